@@ -1,0 +1,248 @@
+"""The typed configuration and its cross-field checks (floor 0; imports no mindspore).
+
+Values live in `conf/*.yaml`, types live here. `to_object` turns a composed Hydra config into these dataclasses
+once; everything below the entry scripts receives the dataclasses and never sees Hydra or OmegaConf.
+A field without a default is set by the YAML option that is chosen; a default stands in exactly one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TaskConfig:
+    """What a run is for; `name` is also the MLflow experiment."""
+
+    name: str = MISSING  # pretrain | finetune
+    requires_load: bool = MISSING  # finetune starts from `load=`, never from random weights
+
+
+@dataclass
+class ModelConfig:
+    """GPT-2's shape. Names as in docs/design/architecture.md; Hugging Face's name in brackets."""
+
+    name: str = MISSING
+    num_layers: int = MISSING  # [n_layer]
+    num_heads: int = MISSING  # [n_head]
+    hidden_size: int = MISSING  # [n_embd]
+    max_seq_len: int = MISSING  # [n_positions]
+    vocab_size: int | None = 50257  # null: the tokenizer's
+    ffn_size: int | None = None  # [n_inner]; null: 4 * hidden_size
+    activation: str = "gelu_new"  # gelu_new | gelu | fast_gelu
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.1  # on embeddings, attention weights and both residual branches
+    embedding_dropout: float | None = None  # [embd_pdrop]; null: dropout
+    attention_dropout: float | None = None  # [attn_pdrop]; null: dropout
+    initializer_range: float = 0.02  # the reference uses 0.01
+    scale_residual_init: bool = True  # residual projections by 1/sqrt(2 * num_layers), as GPT-2's paper
+    tie_embeddings: bool = True
+    pad_vocab_multiple: int = 1  # rows of the embedding are padded to a multiple; padded logits are never chosen
+
+
+@dataclass
+class TokenizerConfig:
+    """`path` names a directory (vocab.json + merges.txt, or tokenizer.json) or a hub repository; null: train BPE."""
+
+    name: str = MISSING
+    path: str | None = None
+    vocab_size: int | None = None  # of a trained tokenizer
+    eos_token: str = "<|endoftext|>"
+
+
+@dataclass
+class DatasetConfig:
+    """Where text comes from. A `.mindrecord` path is used as it is."""
+
+    name: str = MISSING
+    corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text
+    path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
+    train_path: str | None = None
+    val_path: str | None = None
+    url: str | None = None  # where the corpus is downloaded from when no path is given
+    sha256: str | None = None  # of the download
+    text_column: str = "text"  # of jsonl, csv and parquet
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    protocol: str = "clean"  # clean | reference (wikitext2 only), see docs/data.md
+    keep_last_passage: bool = False  # protocol=reference: keep the passage that the reference loses
+
+
+@dataclass
+class ParallelConfig:
+    """How a run is laid out over devices."""
+
+    name: str = MISSING
+    recompute: str = "none"  # none | attention | block: activations recomputed in backward instead of kept
+
+
+@dataclass
+class HardwareConfig:
+    """A device as the documentation of its maker states it; `source` says where."""
+
+    name: str = MISSING
+    device_target: str = MISSING  # CPU | Ascend
+    precision: str = MISSING  # fp32 | fp16 | bf16
+    memory_gb: float | None = MISSING  # of one device; null: the machine's
+    peak_tflops: float | None = MISSING  # dense, at `precision`; null: a matmul measured at start
+    devices_per_node: int = MISSING
+    flash_attention: bool = MISSING  # the kernel is there
+    source: str = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), states in fp32."""
+
+    name: str = MISSING
+    learning_rate: float = MISSING
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # not on biases and layer norms
+    bias_correction: bool = True  # the reference's Adam has none
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over steps: warmup to optimizer.learning_rate, then decay to its final_ratio."""
+
+    name: str = MISSING  # constant | linear | cosine | cosine_restarts | polynomial
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None  # of all steps; give one of the two
+    final_ratio: float = 0.1  # last rate over peak rate
+    num_cycles: int = 1  # cosine_restarts
+    power: float = 1.0  # polynomial
+
+
+@dataclass
+class TrainerConfig:
+    """The loop. `max_steps` rules where both are given; `max_epochs` counts where it is null."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = MISSING
+    global_batch_size: int = MISSING  # sequences an update
+    micro_batch_size: int = MISSING  # sequences a forward pass; the quotient is gradient accumulation
+    seq_len: int = MISSING  # tokens a sequence
+    grad_clip: float | None = 1.0  # global norm; null: off
+    log_every_steps: int = 10  # lines on a terminal that is not interactive
+    eval_every_steps: int | None = None  # null: at the end
+    max_eval_batches: int | None = None  # null: the whole validation split
+    sample_every_steps: int | None = None  # null: with every evaluation
+    sample_prompts: list[str] = field(default_factory=lambda: [""])  # "" starts from EOS
+    checkpoint_every_steps: int | None = None  # null: at the end
+    keep_last: int = 2
+    keep_best: bool = True  # by val/loss
+    stop_after_steps: int | None = None  # end early, after a checkpoint; the schedule is unchanged
+    loss_scale_init: float = 65536.0  # fp16 only
+    loss_scale_factor: float = 2.0
+    loss_scale_window: int = 1000
+    max_skipped_steps: int = 10  # non-finite gradients in a row before the run is ended
+
+
+@dataclass
+class GenerationConfig:
+    """Decoding. Sampling is on when temperature, top_k or top_p is given, or do_sample is true."""
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0  # Keskar et al., arXiv:1909.05858; over prompt and completion
+    eos_ids: list[int] | None = None  # null: the tokenizer's
+    seed: int | None = None  # null: the run's seed
+    batch_size: int = 8
+
+
+@dataclass
+class EvaluationConfig:
+    """Perplexity protocols, defined in docs/evaluation.md."""
+
+    protocols: list[str] = field(default_factory=lambda: ["reference", "strided", "word"])
+    split: str = "val"
+    stride: int | None = None  # strided; null: half of seq_len
+    seq_len: int | None = None  # null: the model's max_seq_len
+    batch_size: int = 8
+
+
+@dataclass
+class TrackerConfig:
+    """`metrics.jsonl` in the run directory is always written; a tracker mirrors it."""
+
+    name: str = MISSING  # mlflow | none
+    uri: str | None = None  # null: sqlite in paths.outputs
+    experiment: str | None = None  # null: task.name
+    run_name: str | None = None  # null: model.name/dataset.name
+    system_metrics: bool = True
+
+
+@dataclass
+class PathsConfig:
+    """Directories; the only group, with tracker and hydra, that may read the environment."""
+
+    outputs: str = MISSING
+    cache: str = MISSING
+
+
+@dataclass
+class CommonConfig:
+    """Keys that every entry point has."""
+
+    seed: int = 0
+    load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class TrainConfig(CommonConfig):
+    """`train.py`."""
+
+    resume: str | None = None  # auto | a checkpoint directory | null
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    experiment: Any = None
+
+
+@dataclass
+class EvaluateConfig(CommonConfig):
+    """`evaluate.py`: the model and the tokenizer are the checkpoint's own."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: str | None = None  # results.json; null: in the run directory
+
+
+@dataclass
+class PredictConfig(CommonConfig):
+    """`predict.py`."""
+
+    prompts: list[str] | None = None
+    prompts_file: str | None = None  # .txt: a prompt a line; .jsonl: the key `prompt`
+    output: str | None = None  # JSONL file, "-" for stdout; null: text on the terminal
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    experiment: Any = None
+
+
+@dataclass
+class PrepareConfig:
+    """`python -m gpt2x.data.prepare`."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seq_len: int = MISSING
+    output: str | None = None  # directory for the MindRecord files; null: the cache
