@@ -1,0 +1,5 @@
+"""Layout-free checkpoints: logical tensors in safetensors files and a manifest that is written last (floor 2)."""
+
+from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint, prune, require_writable, save
+
+__all__ = ["Checkpoint", "list_checkpoints", "open_checkpoint", "prune", "require_writable", "save"]
