@@ -1,0 +1,1 @@
+"""State of the process: the console, memory, the device."""

@@ -1,0 +1,31 @@
+"""Memory of this process and this machine, in GB of 1e9 bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def process_memory_gb() -> float:
+    """Resident memory now (GB)."""
+    return psutil.Process().memory_info().rss / 1e9
+
+
+def peak_process_memory_gb() -> float:
+    """The largest resident memory so far (GB)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes on macOS, KiB elsewhere
+
+
+def machine_memory_gb() -> float:
+    """Memory that a process can hope for (GB): the machine's, or its container's limit."""
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # no such control group, or "max"
+        total = min(total, int(_CGROUP_LIMIT.read_text()))
+    return total / 1e9

@@ -1,0 +1,80 @@
+"""Where a run comes from: source, machine and packages."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("mindspore", "numpy", "tokenizers", "safetensors", "hydra-core", "mlflow")
+
+
+def git_state(repo: Path) -> dict[str, str | bool | None]:
+    """The commit of a folder: `sha`, `dirty` (tracked files changed) and `branch`.
+
+    All are None outside a repository and without git; `branch` is None on a detached head.
+    """
+    sha = _git(repo, "rev-parse", "HEAD")
+    if not sha:
+        return {"sha": None, "dirty": None, "branch": None}
+    status = _git(repo, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "sha": sha,
+        "dirty": None if status is None else bool(status),
+        "branch": _git(repo, "symbolic-ref", "--short", "HEAD") or None,
+    }
+
+
+def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Installed versions by name, without importing anything; a package that is not there is left out."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def run_tags(*, layout: str, hardware: str, data_hash: str | None = None) -> dict[str, str]:
+    """The tags of a run: commit, layout, hardware, data, host and versions.
+
+    Args:
+        layout: the parallel option's name.
+        hardware: the hardware option's name.
+        data_hash: fingerprint of the prepared data.
+    """
+    from gpt2x import __version__
+
+    package = Path(__file__).resolve().parents[1]
+    # an installed copy may lie inside the git repository of somebody's project
+    is_tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
+    git = git_state(package) if is_tracked else {}
+    tags = {
+        "git.sha": git.get("sha"),
+        "git.dirty": git.get("dirty"),
+        "git.branch": git.get("branch"),
+        "layout": layout,
+        "hardware": hardware,
+        "data.hash": data_hash,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "version.python": platform.python_version(),
+        "version.gpt2x": __version__,
+    } | {f"version.{name}": version for name, version in package_versions().items()}
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in tags.items()
+        if value is not None
+    }
+
+
+def _git(repo: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(repo), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,74 @@
+import json
+import math
+
+import pytest
+
+from gpt2x.tracking import jsonl
+from gpt2x.tracking.jsonl import MetricsLog
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def test_values_read_back_exactly(path):
+    values = {"train/loss": 0.1 + 0.2, "train/lr": 1e-7, "train/grad_norm": 5e-324, "one": 1}
+    time_s = MetricsLog(path).append(7, values)
+    (row,) = jsonl.read(path)
+    assert row == {"step": 7, "time": time_s, **values}
+
+
+def test_non_finite_values_are_strings_in_valid_json(path):
+    MetricsLog(path).append(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    line = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert [line["a"], line["b"], line["c"]] == ["NaN", "Infinity", "-Infinity"]
+    (row,) = jsonl.read(path)
+    assert math.isnan(row["a"])
+    assert row["b"] == math.inf
+    assert row["c"] == -math.inf
+
+
+def test_each_line_is_on_disk_at_once(path):
+    log = MetricsLog(path)
+    for step in (1, 2, 3):
+        log.append(step, {"a": 1.0})
+        assert len(path.read_text().splitlines()) == step
+
+
+def test_rewind_moves_later_lines_aside_and_keeps_the_others_byte_for_byte(path):
+    log = MetricsLog(path)
+    for step in range(1, 6):
+        log.append(step, {"train/loss": 1 / step})
+    before = path.read_bytes().splitlines(keepends=True)
+    assert log.rewind(3) == 2
+    assert path.read_bytes() == b"".join(before[:3])
+    assert path.with_name("metrics.1.jsonl").read_bytes() == b"".join(before[3:])
+    log.append(4, {"train/loss": 0.5})
+    assert [row["step"] for row in jsonl.read(path)] == [1, 2, 3, 4]
+    assert log.rewind(2) == 2
+    assert [row["step"] for row in jsonl.read(path.with_name("metrics.2.jsonl"))] == [3, 4]
+
+
+def test_rewind_to_the_last_step_changes_nothing(path):
+    log = MetricsLog(path)
+    assert log.rewind(3) == 0
+    log.append(3, {"a": 1.0})
+    assert log.rewind(3) == 0
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "ti', b'{"step": 3, "time": 1.0}', b"\0\0\0\n"])
+def test_a_torn_last_line_is_left_out_and_set_aside(path, torn):
+    MetricsLog(path).append(2, {"a": 1.0})
+    path.write_bytes(path.read_bytes() + torn)
+    assert [row["step"] for row in jsonl.read(path)] == [2]
+    MetricsLog(path).append(3, {"a": 2.0})
+    assert [row["step"] for row in jsonl.read(path)] == [2, 3]
+    assert path.with_name("metrics.1.jsonl").read_bytes() == torn
+
+
+def test_damage_before_the_last_line_is_named(path):
+    path.write_text('{"step": 1, "time": 1.0}\nnonsense\n{"step": 2, "time": 1.0}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        jsonl.read(path)

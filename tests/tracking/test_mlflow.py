@@ -1,0 +1,246 @@
+"""Against real sqlite stores and a closed port; MLflow itself is not replaced."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2x.config import TrackerConfig
+from gpt2x.errors import UserError
+from gpt2x.tracking import MetricsLog, RunInfo
+from gpt2x.tracking.__main__ import main
+from gpt2x.tracking.mlflow_tracker import MlflowTracker, resolve_uri, sync
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    """One store for all tests of this file: making one takes seconds."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+def config(**values):
+    return TrackerConfig(**({"name": "mlflow", "system_metrics": False} | values))
+
+
+def info(run_dir, **values):
+    return RunInfo(**({"experiment": "pretrain", "run_name": "gpt2_tiny/pydocs", "run_dir": run_dir} | values))
+
+
+def client(outputs):
+    from mlflow.tracking.client import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{outputs}/mlflow.db")
+
+
+def record(run_dir):
+    return json.loads((run_dir / "mlflow_run.json").read_text())
+
+
+def train(tracker, run_dir, steps, status="FINISHED", **values):
+    """A run of `steps`; returns the warnings and what the loop itself took (s)."""
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    tracker.start(info(run_dir, **values))
+    start = time.monotonic()
+    for step in steps:
+        metrics = {"train/loss": 10 / step, "train/lr": 1e-3}
+        tracker.log_metrics(step, log.append(step, metrics), metrics)
+    took = time.monotonic() - start
+    tracker.finish(status)
+    return took
+
+
+def closed_port_uri():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_run_is_mirrored_whole(tmp_path, outputs, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    warnings = []
+    tracker = MlflowTracker(config(system_metrics=True), outputs, warn=warnings.append)
+    picture = tmp_path / "loss.png"
+    picture.write_bytes(b"png")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    params = {"model": {"num_layers": 4}, "many": {f"key{i}": i for i in range(150)}, "long": "x" * 7000}
+    tracker.start(info(tmp_path, params=params, tags={"layout": "single", "git.sha": "abc"}))
+    for step in range(1, 21):
+        metrics = {"train/loss": math.nan if step == 3 else 1 / step, "bad[key]": 1.0}
+        tracker.log_metrics(step, log.append(step, metrics), metrics)
+    tracker.log_artifact(picture)
+    deadline = time.monotonic() + 60
+    while record(tmp_path)["run_id"] is None and time.monotonic() < deadline:  # making the store takes seconds
+        time.sleep(0.1)
+    time.sleep(0.5)
+    tracker.finish("FINISHED")
+    tracker.finish("FINISHED")
+
+    run = client(outputs).get_run(record(tmp_path)["run_id"])
+    assert warnings == []
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "gpt2_tiny/pydocs"
+    assert run.data.params["model.num_layers"] == "4"
+    assert len(run.data.params) == 152
+    assert run.data.tags["layout"] == "single"
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    history = client(outputs).get_metric_history(run.info.run_id, "train/loss")
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(m.step, m.timestamp) for m in history] == [(r["step"], round(r["time"] * 1000)) for r in rows]
+    assert [m.value for m in history if m.step != 3] == [1 / step for step in range(1, 21) if step != 3]
+    assert run.data.metrics["bad_key_"] == 1.0
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert [f.path for f in client(outputs).list_artifacts(run.info.run_id)] == ["loss.png"]
+    assert run.info.artifact_uri.startswith(f"file://{outputs}/mlartifacts/pretrain/")
+    assert sync(tmp_path) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_resume_goes_on_in_the_same_run(tmp_path, outputs):
+    train(MlflowTracker(config(), outputs), tmp_path, range(1, 4), "KILLED", params={"steps": 3, "lr": 1})
+    run_id = record(tmp_path)["run_id"]
+    assert client(outputs).get_run(run_id).info.status == "KILLED"
+    train(MlflowTracker(config(), outputs), tmp_path, range(4, 7), params={"steps": 6, "lr": 1, "new": 0})
+    assert record(tmp_path)["run_id"] == run_id
+    run = client(outputs).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client(outputs).get_metric_history(run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert run.data.params == {"steps": "3", "lr": "1", "new": "0"}
+    assert run.data.tags["resumed/steps"] == "6"
+
+
+def test_resume_id_and_names_in_config_rule(tmp_path, outputs):
+    train(MlflowTracker(config(experiment="mine", run_name="first"), outputs), tmp_path / "a", [1])
+    run_id = record(tmp_path / "a")["run_id"]
+    train(MlflowTracker(config(), outputs), tmp_path / "b", [2], resume_id=run_id)
+    run = client(outputs).get_run(run_id)
+    assert record(tmp_path / "b")["run_id"] == run_id
+    assert run.info.run_name == "first"
+    assert client(outputs).get_experiment(run.info.experiment_id).name == "mine"
+    assert run.data.metrics["train/loss"] == 5.0
+
+
+def test_a_lost_run_is_replaced_and_said(tmp_path, outputs):
+    warnings = []
+    train(MlflowTracker(config(), outputs, warn=warnings.append), tmp_path, [1], resume_id="0" * 32)
+    assert len(warnings) == 1
+    assert "has no run" in warnings[0]
+    assert client(outputs).get_run(record(tmp_path)["run_id"]).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_brought_back(tmp_path, outputs):
+    train(MlflowTracker(config(experiment="gone"), outputs), tmp_path / "a", [1])
+    store = client(outputs)
+    store.delete_experiment(store.get_experiment_by_name("gone").experiment_id)
+    train(MlflowTracker(config(experiment="gone"), outputs), tmp_path / "b", [1])
+    assert store.get_run(record(tmp_path / "b")["run_id"]).info.status == "FINISHED"
+
+
+def test_a_dead_server_costs_nothing_and_sync_replays(tmp_path, outputs, capsys):
+    warnings = []
+    tracker = MlflowTracker(config(uri=closed_port_uri()), outputs, warn=warnings.append)
+    start = time.monotonic()
+    took = train(tracker, tmp_path, range(1, 201))
+    assert took < 2
+    assert time.monotonic() - start < 30
+    assert 1 <= len(warnings) <= 2  # that it does not answer (unless finish is faster), and how to sync
+    assert "gpt2x.tracking sync" in warnings[-1]
+    assert main(["sync", str(tmp_path)]) == 2
+    assert "does not take the run" in capsys.readouterr().err
+
+    noted = record(tmp_path)  # the server is back, elsewhere
+    noted |= {"uri": f"sqlite:///{outputs}/mlflow.db", "artifact_root": f"{outputs}/mlartifacts"}
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(noted))
+    assert sync(tmp_path) == 400
+    assert sync(tmp_path) == 0
+    run = client(outputs).get_run(record(tmp_path)["run_id"])
+    assert run.info.status == "FINISHED"
+    history = client(outputs).get_metric_history(run.info.run_id, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == [(step, 10 / step) for step in range(1, 201)]
+
+
+def test_sync_sends_the_missing_part_only(tmp_path, outputs):
+    train(MlflowTracker(config(), outputs), tmp_path, range(1, 6))
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(6, {"train/loss": math.nan, "train/lr": math.inf})
+    assert sync(tmp_path) == 2
+    assert sync(tmp_path) == 0
+
+
+def test_a_full_queue_drops_lines_and_says_so(tmp_path, outputs, monkeypatch):
+    monkeypatch.setattr("gpt2x.tracking.mlflow_tracker.QUEUE_LINES", 10)
+    warnings = []
+    train(MlflowTracker(config(), outputs, warn=warnings.append), tmp_path, range(1, 101))
+    assert len(warnings) == 1
+    assert sync(tmp_path) > 0
+    assert len(client(outputs).get_metric_history(record(tmp_path)["run_id"], "train/loss")) == 100
+
+
+def test_three_first_users_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from gpt2x.config import TrackerConfig\n"
+        "from gpt2x.tracking import RunInfo, create_tracker\n"
+        "out, run_dir = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "tracker = create_tracker(TrackerConfig(name='mlflow', system_metrics=False), out)\n"
+        "tracker.start(RunInfo('pretrain', 'a/b', run_dir))\n"
+        "tracker.log_metrics(1, 1.0, {'train/loss': 1.0})\n"
+        "tracker.finish('FINISHED')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), str(tmp_path / f"run{i}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for i in range(3)
+    ]
+    printed = [user.communicate(timeout=120)[0] for user in users]
+    assert [user.returncode for user in users] == [0, 0, 0]
+    for i in range(3):
+        sync(tmp_path / f"run{i}")  # on a slow machine finish may have given up waiting
+    runs = [client(tmp_path).get_run(record(tmp_path / f"run{i}")["run_id"]) for i in range(3)]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert len({run.info.experiment_id for run in runs}) == 1
+    assert not any("does not answer" in text or "Traceback" in text for text in printed), printed
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://host", "./mlruns", "file:///tmp/mlruns", "http://", "sqlite://", "sqlite:///", ""]
+)
+def test_a_uri_that_mlflow_has_no_store_for_is_the_users_mistake(uri, tmp_path):
+    with pytest.raises(UserError, match=r"tracker\.uri"):
+        MlflowTracker(config(uri=uri), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_uris_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(None, tmp_path) == (f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/mlartifacts")
+    assert resolve_uri("sqlite:///a/b.db", tmp_path) == (f"sqlite:///{tmp_path}/a/b.db", f"{tmp_path}/a/mlartifacts")
+    assert resolve_uri("https://host:5000", tmp_path) == ("https://host:5000", None)
+    assert resolve_uri("mysql+pymysql://u:p@h/db", tmp_path)[1] == f"{tmp_path}/mlartifacts"
+
+
+def test_sync_of_an_untracked_directory_and_of_a_damaged_record(tmp_path):
+    with pytest.raises(UserError, match=r"mlflow_run\.json"):
+        sync(tmp_path)
+    (tmp_path / "mlflow_run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        sync(tmp_path)
+
+
+def test_an_unknown_status_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="DONE"):
+        MlflowTracker(config(), tmp_path).finish("DONE")
