@@ -1,0 +1,307 @@
+"""Hugging Face GPT-2 directories: configuration, names and files, in and out (transformers' modeling_gpt2.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2x.checkpoint.files import new_directory
+from gpt2x.checkpoint.tensors import LazyTensors, StoredTensor, open_safetensors, write_safetensors
+from gpt2x.config import ModelConfig
+from gpt2x.convert.names import check_weights
+from gpt2x.convert.torch_pickle import open_torch
+from gpt2x.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# in the order in which transformers looks for them
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+PREFIX = "transformer."
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants that old versions stored
+
+# transformers' names (activations.py, ACT2FN) to ours; all of a line are one formula
+ACTIVATIONS = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu": "gelu",
+    "quick_gelu": "fast_gelu",
+}
+OUR_ACTIVATIONS = {"gelu_new": "gelu_new", "gelu": "gelu", "fast_gelu": "quick_gelu"}
+
+# GPT2Config's defaults and the second names it accepts
+SIZES = {
+    "n_layer": ("num_hidden_layers", 12),
+    "n_head": ("num_attention_heads", 12),
+    "n_embd": ("hidden_size", 768),
+    "n_positions": ("max_position_embeddings", 1024),
+    "vocab_size": ("vocab_size", 50257),
+}
+# (layers, heads, hidden, positions) of conf/model's published sizes, parity.md
+OPTION_NAMES = {
+    (12, 12, 768, 1024): "gpt2_small",
+    (24, 16, 1024, 1024): "gpt2_medium",
+    (36, 20, 1280, 1024): "gpt2_large",
+    (48, 25, 1600, 1024): "gpt2_xl",
+    (40, 40, 5120, 2048): "gpt2_13b",
+    (64, 32, 8192, 1024): "gpt2_52b",
+}
+UNSUPPORTED = {
+    "scale_attn_by_inverse_layer_idx": (False, "attention scores are scaled by the layer's number"),
+    "scale_attn_weights": (True, "attention scores are not scaled"),
+    "add_cross_attention": (False, "the model attends to an encoder"),
+}
+
+
+class HuggingFaceSource:
+    """A Hugging Face GPT-2 directory whose names and shapes fit its config.json."""
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path, model: ModelConfig, stored: dict[str, StoredTensor]):
+        self.path = path
+        self.model = model
+        self.tokenizer_dir = path if holds_tokenizer(path) else None
+        self._stored = stored
+
+    def weights(self) -> LazyTensors:
+        """Logical tensors in their stored dtype (bfloat16: as float32)."""
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        return LazyTensors(shapes, lambda name: self._stored[name].read())
+
+
+def open_huggingface(path: Path) -> HuggingFaceSource:
+    """Opens the directory and checks everything; reads no values but those of a tied head.
+
+    Raises:
+        UserError: Naming path, fault and fix.
+    """
+    model = model_from_config(read_json(path / "config.json"), path)
+    stored = _logical_names(_open_weights(path), path)
+    if model.tie_embeddings and "lm_head.weight" in stored:
+        head, embedding = stored.pop("lm_head.weight"), stored.get("wte.weight")
+        if embedding is not None and head != embedding and not np.array_equal(head.read(), embedding.read()):
+            log.warning(
+                "load=%s: lm_head.weight differs from wte.weight, and is ignored because config.json ties them, as in "
+                'transformers; if the head is meant, put "tie_word_embeddings": false there',
+                path,
+            )
+    source = HuggingFaceSource(path, model, stored)
+    check_weights(source.weights(), model, origin=f"load={path}")
+    return source
+
+
+def model_from_config(config: dict[str, Any], path: Path) -> ModelConfig:
+    """The model that a config.json describes; what it leaves out is transformers' default.
+
+    Raises:
+        UserError: Another architecture, an impossible size, an activation or an option gpt2x has not.
+    """
+    where = f"load={path}: config.json"
+    architectures = config.get("architectures") or [""]
+    kind = config.get("model_type") or ("gpt2" if str(architectures[0]).startswith("GPT2") else None)
+    if kind != "gpt2":
+        raise UserError(f"{where} has model_type {kind!r}: gpt2x loads 'gpt2'")
+    for key, (value, meaning) in UNSUPPORTED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{where} has {key}={config[key]!r} ({meaning}), which gpt2x has not: use another model")
+    sizes = {key: config.get(key, config.get(other, default)) for key, (other, default) in SIZES.items()}
+    sizes["n_inner"] = 1 if config.get("n_inner") is None else config["n_inner"]
+    for key, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where} has {key}={value!r}: it must be a positive whole number")
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise UserError(f"{where} has n_embd={sizes['n_embd']}, which n_head={sizes['n_head']} does not divide")
+    numbers: dict[str, float] = {}
+    for key, default in (
+        ("resid_pdrop", 0.1),
+        ("embd_pdrop", 0.1),
+        ("attn_pdrop", 0.1),
+        ("layer_norm_epsilon", 1e-5),
+        ("initializer_range", 0.02),
+    ):
+        value = config.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{where} has {key}={value!r}: it must be a number of at least 0")
+        numbers[key] = float(value)
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{where} has activation_function {activation!r}: gpt2x has {', '.join(ACTIVATIONS)}")
+    dropout = numbers["resid_pdrop"]
+    shape = (sizes["n_layer"], sizes["n_head"], sizes["n_embd"], sizes["n_positions"])
+    return ModelConfig(
+        name=OPTION_NAMES.get(shape, f"hf_{path.resolve().name}"),
+        num_layers=sizes["n_layer"],
+        num_heads=sizes["n_head"],
+        hidden_size=sizes["n_embd"],
+        max_seq_len=sizes["n_positions"],
+        vocab_size=sizes["vocab_size"],
+        ffn_size=config.get("n_inner"),
+        activation=ACTIVATIONS[activation],
+        layer_norm_eps=numbers["layer_norm_epsilon"],
+        dropout=dropout,
+        embedding_dropout=None if numbers["embd_pdrop"] == dropout else numbers["embd_pdrop"],
+        attention_dropout=None if numbers["attn_pdrop"] == dropout else numbers["attn_pdrop"],
+        initializer_range=numbers["initializer_range"],
+        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> dict[str, Any]:
+    """The config.json with which transformers computes what gpt2x computes."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "n_embd": model.hidden_size,
+        "n_positions": model.max_seq_len,
+        "n_ctx": model.max_seq_len,
+        "n_inner": model.ffn_size,
+        "vocab_size": model.vocab_size,
+        "activation_function": OUR_ACTIVATIONS[model.activation],
+        "layer_norm_epsilon": model.layer_norm_eps,
+        "resid_pdrop": model.dropout,
+        "embd_pdrop": model.dropout if model.embedding_dropout is None else model.embedding_dropout,
+        "attn_pdrop": model.dropout if model.attention_dropout is None else model.attention_dropout,
+        "initializer_range": model.initializer_range,
+        "tie_word_embeddings": model.tie_embeddings,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+        "use_cache": True,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "torch_dtype": dtype,
+    }
+
+
+def export_huggingface(source: Any, output: Path) -> None:
+    """Writes a directory that transformers loads: config, generation config, safetensors, tokenizer files.
+
+    Args:
+        source: A `gpt2x.convert.Source`; its values are written in the dtype they have.
+        output: A directory that does not exist or is empty.
+
+    Raises:
+        UserError: `output` holds files, or cannot be written.
+    """
+    require_empty(output)
+    weights = source.weights()
+    eos_id = None if source.tokenizer_dir is None else find_eos_id(source.tokenizer_dir)
+    config = config_from_model(source.model, eos_id=eos_id, dtype=str(weights["wte.weight"].dtype))
+    generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    with new_directory(output) as temporary:
+        prefixed = {name if name.startswith("lm_head.") else PREFIX + name: weights[name] for name in weights}
+        write_safetensors(temporary / "model.safetensors", prefixed, {"format": "pt"})
+        for name, content in (("config.json", config), ("generation_config.json", generation)):
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if source.tokenizer_dir is not None:
+            copy_tokenizer(source.tokenizer_dir, temporary)
+
+
+def require_empty(output: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        UserError: `output` holds files, or is one.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not an empty directory: nothing was written, give a new one")
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether tokenizer.json, or vocab.json with merges.txt, is there."""
+    return (directory / "tokenizer.json").is_file() or all(
+        (directory / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies those of the five files of a tokenizer that are there."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def find_eos_id(directory: Path) -> int | None:
+    """The id of the token that tokenizer_config.json (or special_tokens_map.json) names; else of <|endoftext|>.
+
+    Raises:
+        UserError: One of the files is not JSON.
+    """
+    token: Any = None
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if token is None and (directory / name).is_file():
+            token = read_json(directory / name).get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    token = token or "<|endoftext|>"
+    if (directory / "tokenizer.json").is_file():
+        tokenizer = read_json(directory / "tokenizer.json")
+        ids = dict(tokenizer.get("model", {}).get("vocab", {}))
+        ids.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []})
+    else:
+        ids = read_json(directory / "vocab.json")
+    return ids.get(token)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: It cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): copy or download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object: copy or download it again")
+    return content
+
+
+def _open_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of whichever weight files are there, under the names they have there."""
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            break
+    else:
+        raise UserError(f"load={path} has a config.json but no weights: none of {', '.join(WEIGHT_FILES)} is there")
+    open_file = open_safetensors if "safetensors" in name else open_torch
+    if not name.endswith(".index.json"):
+        return open_file(path / name)
+    weight_map = read_json(path / name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{path / name} has no weight_map of names to files: copy or download it again")
+    shards = sorted(set(weight_map.values()))
+    absent = [file for file in shards if Path(file).name != file or not (path / file).is_file()]
+    if absent:
+        raise UserError(f"load={path}: {name} names {', '.join(absent)}, not found there: copy or download all shards")
+    return {key: tensor for file in shards for key, tensor in open_file(path / file).items()}
+
+
+def _logical_names(stored: dict[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """Without the prefix `transformer.` and without mask buffers."""
+    logical: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        short = name.removeprefix(PREFIX)
+        if MASK_BUFFER.fullmatch(short):
+            continue
+        if short in logical:
+            raise UserError(f"load={path}: {short} is there twice, with and without {PREFIX!r}: remove one")
+        logical[short] = tensor
+    return logical

@@ -1,0 +1,141 @@
+"""Where weights come from: a gpt2x checkpoint or a Hugging Face directory, told apart by content."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
+from gpt2x.checkpoint.tensors import LazyTensors
+from gpt2x.config import ModelConfig
+from gpt2x.convert.huggingface import WEIGHT_FILES, HuggingFaceSource, open_huggingface
+from gpt2x.convert.names import check_weights
+from gpt2x.errors import UserError
+from gpt2x.model.stats import ffn_size
+
+__all__ = ["GPT2XSource", "Source", "check_model_matches", "check_weights", "load_source"]
+
+
+class Source(Protocol):
+    """Weights that have been checked to fit `model`."""
+
+    @property
+    def kind(self) -> str:
+        """gpt2x | huggingface."""
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape of the model, as the directory states it."""
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """A directory that holds the tokenizer's files, or None."""
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Logical tensors in their stored dtype, each read (read-only) when it is asked for."""
+
+
+class GPT2XSource:
+    """A gpt2x checkpoint as a source."""
+
+    kind = "gpt2x"
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.path = checkpoint.path
+        self.model = checkpoint.model
+        self.tokenizer_dir = checkpoint.tokenizer_dir
+
+    def weights(self) -> LazyTensors:
+        """Logical tensors."""
+        return self.checkpoint.tensors("weights")
+
+
+def load_source(path: Path | str) -> GPT2XSource | HuggingFaceSource:
+    """Opens the directory that `load=` names and checks all of it before anything is loaded.
+
+    A gpt2x checkpoint is hashed, and names and shapes are compared with the model's in both kinds.
+
+    Raises:
+        UserError: Naming path, fault and fix; all missing, unexpected and mis-shaped names in one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        fault = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"load={path} {fault}: give the directory of a gpt2x checkpoint or of a Hugging Face GPT-2")
+    if (path / MANIFEST).is_file():
+        checkpoint = open_checkpoint(path)
+        checkpoint.verify()
+        source = GPT2XSource(checkpoint)
+        check_weights(source.weights(), source.model, origin=f"load={path}")
+        return source
+    if (path / "config.json").is_file():
+        return open_huggingface(path)
+    complete = list_checkpoints(path)
+    hint = f"; it is the directory of a run, give load={complete[-1]}" if complete else ""
+    raise UserError(
+        f"load={path} is neither a gpt2x checkpoint ({MANIFEST}) nor a Hugging Face GPT-2 "
+        f"(config.json with {', '.join(WEIGHT_FILES)}): none of these files is there{hint}"
+    )
+
+
+def check_model_matches(wanted: ModelConfig, found: ModelConfig, load: str, known: dict[str, ModelConfig]) -> None:
+    """Compares the configured model with the one that is loaded, in all that changes what the weights compute.
+
+    Args:
+        wanted: The run's configuration; a `vocab_size` of None fits any.
+        found: The source's.
+        load: What the user gave.
+        known: The model options by name, for the fix.
+
+    Raises:
+        UserError: Says what differs and what to type instead.
+    """
+    differing = _differences(wanted, found)
+    if not differing:
+        return
+    stated = ", ".join(f"model.{key}={_typed(ours)} (loaded: {_typed(theirs)})" for key, ours, theirs in differing)
+    fitting = next((name for name, model in known.items() if not _differences(model, found)), None)
+    overrides = " ".join(f"model.{key}={_typed(theirs)}" for key, _, theirs in differing)
+    fix = f"model={fitting}" if fitting else overrides
+    raise UserError(f"load={load} holds another model than model={wanted.name}: {stated}; give {fix}")
+
+
+def _differences(wanted: ModelConfig, found: ModelConfig) -> list[tuple[str, object, object]]:
+    def decisive(model: ModelConfig) -> dict[str, object]:
+        return {
+            "num_layers": model.num_layers,
+            "num_heads": model.num_heads,
+            "hidden_size": model.hidden_size,
+            "max_seq_len": model.max_seq_len,
+            "vocab_size": found.vocab_size if model.vocab_size is None else model.vocab_size,
+            "ffn_size": ffn_size(model),
+            "activation": model.activation,
+            "layer_norm_eps": model.layer_norm_eps,
+            "tie_embeddings": model.tie_embeddings,
+        }
+
+    ours, theirs = decisive(wanted), decisive(found)
+    differing = [(key, ours[key], theirs[key]) for key in ours if not _equal(ours[key], theirs[key])]
+    if (wanted.ffn_size, found.ffn_size) == (None, None):  # follows from hidden_size, which is named
+        differing = [entry for entry in differing if entry[0] != "ffn_size"]
+    return differing
+
+
+def _equal(ours: object, theirs: object) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return ours == theirs
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

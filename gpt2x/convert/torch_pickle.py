@@ -1,0 +1,218 @@
+"""Reads the tensors of a `torch.save` file without torch and without running what its pickle asks for.
+
+Two formats (torch/serialization.py): a zip archive whose members are stored uncompressed (`_save`, torch >= 1.6), and
+the older sequence of pickles followed by raw storages (`_legacy_save`). In both the pickle only describes tensors as
+views of storages; the values are memory-mapped where they lie.
+
+Python's unpickler calls any importable function that a pickle names. Here `find_class` hands out inert, immutable
+stand-ins for the few names that a state dict needs and refuses every other one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from gpt2x.checkpoint.tensors import StoredTensor, refuse_lfs_pointer
+from gpt2x.errors import UserError
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
+STORAGE_DTYPES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
+BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # zipfile's for what it does not support, too deep recursion
+    struct.error,
+    zlib.error,
+)
+
+
+class Storage(NamedTuple):
+    """A run of values in the file: its key there, and what the pickle says of it."""
+
+    key: str
+    dtype: str
+    num_elements: int
+    offset: int  # in elements; storages that are views of others, legacy format only
+
+
+class TensorView(NamedTuple):
+    """A tensor as the pickle describes it; offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _StorageType(NamedTuple):
+    dtype: str
+
+
+class _RebuildTensor:
+    """Stands for torch._utils._rebuild_tensor and _rebuild_tensor_v2. Without attributes, so BUILD cannot alter it."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: int, shape: Any, strides: Any, *_ignored: Any) -> TensorView:
+        return TensorView(storage, offset, tuple(shape), tuple(strides))
+
+
+class _RebuildParameter:
+    """Stands for torch._utils._rebuild_parameter: a parameter is its tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, data: Any, *_ignored: Any) -> Any:
+        return data
+
+
+def _allowed_globals() -> dict[tuple[str, str], Any]:
+    allowed: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    }
+    for name, dtype in STORAGE_DTYPES.items():
+        allowed["torch", name] = _StorageType(dtype)
+    return allowed
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """The restricted unpickler (https://docs.python.org/3/library/pickle.html#restricting-globals)."""
+
+    def __init__(self, stream: IO[bytes], path: Path):
+        super().__init__(stream, encoding="utf-8")
+        self._path = path
+        self._allowed = _allowed_globals()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise UserError(
+                f"{self._path}: refused, its pickle asks for {module}.{name}, which no table of weights needs and "
+                f"which may run code: get the weights as model.safetensors"
+            )
+        return self._allowed[module, name]
+
+    def persistent_load(self, saved_id: Any) -> Storage:
+        kind, storage_type, key, _location, num_elements, *rest = saved_id
+        if kind not in ("storage", b"storage") or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError(f"unknown object {kind!r}")
+        offset = rest[0][1] if rest and rest[0] is not None else 0
+        return Storage(str(key), storage_type.dtype, int(num_elements), int(offset))
+
+
+def open_torch(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a state dict saved by `torch.save`; values stay in the file.
+
+    Raises:
+        UserError: The file cannot be read, is truncated, asks for more than tensors, or is no state dict.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        with path.open("rb") as stream:
+            is_zip = stream.read(4) == b"PK\x03\x04"
+            stream.seek(0)
+            views, storage_offsets = _read_zip(stream, path) if is_zip else _read_legacy(stream, path)
+        if not isinstance(views, Mapping):
+            raise pickle.UnpicklingError(f"it holds a {type(views).__name__}, not a table of tensors")
+        file_bytes = path.stat().st_size
+        return {str(name): _locate(view, name, path, storage_offsets, file_bytes) for name, view in views.items()}
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, OSError, *BROKEN_PICKLE) as error:
+        raise UserError(
+            f"{path} is truncated or no PyTorch file of weights ({error or type(error).__name__}): "
+            f"copy or download it again"
+        ) from error
+
+
+def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
+    """The unpickled object and the byte offset of each storage in the file."""
+    with zipfile.ZipFile(stream) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
+        if root is None:
+            raise zipfile.BadZipFile("a zip archive without data.pkl")
+        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+            raise UserError(f"{path} was written on a big-endian machine: get the weights as model.safetensors")
+        with archive.open(f"{root}data.pkl") as pickled:
+            views = _StateDictUnpickler(pickled, path).load()
+    offsets = {}
+    for name, entry in entries.items():
+        if not name.startswith(f"{root}data/"):
+            continue
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path} is a compressed archive, torch.save writes none: unpack it or download it again")
+        # the local header's name and extra field may differ in length from the central directory's
+        stream.seek(entry.header_offset + 26)
+        name_bytes, extra_bytes = struct.unpack("<HH", stream.read(4))
+        offsets[name.removeprefix(f"{root}data/")] = entry.header_offset + 30 + name_bytes + extra_bytes
+    return views, offsets
+
+
+def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
+    """As `_read_zip`. Pickles of magic number, version, system, object, storage keys; then each length and values."""
+    if _StateDictUnpickler(stream, path).load() != LEGACY_MAGIC:
+        raise pickle.UnpicklingError("its magic number is not torch.save's")
+    _version, system = _StateDictUnpickler(stream, path).load(), _StateDictUnpickler(stream, path).load()
+    if not system.get("little_endian", True):
+        raise UserError(f"{path} was written on a big-endian machine: get the weights as model.safetensors")
+    views = _StateDictUnpickler(stream, path).load()
+    keys = _StateDictUnpickler(stream, path).load()
+    dtypes = {view.storage.key: view.storage.dtype for view in views.values() if isinstance(view, TensorView)}
+    offsets = {}
+    for key in map(str, keys):
+        (num_elements,) = struct.unpack("<q", stream.read(8))
+        offsets[key] = stream.tell()
+        if key not in dtypes or num_elements < 0:
+            raise pickle.UnpicklingError(f"storage {key} belongs to no tensor")
+        stream.seek(num_elements * ITEM_BYTES.get(dtypes[key], 1), 1)
+    return views, offsets
+
+
+def _locate(view: Any, name: Any, path: Path, storage_offsets: dict[str, int], file_bytes: int) -> StoredTensor:
+    """A view with its place in the file, which lies inside its storage and inside the file.
+
+    Raises:
+        UnpicklingError: It does not.
+    """
+    if not isinstance(view, TensorView) or not isinstance(view.storage, Storage):
+        raise pickle.UnpicklingError(f"{name!r} is a {type(view).__name__}, not a tensor")
+    numbers = (view.offset, *view.shape, *view.strides)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(view.shape) != len(view.strides):
+        raise pickle.UnpicklingError(f"{name!r} has the impossible shape {view.shape}")
+    storage = view.storage
+    item_bytes = ITEM_BYTES.get(storage.dtype, 1)
+    start = storage_offsets[storage.key] + (storage.offset + view.offset) * item_bytes
+    stored = StoredTensor(path, start, storage.dtype, view.shape, view.strides)
+    if view.offset + stored.num_elements > storage.num_elements:
+        raise pickle.UnpicklingError(f"{name!r} reaches beyond its storage")
+    if start + stored.num_elements * item_bytes > file_bytes:
+        raise EOFError(f"the file ends before {name!r}")
+    return stored
