@@ -132,5 +132,11 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors in row-major order (the library stores the memory as it lies, so it must be that)."""
+    """Writes tensors in row-major order (the library stores the memory as it lies, so it must be that).
+
+    The library makes the file readable by its owner alone; here it gets the mode that any new file has.
+    """
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
+    path.chmod(mode)

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from gpt2x.config import ModelConfig
 from gpt2x.convert.names import check_weights
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt2x.convert.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -189,11 +192,11 @@ def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> 
     }
 
 
-def export_huggingface(source: Any, output: Path) -> None:
+def export_huggingface(source: Source, output: Path) -> None:
     """Writes a directory that transformers loads: config, generation config, safetensors, tokenizer files.
 
     Args:
-        source: A `gpt2x.convert.Source`; its values are written in the dtype they have.
+        source: Its values are written in the dtype they have.
         output: A directory that does not exist or is empty.
 
     Raises:

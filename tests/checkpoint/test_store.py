@@ -102,6 +102,29 @@ def test_replaces_an_existing_one_only_when_complete(tmp_path):
     assert os.listdir(tmp_path) == ["step_1"]
 
 
+def test_a_killed_writer_leaves_what_was_there(tmp_path):
+    path = write(tmp_path / "checkpoints" / "step_1")
+    for step in (1, 2):  # replacing the old one, and adding one
+        child = os.fork()
+        if child == 0:
+            try:
+                write(tmp_path / "checkpoints" / f"step_{step}", seed=1, tokenizer_dir_writer=lambda _: os._exit(9))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert list_checkpoints(tmp_path) == [path]
+        open_checkpoint(path).verify()
+    assert len(os.listdir(path.parent)) == 3
+    assert prune(tmp_path, 1) == []
+    assert os.listdir(path.parent) == ["step_1"]
+
+
+def test_files_have_the_mode_of_new_files(tmp_path):
+    (tmp_path / "new").touch()
+    modes = {file.stat().st_mode for file in write(tmp_path / "step_1").iterdir() if file.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path):
     path = write(tmp_path / "step_1")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
