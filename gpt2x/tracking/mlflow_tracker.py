@@ -17,6 +17,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ BATCH_PARAMS = 100
 GATHER_S = 1.0  # lines of this long travel together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages for training, not GenAI's
 
 _saving = threading.Lock()  # the trainer's thread and the mirror both save the record
 
@@ -51,6 +53,7 @@ class RunRecord:
     run_name: str
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    start_time_s: float = 0.0  # unix seconds
     run_id: str | None = None  # null: MLflow has not answered yet
     artifacts: list[str] = field(default_factory=list)  # relative to the run directory where they lie in it
     status: str = "RUNNING"
@@ -98,7 +101,8 @@ class MlflowRun:
         self.is_resumed = run is not None
         if run is None:
             tags = record.tags | _mlflow_tags(record.tags)
-            run = self._client.create_run(experiment_id, tags=tags, run_name=record.run_name)
+            start_ms = round(record.start_time_s * 1000)
+            run = self._client.create_run(experiment_id, start_ms, tags=tags, run_name=record.run_name)
             record.run_id = run.info.run_id
             record.save(run_dir)
         self.run_id: str = run.info.run_id
@@ -159,7 +163,7 @@ class MlflowRun:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self._client.create_experiment(name, artifact_location=self._artifact_location())
+                return self._client.create_experiment(name, self._artifact_location(), tags=EXPERIMENT_TAGS)
             except mlflow_error:  # somebody else was faster
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
@@ -231,6 +235,7 @@ class MlflowTracker:
             run_name=self._config.run_name or run.run_name,
             params=flatten(run.params),
             tags={key: value[:MAX_VALUE_CHARS] for key, value in run.tags.items()},
+            start_time_s=time.time(),
             run_id=run_id,
             artifacts=earlier.artifacts if earlier else [],
         )
