@@ -36,7 +36,6 @@ BATCH_PARAMS = 100
 GATHER_S = 1.0  # lines of this long travel together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages for training, not GenAI's
 
 _saving = threading.Lock()  # the trainer's thread and the mirror both save the record
 
@@ -163,7 +162,7 @@ class MlflowRun:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self._client.create_experiment(name, self._artifact_location(), tags=EXPERIMENT_TAGS)
+                return self._client.create_experiment(name, self._artifact_location())
             except mlflow_error:  # somebody else was faster
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:

@@ -1,0 +1,172 @@
+"""Composition of the command line into a typed, validated configuration, and errors as users should see them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt2x import config as schema
+from gpt2x.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+SCHEMAS: dict[str, type] = {
+    "train": schema.TrainConfig,
+    "evaluate": schema.EvaluateConfig,
+    "predict": schema.PredictConfig,
+    "prepare": schema.PrepareConfig,
+}
+VALIDATIONS: dict[str, Callable[[Any], None]] = {
+    "train": schema.validate_train,
+    "evaluate": schema.validate_evaluate,
+    "predict": schema.validate_predict,
+    "prepare": lambda config: None,
+}
+
+
+def register_schemas() -> None:
+    """Make the dataclasses known to Hydra as `schema/<name>`."""
+    store = ConfigStore.instance()
+    for name, node in SCHEMAS.items():
+        store.store(group="schema", name=name, node=node, package="_global_")
+
+
+def to_typed(name: str, values: Any) -> Any:
+    """The dataclass of entry point `name` from a composed config, validated.
+
+    Raises:
+        UserError: for a missing value, an unknown key, a wrong type, or what the cross-field checks refuse.
+    """
+    container = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), container)
+    except OmegaConfBaseException as error:  # `+model.foo=1` slips past composition, not past this
+        raise UserError(explain(str(error), SCHEMAS[name])) from None
+    missing = sorted(OmegaConf.missing_keys(typed))
+    if missing:
+        raise UserError(f"{missing[0]} has no value: give {missing[0]}=… (missing: {', '.join(missing)})")
+    config = OmegaConf.to_object(typed)
+    VALIDATIONS[name](config)
+    return config
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a typed configuration, resolved, as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+
+
+def load_config(name: str, path: Path) -> Any:
+    """Read what `save_config` wrote."""
+    return to_typed(name, OmegaConf.load(path))
+
+
+def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
+    """Compose `conf/<name>.yaml` with the command line and hand the typed configuration to `run`.
+
+    A job of a multirun gets a process of its own, since MindSpore cannot be set up twice in one. A user's mistake
+    ends the program with one message and status 2.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to `guarded`, which prints them
+    register_schemas()
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+    def job(values: Any) -> None:
+        config = to_typed(name, values)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and name in WORKERS:
+            run_in_process_of_its_own(name, config)
+        else:
+            run(config)
+
+    sys.exit(guarded(job, SCHEMAS[name]))
+
+
+WORKERS = ("train", "evaluate", "predict")
+
+
+def output_dir() -> Path:
+    """The run directory that Hydra chose for this job."""
+    return Path(os.environ.get(RUN_DIR) or HydraConfig.get().runtime.output_dir)
+
+
+RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
+
+
+def run_in_process_of_its_own(name: str, config: Any) -> None:
+    """Write the resolved configuration into the run directory and let a worker execute it."""
+    path = output_dir() / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_config(config, path)
+    environment = os.environ | {RUN_DIR: str(output_dir())}
+    code = subprocess.run([sys.executable, "-m", "gpt2x.worker", name, str(path)], env=environment).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def guarded(job: Callable[[], Any], root: type | None = None) -> int:
+    """Run `job`; print a user's mistake as one message. Returns the exit status."""
+    try:
+        job()
+    except UserError as error:
+        message = str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = explain(str(error), root)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def explain(message: str, root: type | None) -> str:
+    """Hydra's or OmegaConf's message, shortened to what the user needs, with a did-you-mean."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("reference_type=", "object_type=", "full_key:"))]
+    full_key = re.search(r"full_key: (\S+)", message)
+    text = "; ".join(dict.fromkeys(lines))
+    if full_key and full_key.group(1) not in text:
+        text = f"{full_key.group(1)}: {text}"
+    wanted = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
+    group = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if group:
+        folder, option = group.groups()
+        options = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+        return f"{folder}={option} is not an option; {suggestion(option, options)}options: {', '.join(options)}"
+    if wanted and root is not None:
+        key = full_key.group(1) if full_key else wanted.group(1)
+        keys = list(all_keys(root)) + [path.name for path in CONF.iterdir() if path.is_dir()]
+        text = f"{key} is not a key of the configuration"
+        return f"{text}; {suggestion(key, keys)}all keys: add --help".rstrip()
+    return text
+
+
+def suggestion(word: str, choices: list[str]) -> str:
+    """'did you mean X? ' or nothing."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def all_keys(root: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration dataclass."""
+    keys = []
+    for entry in fields(root):
+        keys.append(prefix + entry.name)
+        nested = getattr(schema, str(entry.type), None)
+        if isinstance(nested, type) and is_dataclass(nested):
+            keys += all_keys(nested, f"{prefix}{entry.name}.")
+    return keys

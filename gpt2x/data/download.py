@@ -1,0 +1,90 @@
+"""Downloads with a checksum: all or nothing (imports no mindspore)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from gpt2x.errors import UserError
+
+TIMEOUT_S = 20
+CHUNK_BYTES = 1 << 20
+
+
+def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]:
+    """Download a zip archive once and unpack it.
+
+    Args:
+        url: http(s) or file.
+        sha256: Enforced when given; when null, the computed one is returned to be written down.
+        cache: The files go to `cache/downloads/<hash of the url>/`, which appears only when complete.
+
+    Returns:
+        The folder of the unpacked files, and the sha256 of the archive.
+
+    Raises:
+        UserError: The server cannot be reached, another checksum, no zip archive. No file is left behind.
+    """
+    target = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    record = target / "archive.sha256"
+    if record.is_file():
+        found = record.read_text(encoding="utf-8").strip()
+        _check(url, found, sha256, f"Remove {target} to download anew, or correct dataset.sha256.")
+        return target, found
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"paths.cache={cache} cannot be written: {error.strerror}. Give another directory.") from error
+    try:
+        archive = temporary / "archive.zip"
+        found = _download(url, archive)
+        _check(url, found, sha256, "Set dataset.sha256 to the right one, or give dataset.path.")
+        try:
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(temporary)  # drops leading slashes and `..` itself
+        except zipfile.BadZipFile as error:
+            raise UserError(f"dataset.url={url} is not a zip archive: {error}. Give dataset.path instead.") from error
+        archive.unlink()
+        (temporary / record.name).write_text(found + "\n", encoding="utf-8")
+        if not target.exists():
+            os.rename(temporary, target)
+    except FileExistsError:
+        pass  # another process was first
+    except OSError as error:
+        if not target.exists():
+            raise UserError(f"paths.cache={cache} cannot be written: {error}. Give another directory.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target, found
+
+
+def _download(url: str, file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, file.open("wb") as out:
+            expected = answer.headers.get("Content-Length")
+            while chunk := answer.read(CHUNK_BYTES):
+                digest.update(chunk)
+                out.write(chunk)
+            if expected is not None and out.tell() != int(expected):
+                raise OSError(f"{out.tell()} of {expected} bytes arrived")
+    except (OSError, ValueError) as error:  # URLError, a timeout, a malformed address
+        reason = getattr(error, "reason", error)
+        host = urllib.parse.urlsplit(url).netloc or url
+        raise UserError(
+            f"dataset.url={url} cannot be downloaded from {host}: {reason}. Without a network, give dataset.path= a "
+            f"folder that holds the files, or use dataset=pydocs, which needs none."
+        ) from error
+    return digest.hexdigest()
+
+
+def _check(url: str, found: str, wanted: str | None, fix: str) -> None:
+    if wanted is not None and found != wanted.lower():
+        raise UserError(f"dataset.sha256={wanted}, but the archive of dataset.url={url} has sha256 {found}. {fix}")

@@ -1,0 +1,148 @@
+"""MindRecord files with the reference's columns: written, found, checked (mindspore is imported when needed).
+
+L is the number of columns of a row (`block_len`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt2x.config import DatasetConfig
+from gpt2x.errors import UserError
+
+COLUMNS = ("input_ids", "attention_mask", "labels")
+RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards numbers them; `.db` is the index
+
+
+@dataclass(frozen=True)
+class Split:
+    """The blocks of one part of a corpus and where they lie.
+
+    `num_tokens + dropped_tokens` is the length of the part in tokens, EOS included. Numbers that a file written
+    elsewhere does not tell (documents, dropped tokens) are 0.
+    """
+
+    files: tuple[Path, ...]
+    num_blocks: int
+    block_len: int  # columns a row, L: seq_len + 1 for training, see docs/data.md
+    num_tokens: int
+    num_documents: int
+    dropped_tokens: int
+    num_words: int | None  # original words (wikitext), <eos> of each line counted
+
+
+def write_blocks(file: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
+    """Write rows of int32 `input_ids`, `attention_mask` and `labels` (= input_ids), as the reference does.
+
+    Args:
+        file: A new file; its index is written beside it as `<file>.db`. The name is stored inside: the folder may be
+            renamed, the file not.
+        batches: Pairs of ids and mask, int32 (rows, L) each.
+
+    Returns:
+        Number of rows.
+    """
+    from mindspore.mindrecord import FileWriter
+
+    writer = FileWriter(str(file), shard_num=1)
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, "gpt2x language model blocks")
+    rows = 0
+    for ids, mask in batches:
+        if len(ids):
+            writer.write_raw_data([dict(zip(COLUMNS, (i, m, i), strict=True)) for i, m in zip(ids, mask, strict=True)])
+            rows += len(ids)
+    if rows:
+        writer.commit()
+    return rows
+
+
+def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, tuple[str, list[Path]]]:
+    """MindRecord files that the configuration names directly, as {split: (key, files)}.
+
+    `train_path` and `val_path` come first. `path` is a file, which serves the one split asked for, or else training;
+    or a folder: files that begin with train or val serve those, as `gpt2x.data.prepare output=` writes them.
+    """
+    found: dict[str, tuple[str, list[Path]]] = {}
+    in_path = _records(config.path)
+    named = {name: [p for p in in_path if p.name.startswith(name)] for name in ("train", "val")}
+    for split in splits:
+        own = config.train_path if split == "train" else config.val_path
+        if own is not None:
+            files, key = _records(own), f"dataset.{split}_path={own}"
+        elif Path(config.path or "").is_dir() and any(named.values()):
+            files, key = named[split], f"dataset.path={config.path}"
+        else:
+            files, key = (in_path if split == "train" or len(splits) == 1 else []), f"dataset.path={config.path}"
+        if files:
+            found[split] = (key, files)
+    return found
+
+
+def _records(path: str | None) -> list[Path]:
+    if path is None:
+        return []
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return sorted(p for p in place.iterdir() if RECORD_NAME.fullmatch(p.name) and p.is_file())
+    return [place] if RECORD_NAME.fullmatch(place.name) else []
+
+
+def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -> Split:
+    """Check files written elsewhere by reading all of their rows once (25-35 thousand rows of 1025 a second).
+
+    Args:
+        key: What the user gave, such as `dataset.path=x.mindrecord`.
+        files: MindRecord files of one schema.
+        block_len: L that the run needs.
+        vocab_size: Ids must be below it.
+
+    Raises:
+        UserError: Missing files, other columns, rows of another length, ids outside the vocabulary, damaged files.
+    """
+    for file in files:
+        for part in (file, file.with_name(file.name + ".db")):
+            if not part.is_file():
+                raise UserError(f"{key}: {part} is missing. A MindRecord file and its .db index belong together.")
+    try:
+        return _scan(key, files, block_len, vocab_size)
+    except RuntimeError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip(" -")), "unknown")
+        raise UserError(
+            f"{key} cannot be read as MindRecord: {reason.strip()} Prepare it anew: python -m gpt2x.data.prepare."
+        ) from error
+
+
+def _scan(key: str, files: list[Path], block_len: int, vocab_size: int) -> Split:
+    import mindspore.dataset as ds
+
+    names = [str(file) for file in files]
+    rows = ds.MindDataset(names, num_parallel_workers=1, shuffle=False)
+    columns = rows.get_col_names()
+    if missing := [name for name in COLUMNS if name not in columns]:
+        raise UserError(
+            f"{key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Language model blocks need "
+            f"{', '.join(COLUMNS)}; prepare it anew: python -m gpt2x.data.prepare."
+        )
+    num_blocks = num_tokens = 0
+    selected = ds.MindDataset(names, columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
+    for row in selected.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        ids, mask, labels = row
+        if ids.shape != (block_len,) or mask.shape != ids.shape or labels.shape != ids.shape:
+            raise UserError(
+                f"{key}: row {num_blocks} holds {ids.size} tokens, but a block of {block_len} is needed (seq_len + 1 "
+                f"for training). Set trainer.seq_len={ids.size - 1}, or prepare the text anew with the seq_len wanted."
+            )
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"{key}: row {num_blocks} holds token id {high if high >= vocab_size else low}, outside the "
+                f"vocabulary of {vocab_size}. Use the tokenizer that the file was written with (tokenizer.path)."
+            )
+        num_blocks += 1
+        num_tokens += int(mask.sum())
+    return Split(tuple(files), num_blocks, block_len, num_tokens, 0, 0, None)

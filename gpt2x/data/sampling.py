@@ -1,0 +1,80 @@
+"""The order of batches: a pure function of seed and epoch (mindspore is imported when needed).
+
+B is the batch size, L the number of columns of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt2x.data.mindrecord import COLUMNS, Split
+
+Batch = dict[str, np.ndarray]
+
+
+def num_batches(split: Split, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in one pass over `split`."""
+    return split.num_blocks // batch_size if drop_last else -(-split.num_blocks // batch_size)
+
+
+def block_order(num_blocks: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """The order of blocks in an epoch, int64 (num_blocks,).
+
+    Philox is a counter-based generator (Salmon et al., SC 2011): the order needs no state from earlier epochs.
+    """
+    if not shuffle:
+        return np.arange(num_blocks)
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
+    return random.permutation(num_blocks)
+
+
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    start_batch: int = 0,
+    drop_last: bool,
+    num_workers: int = 1,
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch, from `start_batch` on.
+
+    MindDataset gets the whole order as an explicit list of rows (SubsetSampler) instead of shuffling itself, so the
+    number of workers, the process and what was read before do not matter; skipping is a slice of that list.
+
+    Args:
+        split: Blocks to read.
+        batch_size: B.
+        seed: With `epoch`, decides the order when `shuffle` is true.
+        epoch: Counted from 0.
+        shuffle: False: the order of the file.
+        start_batch: Batches to leave out at the start, at no cost.
+        drop_last: Leave out a last batch of fewer than B blocks; otherwise it comes smaller.
+        num_workers: Threads that read; has no influence on the values.
+
+    Yields:
+        `input_ids`, `attention_mask` and `labels`, int32 (B, L) each.
+    """
+    order = block_order(split.num_blocks, seed=seed, epoch=epoch, shuffle=shuffle)
+    stop = num_batches(split, batch_size, drop_last=drop_last) * batch_size
+    order = order[start_batch * batch_size : stop]
+    if not len(order):
+        return
+    import mindspore.dataset as ds
+
+    rows = ds.MindDataset(
+        [str(file) for file in split.files],
+        columns_list=list(COLUMNS),
+        num_parallel_workers=num_workers,
+        sampler=ds.SubsetSampler(order.tolist()),
+    ).batch(batch_size, drop_remainder=False, num_parallel_workers=num_workers)
+    iterator = rows.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    try:
+        for values in iterator:
+            yield {name: value.astype(np.int32, copy=False) for name, value in zip(COLUMNS, values, strict=True)}
+    finally:
+        iterator.release()  # ends the reading threads when the caller stops early

@@ -1,0 +1,270 @@
+"""Byte-level BPE tokenizers: loaded, trained, saved in the files that transformers reads (imports no mindspore)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from gpt2x.errors import UserError
+
+DEFAULT_EOS = "<|endoftext|>"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # gpt2, openai-community/gpt2
+HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+HUB_TIMEOUT_S = 5
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with an end-of-text token.
+
+    Encoding equals transformers' `GPT2TokenizerFast`: a special token that stands literally in a text, such as
+    `<|endoftext|>`, becomes its one id; nothing is added at either end.
+
+    Attributes:
+        vocab_size: Number of ids, special tokens included.
+        eos_id: Id of the end-of-text token.
+        eos_token: Its text.
+        fingerprint: sha256 of what decides the encoding; the same for vocab.json + merges.txt, for tokenizer.json
+            and after save and load.
+        cuts_at_whitespace: A text may be cut before a blank or newline that follows a visible character, and the
+            parts encoded one by one, without changing the ids. True of GPT-2's pre-tokenization, where whitespace
+            always starts a new word.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str) -> None:
+        eos_id = backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise UserError(
+                f"The end-of-text token {eos_token!r} is not in the tokenizer's vocabulary. Name one that is with "
+                f"tokenizer.eos_token=..., or use the tokenizer files that belong to the model."
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        backend.model.dropout = None  # BPE dropout would make every encoding different
+        if eos_id not in backend.get_added_tokens_decoder():
+            backend.add_special_tokens([tokenizers.AddedToken(eos_token, special=True, normalized=False)])
+        self._backend = backend
+        self.eos_token: str = eos_token
+        self.eos_id: int = eos_id
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        state = json.loads(backend.to_str())
+        self.fingerprint: str = _fingerprint(state, eos_token)
+        pre = state["pre_tokenizer"] or {}
+        self._adds_prefix_space: bool = bool(pre.get("add_prefix_space"))
+        self.cuts_at_whitespace: bool = (
+            pre.get("type") == "ByteLevel"
+            and pre.get("use_regex", True)
+            and not self._adds_prefix_space
+            and state["normalizer"] is None
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text; texts are spread over the processor's cores."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included; bytes that form no character become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def save(self, directory: Path) -> None:
+        """Write the files that `transformers.AutoTokenizer` and `load` read, into `directory` (made when missing)."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(directory / "tokenizer.json"))
+        self._backend.model.save(str(directory))  # vocab.json, merges.txt
+        special = {name: self.eos_token for name in ("bos_token", "eos_token", "unk_token")}
+        config = {
+            "tokenizer_class": "GPT2Tokenizer",
+            **special,
+            "add_prefix_space": self._adds_prefix_space,
+            "clean_up_tokenization_spaces": False,
+        }
+        _write_json(directory / "tokenizer_config.json", config)
+        _write_json(directory / "special_tokens_map.json", special)
+
+    @classmethod
+    def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
+        """Load from a directory, a tokenizer.json, or a hub repository.
+
+        Args:
+            path: A directory with tokenizer.json, or vocab.json and merges.txt; a tokenizer.json; else the name of a
+                repository on the Hugging Face hub (a cached copy is used when there is one).
+            eos_token: Taken where the files name none.
+
+        Raises:
+            UserError: No such files, files that do not parse, no end-of-text token, or a hub that cannot be reached.
+        """
+        local = Path(path).expanduser()
+        if local.is_file():
+            backend = _read_tokenizer_json(local)
+            return cls(backend, _declared_eos(local.parent, eos_token, backend))
+        if local.is_dir():
+            return cls._load_directory(local, eos_token)
+        if not HUB_NAME.fullmatch(str(path)):
+            raise UserError(
+                f"tokenizer.path={path} does not exist. Give a directory with vocab.json and merges.txt (or "
+                f"tokenizer.json), the name of a hub repository, or tokenizer=bpe to train one on the corpus."
+            )
+        return cls._load_directory(_download(str(path)), eos_token)
+
+    @classmethod
+    def _load_directory(cls, directory: Path, eos_token: str | None) -> Tokenizer:
+        vocab, merges = directory / "vocab.json", directory / "merges.txt"
+        if (directory / "tokenizer.json").is_file():
+            backend = _read_tokenizer_json(directory / "tokenizer.json")
+        elif vocab.is_file() and merges.is_file():
+            try:
+                backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+            except Exception as error:  # the library raises a bare Exception
+                raise UserError(
+                    f"tokenizer.path={directory}: vocab.json and merges.txt do not fit: {error}."
+                ) from error
+        else:
+            found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
+            raise UserError(
+                f"tokenizer.path={directory} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is "
+                f"needed; found {found}. Point tokenizer.path to the right directory, or use tokenizer=bpe."
+            )
+        return cls(backend, _declared_eos(directory, eos_token, backend))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -> Tokenizer:
+        """Train byte-level BPE as GPT-2's (Radford et al. 2019, section 2.2): 256 bytes, merges, one special token.
+
+        Args:
+            texts: Read once, one at a time; memory grows with the number of different words, not with the text.
+            vocab_size: Number of ids wanted; a small corpus may give fewer.
+            eos_token: Gets id 0.
+
+        Raises:
+            UserError: `vocab_size` has no room for the bytes and the special token.
+        """
+        if vocab_size < 257:
+            raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {eos_token} need 257 ids.")
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[eos_token],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, eos_token)
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise UserError(f"tokenizer.path={path} is not a tokenizer.json: {error}.") from error
+    if not (isinstance(backend.model, models.BPE) and isinstance(backend.decoder, decoders.ByteLevel)):
+        raise UserError(
+            f"tokenizer.path={path} holds a {type(backend.model).__name__} tokenizer; gpt2x reads byte-level BPE, "
+            f"as GPT-2's. Use such a tokenizer, or tokenizer=bpe to train one on the corpus."
+        )
+    return backend
+
+
+def _declared_eos(directory: Path, fallback: str | None, backend: tokenizers.Tokenizer) -> str:
+    """The end-of-text token: as the files name it, else by the model's config.json, else `fallback` or GPT-2's."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _read_json(directory / name).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token:
+            return str(token)
+    ids = _read_json(directory / "config.json").get("eos_token_id")
+    if isinstance(ids, int) and (token := backend.id_to_token(ids)):
+        return str(token)
+    return fallback or DEFAULT_EOS
+
+
+def _fingerprint(state: dict[str, Any], eos_token: str) -> str:
+    """Hash what decides the ids: vocabulary, merges, added tokens, normalizer, pre-tokenization."""
+    model, pre = state["model"], state["pre_tokenizer"]
+    if pre is not None:
+        pre = {key: value for key, value in pre.items() if key != "trim_offsets"}  # decides offsets, not ids
+    facts = {
+        "vocab": model["vocab"],
+        "merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
+        "options": {k: v for k, v in model.items() if k in ("ignore_merges", "byte_fallback") and v},
+        "added": sorted([t["id"], t["content"], t["special"]] for t in state["added_tokens"]),
+        "normalizer": state["normalizer"],
+        "pre_tokenizer": pre,
+        "eos_token": eos_token,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _download(repository: str) -> Path:
+    """The directory of the hub's tokenizer files: the cached copy when there is one, else a download.
+
+    The hub's client retries for half a minute without a network, so the endpoint is asked once beforehand.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    def fetch(name: str, **options: Any) -> str | None:
+        try:
+            return huggingface_hub.hf_hub_download(repository, name, **options)
+        except EntryNotFoundError:  # not in the repository, or (its subclass) not in the cache
+            return None
+
+    fix = "Give tokenizer.path= a local directory with vocab.json and merges.txt, or train one with tokenizer=bpe."
+    if cached := fetch("tokenizer.json", local_files_only=True):
+        return Path(cached).parent
+    try:
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, whatever it says: the hub is there
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"tokenizer.path={repository} is no local directory, and the hub "
+            f"({huggingface_hub.constants.ENDPOINT}) cannot be reached: {reason}. {fix}"
+        ) from error
+    try:
+        paths = [found for name in HUB_FILES if (found := fetch(name))]
+        if not any(os.path.basename(p) == "tokenizer.json" for p in paths):
+            paths = [found for name in ("vocab.json", "merges.txt") if (found := fetch(name))]
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"tokenizer.path={repository} cannot be loaded from the hub: {reason} {fix}") from error
+    if not paths:
+        raise UserError(f"tokenizer.path={repository}: that hub repository holds no tokenizer files. {fix}")
+    return Path(paths[0]).parent
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}. Copy the file anew.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""GPT-2 and what can be known of it from its configuration alone."""

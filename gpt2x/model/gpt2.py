@@ -1,0 +1,246 @@
+"""GPT-2 (Radford et al., 2019) for one device: the maths, and nothing of layouts, optimizer or training.
+
+Parameters carry Hugging Face's names without `transformer.` (modeling_gpt2.py) and its `Conv1D` layout (in, out).
+
+Legend: B batch, T tokens, S cached positions, D hidden, N heads, H head dim, F feed-forward, V (padded) vocab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from gpt2x import ops as kernels
+from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.model import stats
+
+
+def zeros(*shape: int) -> Parameter:
+    """An fp32 parameter whose values come later, by `load_weights`."""
+    return Parameter(initializer("zeros", shape, ms.float32))
+
+
+class Linear(nn.Cell):
+    """x W + b with W in Hugging Face's Conv1D layout, multiplied in the compute dtype."""
+
+    def __init__(self, in_size: int, out_size: int, dtype):
+        super().__init__()
+        self.weight = zeros(in_size, out_size)
+        self.bias = zeros(out_size)
+        self.out_size, self.dtype = out_size, dtype
+
+    def construct(self, x):
+        """x (..., in) -> (..., out)."""
+        rows = ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
+        return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape(x.shape[:-1] + (self.out_size,))
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation with its weight and bias; the formula is the device's."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig):
+        super().__init__()
+        self.weight = zeros(model.hidden_size)
+        self.bias = zeros(model.hidden_size)
+        self.norm = kernels.layer_norm(model.hidden_size, model.layer_norm_eps, hardware.device_target)
+
+    def construct(self, x):
+        """x (..., D) -> (..., D)."""
+        return self.norm(x, self.weight, self.bias)
+
+
+class Embedding(nn.Cell):
+    """A table of fp32 rows."""
+
+    def __init__(self, num_rows: int, hidden_size: int):
+        super().__init__()
+        self.weight = zeros(num_rows, hidden_size)
+
+    def construct(self, ids):
+        """ids (...) int32 -> (..., D) fp32."""
+        return ops.gather(self.weight, ids, 0)
+
+
+class SelfAttention(nn.Cell):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, place: int):
+        super().__init__()
+        dtype = kernels.DTYPES[hardware.precision]
+        self.num_heads, self.hidden_size = model.num_heads, model.hidden_size
+        self.head_dim = model.hidden_size // model.num_heads
+        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
+        self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
+        self.attention = kernels.attention(
+            model.num_heads, self.head_dim, model.max_seq_len, hardware.device_target, hardware.flash_attention
+        )
+        rate = model.dropout if model.attention_dropout is None else model.attention_dropout
+        self.dropout = kernels.Dropout(rate, place, model.max_seq_len) if rate > 0 else None
+
+    def heads(self, x):
+        """x (B, T, D) -> (B, N, T, H)."""
+        return x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+
+    def queries_keys_values(self, x):
+        """x (B, T, D) -> three times (B, N, T, H)."""
+        q, k, v = ops.split(self.c_attn(x), self.hidden_size, axis=-1)  # each (B, T, D)
+        return self.heads(q), self.heads(k), self.heads(v)
+
+    def merge(self, x):
+        """x (B, N, T, H) -> (B, T, D), projected."""
+        return self.c_proj(x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size))
+
+    def keep_mask(self, randomness, batch_size, length):
+        """Dropout multipliers of the attention weights (B, N, T, T), or None."""
+        if self.dropout is None or randomness is None:
+            return None
+        rows = randomness[1].reshape(batch_size, 1, length, 1) * self.num_heads
+        rows = (rows + ops.arange(self.num_heads).astype(ms.int32).reshape(1, -1, 1, 1)).reshape(-1, 1)
+        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
+
+    def construct(self, x, randomness):
+        """x (B, T, D) -> (B, T, D)."""
+        q, k, v = self.queries_keys_values(x)
+        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, x.shape[0], x.shape[1])))
+
+
+class FeedForward(nn.Cell):
+    """Two linears with an activation between."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig):
+        super().__init__()
+        dtype = kernels.DTYPES[hardware.precision]
+        self.c_fc = Linear(model.hidden_size, stats.ffn_size(model), dtype)
+        self.c_proj = Linear(stats.ffn_size(model), model.hidden_size, dtype)
+        self.activation = kernels.activation(model.activation, hardware.device_target)
+
+    def construct(self, x):
+        """x (..., D) -> (..., D)."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Cell):
+    """A pre-norm transformer block."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, layer: int):
+        super().__init__()
+        place = 1 + 3 * layer  # dropout places: 0 the embedding, then three a block
+        self.ln_1 = LayerNorm(model, hardware)
+        self.attn = SelfAttention(model, hardware, place)
+        self.ln_2 = LayerNorm(model, hardware)
+        self.mlp = FeedForward(model, hardware)
+        has_dropout = model.dropout > 0
+        self.attn_dropout = kernels.Dropout(model.dropout, place + 1, model.hidden_size) if has_dropout else None
+        self.mlp_dropout = kernels.Dropout(model.dropout, place + 2, model.hidden_size) if has_dropout else None
+
+    def add(self, x, branch, dropout, randomness):
+        """The residual sum, with dropout on the branch."""
+        if dropout is not None and randomness is not None:
+            branch = dropout(branch, randomness[0], randomness[1])
+        return x + branch
+
+    def feed_forward(self, x, randomness):
+        """The second half of the block: x (B, T, D) -> (B, T, D)."""
+        return self.add(x, self.mlp(self.ln_2(x)), self.mlp_dropout, randomness)
+
+    def construct(self, x, randomness):
+        """x (B, T, D) -> (B, T, D)."""
+        x = self.add(x, self.attn(self.ln_1(x), randomness), self.attn_dropout, randomness)
+        return self.feed_forward(x, randomness)
+
+
+class GPT2(nn.Cell):
+    """The transformer and its head.
+
+    `construct` gives hidden states, `logits` applies the head: a loss that fuses the head needs them apart.
+    """
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, recompute: str = "none"):
+        super().__init__()
+        self.hidden_size, self.dtype = model.hidden_size, kernels.DTYPES[hardware.precision]
+        num_rows = stats.padded_vocab_size(model)
+        self.wte = Embedding(num_rows, model.hidden_size)
+        self.wpe = Embedding(model.max_seq_len, model.hidden_size)
+        rate = model.dropout if model.embedding_dropout is None else model.embedding_dropout
+        self.dropout = kernels.Dropout(rate, 0, model.hidden_size) if rate > 0 else None
+        self.h = nn.CellList([Block(model, hardware, layer) for layer in range(model.num_layers)])
+        self.ln_f = LayerNorm(model, hardware)
+        self.lm_head = None if model.tie_embeddings else Embedding(num_rows, model.hidden_size)
+        self.padding = None
+        if num_rows > model.vocab_size:
+            row = np.zeros((1, num_rows), np.float32)
+            row[:, model.vocab_size :] = -1e9 if hardware.precision != "fp16" else -6e4
+            self.padding = Tensor(row)
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name
+        for block in self.h:
+            if recompute == "block":
+                block.recompute()
+            elif recompute == "attention":
+                block.attn.attention.recompute()
+
+    def embed(self, ids, positions):
+        """ids (B, T) int32, positions (T,) or (B, T) int32 -> (B, T, D) in the compute dtype."""
+        return ops.cast(self.wte(ids) + self.wpe(positions), self.dtype)
+
+    def construct(self, ids, randomness):
+        """Hidden states after the last layer norm.
+
+        ids: (B, T) int32.
+        randomness: None (no dropout), or (key, rows): the int32 scalar of (seed, step) and the (B * T, 1) int32
+            logical positions of the tokens within the global batch.
+        Returns (B, T, D).
+        """
+        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
+        if self.dropout is not None and randomness is not None:
+            x = self.dropout(x, randomness[0], randomness[1])
+        for block in self.h:
+            x = block(x, randomness)
+        return self.ln_f(x)
+
+    def logits(self, hidden):
+        """hidden (..., D) -> (R, V) for the R rows of hidden; columns of the padding are far below any other."""
+        table = self.wte.weight if self.lm_head is None else self.lm_head.weight
+        rows = hidden.reshape(-1, self.hidden_size)
+        logits = ops.MatMul(transpose_b=True)(rows, ops.cast(table, self.dtype))
+        return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)
+
+
+def initial_weights(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    """Fresh weights: N(0, initializer_range), biases 0, layer norms 1, residual projections scaled.
+
+    GPT-2 scales the residual projections by 1 / sqrt(2 num_layers) (Radford et al., 2019, section 2.3;
+    transformers' `_init_weights`). Each tensor's values depend on the seed and its name alone.
+    """
+    weights = {}
+    for index, (name, shape) in enumerate(stats.tensor_shapes(model).items()):
+        if len(shape) == 1:
+            value = 1.0 if name.endswith(".weight") else 0.0
+            weights[name] = np.full(shape, value, np.float32)
+            continue
+        scale = model.initializer_range
+        if model.scale_residual_init and name.endswith("c_proj.weight"):
+            scale /= math.sqrt(2 * model.num_layers)
+        generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
+        weights[name] = generator.standard_normal(shape, np.float32) * np.float32(scale)
+    return weights
+
+
+def load_weights(net: GPT2, weights: Mapping[str, np.ndarray]) -> None:
+    """Set the parameters of `net` from logical tensors; rows of the padded vocabulary become zero."""
+    for name, parameter in net.parameters_and_names():
+        value = np.asarray(weights[name], np.float32)
+        if value.shape != parameter.shape:
+            value = np.pad(value, ((0, parameter.shape[0] - value.shape[0]), (0, 0)))
+        parameter.set_data(Tensor(value))
+
+
+def logical_weights(net: GPT2, model: ModelConfig) -> dict[str, np.ndarray]:
+    """The logical tensors of `net`: its parameters without the rows of the padded vocabulary."""
+    shapes = stats.tensor_shapes(model)
+    return {name: parameter.asnumpy()[: shapes[name][0]] for name, parameter in net.parameters_and_names()}

@@ -1,0 +1,310 @@
+"""The operators whose implementation depends on the device (floor 1).
+
+MindSpore's own operators are the fast ones on Ascend; on the CPU several are an order of magnitude slower than the
+same formula written with matmul and elementwise operators, or have no kernel at all. Each class below holds both,
+and the choice falls once, when the model is built. The CPU forms carry their own `bprop`, because autograd of the
+written-out formulas keeps and re-reads many full-size intermediates. docs/design/ops.md has the measurements.
+
+Legend: B batch, T tokens, D hidden, N heads, H head dim, V vocab, R rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+CPU, ASCEND = "CPU", "Ascend"
+DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last dim (Ba et al., arXiv:1607.06450), computed in fp32.
+
+    Means and row sums are matrix products with a constant vector; MindSpore's CPU reductions over short rows are
+    several times slower.
+    """
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.kernel = LayerNormKernel(hidden_size, eps)
+
+    def construct(self, x, weight, bias):
+        """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype."""
+        return self.kernel(x, weight, bias)[0]
+
+
+class LayerNormKernel(nn.Cell):
+    """`LayerNorm` whose outputs are also what its gradient needs."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.hidden_size, self.eps = hidden_size, eps
+        self.mean = Tensor(np.full((hidden_size, 1), 1.0 / hidden_size, np.float32))
+
+    def construct(self, x, weight, bias):
+        """-> y (..., D), the unit rows (R, D), their reciprocal standard deviations (R, 1)."""
+        rows = ops.cast(x, ms.float32).reshape(-1, self.hidden_size)  # (R, D)
+        centred = rows - ops.matmul(rows, self.mean)
+        scale = ops.rsqrt(ops.matmul(centred * centred, self.mean) + self.eps)  # (R, 1)
+        unit = centred * scale
+        return ops.cast(unit * weight + bias, x.dtype).reshape(x.shape), unit, scale
+
+    def bprop(self, x, weight, bias, out, dout):
+        """Gradients of x, weight and bias."""
+        unit, scale = out[1], out[2]
+        dy = ops.cast(dout[0], ms.float32).reshape(-1, self.hidden_size)
+        dunit = dy * weight
+        dx = (dunit - ops.matmul(dunit, self.mean) - unit * ops.matmul(dunit * unit, self.mean)) * scale
+        ones = ops.ones((1, dy.shape[0]), ms.float32)
+        dweight, dbias = ops.matmul(ones, dy * unit).reshape(-1), ops.matmul(ones, dy).reshape(-1)
+        return ops.cast(dx, x.dtype).reshape(x.shape), dweight, dbias
+
+
+class LayerNormAscend(nn.Cell):
+    """Layer normalisation by MindSpore's fused operator, in fp32."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.op = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+    def construct(self, x, weight, bias):
+        """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype."""
+        return ops.cast(self.op(ops.cast(x, ms.float32), weight, bias)[0], x.dtype)
+
+
+GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715 * GELU_SLOPE
+
+
+class GeluNew(nn.Cell):
+    """The tanh form of GELU (Hendrycks and Gimpel, arXiv:1606.08415), Hugging Face's `gelu_new`.
+
+    0.5 x (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3); the right side takes fewer passes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = GeluNewKernel()
+
+    def construct(self, x):
+        """Same shape and dtype as x."""
+        return self.kernel(x)[0]
+
+
+class GeluNewKernel(nn.Cell):
+    """`GeluNew` whose outputs are also what its gradient needs."""
+
+    def construct(self, x):
+        """-> y and the gate sigmoid(2u), in x's shape."""
+        gate = ops.sigmoid(x * (x * x * GELU_CUBIC + GELU_SLOPE))
+        return x * gate, gate
+
+    def bprop(self, x, out, dout):
+        """The gradient of x: dy (s + y (1 - s) (2u)')."""
+        y, gate = out
+        return (dout[0] * (gate + (y - y * gate) * (x * x * (3 * GELU_CUBIC) + GELU_SLOPE)),)
+
+
+class GeluNewAscend(nn.Cell):
+    """The tanh form of GELU by MindSpore's fused operator."""
+
+    def construct(self, x):
+        """Same shape and dtype as x."""
+        return ops.gelu(x, approximate="tanh")
+
+
+class GeluErf(nn.Cell):
+    """GELU by the error function, Hugging Face's `gelu`."""
+
+    def construct(self, x):
+        """Same shape and dtype as x."""
+        return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+
+
+class FastGelu(nn.Cell):
+    """x sigmoid(1.702 x), MindFormers' `fast_gelu` and Hugging Face's `quick_gelu`."""
+
+    def construct(self, x):
+        """Same shape and dtype as x."""
+        return x * ops.sigmoid(1.702 * x)
+
+
+class Attention(nn.Cell):
+    """Causal scaled dot-product attention (Vaswani et al., arXiv:1706.03762), weights kept for the gradient."""
+
+    def __init__(self, head_dim: int, max_seq_len: int):
+        super().__init__()
+        self.kernel = AttentionKernel(head_dim, max_seq_len)
+
+    def construct(self, q, k, v, keep):
+        """q, k, v (B, N, T, H); keep (B, N, T, T) dropout multipliers or None -> (B, N, T, H)."""
+        return self.kernel(q, k, v, keep)[0]
+
+
+class AttentionKernel(nn.Cell):
+    """`Attention` whose outputs are also what its gradient needs.
+
+    The gradient uses sum_j P_ij dP_ij = dO_i . O_i (Dao et al., arXiv:2205.14135, appendix B), which spares two
+    passes over the (T, T) weights and MindSpore's slow softmax gradient.
+    """
+
+    def __init__(self, head_dim: int, max_seq_len: int):
+        super().__init__()
+        self.scale = 1.0 / math.sqrt(head_dim)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.mix_transposed = ops.BatchMatMul(transpose_a=True)
+        self.softmax = ops.Softmax(axis=-1)
+        self.future = Tensor(np.triu(np.full((max_seq_len, max_seq_len), -1e9, np.float32), 1))
+
+    def construct(self, q, k, v, keep):
+        """-> output (B, N, T, H) and weights (B, N, T, T) in fp32: each query's over its own and earlier keys."""
+        length = q.shape[2]
+        scores = ops.cast(self.scores(q * self.scale, k), ms.float32) + self.future[:length, :length]
+        weights = self.softmax(scores)
+        dropped = weights if keep is None else weights * keep
+        return self.mix(ops.cast(dropped, v.dtype), v), weights
+
+    def bprop(self, q, k, v, keep, out, dout):
+        """Gradients of q, k and v."""
+        weights = out[1]
+        dropped = weights if keep is None else weights * keep
+        dv = self.mix_transposed(ops.cast(dropped, v.dtype), dout[0])
+        dweights = ops.cast(self.scores(dout[0], v), ms.float32)
+        if keep is not None:
+            dweights = dweights * keep
+        row = ops.cast(dout[0] * out[0], ms.float32).sum(axis=-1, keepdims=True)  # (B, N, T, 1)
+        dscores = ops.cast(weights * (dweights - row), q.dtype)
+        dq = self.mix(dscores, k) * self.scale
+        dk = self.mix_transposed(dscores, q) * self.scale
+        return dq, dk, dv, None if keep is None else ops.zeros_like(keep)
+
+
+class AttentionAscend(nn.Cell):
+    """Causal attention on Ascend: the fused flash kernel where the hardware has it, else written out.
+
+    `ops.flash_attention_score` with sparse_mode=2 takes one compressed 2048 x 2048 causal mask for any length.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, flash: bool):
+        super().__init__()
+        self.num_heads, self.flash = num_heads, flash
+        self.scale = 1.0 / math.sqrt(head_dim)
+        self.written_out = Attention(head_dim, max_seq_len if not flash else 1)
+        self.compressed_mask = Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1)) if flash else None
+
+    def construct(self, q, k, v, keep):
+        """q, k, v (B, N, T, H); keep (B, N, T, T) dropout multipliers or None -> (B, N, T, H)."""
+        if self.flash and keep is None:
+            return ops.flash_attention_score(
+                q, k, v, self.num_heads, attn_mask=self.compressed_mask, scalar_value=self.scale,
+                input_layout="BNSD", sparse_mode=2,
+            )  # fmt: skip
+        return self.written_out(q, k, v, keep)
+
+
+class CrossEntropy(nn.Cell):
+    """Negative log-likelihood of each row's label, in nats and fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = CrossEntropyKernel()
+
+    def construct(self, logits, labels):
+        """logits (R, V), labels (R,) int32 -> nll (R,)."""
+        return self.kernel(logits, labels)[0]
+
+
+class CrossEntropyKernel(nn.Cell):
+    """`CrossEntropy` whose outputs are also what its gradient, softmax minus one-hot, needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_softmax = ops.LogSoftmax(axis=-1)
+        self.add_at = ops.TensorScatterAdd()
+
+    def construct(self, logits, labels):
+        """-> nll (R,) and log-probabilities (R, V)."""
+        log_probabilities = self.log_softmax(ops.cast(logits, ms.float32))
+        return -ops.gather_elements(log_probabilities, 1, labels.reshape(-1, 1)).reshape(-1), log_probabilities
+
+    def bprop(self, logits, labels, out, dout):
+        """The gradient of the logits."""
+        gradient = ops.exp(out[1]) * dout[0].reshape(-1, 1)
+        place = ops.stack((ops.arange(labels.shape[0]).astype(ms.int32), labels), axis=1)  # (R, 2)
+        return ops.cast(self.add_at(gradient, place, -dout[0]), logits.dtype), ops.zeros_like(labels)
+
+
+MIX_1, MIX_2, MIX_3 = 0x2C1B3C6D, 0x297A2D39, 0x45D9F3B  # odd multipliers below 2^31: int32 is what graphs multiply
+
+
+def mix(x):
+    """A bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
+    x = ops.bitwise_xor(x, shift_right(x, 16)) * MIX_1
+    x = ops.bitwise_xor(x, shift_right(x, 13)) * MIX_2
+    return ops.bitwise_xor(x, shift_right(x, 16))
+
+
+def shift_right(x, bits: int):
+    """The logical shift; MindSpore's keeps the sign."""
+    return ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1)
+
+
+class Dropout(nn.Cell):
+    """Dropout (Srivastava et al., 2014) whose mask is a pure function of key, place and logical position.
+
+    The mask at (row, column) is a hash of (key, place, row) and column, so that a resumed run, another micro batch
+    size or another layout drops the same activations: MindSpore's own dropout keeps hidden kernel state that cannot
+    be saved. Rows are hashed in full; a full-size element costs two multiplications and one shift.
+
+    Args:
+        rate: the share that is dropped, in [0, 1).
+        place: a number that no other dropout of the model has.
+        columns: the largest size of the last dim.
+    """
+
+    def __init__(self, rate: float, place: int, columns: int):
+        super().__init__()
+        self.rate = rate
+        self.scale = Tensor(1.0 / (1.0 - rate), ms.float32)
+        self.zero = Tensor(0.0, ms.float32)
+        self.place = (place * 0x9E3779B1 + 0x7F4A7C15) % 2**31
+        self.threshold = int(round(rate * 2**32)) - 2**31
+        column = np.arange(1, columns + 1, dtype=np.uint64) * 0x9E3779B97F4A7C15
+        self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
+
+    def keep(self, key, rows, columns: int):
+        """Multipliers, 0 or 1 / (1 - rate), fp32.
+
+        key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
+        """
+        seeds = mix(mix(ops.bitwise_xor(rows, self.place)) + key)
+        x = ops.bitwise_xor(seeds, self.columns[:, :columns]) * MIX_1
+        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 15)) * MIX_3
+        return ops.select(x >= self.threshold, self.scale, self.zero)
+
+    def construct(self, x, key, rows):
+        """x (B, T, D); rows (B * T, 1) -> x with a share dropped."""
+        return x * ops.cast(self.keep(key, rows, x.shape[-1]), x.dtype).reshape(x.shape)
+
+
+def layer_norm(hidden_size: int, eps: float, device_target: str) -> nn.Cell:
+    """The layer normalisation of the device."""
+    return LayerNorm(hidden_size, eps) if device_target == CPU else LayerNormAscend(hidden_size, eps)
+
+
+def activation(name: str, device_target: str) -> nn.Cell:
+    """The activation called `name`: gelu_new, gelu or fast_gelu."""
+    if name == "gelu_new":
+        return GeluNew() if device_target == CPU else GeluNewAscend()
+    return {"gelu": GeluErf, "fast_gelu": FastGelu}[name]()
+
+
+def attention(num_heads: int, head_dim: int, max_seq_len: int, device_target: str, flash: bool) -> nn.Cell:
+    """The causal attention of the device."""
+    if device_target == CPU:
+        return Attention(head_dim, max_seq_len)
+    return AttentionAscend(num_heads, head_dim, max_seq_len, flash)

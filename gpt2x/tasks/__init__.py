@@ -1,0 +1,1 @@
+"""A task turns a batch into a loss."""

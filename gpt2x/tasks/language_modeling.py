@@ -1,0 +1,34 @@
+"""Next-token prediction: pretraining and fine-tuning share it."""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from gpt2x import ops as kernels
+from gpt2x.model.gpt2 import GPT2
+
+
+class TokenLosses(nn.Cell):
+    """Each target's negative log-likelihood in nats, EOS attended and counted like any other token."""
+
+    def __init__(self, net: GPT2):
+        super().__init__(auto_prefix=False)
+        self.net = net
+        self.cross_entropy = kernels.CrossEntropy()
+
+    def construct(self, ids, randomness):
+        """ids (B, T + 1) int32; randomness as in `GPT2.construct` -> (B * T,) fp32."""
+        hidden = self.net(ids[:, :-1], randomness)  # (B, T, D)
+        return self.cross_entropy(self.net.logits(hidden), ids[:, 1:].reshape(-1))
+
+
+class WeightedLoss(nn.Cell):
+    """The sum of weighted token losses: weights that sum to one over a global batch make it a mean."""
+
+    def __init__(self, net: GPT2):
+        super().__init__(auto_prefix=False)
+        self.losses = TokenLosses(net)
+
+    def construct(self, ids, weights, randomness):
+        """ids (B, T + 1) int32, weights (B, T) fp32 -> scalar fp32."""
+        return ops.reduce_sum(self.losses(ids, randomness) * weights.reshape(-1))

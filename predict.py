@@ -1,0 +1,10 @@
+"""Complete prompts: python predict.py load=DIR 'prompts=[\"Once upon a time\"]'
+
+All keys and options: python predict.py --help
+"""
+
+from gpt2x.build import RUNS
+from gpt2x.cli import hydra_entry
+
+if __name__ == "__main__":
+    hydra_entry("predict", RUNS["predict"])

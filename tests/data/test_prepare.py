@@ -1,0 +1,262 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
+from gpt2x.data.documents import Piece
+from gpt2x.data.mindrecord import write_blocks
+from gpt2x.data.packing import Packer
+from gpt2x.data.prepare import prepare, run
+from gpt2x.data.sampling import batches
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+
+BPE = TokenizerConfig(name="bpe", vocab_size=300)
+LINES = [f"document {i} " + "word " * (i % 7) for i in range(60)]
+
+
+def text(path, **keys):
+    return DatasetConfig(name="text", corpus="text", path=str(path), **keys)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"text": line}) for line in LINES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(iter(LINES), 300)
+
+
+def ids_of(split):
+    rows = list(batches(split, batch_size=8, seed=0, epoch=0, shuffle=False, drop_last=False))
+    return np.concatenate([r["input_ids"] for r in rows]), np.concatenate([r["attention_mask"] for r in rows])
+
+
+@pytest.mark.parametrize("num_docs", [3, 4, 5, 9])
+@pytest.mark.parametrize("separate", [True, False])
+def test_packing(tokenizer, num_docs, separate):
+    texts = [f" text {i}" * (i + 3) for i in range(num_docs)]
+    stream = [i for t in texts for i in [*tokenizer.encode(t), *[tokenizer.eos_id] * separate]]
+    for length in (2, 5, 8, len(stream) - 1, len(stream)):
+        packer = Packer(tokenizer, length, separate=separate)
+        made = list(packer.blocks(Piece(t, True) for t in texts))
+        ids, mask = (np.concatenate(part) for part in zip(*made, strict=True))
+        assert ids.dtype == mask.dtype == np.int32
+        assert (packer.num_tokens, packer.num_documents) == (len(stream), num_docs)
+        if separate:
+            assert ids[:, 1:][mask[:, 1:] == 1].tolist() == stream[1:]
+            assert packer.dropped_tokens == 0
+            assert mask[:-1].all()
+        else:
+            assert ids.ravel().tolist() == stream[: len(stream) // length * length]
+            assert packer.dropped_tokens == len(stream) % length
+
+
+def test_tokenizer_that_looks_beyond_whitespace(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    state["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    prefixed = Tokenizer.load(tmp_path)
+    assert not prefixed.cuts_at_whitespace
+    assert prefixed.fingerprint != tokenizer.fingerprint
+    pieces = [Piece("a", False), Piece("\nword", True), Piece("word", True)]
+    (ids, _), *_ = Packer(prefixed, 4, separate=False).blocks(pieces)
+    assert ids[0].tolist() == prefixed.encode("a\nwordword")[:4]
+
+
+def test_text_end_to_end(corpus, tmp_path):
+    data = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    assert (data.train.num_documents, data.val.num_documents) == (54, 6)
+    documents = []
+    for split in (data.train, data.val):
+        ids, mask = ids_of(split)
+        assert ids.shape == (split.num_blocks, 17)
+        stream = [int(ids[0, 0]), *ids[:, 1:][mask[:, 1:] == 1].tolist()]
+        assert len(stream) == split.num_tokens
+        documents += data.tokenizer.decode(stream).split("<|endoftext|>")[:-1]
+    assert sorted(documents) == sorted(LINES)
+    assert data.facts["cached"] is False
+
+
+def test_cache_hit_and_invalidation(corpus, tmp_path):
+    cache = tmp_path / "cache"
+
+    def files(dataset=None, tokenizer=BPE, seq_len=16, **options):
+        made = prepare(dataset or text(corpus), tokenizer, seq_len=seq_len, cache=cache, **options)
+        return made.train.files[0], made
+
+    first, data = files()
+    stamp = first.stat().st_mtime_ns
+    again, hit = files()
+    assert again == first
+    assert again.stat().st_mtime_ns == stamp
+    assert hit.facts["cached"] is True
+    assert (hit.fingerprint, hit.train, hit.val) == (data.fingerprint, data.train, data.val)
+    others = [
+        files(seq_len=15)[0],
+        files(text(corpus, split_seed=1))[0],
+        files(text(corpus, val_fraction=0.2))[0],
+        files(tokenizer=TokenizerConfig(name="bpe", vocab_size=290))[0],
+        files(block_len=16)[0],
+    ]
+    assert len({first, *others}) == 5  # block_len=16 is what seq_len=15 means
+    moved = corpus.rename(corpus.with_name("moved.jsonl"))
+    assert files(text(moved))[0] == first  # content counts, not the name
+    moved.write_text(moved.read_text().replace("document 3 ", "document 4 "))
+    assert files(text(moved))[0] != first
+
+
+def test_damaged_cache_is_made_anew(corpus, tmp_path):
+    data = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    whole = data.train.files[0].read_bytes()
+    data.train.files[0].write_bytes(whole[:100])
+    again = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    assert again.facts["cached"] is False
+    assert again.train.files == data.train.files
+    assert len(again.train.files[0].read_bytes()) == len(whole)
+
+
+def _prepare_and_count(arguments):
+    path, cache = arguments
+    data = prepare(text(path), BPE, seq_len=16, cache=cache)
+    return data.fingerprint, data.train.num_blocks, ids_of(data.train)[0].sum().item()
+
+
+def test_two_processes_at_once(corpus, tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.map(_prepare_and_count, [(corpus, tmp_path / "cache")] * 2, chunksize=1)
+    assert results[0] == results[1]
+    assert [p for p in (tmp_path / "cache" / "datasets").iterdir() if p.name.startswith(".")] == []
+
+
+def test_own_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
+    missing = TokenizerConfig(name="gpt2", path="/no/such/place")
+    data = prepare(
+        text(corpus), missing, seq_len=16, cache=tmp_path / "cache", own_tokenizer=tokenizer, splits=("val",)
+    )
+    assert data.train is None
+    assert data.tokenizer is tokenizer
+    assert data.val.num_documents == 6
+
+
+def test_train_text_alone_says_so(corpus, tmp_path):
+    alone = DatasetConfig(name="text", corpus="text", train_path=str(corpus))
+    data = prepare(alone, BPE, seq_len=16, cache=tmp_path / "cache")
+    assert data.val is None
+    assert data.train.num_documents == 60
+    assert any("val_path is null" in note for note in data.facts["notes"])
+    with pytest.raises(UserError, match=r"dataset=text has no val text. Give dataset.val_path"):
+        prepare(alone, BPE, seq_len=16, cache=tmp_path / "cache", splits=("val",))
+
+
+def test_too_short_for_one_block(corpus, tmp_path):
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"The train part of dataset=text has \d+ tokens, fewer than one block of 5001"):
+        prepare(text(corpus), BPE, seq_len=5000, cache=cache)
+    with pytest.raises(UserError, match=r"The val part .* \(seq_len=150 needs seq_len \+ 1\).*larger dataset.val_frac"):
+        prepare(text(corpus, val_fraction=0.04), BPE, seq_len=150, cache=cache)
+    assert not [p for p in (cache / "datasets").iterdir() if p.name.startswith((".", "text-val"))]
+    with pytest.raises(UserError, match="seq_len=0 is too short"):
+        prepare(text(corpus), BPE, seq_len=0, cache=cache)
+
+
+def test_cache_that_cannot_be_written(corpus, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"paths.cache: .* cannot be written"):
+        prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "file")
+
+
+def test_wrong_line_leaves_no_cache(corpus, tmp_path):
+    corpus.write_text(corpus.read_text() + "\n{")
+    with pytest.raises(UserError, match="line 61 is not JSON"):
+        prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+@pytest.fixture
+def records(tmp_path, tokenizer):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    ids = np.arange(10 * 9, dtype=np.int32).reshape(10, 9) % 256
+    write_blocks(folder / "x.mindrecord", [(ids, np.ones_like(ids))])
+    tokenizer.save(tmp_path / "tokenizer")
+    return folder / "x.mindrecord", TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer")), ids
+
+
+def test_mindrecord_is_used_directly(records, tmp_path):
+    path, config, ids = records
+    for dataset, splits in (
+        (text(path), ("train", "val")),
+        (text(path), ("val",)),
+        (text(path.parent), ("val",)),
+        (DatasetConfig(name="w", corpus="wikitext2", train_path=str(path), val_path=str(path)), ("train", "val")),
+    ):
+        data = prepare(dataset, config, seq_len=8, cache=tmp_path / "cache", splits=splits)
+        split = data.train or data.val
+        assert (split.num_blocks, split.block_len, split.num_tokens) == (10, 9, 90)
+        np.testing.assert_array_equal(ids_of(split)[0], ids)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_mindrecord_beside_text(records, corpus, tmp_path):
+    path, config, _ = records
+    mixed = DatasetConfig(name="text", corpus="text", train_path=str(corpus), val_path=str(path))
+    data = prepare(mixed, config, seq_len=8, cache=tmp_path / "cache")
+    assert data.val.num_blocks == 10
+    assert data.train.num_documents == 60
+
+
+def test_wrong_mindrecord(records, tmp_path):
+    path, config, _ = records
+
+    def refused(dataset, message, tokenizer=config, seq_len=8):
+        with pytest.raises(UserError, match=message):
+            prepare(dataset, tokenizer, seq_len=seq_len, cache=tmp_path / "cache")
+
+    refused(text(path), r"row 0 holds 9 tokens, but a block of 17 is needed.*trainer.seq_len=8", seq_len=16)
+    refused(text(path), r"tokenizer.path is null, and dataset=text gives no training text", BPE)
+    refused(text(tmp_path / "none.mindrecord"), "none.mindrecord is missing")
+    ids = np.full((2, 9), 300, np.int32)
+    high = tmp_path / "high.mindrecord"
+    write_blocks(high, [(ids, np.ones_like(ids))])
+    refused(text(high), "row 0 holds token id 300, outside the vocabulary of 300")
+    Path(f"{high}.db").unlink()
+    refused(text(high), r"high.mindrecord.db is missing. A MindRecord file and its .db")
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(text(path), "cannot be read as MindRecord")
+
+
+def test_mindrecord_of_other_columns(records, tmp_path):
+    from mindspore.mindrecord import FileWriter
+
+    writer = FileWriter(str(tmp_path / "other.mindrecord"))
+    writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "x")
+    writer.write_raw_data([{"input_ids": np.zeros(9, np.int32)}])
+    writer.commit()
+    with pytest.raises(UserError, match=r"has no column attention_mask, labels \(it has input_ids\)"):
+        prepare(text(tmp_path / "other.mindrecord"), records[1], seq_len=8, cache=tmp_path / "cache")
+
+
+def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
+    output = tmp_path / "out"
+    config = PrepareConfig(text(corpus), BPE, PathsConfig(str(tmp_path), str(tmp_path / "cache")), 16, str(output))
+    run(config)
+    printed = capsys.readouterr().out
+    assert "tokens/s" in printed
+    assert str(output / "train.mindrecord") in printed
+    own = TokenizerConfig(name="gpt2", path=str(output / "tokenizer"))
+    made = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    read = prepare(text(output), own, seq_len=16, cache=tmp_path / "nothing")
+    for split in ("train", "val"):
+        np.testing.assert_array_equal(ids_of(getattr(read, split))[0], ids_of(getattr(made, split))[0])
+    assert read.tokenizer.fingerprint == made.tokenizer.fingerprint
+    with pytest.raises(UserError, match="is not an empty directory; nothing is overwritten"):
+        run(config)

@@ -1,0 +1,116 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+
+TEXT = "It's a test:  two  blanks,\n\n\nnewlines and 1234 “quotes” — über 日本語 🙂\t<|endoftext|> end \n"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return Tokenizer.train(iter([TEXT, "the cat sat on the mat " * 20]), 300)
+
+
+def test_gpt2_ids(shared_data):
+    tokenizer = Tokenizer.load(shared_data / "gpt2-tokenizer")
+    assert tokenizer.encode("Hello world") == [15496, 995]
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.eos_token) == (50257, 50256, "<|endoftext|>")
+    assert tokenizer.encode("a<|endoftext|>b") == [64, 50256, 65]
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text()
+    cut = int(len(text) * 0.9)
+    assert [len(tokenizer.encode(part)) for part in (text[:cut], text[cut:])] == [301_966, 36_059]
+    assert tokenizer.encode_batch([TEXT, "x"]) == [tokenizer.encode(TEXT), tokenizer.encode("x")]
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("name", ["shakespeare-a", "lyrics", "horoscope-tarot"])
+def test_checkpoint_tokenizers(shared_data, name):
+    folder = shared_data / "checkpoints" / name
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (1000, 0)
+    assert Tokenizer.load(folder / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
+def test_save_and_load_keep_ids_and_fingerprint(trained, shared_data, tmp_path):
+    for number, tokenizer in enumerate((trained, Tokenizer.load(shared_data / "gpt2-tokenizer"))):
+        folder = tmp_path / str(number)
+        tokenizer.save(folder)
+        again = Tokenizer.load(folder)
+        assert again.fingerprint == tokenizer.fingerprint
+        assert again.encode(TEXT) == tokenizer.encode(TEXT)
+        (folder / "tokenizer.json").unlink()
+        assert Tokenizer.load(folder).fingerprint == tokenizer.fingerprint  # vocab.json and merges.txt alone
+    assert trained.fingerprint != Tokenizer.train(iter([TEXT]), 280).fingerprint
+
+
+@pytest.mark.parity
+def test_transformers_loads_what_is_saved(trained, shared_data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    text = TEXT + (shared_data / "tinyshakespeare" / "input.txt").read_text()[:100_000]
+    sources = (
+        trained,
+        Tokenizer.load(shared_data / "gpt2-tokenizer"),
+        Tokenizer.load(shared_data / "checkpoints/lyrics"),
+    )
+    for number, tokenizer in enumerate(sources):
+        folder = tmp_path / str(number)
+        tokenizer.save(folder)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert theirs.encode(text) == tokenizer.encode(text)
+        assert (theirs.eos_token_id, len(theirs)) == (tokenizer.eos_id, tokenizer.vocab_size)
+        assert theirs.decode(tokenizer.encode(TEXT)) == tokenizer.decode(tokenizer.encode(TEXT))
+
+
+def test_trained_tokenizer_reaches_every_byte(trained):
+    assert trained.eos_id == 0
+    assert trained.vocab_size == 300
+    rare = "\x00\x7fÿ\U0001d518"
+    assert trained.decode(trained.encode(rare)) == rare
+
+
+def test_eos_as_the_files_name_it(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "!"}}))
+    assert Tokenizer.load(tmp_path).eos_token == "!"
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "special_tokens_map.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": trained.encode("a")[0]}))
+    assert Tokenizer.load(tmp_path).eos_token == "a"
+    (tmp_path / "config.json").unlink()
+    assert Tokenizer.load(tmp_path, "?").eos_token == "?"
+    with pytest.raises(UserError, match=r"'<none>' is not in the tokenizer's vocabulary.*tokenizer\.eos_token"):
+        Tokenizer.load(tmp_path, "<none>")
+
+
+def test_wrong_paths(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.path=/no/such/place does not exist.*tokenizer=bpe"):
+        Tokenizer.load("/no/such/place")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds no tokenizer: .*found notes\.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not a tokenizer.json"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="vocab_size=200 is too small"):
+        Tokenizer.train(iter(["x"]), 200)
+
+
+def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"tokenizer\.path=someone/gpt2 is no local.*cannot be reached.*tokenizer=bpe"):
+        Tokenizer.load("someone/gpt2")
+    assert time.monotonic() - started < 8
+
+
+def test_readers_do_not_import_mindspore():
+    code = "import sys, gpt2x.data.prepare, gpt2x.data.sampling; assert 'mindspore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
