@@ -111,9 +111,10 @@ def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -
     try:
         return _scan(key, files, block_len, vocab_size)
     except RuntimeError as error:
-        reason = next((line for line in str(error).splitlines() if line.strip(" -")), "unknown")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+        reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
         raise UserError(
-            f"{key} cannot be read as MindRecord: {reason.strip()} Prepare it anew: python -m gpt2x.data.prepare."
+            f"{key} cannot be read as MindRecord: {reason} Prepare it anew: python -m gpt2x.data.prepare."
         ) from error
 
 
