@@ -195,6 +195,7 @@ class CommonConfig:
 
     seed: int = 0
     load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -208,7 +209,6 @@ class TrainConfig(CommonConfig):
     resume: str | None = None  # auto | a checkpoint directory | null
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -113,6 +113,7 @@ def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
         reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
+        reason = re.sub(r"^(\[[^]]*\]\s*)+", "", reason)  # [ERROR] [Internal ERROR]
         raise UserError(
             f"{key} cannot be read as MindRecord: {reason} Prepare it anew: python -m gpt2x.data.prepare."
         ) from error
