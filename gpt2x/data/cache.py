@@ -25,9 +25,7 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
     return meta["facts"] if sizes == meta["files"] else None
 
 
-def build_once(
-    directory: Path, build: Callable[[Path], dict[str, Any]], *, key: str = "paths.cache"
-) -> tuple[dict[str, Any], bool]:
+def build_once(directory: Path, build: Callable[[Path], dict[str, Any]], *, key: str = "paths.cache") -> dict[str, Any]:
     """The facts of `directory`, which `build` fills when it is not there yet.
 
     `build` writes into a fresh temporary directory beside it, which is flushed to disk and renamed when all is done.
@@ -38,15 +36,12 @@ def build_once(
         build: Fills the directory it is given, and returns facts for `meta.json`.
         key: The configuration key that the place comes from, for messages.
 
-    Returns:
-        The facts, and whether they were there before.
-
     Raises:
         UserError: The place cannot be written.
     """
     facts = read_meta(directory)
     if facts is not None:
-        return facts, True
+        return facts
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -66,7 +61,7 @@ def build_once(
         _flush(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return facts, False
+    return facts
 
 
 def _put_in_place(temporary: Path, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -27,16 +28,19 @@ class Packer:
         num_tokens: Tokens of the stream so far, EOS included.
         num_documents: Documents so far.
         dropped_tokens: Tokens at the end that filled no block; known at the end.
+        seconds: Wall time of `blocks`, the consumer's share included; known at the end.
     """
 
     def __init__(self, tokenizer: Tokenizer, block_len: int, *, separate: bool) -> None:
         self._tokenizer, self._block_len, self._separate = tokenizer, block_len, separate
         self.num_tokens = self.num_documents = self.dropped_tokens = 0
+        self.seconds = 0.0
 
     def blocks(
         self, pieces: Iterable[Piece], on_chars: Callable[[int], None] = lambda chars: None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ids and attention mask, int32 (rows, L) each; `on_chars` is told the characters just encoded."""
+        started = time.perf_counter()
         length = self._block_len
         stride = length - 1 if self._separate else length
         rest = np.empty(0, np.int32)
@@ -54,6 +58,7 @@ class Packer:
             block = np.full((1, length), self._tokenizer.eos_id, np.int32)
             block[0, : len(rest)] = rest
             yield block, (np.arange(length)[None] < len(rest)).astype(np.int32)
+        self.seconds = time.perf_counter() - started
 
     def _encode(self, pieces: Iterable[Piece], on_chars: Callable[[int], None]) -> Iterator[np.ndarray]:
         if not self._tokenizer.cuts_at_whitespace:

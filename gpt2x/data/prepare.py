@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.config import DatasetConfig, PrepareConfig, TokenizerConfig
-from gpt2x.data.cache import build_once
+from gpt2x.data.cache import build_once, read_meta
 from gpt2x.data.corpora import Corpus, open_corpus
 from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split, find_records, open_records, write_blocks
@@ -76,32 +76,29 @@ def prepare(
     corpus = None if len(records) == len(splits) else _corpus(dataset, set(records), cache)
     chosen = own_tokenizer or _tokenizer(tokenizer, corpus, cache, dataset)
     made: dict[str, Split | None] = {"train": None, "val": None}
-    digests, notes, all_cached, new_tokens = [chosen.fingerprint], [], True, 0
+    digests, notes, rates = [chosen.fingerprint], [], []
     for split in splits:
         if split in records:
             key, files = records[split]
-            made[split] = open_records(key, files, length, chosen.vocab_size)
+            made[split] = _add_facts(key, split, open_records(key, files, length, chosen.vocab_size), chosen)
             digests.append(hash_files(files))
         elif corpus is not None and corpus.has(split):
-            found, digest, cached = _blocks(dataset, corpus, split, chosen, length, cache)
-            made[split] = found
+            made[split], digest, rate = _blocks(dataset, corpus, split, chosen, length, cache)
             digests.append(digest)
-            all_cached &= cached
-            new_tokens += 0 if cached else found.num_tokens + found.dropped_tokens
+            rates += [rate] if rate is not None else []
         elif split == "train" or len(splits) == 1:
             raise UserError(f"dataset={dataset.name} has no {split} text. Give dataset.{split}_path or dataset.path.")
         else:
             notes.append("no validation text: dataset.val_path is null")
-    seconds = time.perf_counter() - started
     facts: dict[str, object] = {
         "corpus": dataset.corpus,
         "protocol": dataset.protocol,
         "block_len": length,
         "tokenizer": "the checkpoint's" if own_tokenizer else tokenizer.path or f"trained, {tokenizer.name}",
         "vocab_size": chosen.vocab_size,
-        "cached": all_cached,
-        "seconds": seconds,
-        "tokens_per_s": None if all_cached else new_tokens / seconds,
+        "cached": not rates,
+        "seconds": time.perf_counter() - started,
+        "tokens_per_s": sum(tokens for tokens, _ in rates) / sum(s for _, s in rates) if rates else None,
         "notes": [*notes, *(corpus.notes if corpus else [])],
     }
     return PreparedData(made["train"], made["val"], chosen, _digest(digests), facts)
@@ -147,19 +144,24 @@ def _tokenizer(config: TokenizerConfig, corpus: Corpus | None, cache: Path, data
 
 def _blocks(
     dataset: DatasetConfig, corpus: Corpus, split: str, tokenizer: Tokenizer, block_len: int, cache: Path
-) -> tuple[Split, str, bool]:
-    """The blocks of one split, their digest, and whether they were in the cache."""
+) -> tuple[Split, str, tuple[int, float] | None]:
+    """The blocks of one split, their digest, and tokens and seconds of encoding and writing (None: were cached)."""
     digest = _digest(
         [FORMAT, _settings(dataset, split), corpus.content_hash(split), tokenizer.fingerprint, block_len, split]
     )
     directory = cache / "datasets" / f"{dataset.corpus}-{split}-{digest[:16]}"
     name = f"{split}.mindrecord"
+    rate: tuple[int, float] | None = None
 
     def write(temporary: Path) -> dict[str, Any]:
+        nonlocal rate
         chars = sum(len(piece.text) for piece in corpus.pieces(split))  # the whole input is checked before work starts
+        import mindspore.mindrecord  # noqa: F401 - takes a second or two that are not preparation
+
         packer = Packer(tokenizer, block_len, separate=corpus.separate)
         with _progress(f"Preparing {dataset.corpus} {split}", chars, packer) as advance:
             rows = write_blocks(temporary / name, packer.blocks(corpus.pieces(split), advance))
+        rate = packer.num_tokens, packer.seconds
         if packer.num_tokens < block_len:
             raise UserError(
                 f"The {split} part of dataset={dataset.name} has {packer.num_tokens} tokens, fewer than one block of "
@@ -175,8 +177,21 @@ def _blocks(
             "num_words": corpus.num_words(split),
         }
 
-    facts, cached = build_once(directory, write)
-    return Split(files=(directory / name,), **facts), digest, cached
+    facts = build_once(directory, write)
+    return Split(files=(directory / name,), **facts), digest, rate
+
+
+def _add_facts(key: str, split: str, found: Split, tokenizer: Tokenizer) -> Split:
+    """What the rows do not tell, from the meta.json that `output=` leaves beside them; as it is without one."""
+    stored = read_meta(found.files[0].parent)
+    if stored is None or split not in stored.get("splits", {}):
+        return found
+    if stored["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise UserError(
+            f"{key} was prepared with another tokenizer. Its own lies beside it: "
+            f"tokenizer.path={found.files[0].parent / 'tokenizer'}; or prepare the text anew for this tokenizer."
+        )
+    return replace(found, **stored["splits"][split])
 
 
 def _settings(dataset: DatasetConfig, split: str) -> dict[str, object]:
@@ -200,7 +215,6 @@ def _digest(facts: list[Any]) -> str:
 @contextmanager
 def _progress(title: str, total_chars: int, packer: Packer) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, one line at the end elsewhere; both on stderr."""
-    started = time.perf_counter()
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
@@ -210,8 +224,7 @@ def _progress(title: str, total_chars: int, packer: Packer) -> Iterator[Callable
             yield lambda chars: bar.advance(task, chars)
     else:
         yield lambda chars: None
-    seconds = time.perf_counter() - started
-    print(f"{title}: {packer.num_tokens:,} tokens in {seconds:.1f} s", file=sys.stderr)
+    print(f"{title}: {packer.num_tokens:,} tokens in {packer.seconds:.1f} s", file=sys.stderr)
 
 
 def run(config: PrepareConfig) -> None:

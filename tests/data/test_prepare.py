@@ -1,5 +1,7 @@
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,5 +260,26 @@ def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
     for split in ("train", "val"):
         np.testing.assert_array_equal(ids_of(getattr(read, split))[0], ids_of(getattr(made, split))[0])
     assert read.tokenizer.fingerprint == made.tokenizer.fingerprint
+    assert (read.train.num_documents, read.train.num_tokens) == (54, made.train.num_tokens)
+    other = TokenizerConfig(name="gpt2", path=str(tmp_path / "other"))
+    Tokenizer.train(iter(LINES), 290).save(tmp_path / "other")
+    with pytest.raises(UserError, match=r"was prepared with another tokenizer.*tokenizer.path=.*out/tokenizer"):
+        prepare(text(output), other, seq_len=16, cache=tmp_path / "nothing")
     with pytest.raises(UserError, match="is not an empty directory; nothing is overwritten"):
         run(config)
+
+
+def test_command_line(corpus, tmp_path):
+    def command(*overrides):
+        code = [sys.executable, "-m", "gpt2x.data.prepare", f"paths.cache={tmp_path}/cache", *overrides]
+        return subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    done = command("dataset=text", f"dataset.path={corpus}", "tokenizer=bpe", "tokenizer.vocab_size=300", "seq_len=16")
+    assert done.returncode == 0, done.stderr
+    assert "Preparing text train: " in done.stderr
+    assert "dropped tokens" in done.stdout
+    wrong = command("dataset=text", "dataset.path=none.txt", "tokenizer=bpe")
+    assert wrong.returncode == 2
+    assert "dataset.path=none.txt does not exist" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", corpus.name]
