@@ -1,0 +1,38 @@
+"""The validation loss during training: the mean over all tokens of a split's blocks."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.sampling import batches
+from gpt2x.evaluate.scoring import Scorer, perplexity
+from gpt2x.model.gpt2 import GPT2
+
+
+class Validation:
+    """Made once and run many times; the first run compiles.
+
+    Args:
+        net: the model, with the weights that it has at each run.
+        split: blocks of seq_len + 1 columns.
+        batch_size: blocks a forward pass; has no influence on the result.
+        max_batches: from the start of the split; None: all of it.
+    """
+
+    def __init__(self, net: GPT2, split: Split, batch_size: int, max_batches: int | None = None):
+        self.split, self.batch_size, self.max_batches = split, batch_size, max_batches
+        self.scorer = Scorer(net, batch_size)
+        self.num_tokens = 0  # that the last run counted
+
+    def run(self) -> dict[str, float]:
+        """`val/loss` in nats a token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
+        total, count = 0.0, 0
+        blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
+        for batch in islice(blocks, self.max_batches):
+            counted = batch["attention_mask"][:, 1:] > 0  # (R, T)
+            total += self.scorer.score(batch["input_ids"])[counted].sum()
+            count += int(counted.sum())
+        self.num_tokens = count
+        loss = float(total / count)
+        return {"val/loss": loss, "val/ppl": perplexity(loss)}
