@@ -23,8 +23,8 @@ RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards n
 class Split:
     """The blocks of one part of a corpus and where they lie.
 
-    `num_tokens + dropped_tokens` is the length of the part in tokens, EOS included. Numbers that a file written
-    elsewhere does not tell (documents, dropped tokens) are 0.
+    `num_tokens + dropped_tokens` is the length of the part in tokens, EOS included. Of a file written elsewhere,
+    `num_tokens` counts what attention_mask covers; documents and dropped tokens are not known and 0.
     """
 
     files: tuple[Path, ...]

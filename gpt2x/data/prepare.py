@@ -80,7 +80,8 @@ def prepare(
     for split in splits:
         if split in records:
             key, files = records[split]
-            made[split] = _add_facts(key, split, open_records(key, files, length, chosen.vocab_size), chosen)
+            known = _known_facts(key, split, files, chosen)
+            made[split] = replace(open_records(key, files, length, chosen.vocab_size), **known)
             digests.append(hash_files(files))
         elif corpus is not None and corpus.has(split):
             made[split], digest, rate = _blocks(dataset, corpus, split, chosen, length, cache)
@@ -181,17 +182,17 @@ def _blocks(
     return Split(files=(directory / name,), **facts), digest, rate
 
 
-def _add_facts(key: str, split: str, found: Split, tokenizer: Tokenizer) -> Split:
-    """What the rows do not tell, from the meta.json that `output=` leaves beside them; as it is without one."""
-    stored = read_meta(found.files[0].parent)
-    if stored is None or split not in stored.get("splits", {}):
-        return found
+def _known_facts(key: str, split: str, files: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the rows do not tell, from the meta.json that `output=` leaves beside them; nothing without one."""
+    stored = read_meta(files[0].parent) or {}
+    if split not in stored.get("splits", {}):
+        return {}
     if stored["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise UserError(
             f"{key} was prepared with another tokenizer. Its own lies beside it: "
-            f"tokenizer.path={found.files[0].parent / 'tokenizer'}; or prepare the text anew for this tokenizer."
+            f"tokenizer.path={files[0].parent / 'tokenizer'}; or prepare the text anew for this tokenizer."
         )
-    return replace(found, **stored["splits"][split])
+    return {name: stored["splits"][split][name] for name in ("num_tokens", "num_documents", "dropped_tokens", "num_words")}
 
 
 def _settings(dataset: DatasetConfig, split: str) -> dict[str, object]:

@@ -232,12 +232,16 @@ def initial_weights(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def load_weights(net: GPT2, weights: Mapping[str, np.ndarray]) -> None:
-    """Set the parameters of `net` from logical tensors; rows of the padded vocabulary become zero."""
+    """Set the parameters of `net` from logical tensors."""
     for name, parameter in net.parameters_and_names():
-        value = np.asarray(weights[name], np.float32)
-        if value.shape != parameter.shape:
-            value = np.pad(value, ((0, parameter.shape[0] - value.shape[0]), (0, 0)))
-        parameter.set_data(Tensor(value))
+        parameter.set_data(Tensor(with_padding(weights[name], parameter.shape)))
+
+
+def with_padding(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An fp32 copy of a logical tensor with zero rows added up to `shape`: those of a padded vocabulary."""
+    padded = np.zeros(shape, np.float32)
+    padded[: value.shape[0]] = value
+    return padded
 
 
 def logical_weights(net: GPT2, model: ModelConfig) -> dict[str, np.ndarray]:

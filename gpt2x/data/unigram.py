@@ -1,0 +1,24 @@
+"""The perplexity that word counts alone reach: what a language model has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.sampling import batches
+
+
+def token_counts(split: Split, vocab_size: int) -> np.ndarray:
+    """How often each id is a target in `split`, int64 (vocab_size,)."""
+    counts = np.zeros(vocab_size, np.int64)
+    for batch in batches(split, batch_size=256, seed=0, epoch=0, shuffle=False, drop_last=False):
+        targets = batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] > 0]
+        counts += np.bincount(targets, minlength=vocab_size)
+    return counts
+
+
+def unigram_perplexity(train: Split, val: Split, vocab_size: int) -> float:
+    """exp of the mean nll of the validation targets under the training targets' frequencies, plus one each."""
+    frequencies = token_counts(train, vocab_size) + 1
+    counts = token_counts(val, vocab_size)
+    return float(np.exp(-(counts * np.log(frequencies / frequencies.sum())).sum() / counts.sum()))

@@ -1,0 +1,94 @@
+"""The forward pass over a key/value cache, as one graph (floor 3).
+
+Rows are padded on the right, so a token's place in its row is its position and its place in the cache: nothing is
+shifted, and prompts of different lengths give what each gives alone. A pad writes keys and values behind the row's
+last token; the mask (key place <= query position) hides them until the tokens that follow overwrite them.
+
+Legend: B batch, T new tokens, S cached positions, D hidden, N heads, H head dim, V (padded) vocab.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from gpt2x import ops as kernels
+from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.model.gpt2 import GPT2, Block
+
+HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
+
+
+class CachedAttention(nn.Cell):
+    """The attention of one block over its own keys and values (B, N, S, H), which stay on the device."""
+
+    def __init__(self, block: Block, batch_size: int, cache_len: int, dtype):
+        super().__init__(auto_prefix=False)
+        self.ln_1, self.attn = block.ln_1, block.attn
+        num_heads, head_dim = block.attn.num_heads, block.attn.head_dim
+        self.shape = (batch_size, num_heads, cache_len, head_dim)
+        self.scale = 1.0 / math.sqrt(head_dim)
+        rows = (batch_size * num_heads * cache_len, head_dim)
+        self.keys = Parameter(initializer("zeros", rows, dtype), name="keys", requires_grad=False)
+        self.values = Parameter(initializer("zeros", rows, dtype), name="values", requires_grad=False)
+        self.write = ops.ScatterUpdate()  # in place: a step costs what it writes, not what is stored
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(axis=-1)
+
+    def construct(self, x, places, mask):
+        """Write the keys and values of x, attend to all that is written.
+
+        x (B, T, D), places (B * N * T,) rows of the cache, mask (B, 1, T, S) -> (B, T, D).
+        """
+        q, k, v = self.attn.queries_keys_values(self.ln_1(x))  # each (B, N, T, H)
+        self.write(self.keys, places, k.reshape(-1, self.shape[-1]))
+        self.write(self.values, places, v.reshape(-1, self.shape[-1]))
+        scores = self.scores(q * self.scale, self.keys.reshape(self.shape))  # (B, N, T, S)
+        weights = self.softmax(ops.cast(scores, ms.float32) + mask)
+        return self.attn.merge(self.mix(ops.cast(weights, q.dtype), self.values.reshape(self.shape)))
+
+
+class Decoder(nn.Cell):
+    """GPT-2 with a cache of one shape; it shares the parameters of `net`, also while they are trained.
+
+    One `construct` serves the prompt (T tokens a row) and each step after it (T = 1): two graphs.
+    """
+
+    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, batch_size: int, cache_len: int):
+        super().__init__(auto_prefix=False)
+        self.net = net
+        dtype = kernels.DTYPES[hardware.precision]
+        self.attentions = nn.CellList(
+            [CachedAttention(block, batch_size, cache_len, dtype) for block in net.h], auto_prefix=False
+        )
+        for layer, attention in enumerate(self.attentions):
+            attention.keys.name, attention.values.name = f"cache.{layer}.keys", f"cache.{layer}.values"
+        self.batch_size, self.num_heads = batch_size, model.num_heads
+        first = np.arange(batch_size * model.num_heads, dtype=np.int32) * cache_len
+        self.first_places = Tensor(first.reshape(batch_size, model.num_heads, 1))
+        self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
+        self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
+
+    def construct(self, ids, positions, last):
+        """The logits of one token a row.
+
+        ids: (B, T) int32.
+        positions: (B, T) int32, the place of each token in its row.
+        last: (B,) int32, the column of ids that holds the row's last token.
+        Returns (B, V) fp32.
+        """
+        length = ids.shape[1]
+        places = (self.first_places + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
+        visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
+        mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
+        x = self.net.embed(ids, positions)  # (B, T, D)
+        for block, attention in zip(self.net.h, self.attentions):
+            x = block.feed_forward(x + attention(x, places, mask), None)
+        rows = ops.arange(self.batch_size).astype(ms.int32) * length + last
+        x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (B, D)
+        return ops.cast(self.net.logits(self.net.ln_f(x)), ms.float32)

@@ -1,0 +1,111 @@
+"""Which checkpoint a run continues from, and in which directory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt2x import checkpoint
+from gpt2x.config import TrainConfig
+from gpt2x.errors import UserError
+from gpt2x.tracking import jsonl
+from gpt2x.tracking.tracker import flatten
+
+# Keys that may change between a run and its continuation without changing a step of it.
+FREE_KEYS = ("resume", "paths", "tracker", "generation", "hardware.memory_gb", "hardware.peak_tflops",
+             "trainer.stop_after_steps", "trainer.log_every_steps", "trainer.eval_every_steps",
+             "trainer.sample_every_steps", "trainer.sample_prompts", "trainer.max_eval_batches",
+             "trainer.checkpoint_every_steps", "trainer.keep_last", "trainer.keep_best")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A verified checkpoint, and the run directory that is written to."""
+
+    saved: checkpoint.Checkpoint
+    run_dir: Path
+    differences: list[str]
+
+
+def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
+    """'key: stored -> now' for every key whose change makes the continuation another run."""
+    now, then = flatten(asdict(config)), flatten(stored)
+    return [
+        f"{key}: {then.get(key)} -> {now.get(key)}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS)
+    ]
+
+
+def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
+    """The checkpoint that `resume=` stands for.
+
+    `auto`: the newest checkpoint under paths.outputs of a run with this configuration; it goes on in that run's
+    directory. A directory: that checkpoint; it goes on in a new run directory, which starts with the metrics up to
+    the checkpoint, so nothing that the old run did later is overwritten.
+
+    Raises:
+        UserError: when there is nothing to resume, or the checkpoint is damaged, holds no optimizer, or is of
+            another model.
+    """
+    assert config.resume is not None
+    if config.resume == "auto":
+        path, run_dir = newest_checkpoint(config), None
+    else:
+        path = Path(config.resume).expanduser()
+        newest = checkpoint.list_checkpoints(path)
+        path, run_dir = (newest[-1] if newest else path), new_run_dir
+    saved = checkpoint.open_checkpoint(path)
+    saved.verify()
+    if "optimizer" not in saved.groups():
+        raise UserError(
+            f"resume={config.resume}: {path} holds weights but no optimizer state, so no run can go on from it; "
+            f"start a new run from it with load={path}"
+        )
+    found = differences(config, saved.run_config)
+    wrong = [line for line in found if line.startswith("model.")]
+    if wrong:
+        raise UserError(f"resume={config.resume}: {path} is of another model ({'; '.join(wrong)}); give its options")
+    if run_dir is None:
+        run_dir = path.parent.parent
+    else:
+        copy_history(path.parent.parent, run_dir, saved.loop_state["step"])
+    return Resumption(saved, run_dir, found)
+
+
+def newest_checkpoint(config: TrainConfig) -> Path:
+    """The newest checkpoint of a run with this configuration."""
+    root = Path(config.paths.outputs).expanduser() / config.task.name
+    candidates = [
+        (found[-1].stat().st_mtime, found[-1])
+        for run in {path.parent for path in root.rglob("checkpoints") if path.is_dir()}
+        if (found := checkpoint.list_checkpoints(run))
+    ]
+    nearest: list[str] = []
+    for _, path in sorted(candidates, reverse=True):
+        unlike = differences(config, yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        if not unlike:
+            return path
+        nearest = nearest or [f"{path.parent.parent} differs in {'; '.join(unlike[:5])}"]
+    raise UserError(
+        f"resume=auto: nothing to resume, since no run under {root} with this configuration has a checkpoint"
+        + (f" ({nearest[0]})" if nearest else "")
+        + "; drop resume to start a new run, or give resume=CHECKPOINT_DIRECTORY"
+    )
+
+
+def copy_history(old_run: Path, new_run: Path, step: int) -> None:
+    """Begin the new run's metrics.jsonl with the old run's lines up to `step`."""
+    source = old_run / "metrics.jsonl"
+    if source.is_file():
+        new_run.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, new_run / "metrics.jsonl")
+        log = jsonl.MetricsLog(new_run / "metrics.jsonl")
+        log.rewind(step)
+        log.close()
+        for aside in new_run.glob("metrics.*.jsonl"):
+            aside.unlink()
