@@ -192,7 +192,9 @@ def _known_facts(key: str, split: str, files: list[Path], tokenizer: Tokenizer) 
             f"{key} was prepared with another tokenizer. Its own lies beside it: "
             f"tokenizer.path={files[0].parent / 'tokenizer'}; or prepare the text anew for this tokenizer."
         )
-    return {name: stored["splits"][split][name] for name in ("num_tokens", "num_documents", "dropped_tokens", "num_words")}
+    return {
+        name: stored["splits"][split][name] for name in ("num_tokens", "num_documents", "dropped_tokens", "num_words")
+    }
 
 
 def _settings(dataset: DatasetConfig, split: str) -> dict[str, object]:
