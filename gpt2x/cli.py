@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt2x import checks
 from gpt2x import config as schema
 from gpt2x.errors import UserError
 
@@ -31,9 +33,9 @@ SCHEMAS: dict[str, type] = {
     "prepare": schema.PrepareConfig,
 }
 VALIDATIONS: dict[str, Callable[[Any], None]] = {
-    "train": schema.validate_train,
-    "evaluate": schema.validate_evaluate,
-    "predict": schema.validate_predict,
+    "train": checks.validate_train,
+    "evaluate": checks.validate_evaluate,
+    "predict": checks.validate_predict,
     "prepare": lambda config: None,
 }
 
@@ -55,7 +57,7 @@ def to_typed(name: str, values: Any) -> Any:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), container)
     except OmegaConfBaseException as error:  # `+model.foo=1` slips past composition, not past this
-        raise UserError(explain(str(error), SCHEMAS[name])) from None
+        raise UserError(explain(error, SCHEMAS[name])) from None
     missing = sorted(OmegaConf.missing_keys(typed))
     if missing:
         raise UserError(f"{missing[0]} has no value: give {missing[0]}=… (missing: {', '.join(missing)})")
@@ -83,15 +85,36 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to `guarded`, which prints them
     register_schemas()
 
+    started: list[bool] = []
+    failures: list[str] = []
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def job(values: Any) -> None:
-        config = to_typed(name, values)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and name in WORKERS:
-            run_in_process_of_its_own(name, config)
-        else:
-            run(config)
+        started.append(True)
+        try:
+            config = to_typed(name, values)
+            if HydraConfig.get().mode == RunMode.MULTIRUN and name in WORKERS:
+                run_in_process_of_its_own(name, config)
+            else:
+                run(config)
+        except UserError as error:  # kept from Hydra, which would print a line of its own and end a sweep
+            failures.append(str(error))
+            with contextlib.suppress(OSError):
+                output_dir().rmdir()  # Hydra makes it for every job; a refused one leaves nothing behind
 
-    sys.exit(guarded(job, SCHEMAS[name]))
+    def guarded_job() -> None:
+        try:
+            job()
+        except OSError as error:
+            if started or error.filename is None:
+                raise
+            raise UserError(
+                f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable"
+            ) from None
+        if failures:
+            raise UserError("; ".join(failures))
+
+    sys.exit(guarded(guarded_job, SCHEMAS[name]))
 
 
 WORKERS = ("train", "evaluate", "predict")
@@ -113,7 +136,8 @@ def run_in_process_of_its_own(name: str, config: Any) -> None:
     environment = os.environ | {RUN_DIR: str(output_dir())}
     code = subprocess.run([sys.executable, "-m", "gpt2x.worker", name, str(path)], env=environment).returncode
     if code:
-        raise SystemExit(code)
+        job = HydraConfig.get().job
+        raise UserError(f"job {job.num} ({job.override_dirname}) failed with status {code}")
 
 
 def guarded(job: Callable[[], Any], root: type | None = None) -> int:
@@ -123,7 +147,7 @@ def guarded(job: Callable[[], Any], root: type | None = None) -> int:
     except UserError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        message = explain(str(error), root)
+        message = explain(error, root or schema.TrainConfig)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -133,32 +157,64 @@ def guarded(job: Callable[[], Any], root: type | None = None) -> int:
     return 2
 
 
-def explain(message: str, root: type | None) -> str:
-    """Hydra's or OmegaConf's message, shortened to what the user needs, with a did-you-mean."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("reference_type=", "object_type=", "full_key:"))]
-    full_key = re.search(r"full_key: (\S+)", message)
-    text = "; ".join(dict.fromkeys(lines))
-    if full_key and full_key.group(1) not in text:
-        text = f"{full_key.group(1)}: {text}"
-    wanted = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
-    group = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+def explain(error: BaseException, root: type) -> str:
+    """Hydra's or OmegaConf's error in one line: the key, what is wrong, and a did-you-mean.
+
+    Hydra wraps OmegaConf's error, which alone knows the key and the value.
+    """
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        parts.append(str(cause))
+        cause = cause.__cause__
+    message = "\n".join(parts)
+    group = re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)/([^'/]+)'", message)
     if group:
         folder, option = group.groups()
         options = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
         return f"{folder}={option} is not an option; {suggestion(option, options)}options: {', '.join(options)}"
-    if wanted and root is not None:
-        key = full_key.group(1) if full_key else wanted.group(1)
-        keys = list(all_keys(root)) + [path.name for path in CONF.iterdir() if path.is_dir()]
-        text = f"{key} is not a key of the configuration"
-        return f"{text}; {suggestion(key, keys)}all keys: add --help".rstrip()
-    return text
+    full_key = re.search(r"full_key: (\S+)", message)
+    unknown = (
+        re.search(r"Could not override '([^']+)'", message)
+        or re.search(r"(?:Key|key) '([^']+)' (?:is )?not in", message)
+        or re.search(r"No match in the defaults list for '([^']+)'", message)
+    )
+    if unknown and "not converted" not in message and "Cannot convert" not in message:
+        key = unknown.group(1)
+        if full_key and full_key.group(1).endswith(key):
+            key = full_key.group(1)
+        return f"{key} is not a key or a group of the configuration; {similar_keys(key, root)}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("reference_type=", "object_type=", "full_key:"))]
+    lines = [line for line in lines if "HYDRA_FULL_ERROR" not in line]
+    override = re.search(r"Error merging override (\S+)", message)
+    if override:
+        return f"{override.group(1)}: {lines[-1]}"
+    key = f"{full_key.group(1)}: " if full_key else ""
+    return key + "; ".join(dict.fromkeys(lines))
 
 
 def suggestion(word: str, choices: list[str]) -> str:
     """'did you mean X? ' or nothing."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def similar_keys(key: str, root: type) -> str:
+    """A did-you-mean, or the keys that stand where `key` was looked for."""
+    keys = all_keys(root) + [path.name for path in CONF.iterdir() if path.is_dir()]
+    parent = key.rpartition(".")[0]
+    siblings = [other for other in keys if other.rpartition(".")[0] == parent]
+    close = suggestion(key, siblings or keys)
+    return close.rstrip() or f"keys there: {', '.join(sorted(set(siblings or keys)))}"
+
+
+def known_models() -> dict[str, schema.ModelConfig]:
+    """The options of `conf/model` by name."""
+    return {
+        path.stem: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.ModelConfig), OmegaConf.load(path)))
+        for path in sorted((CONF / "model").glob("*.yaml"))
+    }  # type: ignore[return-value]
 
 
 def all_keys(root: type, prefix: str = "") -> list[str]:

@@ -44,7 +44,7 @@ class Packer:
         length = self._block_len
         stride = length - 1 if self._separate else length
         rest = np.empty(0, np.int32)
-        for ids in self._encode(pieces, on_chars):
+        for ids in self.encode(pieces, on_chars):
             self.num_tokens += len(ids)
             rest = np.concatenate([rest, ids])
             rows = (len(rest) - (length - stride)) // stride
@@ -60,7 +60,10 @@ class Packer:
             yield block, (np.arange(length)[None] < len(rest)).astype(np.int32)
         self.seconds = time.perf_counter() - started
 
-    def _encode(self, pieces: Iterable[Piece], on_chars: Callable[[int], None]) -> Iterator[np.ndarray]:
+    def encode(
+        self, pieces: Iterable[Piece], on_chars: Callable[[int], None] = lambda chars: None
+    ) -> Iterator[np.ndarray]:
+        """Yield the stream itself in parts of any length, int32 (tokens,)."""
         if not self._tokenizer.cuts_at_whitespace:
             pieces = _join(pieces, self._separate)
         for batch in _grouped(pieces):

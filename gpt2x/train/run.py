@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from gpt2x import checkpoint
+from gpt2x.checks import validate_warmup
 from gpt2x.cli import known_models, output_dir, save_config
-from gpt2x.config import ModelConfig, TrainConfig, validate_warmup
+from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.convert import Source, check_model_matches, check_weights, load_source
 from gpt2x.data.prepare import PreparedData, prepare
 from gpt2x.data.sampling import num_batches
@@ -25,6 +26,8 @@ from gpt2x.runtime.device import measure_peak_tflops, set_up_device
 from gpt2x.runtime.memory import machine_memory_gb
 from gpt2x.tracking import RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.train.resume import Resumption, find_resumption
+
+UNIGRAM_MAX_TOKENS = 50_000_000  # counting more would delay the start
 
 
 def run(config: TrainConfig) -> None:
@@ -69,7 +72,9 @@ def train(config: TrainConfig, data: PreparedData, source: Source | None, resump
     if resumption:
         trainer.restore(resumption.saved)
         trainer.metrics.rewind(trainer.state.step)
-    unigram = unigram_perplexity(data.train, data.val, data.tokenizer.vocab_size) if data.train and data.val else None
+    unigram = None
+    if data.train and data.val and data.train.num_tokens <= UNIGRAM_MAX_TOKENS:
+        unigram = unigram_perplexity(data.train, data.val, data.tokenizer.vocab_size)
     console.panel(f"{config.task.name}: {model.name} on {config.dataset.name}",
                   start_panel(config, data, source, resumption, run_dir, peak_tflops, total_steps, unigram))  # fmt: skip
     say_what_is_dropped(config, data)

@@ -1,0 +1,200 @@
+"""Cross-field checks of a configuration, each with key, value and fix (floor 0; imports no mindspore).
+
+They run before any work and never change the configuration.
+"""
+
+from __future__ import annotations
+
+from gpt2x.config import (
+    CommonConfig,
+    EvaluateConfig,
+    GenerationConfig,
+    ModelConfig,
+    PredictConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from gpt2x.errors import UserError
+
+ACTIVATIONS = ("gelu_new", "gelu", "fast_gelu")
+SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
+PRECISIONS = ("fp32", "fp16", "bf16")
+RECOMPUTES = ("none", "attention", "block")
+PROTOCOLS = ("reference", "strided", "word")
+CORPUS_PROTOCOLS = ("clean", "reference")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError(message) unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
+def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `choices`."""
+    require(value in choices, f"{key}={value} is not known; choose one of: {', '.join(choices)}")
+
+
+def require_at_least(key: str, value: float | None, least: float) -> None:
+    """Raise UserError when `value` is given and below `least`."""
+    require(value is None or value >= least, f"{key}={value} must be at least {least}")
+
+
+def require_share(key: str, value: float | None) -> None:
+    """Raise UserError when `value` is given and not in [0, 1)."""
+    require(value is None or 0 <= value < 1, f"{key}={value} must be at least 0 and below 1")
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Check a model's shape."""
+    for key in ("num_layers", "num_heads", "hidden_size", "max_seq_len", "vocab_size", "ffn_size", "pad_vocab_multiple"):
+        require_at_least(f"model.{key}", getattr(model, key), 1)
+    require(
+        model.hidden_size % model.num_heads == 0,
+        f"model.hidden_size={model.hidden_size} is not divisible by model.num_heads={model.num_heads}; "
+        f"heads that divide it: {', '.join(str(n) for n in range(1, 129) if model.hidden_size % n == 0)}",
+    )
+    require_choice("model.activation", model.activation, ACTIVATIONS)
+    for key in ("dropout", "embedding_dropout", "attention_dropout"):
+        require_share(f"model.{key}", getattr(model, key))
+    require(model.layer_norm_eps > 0, f"model.layer_norm_eps={model.layer_norm_eps} must be above 0")
+
+
+def validate_common(config: CommonConfig) -> None:
+    """Check what every entry point has."""
+    require_choice("hardware.precision", config.hardware.precision, PRECISIONS)
+    require_choice("parallel.recompute", config.parallel.recompute, RECOMPUTES)
+    require(
+        not (config.hardware.device_target == "CPU" and config.hardware.precision == "bf16"),
+        "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale",
+    )
+    require_at_least("seed", config.seed, 0)
+
+
+def validate_generation(generation: GenerationConfig) -> None:
+    """Check decoding options."""
+    require_at_least("generation.max_new_tokens", generation.max_new_tokens, 1)
+    require_at_least("generation.min_new_tokens", generation.min_new_tokens, 0)
+    require(
+        generation.min_new_tokens <= generation.max_new_tokens,
+        f"generation.min_new_tokens={generation.min_new_tokens} exceeds "
+        f"generation.max_new_tokens={generation.max_new_tokens}",
+    )
+    require_at_least("generation.batch_size", generation.batch_size, 1)
+    require_at_least("generation.temperature", generation.temperature, 0)
+    require_at_least("generation.top_k", generation.top_k, 0)
+    top_p = generation.top_p
+    require(top_p is None or 0 < top_p <= 1, f"generation.top_p={top_p} must be above 0 and at most 1")
+    require(
+        generation.repetition_penalty > 0,
+        f"generation.repetition_penalty={generation.repetition_penalty} must be above 0 (1 is off)",
+    )
+    sampling = [key for key in ("temperature", "top_k", "top_p") if getattr(generation, key)]
+    require(
+        generation.do_sample is not False or not sampling,
+        f"generation.do_sample=false decodes greedily, so generation.{', generation.'.join(sampling)} "
+        "would have no effect; drop them or use generation.do_sample=true",
+    )
+    require(
+        not (generation.do_sample and generation.temperature == 0),
+        "generation.temperature=0 is greedy decoding; drop generation.do_sample=true or raise the temperature",
+    )
+
+
+def validate_train(config: TrainConfig) -> None:
+    """Check `train.py`'s configuration across fields, before any work is done."""
+    validate_common(config)
+    validate_model(config.model)
+    validate_generation(config.generation)
+    require_choice("schedule.name", config.schedule.name, SCHEDULES)
+    require_choice("dataset.protocol", config.dataset.protocol, CORPUS_PROTOCOLS)
+    trainer, schedule = config.trainer, config.schedule
+    for key in ("max_steps", "max_epochs", "global_batch_size", "micro_batch_size", "seq_len", "log_every_steps",
+                "eval_every_steps", "sample_every_steps", "checkpoint_every_steps", "max_eval_batches", "keep_last",
+                "stop_after_steps"):  # fmt: skip
+        require_at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    require(
+        trainer.max_steps is not None or trainer.max_epochs is not None,
+        "trainer.max_steps and trainer.max_epochs are both null; give one of them",
+    )
+    require(
+        trainer.global_batch_size % trainer.micro_batch_size == 0,
+        f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of "
+        f"trainer.micro_batch_size={trainer.micro_batch_size}",
+    )
+    require(
+        trainer.seq_len <= config.model.max_seq_len,
+        f"trainer.seq_len={trainer.seq_len} exceeds model.max_seq_len={config.model.max_seq_len}: "
+        f"use trainer.seq_len={config.model.max_seq_len} or less",
+    )
+    require(
+        trainer.grad_clip is None or trainer.grad_clip > 0,
+        f"trainer.grad_clip={trainer.grad_clip} must be above 0; null switches it off",
+    )
+    require(
+        config.optimizer.learning_rate > 0, f"optimizer.learning_rate={config.optimizer.learning_rate} must be above 0"
+    )
+    for key in ("beta1", "beta2"):
+        require_share(f"optimizer.{key}", getattr(config.optimizer, key))
+    require_at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    require(
+        schedule.warmup_steps is None or schedule.warmup_ratio is None,
+        f"schedule.warmup_steps={schedule.warmup_steps} and schedule.warmup_ratio={schedule.warmup_ratio} "
+        "are both given; set one of them to null",
+    )
+    require_at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    require_share("schedule.warmup_ratio", schedule.warmup_ratio)
+    require(0 <= schedule.final_ratio <= 1, f"schedule.final_ratio={schedule.final_ratio} must be between 0 and 1")
+    if trainer.max_steps is not None:
+        validate_warmup(schedule, trainer.max_steps)
+    require(
+        config.load is not None or config.resume is not None or not config.task.requires_load,
+        f"task={config.task.name} starts from trained weights: give load=DIR (a gpt2x checkpoint or a Hugging Face "
+        "directory), or use task=pretrain",
+    )
+    require(
+        config.load is None or config.resume is None,
+        f"load={config.load} and resume={config.resume} are both given: load starts a new run from weights, "
+        "resume continues a run; drop one",
+    )
+
+
+def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
+    """Refuse a warmup that leaves no step at the peak rate (the reference's 2000 on WikiText-2)."""
+    require(
+        (schedule.warmup_steps or 0) < total_steps,
+        f"schedule.warmup_steps={schedule.warmup_steps} is not below the run's {total_steps} steps, so the peak rate "
+        "would never be held; use fewer, or schedule.warmup_steps=null schedule.warmup_ratio=0.1",
+    )
+
+
+def validate_evaluate(config: EvaluateConfig) -> None:
+    """Check `evaluate.py`'s configuration."""
+    validate_common(config)
+    require(
+        config.load is not None,
+        "load=null: evaluate.py evaluates trained weights, never random ones; give load=DIR "
+        "(a gpt2x checkpoint or a Hugging Face directory)",
+    )
+    for protocol in config.evaluation.protocols:
+        require_choice("evaluation.protocols", protocol, PROTOCOLS)
+    require(bool(config.evaluation.protocols), f"evaluation.protocols=[] is empty; choose from: {', '.join(PROTOCOLS)}")
+    require_choice("evaluation.split", config.evaluation.split, ("train", "val"))
+    require_choice("dataset.protocol", config.dataset.protocol, CORPUS_PROTOCOLS)
+    for key in ("stride", "seq_len", "batch_size"):
+        require_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 1)
+
+
+def validate_predict(config: PredictConfig) -> None:
+    """Check `predict.py`'s configuration."""
+    validate_common(config)
+    validate_generation(config.generation)
+    require(
+        config.load is not None,
+        "load=null: predict.py needs trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face directory)",
+    )
+    require(
+        (config.prompts is None) != (config.prompts_file is None),
+        f"prompts={config.prompts} and prompts_file={config.prompts_file}: give exactly one of them, as "
+        "'prompts=[\"Once upon a time\"]' or prompts_file=FILE",
+    )

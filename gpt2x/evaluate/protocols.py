@@ -1,0 +1,146 @@
+"""Three ways to state a perplexity (docs/evaluation.md says what each is comparable with).
+
+All of them score windows of one length in batches of one size, so that one graph serves them.
+Legend: B batch, R <= B rows of a batch, L window length (`seq_len`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.sampling import batches
+from gpt2x.errors import UserError
+from gpt2x.evaluate.scoring import Scorer, perplexity
+from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
+
+Track = Callable[[Iterable[Window], int], Iterable[Window]]  # shows progress over that many windows
+
+
+@dataclass(frozen=True)
+class Result:
+    """A perplexity and what it counts."""
+
+    protocol: str
+    loss: float  # nats a unit
+    ppl: float  # exp(loss)
+    unit: str
+    num_units: int
+    num_tokens: int  # scored, each once
+    num_windows: int
+    dropped_tokens: int  # at the end of the text, in no window
+    total_nll: float  # nats, over the tokens scored
+    seq_len: int
+    stride: int
+
+
+def reference(
+    scorer: Scorer, source: TokenStream | Split, seq_len: int, track: Track = lambda found, total: found
+) -> Result:
+    """MindFormers' PerplexityMetric on its evaluation blocks.
+
+    Blocks of L tokens that share nothing, L - 1 of each scored; the tail is dropped. Loss: the mean over batches,
+    unweighted, of each batch's mean over tokens.
+
+    Args:
+        scorer: made with the batch size B.
+        source: text, or the rows of MindRecord files as they are.
+        seq_len: L.
+        track: shows progress.
+    """
+    if isinstance(source, Split):
+        blocks, num_blocks, dropped = _rows(source, scorer.batch_size), source.num_blocks, 0
+    else:
+        num_blocks, dropped = divmod(source.num_tokens, seq_len)
+        if num_blocks == 0:
+            raise UserError(
+                f"the text has {source.num_tokens} tokens, fewer than one block of evaluation.seq_len={seq_len}: give "
+                f"more text, evaluation.seq_len={max(source.num_tokens, 2)} or less, or evaluation.protocols=[strided]"
+            )
+        blocks = islice(windows(source, seq_len, seq_len), num_blocks)
+    means, total, count = [], 0.0, 0
+    for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len):
+        means.append(nll.sum() / counts.sum())
+        total, count = total + float(nll.sum()), count + int(counts.sum())
+    loss = float(np.mean(means))
+    return Result(
+        "reference", loss, perplexity(loss), "token", count, count, num_blocks, dropped, total, seq_len, seq_len
+    )
+
+
+def strided(
+    scorer: Scorer, stream: TokenStream, seq_len: int, stride: int, track: Track = lambda found, total: found
+) -> Result:
+    """Hugging Face's loop (transformers, "Perplexity of fixed-length models").
+
+    Windows of L tokens, `stride` apart; each scores the tokens that no window held before, the stream's first token
+    excepted. The loss weighs the mean of each window by the number of its new tokens less one, as that loop does:
+    right for the first window, whose first token has no prediction, one too few for the others.
+    """
+    require_tokens(stream, 2)
+    total, weighted, weights, count = 0.0, 0.0, 0, 0
+    number = num_windows(stream.num_tokens, seq_len, stride)
+    for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len):
+        weighted += float((nll / np.maximum(counts, 1) * (num_new - 1)).sum())
+        weights += int((num_new - 1).sum())
+        total, count = total + float(nll.sum()), count + int(counts.sum())
+    loss = weighted / weights
+    return Result("strided", loss, perplexity(loss), "token", count, count, number, 0, total, seq_len, stride)
+
+
+def word(
+    scorer: Scorer,
+    stream: TokenStream,
+    seq_len: int,
+    stride: int,
+    eos_id: int,
+    track: Track = lambda found, total: found,
+) -> Result:
+    """The nll of the whole text, spread over its words (WikiText: Merity et al., arXiv:1609.07843).
+
+    Every token is scored once, the first one behind an EOS, in windows as those of `strided`; the sum is divided by
+    the number of words, whatever the tokenizer made of them.
+    """
+    require_tokens(stream, 1)
+    total, count = 0.0, 0
+    parts = chain([np.array([eos_id], np.int32)], stream)
+    number = num_windows(stream.num_tokens + 1, seq_len, stride)
+    for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len):
+        total, count = total + float(nll.sum()), count + int(counts.sum())
+    num_words, unit = stream.words
+    loss = total / num_words
+    return Result("word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride)
+
+
+def require_tokens(stream: TokenStream, least: int) -> None:
+    """Refuse a text too short to predict anything in."""
+    if stream.num_tokens < least:
+        raise UserError(f"the text has {stream.num_tokens} tokens, too few to evaluate; give more text")
+
+
+def _rows(split: Split, batch_size: int) -> Iterator[Window]:
+    """The rows of MindRecord files, without their padding."""
+    for batch in batches(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            yield Window(ids[: mask.sum()], int(mask.sum()))
+
+
+def _score(
+    scorer: Scorer, found: Iterable[Window], length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, for each batch of windows: summed nll of the new tokens, how many were scored, `num_new`; (R,) each."""
+    found = iter(found)
+    while batch := list(islice(found, scorer.batch_size)):
+        ids = np.zeros((len(batch), length), np.int32)  # (R, L); a causal model never sees the padding behind
+        for row, window in zip(ids, batch, strict=True):
+            row[: len(window.ids)] = window.ids
+        end = np.array([len(window.ids) for window in batch])
+        num_new = np.array([window.num_new for window in batch])
+        position = np.arange(1, length)  # of the token that a column scores; token 0 has no prediction
+        is_counted = (position >= (end - num_new)[:, None]) & (position < end[:, None])  # (R, L - 1)
+        nll = np.where(is_counted, scorer.score(ids), 0.0)
+        yield nll.sum(axis=1), is_counted.sum(axis=1), num_new

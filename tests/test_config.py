@@ -1,0 +1,156 @@
+"""Every option composes without mindspore, and every mistake is answered with key, value and fix."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from gpt2x import cli
+from gpt2x.config import ModelConfig
+from gpt2x.errors import UserError
+from gpt2x.model import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+PARAMETERS = {
+    "gpt2_small": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "gpt2_13b": 12_853_386_240,
+    "gpt2_52b": 51_966_533_632,
+}
+
+
+def typed(name: str, *overrides: str):
+    cli.register_schemas()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return cli.to_typed(name, compose(name, overrides=list(overrides)))
+
+
+def entry_of(group: str, option: str) -> str:
+    return "predict" if (group, option) == ("experiment", "predict_small") else "train"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_composes(group, option):
+    extra = ["load=somewhere", "prompts=[a]"] if entry_of(group, option) == "predict" else ["load=somewhere"]
+    overrides = [f"{group}={option}", *extra]
+    if option == "gpt2_52b":
+        overrides.append("trainer.seq_len=128")
+    config = typed(entry_of(group, option), *overrides)
+    if group not in ("experiment", "paths"):
+        assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "prepare"])
+def test_every_entry_point_composes(name):
+    extra = {"evaluate": ["load=x"], "predict": ["load=x", "prompts=[a]"]}.get(name, [])
+    assert typed(name, *extra)
+
+
+def test_composition_imports_no_mindspore():
+    code = (
+        "import sys; from tests.test_config import typed; typed('train', 'model=gpt2_52b', 'trainer.seq_len=64');"
+        "heavy = {'mindspore', 'torch', 'mlflow', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
+def test_parameter_counts_from_config(name, expected):
+    assert stats.num_params(cli.known_models()[name]) == expected
+
+
+def test_a_lower_bound_of_the_flops():
+    small = cli.known_models()["gpt2_small"]
+    assert stats.train_flops_per_token(small, 1024) == pytest.approx(6 * 123.5e6 + 3 * 12 * 2 * 768 * 1024, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.num_heads=3"], ["model.hidden_size=128", "model.num_heads=3", "1, 2, 4, 8"]),
+        (["trainer.seq_len=512"], ["trainer.seq_len=512", "model.max_seq_len=256", "trainer.seq_len=256"]),
+        (["trainer.global_batch_size=24"], ["trainer.global_batch_size=24", "trainer.micro_batch_size=16"]),
+        (["model.activation=relu"], ["model.activation=relu", "gelu_new, gelu, fast_gelu"]),
+        (["model.dropout=1.5"], ["model.dropout=1.5"]),
+        (["trainer.max_epochs=null"], ["trainer.max_steps", "trainer.max_epochs"]),
+        (["trainer.max_steps=50", "schedule.warmup_steps=2000"], ["schedule.warmup_steps=2000", "50 steps"]),
+        (["schedule.warmup_steps=1", "schedule.warmup_ratio=0.1"], ["schedule.warmup_steps=1", "warmup_ratio=0.1"]),
+        (["task=finetune"], ["task=finetune", "load=DIR"]),
+        (["optimizer.learning_rate=0"], ["optimizer.learning_rate=0"]),
+        (["hardware.precision=bf16"], ["hardware.precision=bf16", "fp32"]),
+        (["generation.do_sample=false"], ["generation.do_sample=false", "temperature"]),
+        (["generation.top_p=0"], ["generation.top_p=0"]),
+        (["trainer.grad_clip=0"], ["trainer.grad_clip=0", "null"]),
+        (["+model.colour=red"], ["model.colour"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_mistakes_in_train(overrides, parts):
+    with pytest.raises(UserError) as caught:
+        typed("train", *overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parts"),
+    [
+        ("evaluate", [], ["load=null", "random"]),
+        ("evaluate", ["load=x", "evaluation.protocols=[strode]"], ["strode", "strided"]),
+        ("predict", ["prompts=[a]"], ["load=null"]),
+        ("predict", ["load=x"], ["prompts", "prompts_file"]),
+        ("predict", ["load=x", "prompts=[a]", "generation.min_new_tokens=99"], ["generation.min_new_tokens=99"]),
+    ],
+)
+def test_mistakes_elsewhere(name, overrides, parts):
+    with pytest.raises(UserError) as caught:
+        typed(name, *overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=gpt2_smal", "error: model=gpt2_smal is not an option; did you mean gpt2_small?"),
+        ("trainer.seqlen=3", "error: trainer.seqlen is not a key or a group of the configuration; did you mean"),
+        ("modell=gpt2_small", "error: modell is not a key or a group of the configuration; did you mean model?"),
+        ("trainer.max_steps=many", "error: trainer.max_steps=many: Value 'many' of type 'str'"),
+        ("model.num_heads=3", "error: model.hidden_size=128 is not divisible by model.num_heads=3"),
+    ],
+)
+def test_the_command_line_answers_in_one_line(override, message, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), override, f"paths.outputs={tmp_path}/out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_output_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "train.py"), f"paths.outputs={tmp_path}/file/out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write")
+    assert "paths.outputs=" in done.stderr
+
+
+def test_padded_vocabulary():
+    model = ModelConfig(name="x", num_layers=1, num_heads=1, hidden_size=8, max_seq_len=8, pad_vocab_multiple=128)
+    assert stats.padded_vocab_size(model) == 50_304
+    assert stats.tensor_shapes(model)["wte.weight"] == (50_257, 8)
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = typed("train", "model=gpt2_small", "trainer.max_steps=7")
+    cli.save_config(config, tmp_path / "config.yaml")
+    assert cli.load_config("train", tmp_path / "config.yaml") == config
