@@ -23,12 +23,12 @@ from gpt2x.model.gpt2 import GPT2, Block
 HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
 
 
-class CachedAttention(nn.Cell):
-    """The attention of one block over its own keys and values (B, N, S, H), which stay on the device."""
+class CachedBlock(nn.Cell):
+    """A block of the model with the keys and values (B, N, S, H) of its attention, which stay on the device."""
 
     def __init__(self, block: Block, batch_size: int, cache_len: int, dtype):
         super().__init__(auto_prefix=False)
-        self.ln_1, self.attn = block.ln_1, block.attn
+        self.block = block
         num_heads, head_dim = block.attn.num_heads, block.attn.head_dim
         self.shape = (batch_size, num_heads, cache_len, head_dim)
         self.scale = 1.0 / math.sqrt(head_dim)
@@ -41,16 +41,17 @@ class CachedAttention(nn.Cell):
         self.softmax = ops.Softmax(axis=-1)
 
     def construct(self, x, places, mask):
-        """Write the keys and values of x, attend to all that is written.
+        """The block on new tokens: write their keys and values, attend to all that is written.
 
         x (B, T, D), places (B * N * T,) rows of the cache, mask (B, 1, T, S) -> (B, T, D).
         """
-        q, k, v = self.attn.queries_keys_values(self.ln_1(x))  # each (B, N, T, H)
+        q, k, v = self.block.attn.queries_keys_values(self.block.ln_1(x))  # each (B, N, T, H)
         self.write(self.keys, places, k.reshape(-1, self.shape[-1]))
         self.write(self.values, places, v.reshape(-1, self.shape[-1]))
         scores = self.scores(q * self.scale, self.keys.reshape(self.shape))  # (B, N, T, S)
         weights = self.softmax(ops.cast(scores, ms.float32) + mask)
-        return self.attn.merge(self.mix(ops.cast(weights, q.dtype), self.values.reshape(self.shape)))
+        x = x + self.block.attn.merge(self.mix(ops.cast(weights, q.dtype), self.values.reshape(self.shape)))
+        return self.block.feed_forward(x, None)
 
 
 class Decoder(nn.Cell):
@@ -63,11 +64,10 @@ class Decoder(nn.Cell):
         super().__init__(auto_prefix=False)
         self.net = net
         dtype = kernels.DTYPES[hardware.precision]
-        self.attentions = nn.CellList(
-            [CachedAttention(block, batch_size, cache_len, dtype) for block in net.h], auto_prefix=False
-        )
-        for layer, attention in enumerate(self.attentions):
-            attention.keys.name, attention.values.name = f"cache.{layer}.keys", f"cache.{layer}.values"
+        blocks = [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h]
+        for layer, block in enumerate(blocks):
+            block.keys.name, block.values.name = f"cache.{layer}.keys", f"cache.{layer}.values"
+        self.blocks = nn.CellList(blocks, auto_prefix=False)
         self.batch_size, self.num_heads = batch_size, model.num_heads
         first = np.arange(batch_size * model.num_heads, dtype=np.int32) * cache_len
         self.first_places = Tensor(first.reshape(batch_size, model.num_heads, 1))
@@ -87,8 +87,8 @@ class Decoder(nn.Cell):
         visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
         mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
         x = self.net.embed(ids, positions)  # (B, T, D)
-        for block, attention in zip(self.net.h, self.attentions):
-            x = block.feed_forward(x + attention(x, places, mask), None)
+        for block in self.blocks:
+            x = block(x, places, mask)
         rows = ops.arange(self.batch_size).astype(ms.int32) * length + last
         x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (B, D)
         return ops.cast(self.net.logits(self.net.ln_f(x)), ms.float32)

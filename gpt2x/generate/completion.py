@@ -1,0 +1,255 @@
+"""Prompts in, completions out: batches, graphs, and the loop over tokens (floor 3).
+
+Legend: B batch, T tokens, V vocab.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import Tensor
+
+from gpt2x.config import GenerationConfig, HardwareConfig, ModelConfig
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+from gpt2x.generate import sampling
+from gpt2x.generate.decoder import Decoder
+from gpt2x.generate.streaming import TextStream
+from gpt2x.model.gpt2 import GPT2
+
+LEAST_BUCKET = 32  # tokens; shorter texts share one graph
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt became.
+
+    Attributes:
+        prompt: as it was given.
+        completion: the text of the new tokens, without the EOS that ended it.
+        ids: the new tokens, with that EOS.
+        num_tokens: how many they are.
+        tokens_per_s: num_tokens over the seconds from the start of the row's batch, the prompt included, to its own
+            last token. Compilation of graphs is left out.
+        finish_reason: "eos", or "length" at max_new_tokens.
+    """
+
+    prompt: str
+    completion: str
+    ids: list[int]
+    num_tokens: int
+    tokens_per_s: float
+    finish_reason: str
+
+
+@dataclass
+class Row:
+    """A prompt while it is completed."""
+
+    index: int  # among the prompts of the call
+    prompt: list[int]
+    new: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> list[int]:
+        """All ids so far."""
+        return self.prompt + self.new
+
+
+def bucket(length: int, max_seq_len: int) -> int:
+    """The next power of two, LEAST_BUCKET at least and max_seq_len at most: each bucket is one graph."""
+    return min(max(LEAST_BUCKET, 1 << (length - 1).bit_length()), max_seq_len)
+
+
+class Generator:
+    """Completes prompts with the parameters that `net` has at the time of the call.
+
+    Graphs are compiled when a shape (batch, cache, prompt; lengths in powers of two) is first met, and kept.
+
+    Attributes:
+        compile_seconds: spent on compilation so far.
+        decode_seconds: spent on decoding so far.
+    """
+
+    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, tokenizer: Tokenizer):
+        self.net, self.model, self.hardware, self.tokenizer = net, model, hardware, tokenizer
+        self.compile_seconds = self.decode_seconds = 0.0
+        self._decoders: dict[tuple[int, int], Decoder] = {}
+        self._compiled: set[tuple[int, int, int]] = set()
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        seed: int,
+        on_text: Callable[[int, str], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Complete texts; an empty one starts from EOS.
+
+        Args:
+            prompts: decoded in batches of generation.batch_size, the longest first.
+            config: decoding options.
+            seed: of sampling; config.seed is the caller's to choose from.
+            on_text: gets (index of the prompt, text) as text comes, whole characters only.
+            on_completion: gets (index of the prompt, completion) as each is done.
+
+        Returns:
+            Completions in the order of the prompts.
+
+        Raises:
+            UserError: a prompt that does not fit the window, an EOS outside the vocabulary, logits not finite.
+        """
+        streams = [TextStream(self.tokenizer) for _ in prompts]
+        texts = [""] * len(prompts)
+        completions: dict[int, Completion] = {}
+
+        def on_token(row: Row) -> None:
+            index, ended = row.index, row.finish_reason is not None
+            piece = "" if row.finish_reason == "eos" else streams[index].push(row.new[-1])
+            piece += streams[index].end() if ended else ""
+            texts[index] += piece
+            if piece and on_text:
+                on_text(index, piece)
+            if ended:
+                num_tokens = len(row.new)
+                completions[index] = Completion(
+                    prompts[index], texts[index], row.new, num_tokens, num_tokens / row.seconds, row.finish_reason
+                )
+                if on_completion:
+                    on_completion(index, completions[index])
+
+        self._decode(self.encode(prompts), config, seed, on_token)
+        return [completions[index] for index in range(len(prompts))]
+
+    def generate_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int) -> list[list[int]]:
+        """`complete` on tokens: the new ids of each prompt, the EOS that ended it included."""
+        return [row.new for row in self._decode(prompts, config, seed, lambda row: None)]
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The ids of each prompt.
+
+        Raises:
+            UserError: text that is no Unicode.
+        """
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                prompt.encode("utf-8")
+            except UnicodeEncodeError as error:  # bytes of the command line that were not UTF-8
+                raise UserError(f"prompt {number} ({excerpt(prompt)}) is not valid UTF-8: {error.reason}") from None
+        return [ids or [self.tokenizer.eos_id] for ids in self.tokenizer.encode_batch(prompts)]
+
+    def check(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
+        """Refuse what cannot be decoded, before any work.
+
+        Raises:
+            UserError: naming the prompt by its number, from 1.
+        """
+        window, size = self.model.max_seq_len, self.model.vocab_size
+        for token in self.eos_ids(config):
+            if not 0 <= token < size:
+                raise UserError(f"generation.eos_ids: {token} is no token of the model (model.vocab_size={size})")
+        for number, ids in enumerate(prompts, 1):
+            if not ids:
+                raise UserError(f"prompt {number} has no token: start it with EOS ({self.tokenizer.eos_id})")
+            if not 0 <= min(ids) <= max(ids) < size:
+                raise UserError(f"prompt {number} has a token outside the vocabulary (model.vocab_size={size})")
+            if len(ids) + config.max_new_tokens > window:
+                room = window - len(ids)
+                fix = f"use generation.max_new_tokens={room} or less, or shorten the prompt"
+                if room < 1:
+                    fix = f"shorten the prompt to {max(1, window - config.max_new_tokens)} tokens or fewer"
+                raise UserError(
+                    f"prompt {number} ({excerpt(self.tokenizer.decode(ids))}) has {len(ids)} tokens: with "
+                    f"generation.max_new_tokens={config.max_new_tokens} it exceeds model.max_seq_len={window}; {fix}"
+                )
+
+    def eos_ids(self, config: GenerationConfig) -> list[int]:
+        """The tokens that end a completion."""
+        return [self.tokenizer.eos_id] if config.eos_ids is None else list(config.eos_ids)
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
+    ) -> list[Row]:
+        """Complete every prompt; `on_token` sees a row after each of its tokens."""
+        self.check(prompts, config)
+        rows = [Row(index, list(ids)) for index, ids in enumerate(prompts)]
+        batch_size = min(config.batch_size, len(rows))  # of the last batch too: another size is another graph
+        order = sorted(rows, key=lambda row: len(row.prompt), reverse=True)
+        for start in range(0, len(order), max(1, batch_size)):
+            self._decode_batch(order[start : start + batch_size], batch_size, config, seed, on_token)
+        return rows
+
+    def _decode_batch(
+        self, rows: list[Row], batch_size: int, config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
+    ) -> None:
+        longest = max(len(row.prompt) for row in rows)
+        width = bucket(longest, self.model.max_seq_len)
+        cache_len = bucket(longest + config.max_new_tokens, self.model.max_seq_len)
+        decoder = self._decoder(batch_size, cache_len, (width, 1))
+        eos_ids = self.eos_ids(config)
+
+        ids = np.zeros((batch_size, width), np.int32)
+        positions = np.tile(np.arange(width, dtype=np.int32), (batch_size, 1))
+        last = np.zeros(batch_size, np.int32)
+        for place, row in enumerate(rows):
+            ids[place, : len(row.prompt)] = row.prompt
+            last[place] = len(row.prompt) - 1
+        start = time.perf_counter()
+        for step in range(config.max_new_tokens):
+            active = [place for place, row in enumerate(rows) if row.finish_reason is None]
+            if not active:
+                break
+            logits = decoder(Tensor(ids), Tensor(positions), Tensor(last)).asnumpy()  # (B, V)
+            logits = logits[active, : self.model.vocab_size]
+            if not np.isfinite(logits).all():
+                raise UserError(
+                    "the model's logits are not finite: its weights are damaged, or "
+                    f"hardware.precision={self.hardware.precision} overflows; try hardware.precision=fp32"
+                )
+            tokens = sampling.next_tokens(
+                logits,
+                [rows[place].text for place in active],
+                [sampling.draw(seed, rows[place].index, step) for place in active],
+                config,
+                eos_ids if step < config.min_new_tokens else (),
+            )
+            # rows that have ended rewrite place 0 of their own cache, which nobody reads
+            ids, positions = np.zeros((2, batch_size, 1), np.int32)
+            last = np.zeros(batch_size, np.int32)
+            for place, token in zip(active, tokens, strict=True):
+                row = rows[place]
+                ids[place], positions[place] = token, len(row.text)
+                row.new.append(token)
+                row.seconds = time.perf_counter() - start
+                if token in eos_ids:
+                    row.finish_reason = "eos"
+                elif len(row.new) == config.max_new_tokens:
+                    row.finish_reason = "length"
+                on_token(row)
+        self.decode_seconds += time.perf_counter() - start
+
+    def _decoder(self, batch_size: int, cache_len: int, widths: tuple[int, ...]) -> Decoder:
+        """The decoder of this shape, its graphs for `widths` new tokens compiled."""
+        start = time.perf_counter()
+        decoder = self._decoders.get((batch_size, cache_len))
+        if decoder is None:
+            decoder = Decoder(self.net, self.model, self.hardware, batch_size, cache_len)
+            self._decoders[batch_size, cache_len] = decoder
+        for width in widths:
+            if (batch_size, cache_len, width) not in self._compiled:
+                tokens = Tensor(np.zeros((batch_size, width), np.int32))
+                decoder.compile(tokens, tokens, Tensor(np.zeros(batch_size, np.int32)))
+                self._compiled.add((batch_size, cache_len, width))
+        self.compile_seconds += time.perf_counter() - start
+        return decoder
+
+
+def excerpt(text: str, length: int = 40) -> str:
+    """The beginning of a text, quoted, for a message."""
+    return repr(text if len(text) <= length else text[:length] + "…")

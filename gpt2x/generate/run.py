@@ -1,0 +1,187 @@
+"""What `predict.py` does: prompts from the command line or a file, completions to the terminal or a JSONL file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from rich.text import Text
+
+from gpt2x.config import PredictConfig
+from gpt2x.data.files import read_lines, require_file
+from gpt2x.errors import UserError
+from gpt2x.generate.completion import Completion, Generator
+from gpt2x.pretrained import load_pretrained
+from gpt2x.runtime.console import Console, console
+from gpt2x.runtime.device import set_up_device
+
+
+def run(config: PredictConfig) -> None:
+    """Complete the prompts of `config`.
+
+    Raises:
+        UserError: for a mistake in prompts, output, model or decoding options; all but those that need the model's
+            tokenizer before anything is loaded.
+    """
+    prompts = read_prompts(config)
+    with results_stream(config.output) as stream:
+        set_up_device(config.hardware)
+        pretrained = load_pretrained(config.load, config.hardware, config.tokenizer)
+        generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer)
+        seed = config.seed if config.generation.seed is None else config.generation.seed
+        shown = Shown(prompts)
+        is_live = stream is None and console.is_interactive
+        streams_text = is_live and min(config.generation.batch_size, len(prompts)) == 1
+        completions = generator.complete(
+            prompts,
+            config.generation,
+            seed,
+            on_text=shown.text if streams_text else None,
+            on_completion=shown.completion if is_live else None,
+        )
+        for index, completion in enumerate(completions):
+            if stream is not None:
+                stream.write(json_line(completion))
+            elif not is_live:
+                shown.completion(index, completion)
+    num_tokens = sum(completion.num_tokens for completion in completions)
+    where = "" if config.output in (None, "-") else f" -> {config.output}"
+    Console(sys.stderr).notice(
+        f"{len(completions)} completions{where}, {num_tokens} tokens in {generator.decode_seconds:.1f} s: "
+        f"{num_tokens / generator.decode_seconds:.1f} tokens/s "
+        f"(compiling graphs, {generator.compile_seconds:.1f} s, is not counted)"
+    )
+
+
+def json_line(completion: Completion) -> str:
+    """A line of the JSONL output."""
+    values = {
+        "prompt": completion.prompt,
+        "completion": completion.completion,
+        "num_tokens": completion.num_tokens,
+        "tokens_per_s": round(completion.tokens_per_s, 3),
+    }
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def read_prompts(config: PredictConfig) -> list[str]:
+    """The prompts of the command line, or of a .txt (a prompt a line, blank lines left out) or .jsonl file.
+
+    Raises:
+        UserError: no prompts, or a file that cannot be read, with the line.
+    """
+    if config.prompts_file is None:
+        if not config.prompts:
+            raise UserError("prompts=[] is empty: give at least one, as 'prompts=[\"Once upon a time\"]'")
+        return config.prompts
+    path = require_file(Path(config.prompts_file).expanduser(), "prompts_file")
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl"):
+        raise UserError(
+            f"prompts_file={path}: files ending in {suffix or 'nothing'!r} cannot be read; "
+            "give a .txt (a prompt a line) or a .jsonl (key `prompt`)"
+        )
+    lines = [(number, line.rstrip("\n")) for number, line in enumerate(read_lines(path), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"prompts_file={path} has only blank lines: give a prompt a line")
+    return [line if suffix == ".txt" else json_prompt(path, number, line) for number, line in lines]
+
+
+def json_prompt(path: Path, number: int, line: str) -> str:
+    """The key `prompt` of a line of JSON.
+
+    Raises:
+        UserError: naming the file and the line.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number} is not JSON: {error}. Correct or remove the line.") from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise UserError(f'{path}, line {number} is no JSON object with a text `prompt`, such as {{"prompt": "To be"}}.')
+    return row["prompt"]
+
+
+@contextmanager
+def results_stream(output: str | None) -> Iterator[IO[str] | None]:
+    """Where JSON lines go: None for none, "-" for stdout, else a file.
+
+    A file is written beside its place as `.NAME.partial-PID`, which takes the place when the block has ended without
+    a fault: an older file of that name stays whole until then, and stays when the run fails.
+
+    Raises:
+        UserError: it cannot be written; before the block.
+    """
+    if output is None:
+        yield None
+        return
+    if output == "-":
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    target = Path(output).expanduser().resolve()
+    is_device = target.exists() and not target.is_file() and not target.is_dir()  # /dev/null, a pipe
+    partial = target if is_device else target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(None, "the file that is there is read-only")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stream = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror or error}; give another file") from None
+    try:
+        with stream:
+            yield stream
+        if not is_device:
+            partial.replace(target)
+    finally:
+        if not is_device:
+            partial.unlink(missing_ok=True)
+
+
+@dataclass
+class Shown:
+    """Completions as text for a reader: number, prompt, completion, and how it went."""
+
+    prompts: list[str]
+    begun: set[int] = field(default_factory=set)
+
+    def begin(self, index: int) -> None:
+        """Show the prompt."""
+        self.begun.add(index)
+        if len(self.prompts) > 1:
+            self._print(f"[{index + 1}] ", "dim")
+        self._print(self.prompts[index], "bold")
+
+    def text(self, index: int, text: str) -> None:
+        """Show a piece of a completion as it comes."""
+        if index not in self.begun:
+            self.begin(index)
+        self._print(text)
+
+    def completion(self, index: int, completion: Completion) -> None:
+        """Show a completion, or only its end where its text has been shown."""
+        if index not in self.begun:
+            self.begin(index)
+            self._print(completion.completion)
+        ended = "ended by EOS" if completion.finish_reason == "eos" else "ended by generation.max_new_tokens"
+        self._print(f"\n({completion.num_tokens} tokens, {completion.tokens_per_s:.1f} tokens/s, {ended})\n\n", "dim")
+
+    def _print(self, text: str, style: str = "") -> None:
+        console.rich.print(Text(printable(text), style=style), end="", soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a model may write a terminal's escape sequences."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
