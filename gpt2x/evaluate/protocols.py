@@ -14,7 +14,6 @@ import numpy as np
 
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import batches
-from gpt2x.errors import UserError
 from gpt2x.evaluate.scoring import Scorer, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
 
@@ -43,7 +42,7 @@ def reference(
 ) -> Result:
     """MindFormers' PerplexityMetric on its evaluation blocks.
 
-    Blocks of L tokens that share nothing, L - 1 of each scored; the tail is dropped. Loss: the mean over batches,
+    Blocks of L tokens that share nothing, L - 1 of each scored; the tail is dropped. The loss is the mean over batches,
     unweighted, of each batch's mean over tokens.
 
     Args:
@@ -56,11 +55,6 @@ def reference(
         blocks, num_blocks, dropped = _rows(source, scorer.batch_size), source.num_blocks, 0
     else:
         num_blocks, dropped = divmod(source.num_tokens, seq_len)
-        if num_blocks == 0:
-            raise UserError(
-                f"the text has {source.num_tokens} tokens, fewer than one block of evaluation.seq_len={seq_len}: give "
-                f"more text, evaluation.seq_len={max(source.num_tokens, 2)} or less, or evaluation.protocols=[strided]"
-            )
         blocks = islice(windows(source, seq_len, seq_len), num_blocks)
     means, total, count = [], 0.0, 0
     for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len):
@@ -81,7 +75,6 @@ def strided(
     excepted. The loss weighs the mean of each window by the number of its new tokens less one, as that loop does:
     right for the first window, whose first token has no prediction, one too few for the others.
     """
-    require_tokens(stream, 2)
     total, weighted, weights, count = 0.0, 0.0, 0, 0
     number = num_windows(stream.num_tokens, seq_len, stride)
     for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len):
@@ -102,10 +95,10 @@ def word(
 ) -> Result:
     """The nll of the whole text, spread over its words (WikiText: Merity et al., arXiv:1609.07843).
 
-    Every token is scored once, the first one behind an EOS, in windows as those of `strided`; the sum is divided by
-    the number of words, whatever the tokenizer made of them.
+    Every token is scored once, the first one behind an EOS, in windows as those of `strided` that share at least one
+    token; the sum is divided by the number of words, whatever the tokenizer made of them.
     """
-    require_tokens(stream, 1)
+    stride = min(stride, seq_len - 1)
     total, count = 0.0, 0
     parts = chain([np.array([eos_id], np.int32)], stream)
     number = num_windows(stream.num_tokens + 1, seq_len, stride)
@@ -116,12 +109,6 @@ def word(
     return Result("word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride)
 
 
-def require_tokens(stream: TokenStream, least: int) -> None:
-    """Refuse a text too short to predict anything in."""
-    if stream.num_tokens < least:
-        raise UserError(f"the text has {stream.num_tokens} tokens, too few to evaluate; give more text")
-
-
 def _rows(split: Split, batch_size: int) -> Iterator[Window]:
     """The rows of MindRecord files, without their padding."""
     for batch in batches(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
@@ -129,9 +116,7 @@ def _rows(split: Split, batch_size: int) -> Iterator[Window]:
             yield Window(ids[: mask.sum()], int(mask.sum()))
 
 
-def _score(
-    scorer: Scorer, found: Iterable[Window], length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _score(scorer: Scorer, found: Iterable[Window], length: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each batch of windows: summed nll of the new tokens, how many were scored, `num_new`; (R,) each."""
     found = iter(found)
     while batch := list(islice(found, scorer.batch_size)):

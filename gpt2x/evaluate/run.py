@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
-from gpt2x.checkpoint import require_writable
+from gpt2x import __version__
 from gpt2x.cli import output_dir, save_config
-from gpt2x.config import DatasetConfig, EvaluateConfig, EvaluationConfig, ModelConfig
-from gpt2x.data.mindrecord import find_records
-from gpt2x.data.prepare import prepare
+from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
+from gpt2x.data.files import hash_files
+from gpt2x.data.mindrecord import Split
 from gpt2x.errors import UserError
 from gpt2x.evaluate.protocols import Result, Track, reference, strided, word
 from gpt2x.evaluate.scoring import Scorer
-from gpt2x.evaluate.text import TokenStream, Window
+from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.pretrained import Pretrained, load_pretrained
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
 from gpt2x.tracking import MetricsLog, RunInfo, create_tracker, run_tags
 from gpt2x.tracking.provenance import package_versions
+
+Texts = Mapping[str, TokenStream | Split]  # by protocol
 
 
 def run(config: EvaluateConfig) -> None:
@@ -36,31 +36,43 @@ def run(config: EvaluateConfig) -> None:
     """
     run_dir = output_dir()
     target = Path(config.output).expanduser() if config.output else run_dir / "results.json"
-    check_output(target)
+    check_target(target)
+    outputs, cache = (Path(path).expanduser() for path in (config.paths.outputs, config.paths.cache))
+    tracker = create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
     pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer)
-    evaluation = fitting(config.evaluation, pretrained.model)
-    cache = Path(config.paths.cache).expanduser()
-    sources = open_sources(config.dataset, evaluation, pretrained, cache)
-    tracker = create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
+    evaluation = resolve(config.evaluation, pretrained.model)
+    texts = open_texts(config.dataset, evaluation, pretrained.tokenizer, cache)
+    check_texts(texts, evaluation)
+    step = int(pretrained.source.checkpoint.loop_state["step"]) if pretrained.source.kind == "gpt2x" else None
 
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
-    data_hash = fingerprint(sources, pretrained)
-    name = Path(str(config.load)).resolve().name
-    tags = run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=data_hash)
-    run_name = config.tracker.run_name or f"{name}/{config.dataset.name}"
-    tracker.start(RunInfo(config.tracker.experiment or "evaluate", run_name, run_dir, asdict(config), tags))
+    name = Path(str(config.load)).absolute().name
+    hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
+    data_hash = "+".join(dict.fromkeys(hashes.values()))
+    tracker.start(
+        RunInfo(
+            experiment=config.tracker.experiment or "evaluate",
+            run_name=config.tracker.run_name or f"{name}/{config.dataset.name}",
+            run_dir=run_dir,
+            params=asdict(config),
+            tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=data_hash),
+        )
+    )
     status = "FAILED"
     try:
         tracker.log_artifact(run_dir / "config.yaml")
-        results = evaluate(pretrained, evaluation, sources)
-        step = checkpoint_step(pretrained)
-        metrics = {f"eval/{r.protocol}/{key}": getattr(r, key) for r in results for key in ("loss", "ppl")}
-        tracker.log_metrics(step, MetricsLog(run_dir / "metrics.jsonl").append(step, metrics), metrics)
-        write_json(target, report(config, evaluation, pretrained, data_hash, results))
+        for note in notes(texts, evaluation):
+            console.notice(note)
+        results = evaluate(pretrained, texts, evaluation)
+        metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
+        time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
+        tracker.log_metrics(step or 0, time_s, metrics)
+        write_json(target, report(config, evaluation, pretrained, step, hashes, results))
         tracker.log_artifact(target)
-        print_table(f"{name} on {config.dataset.name}, {evaluation.split}", results)
+        lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
+        print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
         console.notice(f"results: {target}")
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -70,25 +82,120 @@ def run(config: EvaluateConfig) -> None:
         tracker.finish(status)
 
 
-Source = Any  # TokenStream, or the Split of MindRecord files (protocol reference alone)
+def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig) -> list[Result]:
+    """The results in the order of `evaluation.protocols`; its seq_len and stride are set (`resolve`)."""
+    scorer = Scorer(pretrained.net, evaluation.batch_size)
+    length, stride = evaluation.seq_len, evaluation.stride
+    results = []
+    for protocol, text in texts.items():
+        track = progress(protocol)
+        if protocol == "reference":
+            results.append(reference(scorer, text, length, track))
+        elif protocol == "strided":
+            results.append(strided(scorer, text, length, stride, track))
+        else:
+            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track))
+    return results
 
 
-def open_sources(
-    dataset: DatasetConfig, evaluation: EvaluationConfig, pretrained: Pretrained, cache: Path
-) -> dict[str, Source]:
-    """The text of each protocol, read and counted.
+def resolve(evaluation: EvaluationConfig, model: ModelConfig) -> EvaluationConfig:
+    """`evaluation` with its nulls filled in: seq_len the model's positions, stride half of seq_len."""
+    longest = model.max_seq_len
+    length = evaluation.seq_len or longest
+    if not 2 <= length <= longest:
+        raise UserError(
+            f"evaluation.seq_len={length} does not fit the model, which has {longest} positions: "
+            f"use evaluation.seq_len={longest} or less (2 at least), or null"
+        )
+    stride = evaluation.stride or max(length // 2, 1)
+    if stride > length:
+        raise UserError(
+            f"evaluation.stride={stride} exceeds evaluation.seq_len={length}: tokens between two windows would not be "
+            f"counted; use evaluation.stride={length} or less, or null (half of seq_len)"
+        )
+    return replace(evaluation, seq_len=length, stride=stride)
 
-    WikiText-2 has the reference's cleaned text under `reference` and the whole of its text (`clean`) under the other
-    two, whatever `dataset.protocol` says: the published numbers belong to these texts.
-    """
-    if find_records(dataset, (evaluation.split,)):
-        if evaluation.protocols != ["reference"]:
+
+def check_texts(texts: Texts, evaluation: EvaluationConfig) -> None:
+    """Refuse a text that is too short for one of the protocols, before any of them runs."""
+    for protocol, text in texts.items():
+        least = evaluation.seq_len if protocol == "reference" else 2
+        if isinstance(text, TokenStream) and text.num_tokens < least:
             raise UserError(
-                "MindRecord files hold blocks, not text, which evaluation.protocols=strided and word need: use "
-                "evaluation.protocols=[reference], or give the text itself"
+                f"the {evaluation.split} text has {text.num_tokens} tokens, fewer than the {least} that "
+                f"evaluation.protocols={protocol} needs at least (evaluation.seq_len={evaluation.seq_len}): give more "
+                "text, a shorter evaluation.seq_len, or evaluation.protocols=[strided,word]"
             )
-        data = prepare(dataset, asdict_tokenizer(pretrained), seq_len=seq_len_of(evaluation), cache=cache,
-                       own_tokenizer=pretrained.tokenizer, splits=(evaluation.split,),
-                       block_len=evaluation.seq_len)  # fmt: skip
-        return {"reference": getattr(data, evaluation.split)}
-    return {}
+
+
+def check_target(target: Path) -> None:
+    """Refuse a results file that could not be written at the end."""
+    if target.is_dir():
+        raise UserError(f"output={target} is a directory: give a file, such as output={target / 'results.json'}")
+    probe = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output={target} cannot be written ({error.strerror}): give another file") from error
+
+
+def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
+    """What a user should know of the texts before reading the numbers."""
+    for text in dict.fromkeys(texts.values()):
+        if isinstance(text, TokenStream):
+            used_by = ", ".join(protocol for protocol, other in texts.items() if other is text)
+            yield f"text of {used_by}: {text.form}, {text.num_tokens:,} tokens"
+            yield from text.notes
+    if isinstance(stream := texts.get("reference"), TokenStream) and (tail := stream.num_tokens % evaluation.seq_len):
+        yield f"reference drops the last {tail:,} tokens, which fill no block of {evaluation.seq_len:,}"
+
+
+def content_hash(text: TokenStream | Split) -> str:
+    """sha256 of the files that a text is made from."""
+    return text.content_hash if isinstance(text, TokenStream) else hash_files(list(text.files))
+
+
+def progress(protocol: str) -> Track:
+    """A bar over the windows of `protocol`; nothing where no bar can be drawn."""
+
+    def track(found: Iterable[Window], total: int) -> Iterable[Window]:
+        if not console.is_interactive:
+            yield from found
+            return
+        with Progress(console=console.rich, transient=True) as bar:
+            yield from bar.track(found, total=total, description=protocol)
+
+    return track
+
+
+def report(
+    config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None,
+    hashes: Mapping[str, str], results: list[Result],
+) -> dict[str, object]:  # fmt: skip
+    """`results.json`: the results and all that is needed to get them again."""
+    return {
+        "results": {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results},
+        "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
+        "model": asdict(pretrained.model),
+        "dataset": asdict(config.dataset),
+        "data_sha256": dict(hashes),
+        "tokenizer_fingerprint": pretrained.tokenizer.fingerprint,
+        "evaluation": asdict(evaluation),
+        "hardware": {"name": config.hardware.name, "precision": config.hardware.precision},
+        "versions": {"gpt2x": __version__} | package_versions(),
+    }
+
+
+def write_json(target: Path, content: object) -> None:
+    """Replace `target` in one go."""
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, target)
+
+
+def print_table(title: str, results: list[Result]) -> None:
+    """One row a protocol, with what its loss is a mean over."""
+    rows = [(r.protocol, r.loss, r.ppl, f"{r.num_units:,} {r.unit}s", r.num_tokens, r.num_windows) for r in results]
+    console.table(title, ("protocol", "loss", "PPL", "mean over", "tokens", "windows"), rows)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2x.config import DatasetConfig
+from gpt2x.config import DatasetConfig, EvaluationConfig, TokenizerConfig
 from gpt2x.data.corpora import open_corpus
+from gpt2x.data.mindrecord import Split, find_records
 from gpt2x.data.packing import Packer
+from gpt2x.data.prepare import prepare
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -24,6 +27,7 @@ class TokenStream:
 
     Attributes:
         content_hash: sha256 of what the text is made from.
+        form: the text's name for users, such as `wikitext2 clean`.
         notes: what a user should be told of the corpus.
     """
 
@@ -34,6 +38,7 @@ class TokenStream:
                 f"evaluation.split={split}: dataset={dataset.name} has no {split} text; give dataset.{split}_path, "
                 "or another evaluation.split"
             )
+        self.form = f"{dataset.name} {dataset.protocol}" if dataset.corpus == "wikitext2" else dataset.name
         self.content_hash = self._corpus.content_hash(split)
         self.notes = self._corpus.notes
 
@@ -55,12 +60,12 @@ class TokenStream:
 
     @cached_property
     def words(self) -> tuple[int, str]:
-        """How many words the text has, and what a word is."""
+        """How many words the text has, and whether they are the corpus' original ones or cut at whitespace."""
         original = self._corpus.num_words(self._split)
         if original is not None:
             return original, "original word"
         # pieces are cut before blanks only, so no word is counted twice
-        return sum(len(piece.text.split()) for piece in self._corpus.pieces(self._split)), "whitespace-separated word"
+        return sum(len(piece.text.split()) for piece in self._corpus.pieces(self._split)), "word"
 
 
 class Window(NamedTuple):
@@ -88,3 +93,34 @@ def windows(parts: Iterable[np.ndarray], length: int, stride: int) -> Iterator[W
 def num_windows(num_tokens: int, length: int, stride: int) -> int:
     """How many `windows` there are."""
     return min(num_tokens, 1) if num_tokens <= length else -(-(num_tokens - length) // stride) + 1
+
+
+def open_texts(
+    dataset: DatasetConfig, evaluation: EvaluationConfig, tokenizer: Tokenizer, cache: Path
+) -> dict[str, TokenStream | Split]:
+    """What each protocol of `evaluation` reads (its seq_len is set).
+
+    Under `reference` WikiText-2 has MindFormers' text, under the others all of its text in the `clean` form, whatever
+    dataset.protocol says: published numbers belong to these texts. MindRecord files hold blocks, not text, so only
+    `reference` reads them.
+    """
+    protocols, split = evaluation.protocols, evaluation.split
+    if find_records(dataset, (split,)):
+        if set(protocols) != {"reference"}:
+            raise UserError(
+                f"evaluation.protocols=[{','.join(protocols)}]: MindRecord files hold blocks, but strided and word "
+                "need text; use evaluation.protocols=[reference], or give dataset the text itself"
+            )
+        length = evaluation.seq_len
+        assert length is not None
+        data = prepare(dataset, TokenizerConfig(), seq_len=length, block_len=length, cache=cache,
+                       own_tokenizer=tokenizer, splits=(split,))  # fmt: skip
+        found = data.train if split == "train" else data.val
+        assert found is not None
+        return {"reference": found}
+    if dataset.corpus != "wikitext2":
+        stream = TokenStream(dataset, split, tokenizer, cache)
+        return dict.fromkeys(protocols, stream)
+    texts = {form: replace(dataset, protocol=form) for form in ("reference", "clean")}
+    streams = {form: TokenStream(text, split, tokenizer, cache) for form, text in texts.items()}
+    return {protocol: streams["reference" if protocol == "reference" else "clean"] for protocol in protocols}

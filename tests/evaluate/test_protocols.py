@@ -1,0 +1,175 @@
+import math
+
+import numpy as np
+import pytest
+
+from gpt2x.config import DatasetConfig, TokenizerConfig
+from gpt2x.evaluate.protocols import reference, strided, word
+from gpt2x.evaluate.scoring import Scorer, perplexity
+from gpt2x.evaluate.text import TokenStream
+
+
+@pytest.fixture(scope="module")
+def stream(shakespeare, text_file, tmp_path_factory):
+    dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
+    return TokenStream(dataset, "val", shakespeare.tokenizer, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def ids(stream):
+    return np.concatenate(list(stream))
+
+
+@pytest.fixture(scope="module")
+def scorer(shakespeare):
+    return Scorer(shakespeare.net, 8)
+
+
+class CountedNll:
+    """Stands for a scorer: the nll of a token is its id, so that sums can be done by hand."""
+
+    batch_size = 3
+
+    def score(self, ids):
+        return ids[:, 1:].astype(np.float64)
+
+
+class Numbers:
+    """Stands for a stream: the tokens 1..n."""
+
+    words = (4, "word")
+
+    def __init__(self, num_tokens):
+        self.num_tokens = num_tokens
+
+    def __iter__(self):
+        yield np.arange(1, self.num_tokens + 1, dtype=np.int32)
+
+
+def test_reference_is_the_mean_over_batches():
+    result = reference(CountedNll(), Numbers(18), 4)  # blocks 1-4, 5-8, 9-12 | 13-16, tail 17 18
+    first, second = np.mean([2, 3, 4, 6, 7, 8, 10, 11, 12]), np.mean([14, 15, 16])
+    assert result.loss == pytest.approx((first + second) / 2)
+    assert (result.num_tokens, result.num_windows, result.dropped_tokens) == (12, 4, 2)
+
+
+def test_strided_weighs_windows_as_hugging_face_does():
+    result = strided(CountedNll(), Numbers(9), 4, 2)  # new: 1-4 | 5 6 | 7 8 | 9
+    assert result.loss == pytest.approx((3 * 3.0 + 1 * 5.5 + 1 * 7.5 + 0 * 9.0) / 5)
+    assert (result.num_tokens, result.num_windows, result.total_nll) == (8, 4, 44.0)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 9, 20])
+@pytest.mark.parametrize("stride", [1, 3, 4])
+def test_word_scores_every_token_once(num_tokens, stride):
+    result = word(CountedNll(), Numbers(num_tokens), 4, stride, eos_id=0)
+    assert result.num_tokens == num_tokens
+    assert result.total_nll == num_tokens * (num_tokens + 1) / 2
+    assert result.loss == pytest.approx(result.total_nll / 4)
+    assert result.stride == min(stride, 3)
+
+
+def test_padding_rows_and_batch_size_change_nothing(shakespeare, scorer, ids):
+    rows = ids[: 5 * 64].reshape(5, 64)
+    five = scorer.score(rows)
+    assert five.shape == (5, 63)
+    assert np.allclose(Scorer(shakespeare.net, 5).score(rows), five, atol=2e-6)
+    full = scorer.score(np.concatenate([rows, ids[-3 * 64 :].reshape(3, 64)]))
+    assert np.array_equal(full[:5], five)
+
+
+def test_right_padding_changes_nothing(scorer, ids):
+    row = np.zeros((1, 64), np.int32)
+    row[0, :20] = ids[:20]
+    assert np.allclose(scorer.score(row)[0, :19], scorer.score(ids[None, :64])[0, :19], atol=2e-6)
+
+
+def test_perplexity_of_a_diverged_model():
+    assert perplexity(1e4) == math.inf
+    assert perplexity(0.0) == 1.0
+
+
+@pytest.fixture(scope="module")
+def torch():
+    pytest.importorskip("transformers")
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def model(torch, shakespeare_dir):
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(shakespeare_dir).eval()
+
+
+def hugging_face_loop(torch, model, ids, max_length, stride):
+    """The loop of transformers' documentation, "Perplexity of fixed-length models" (v4.57): loss and n_tokens."""
+    ids = torch.tensor(ids, dtype=torch.long)[None]
+    nll_sum, num_counted, previous_end = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + max_length, ids.shape[1])
+        targets = ids[:, begin:end].clone()
+        targets[:, : -(end - previous_end)] = -100
+        with torch.no_grad():
+            mean = model(ids[:, begin:end], labels=targets).loss.item()
+        weight = int((targets != -100).sum()) - 1
+        nll_sum, num_counted = nll_sum + mean * weight if weight else nll_sum, num_counted + weight
+        previous_end = end
+        if end == ids.shape[1]:
+            break
+    return nll_sum / num_counted
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("seq_len", "stride"), [(64, 32), (64, 64), (64, 50)])
+def test_strided_equals_transformers_on_trained_weights(torch, model, scorer, stream, ids, seq_len, stride):
+    result = strided(scorer, stream, seq_len, stride)
+    assert result.loss == pytest.approx(hugging_face_loop(torch, model, ids, seq_len, stride), abs=1e-5)
+    assert result.ppl == pytest.approx(math.exp(result.loss))
+
+
+@pytest.mark.parity
+def test_strided_equals_transformers_on_random_weights(torch, hardware, shakespeare_dir, stream, ids, tmp_path):
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt2x.pretrained import load_pretrained
+
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=1000, n_positions=48, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    shutil.copy(shakespeare_dir / "tokenizer.json", tmp_path)
+    net = load_pretrained(str(tmp_path), hardware, TokenizerConfig(name="checkpoint")).net
+    result = strided(Scorer(net, 4), stream, 48, 24)
+    assert result.loss == pytest.approx(hugging_face_loop(torch, model, ids, 48, 24), abs=1e-4)
+
+
+@pytest.mark.parity
+def test_reference_equals_transformers(torch, model, scorer, stream, ids):
+    num_blocks = len(ids) // 64
+    blocks = torch.tensor(ids[: num_blocks * 64].reshape(-1, 64), dtype=torch.long)
+    with torch.no_grad():
+        means = [model(part, labels=part).loss.item() for part in blocks.split(8)]
+    result = reference(scorer, stream, 64)
+    assert result.loss == pytest.approx(np.mean(means), abs=1e-5)
+    assert (result.num_windows, result.num_tokens) == (num_blocks, num_blocks * 63)
+
+
+@pytest.mark.parity
+def test_word_equals_transformers(torch, model, shakespeare, scorer, stream, ids):
+    """A text that fits one window: the sum of every token's nll behind an EOS, over the words."""
+
+    class Short:
+        num_tokens, words = 63, (30, "word")
+
+        def __iter__(self):
+            yield ids[:63]
+
+    row = torch.tensor([[shakespeare.tokenizer.eos_id, *ids[:63].tolist()]], dtype=torch.long)
+    with torch.no_grad():
+        total = model(row, labels=row).loss.item() * 63
+    result = word(scorer, Short(), 64, 32, shakespeare.tokenizer.eos_id)
+    assert result.total_nll == pytest.approx(total, abs=1e-3)
+    assert result.loss == pytest.approx(total / 30, abs=1e-4)

@@ -1,0 +1,47 @@
+import math
+
+import numpy as np
+import pytest
+
+from gpt2x.config import DatasetConfig, TokenizerConfig
+from gpt2x.data.prepare import prepare
+from gpt2x.data.sampling import batches
+from gpt2x.evaluate.scoring import Scorer
+from gpt2x.evaluate.validation import Validation
+
+
+@pytest.fixture(scope="module")
+def split(shakespeare, text_file, tmp_path_factory):
+    dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
+    data = prepare(dataset, TokenizerConfig(name="checkpoint"), seq_len=32, cache=tmp_path_factory.mktemp("cache"),
+                   own_tokenizer=shakespeare.tokenizer, splits=("val",))  # fmt: skip
+    return data.val
+
+
+def test_loss_is_the_mean_over_tokens_of_all_blocks(shakespeare, split):
+    validation = Validation(shakespeare.net, split, batch_size=16)
+    result = validation.run()
+    one = Scorer(shakespeare.net, 1)
+    total, count = 0.0, 0
+    for batch in batches(split, batch_size=1, seed=0, epoch=0, shuffle=False, drop_last=False):
+        mask = batch["attention_mask"][:, 1:]
+        total, count = total + (one.score(batch["input_ids"]) * mask).sum(), count + mask.sum()
+    assert split.num_blocks % 16  # the last batch is padded
+    assert validation.num_tokens == count == split.num_tokens - 1  # each token but the first, padding never
+    assert result["val/loss"] == pytest.approx(total / count, abs=1e-6)
+    assert result["val/ppl"] == pytest.approx(math.exp(result["val/loss"]))
+
+
+def test_a_second_run_sees_new_weights_and_the_old_ones_again(shakespeare, split):
+    validation = Validation(shakespeare.net, split, batch_size=16, max_batches=2)
+    before = validation.run()
+    assert validation.num_tokens == 2 * 16 * 32
+    bias = shakespeare.net.ln_f.bias
+    kept = bias.asnumpy().copy()
+    from mindspore import Tensor
+
+    bias.set_data(Tensor(kept + np.float32(0.5)))
+    changed = validation.run()
+    bias.set_data(Tensor(kept))
+    assert changed != before
+    assert validation.run() == before
