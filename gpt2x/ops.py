@@ -238,7 +238,7 @@ class CrossEntropyKernel(nn.Cell):
         return ops.cast(self.add_at(gradient, place, -dout[0]), logits.dtype), ops.zeros_like(labels)
 
 
-MIX_1, MIX_2, MIX_3 = 0x2C1B3C6D, 0x297A2D39, 0x45D9F3B  # odd multipliers below 2^31: int32 is what graphs multiply
+MIX_1, MIX_2 = 0x2C1B3C6D, 0x297A2D39  # odd multipliers below 2^31: int32 is what graphs multiply
 
 
 def mix(x):
@@ -258,7 +258,9 @@ class Dropout(nn.Cell):
 
     The mask at (row, column) is a hash of (key, place, row) and column, so that a resumed run, another micro batch
     size or another layout drops the same activations: MindSpore's own dropout keeps hidden kernel state that cannot
-    be saved. Rows are hashed in full; a full-size element costs two multiplications and one shift.
+    be saved. Rows and columns are hashed in full; what is left for each element is x (x + M) mod 2^32 of their sum,
+    of which the upper bits decide: additions and multiplications are what int32 does fast on the CPU (a shift costs
+    three times as much). `tests/test_ops.py` holds the masks to the statistics of independent draws.
 
     Args:
         rate: the share that is dropped, in [0, 1).
@@ -268,12 +270,10 @@ class Dropout(nn.Cell):
 
     def __init__(self, rate: float, place: int, columns: int):
         super().__init__()
-        self.rate = rate
-        self.scale = Tensor(1.0 / (1.0 - rate), ms.float32)
-        self.zero = Tensor(0.0, ms.float32)
+        self.scale = 1.0 / (1.0 - rate)
         self.place = (place * 0x9E3779B1 + 0x7F4A7C15) % 2**31
-        self.threshold = int(round(rate * 2**32)) - 2**31
-        column = np.arange(1, columns + 1, dtype=np.uint64) * 0x9E3779B97F4A7C15
+        self.threshold = round(rate * 2**32) - 2**31
+        column = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
 
     def keep(self, key, rows, columns: int):
@@ -281,10 +281,9 @@ class Dropout(nn.Cell):
 
         key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
         """
-        seeds = mix(mix(ops.bitwise_xor(rows, self.place)) + key)
-        x = ops.bitwise_xor(seeds, self.columns[:, :columns]) * MIX_1
-        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 15)) * MIX_3
-        return ops.select(x >= self.threshold, self.scale, self.zero)
+        x = mix(mix(ops.bitwise_xor(rows, self.place)) + key) + mix(self.columns[:, :columns])
+        x = x * (x + MIX_1)
+        return ops.cast(x >= self.threshold, ms.float32) * self.scale
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x with a share dropped."""
