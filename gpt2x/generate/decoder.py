@@ -83,6 +83,8 @@ class Decoder(nn.Cell):
         Returns (B, V) fp32.
         """
         length = ids.shape[1]
+        # Read before the cache is written: a tied table that is read on both sides of a write is copied, 150 MB a step.
+        head = self.net.head()
         places = (self.first_places + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
         visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
         mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
@@ -91,4 +93,4 @@ class Decoder(nn.Cell):
             x = block(x, places, mask)
         rows = ops.arange(self.batch_size).astype(ms.int32) * length + last
         x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (B, D)
-        return ops.cast(self.net.logits(self.net.ln_f(x)), ms.float32)
+        return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)

@@ -203,11 +203,17 @@ class GPT2(nn.Cell):
             x = block(x, randomness)
         return self.ln_f(x)
 
-    def logits(self, hidden):
-        """hidden (..., D) -> (R, V) for the R rows of hidden; columns of the padding are far below any other."""
-        table = self.wte.weight if self.lm_head is None else self.lm_head.weight
+    def head(self):
+        """The head's matrix (V, D) in the compute dtype."""
+        return ops.cast(self.wte.weight if self.lm_head is None else self.lm_head.weight, self.dtype)
+
+    def logits(self, hidden, head=None):
+        """hidden (..., D) -> (R, V) for the R rows of hidden; columns of the padding are far below any other.
+
+        head: `head()`, from a graph that has read it before.
+        """
         rows = hidden.reshape(-1, self.hidden_size)
-        logits = ops.MatMul(transpose_b=True)(rows, ops.cast(table, self.dtype))
+        logits = ops.MatMul(transpose_b=True)(rows, self.head() if head is None else head)
         return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)
 
 
