@@ -1,0 +1,194 @@
+"""The written-out CPU operators: values and gradients against PyTorch-free references, and dropout's statistics."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from gpt2x import ops as kernels
+from gpt2x.runtime.device import set_up_device
+from tests.models import CPU
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    set_up_device(CPU)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Gradients(nn.Cell):
+    """Gradients of sum(cell(inputs) * direction) with respect to all inputs."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.gradient = cell, ops.GradOperation(get_all=True, sens_param=True)
+
+    def construct(self, direction, *inputs):
+        return self.gradient(self.cell)(*inputs, direction)
+
+
+def numeric(function, inputs, index, direction, eps=1e-4):
+    """The derivative of sum(function(inputs) * direction) along a random direction of inputs[index], in float64."""
+    inputs = [np.asarray(value, np.float64) if np.asarray(value).dtype.kind == "f" else value for value in inputs]
+    step = np.random.default_rng(7).standard_normal(inputs[index].shape)
+    ends = []
+    for sign in (1, -1):
+        moved = list(inputs)
+        moved[index] = inputs[index] + sign * eps * step
+        ends.append((function(*moved) * direction).sum())
+    return step, (ends[0] - ends[1]) / (2 * eps)
+
+
+def check_gradients(cell, reference, inputs, num_floats, rtol=2e-3):
+    out = reference(*[np.asarray(value, np.float64) if np.asarray(value).dtype.kind == "f" else value for value in inputs])
+    direction = draw(*out.shape, seed=3)
+    tensors = [Tensor(value) for value in inputs]
+    assert np.allclose(cell(*tensors).asnumpy(), out, atol=2e-5)
+    gradients = Gradients(cell)(Tensor(direction), *tensors)
+    for index in range(num_floats):
+        step, expected = numeric(reference, inputs, index, direction)
+        assert (gradients[index].asnumpy() * step).sum() == pytest.approx(expected, rel=rtol, abs=1e-3)
+
+
+def layer_norm(x, weight, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+
+
+def test_layer_norm():
+    check_gradients(kernels.LayerNorm(16, 1e-5), layer_norm, [draw(3, 5, 16), draw(16, seed=1), draw(16, seed=2)], 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("gelu_new", lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+        ("gelu", lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
+        ("fast_gelu", lambda x: x / (1 + np.exp(-1.702 * x))),
+    ],
+)
+def test_activations(name, reference):
+    check_gradients(kernels.activation(name, "CPU"), reference, [3 * draw(4, 33)], 1)
+
+
+def attention(q, k, v):
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+class NoDropout(nn.Cell):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, q, k, v):
+        return self.cell(q, k, v, None)
+
+
+def test_attention():
+    inputs = [draw(2, 3, 8, 4, seed=seed) for seed in range(3)]
+    check_gradients(NoDropout(kernels.Attention(4, 16)), attention, inputs, 3)
+
+
+class WithDropout(nn.Cell):
+    def __init__(self, cell, keep):
+        super().__init__()
+        self.cell, self.keep = cell, Tensor(keep)
+
+    def construct(self, q, k, v):
+        return self.cell(q, k, v, self.keep)
+
+
+def test_attention_with_dropped_weights():
+    keep = (np.random.default_rng(5).random((2, 3, 8, 8)) > 0.3).astype(np.float32) / 0.7
+
+    def reference(q, k, v):
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return (weights / weights.sum(-1, keepdims=True) * keep) @ v
+
+    inputs = [draw(2, 3, 8, 4, seed=seed) for seed in range(3)]
+    check_gradients(WithDropout(kernels.Attention(4, 16), keep), reference, inputs, 3)
+
+
+def test_cross_entropy():
+    labels = np.array([0, 6, 3, 3], np.int32)
+
+    def reference(logits, labels):
+        return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
+
+    check_gradients(kernels.CrossEntropy(), reference, [draw(4, 7), labels], 1)
+
+
+def test_cross_entropy_of_a_very_unlikely_label_is_finite():
+    logits = np.array([[0.0, 300.0]], np.float32)
+    assert kernels.CrossEntropy()(Tensor(logits), Tensor([0], ms.int32)).asnumpy()[0] == pytest.approx(300.0)
+
+
+class Mask(nn.Cell):
+    def __init__(self, rate, place, columns):
+        super().__init__()
+        self.dropout = kernels.Dropout(rate, place, columns)
+        self.columns = columns
+
+    def construct(self, key, rows):
+        return self.dropout.keep(key, rows, self.columns)
+
+
+def masks(rate=0.1, place=3, rows=1024, columns=256, keys=(13, 14, 99, -5)):
+    mask = Mask(rate, place, columns)
+    row = Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1))
+    return np.stack([mask(Tensor(key, ms.int32), row).asnumpy() for key in keys])
+
+
+def test_dropout_multipliers():
+    values = np.unique(masks())
+    assert values.tolist() == [0.0, pytest.approx(1 / 0.9)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_masks_look_like_independent_draws(rate):
+    kept = masks(rate) > 0
+    z = (kept - (1 - rate)) / math.sqrt(rate * (1 - rate))  # (K, R, C), unit variance if independent
+
+    def score(x):  # standard normal if the entries of x are independent with mean 0
+        return abs(math.sqrt(x.size) * x.mean())
+
+    assert score(z) < 4
+    assert score(z[:, 1:] * z[:, :-1]) < 4, "neighbouring rows"
+    assert score(z[:, :, 1:] * z[:, :, :-1]) < 4, "neighbouring columns"
+    assert score(z[1:] * z[:-1]) < 4, "keys"
+    assert score(z[:, 1:, 1:] * z[:, :-1, 1:] * z[:, 1:, :-1] * z[:, :-1, :-1]) < 4, "rectangles"
+    assert (z.sum(1) / math.sqrt(z.shape[1])).var() == pytest.approx(1, abs=0.25), "columns' shares"
+    assert (z.sum(2) / math.sqrt(z.shape[2])).var() == pytest.approx(1, abs=0.15), "rows' shares"
+    pairs = z[0, :256] @ z[0, :256].T / math.sqrt(z.shape[2])
+    assert pairs[np.triu_indices(256, 1)].var() == pytest.approx(1, abs=0.1), "pairs of rows"
+
+
+def test_dropout_masks_differ_by_place_and_key_and_not_by_batch():
+    first = masks(place=1)
+    assert (first != masks(place=2)).mean() > 0.1
+    assert (first[0] != first[1]).mean() > 0.1
+    assert np.array_equal(first, masks(place=1))
+    mask = Mask(0.1, 1, 256)
+    part = mask(Tensor(13, ms.int32), Tensor(np.arange(100, 200, dtype=np.int32).reshape(-1, 1))).asnumpy()
+    assert np.array_equal(part, first[0, 100:200])
+
+
+def test_fp16_attention_and_norm_stay_close():
+    q, k, v = (draw(1, 2, 8, 4, seed=seed) for seed in range(3))
+    half = [Tensor(value.astype(np.float16)) for value in (q, k, v)]
+    out = kernels.Attention(4, 16)(*half, None)
+    assert out.dtype == ms.float16
+    assert np.allclose(out.asnumpy(), attention(q, k, v), atol=5e-3)
+    x, ones = draw(4, 16), Tensor(np.ones(16, np.float32))
+    normed = kernels.LayerNorm(16, 1e-5)(Tensor(x.astype(np.float16)), ones, ops.zeros_like(ones))
+    assert np.allclose(normed.asnumpy(), layer_norm(x, 1, 0), atol=5e-3)
