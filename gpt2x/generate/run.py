@@ -52,9 +52,10 @@ def run(config: PredictConfig) -> None:
             elif not is_live:
                 shown.completion(index, completion)
     num_tokens = sum(completion.num_tokens for completion in completions)
+    count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"
     where = "" if config.output in (None, "-") else f" -> {config.output}"
     Console(sys.stderr).notice(
-        f"{len(completions)} completions{where}, {num_tokens} tokens in {generator.decode_seconds:.1f} s: "
+        f"{count}{where}, {num_tokens} tokens in {generator.decode_seconds:.1f} s: "
         f"{num_tokens / generator.decode_seconds:.1f} tokens/s "
         f"(compiling graphs, {generator.compile_seconds:.1f} s, is not counted)"
     )

@@ -6,8 +6,9 @@ from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.data.tokenizer import Tokenizer
 
 MODEL = ModelConfig(
-    name="tiny", num_layers=2, num_heads=2, hidden_size=32, max_seq_len=80, vocab_size=300, initializer_range=0.3
-)
+    name="tiny", num_layers=2, num_heads=2, hidden_size=32, max_seq_len=80, vocab_size=300, pad_vocab_multiple=128,
+    initializer_range=0.3,
+)  # fmt: skip
 CPU = HardwareConfig(
     name="cpu", device_target="CPU", precision="fp32", memory_gb=None, peak_tflops=None, devices_per_node=1,
     flash_attention=False, source="test",
