@@ -26,6 +26,7 @@ from gpt2x.runtime.device import measure_peak_tflops, set_up_device
 from gpt2x.runtime.memory import machine_memory_gb
 from gpt2x.tracking import RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.train.resume import Resumption, find_resumption
+from gpt2x.train.samples import sample_generation
 
 UNIGRAM_MAX_TOKENS = 50_000_000  # counting more would delay the start
 
@@ -45,22 +46,21 @@ def run(config: TrainConfig) -> None:
     model = resolve_model(config, data.tokenizer, source, resumption)
     total_steps = check_steps(config, data, resumption)
     set_up_device(config.hardware)
-    config = replace(config, model=model)
+    sample_generation(config, model, data.tokenizer)
     if resumption:
         remove_if_empty(run_dir)
         run_dir = resumption.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir / "config.yaml")
-    train(config, data, source, resumption, run_dir, tracker, total_steps)
+    save_config(replace(config, model=model), run_dir / "config.yaml")
+    train(config, model, data, source, resumption, run_dir, tracker, total_steps)
 
 
-def train(config: TrainConfig, data: PreparedData, source: Source | None, resumption: Resumption | None,
+def train(config: TrainConfig, model: ModelConfig, data: PreparedData, source: Source | None, resumption: Resumption | None,
           run_dir: Path, tracker: Tracker, total_steps: int) -> None:  # fmt: skip
     """Build the model, train it, and leave plots and artifacts."""
     from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
     from gpt2x.train.trainer import Trainer
 
-    model = config.model
     peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
     net = GPT2(model, config.hardware, config.parallel.recompute)
     if not resumption:
@@ -76,9 +76,9 @@ def train(config: TrainConfig, data: PreparedData, source: Source | None, resump
     if data.train and data.val and data.train.num_tokens <= UNIGRAM_MAX_TOKENS:
         unigram = unigram_perplexity(data.train, data.val, data.tokenizer.vocab_size)
     console.panel(f"{config.task.name}: {model.name} on {config.dataset.name}",
-                  start_panel(config, data, source, resumption, run_dir, peak_tflops, total_steps, unigram))  # fmt: skip
-    say_what_is_dropped(config, data)
-    with tracked(config, tracker, data, run_dir):
+                  start_panel(config, model, data, source, resumption, run_dir, peak_tflops, total_steps, unigram))  # fmt: skip
+    say_what_is_dropped(config, model, data)
+    with tracked(replace(config, model=model), tracker, data, run_dir):
         trainer.fit()
         references = {f"unigram model, ppl {unigram:,.0f}": float(np.log(unigram))} if unigram else {}
         finish(trainer, references, unigram)
@@ -138,11 +138,11 @@ def check_steps(config: TrainConfig, data: PreparedData, resumption: Resumption 
     return total_steps
 
 
-def start_panel(config: TrainConfig, data: PreparedData, source: Source | None, resumption: Resumption | None,
+def start_panel(config: TrainConfig, model: ModelConfig, data: PreparedData, source: Source | None, resumption: Resumption | None,
                 run_dir: Path, peak_tflops: float, total_steps: int,
                 unigram: float | None) -> dict[str, dict[str, str]]:  # fmt: skip
     """What is worth knowing before a run starts."""
-    model, trainer = config.model, config.trainer
+    trainer = config.trainer
     assert data.train is not None
     memory = stats.train_memory(
         model, micro_batch_size=trainer.micro_batch_size, seq_len=trainer.seq_len,
@@ -187,7 +187,7 @@ def describe(split: object) -> str:
     return f"{split.num_tokens:,} tokens in {split.num_blocks:,} blocks of {split.block_len}{num_words}"  # type: ignore[attr-defined]
 
 
-def say_what_is_dropped(config: TrainConfig, data: PreparedData) -> None:
+def say_what_is_dropped(config: TrainConfig, model: ModelConfig, data: PreparedData) -> None:
     """Notices about data that a run does not see, and about a vocabulary larger than the tokenizer's."""
     assert data.train is not None
     for note in data.facts.get("notes", ()):  # type: ignore[attr-defined]
@@ -198,9 +198,9 @@ def say_what_is_dropped(config: TrainConfig, data: PreparedData) -> None:
     for name, split in (("training", data.train), ("validation", data.val)):
         if split and split.dropped_tokens:
             console.notice(f"note: {split.dropped_tokens:,} {name} tokens fill no block and are dropped")
-    if (config.model.vocab_size or 0) > data.tokenizer.vocab_size:
+    if (model.vocab_size or 0) > data.tokenizer.vocab_size:
         console.notice(
-            f"note: model.vocab_size={config.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} "
+            f"note: model.vocab_size={model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} "
             "tokens; the rest of the embedding stays unused (model.vocab_size=null fits it)"
         )
 

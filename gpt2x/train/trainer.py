@@ -29,6 +29,7 @@ from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
 from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.train.samples import sample_generation
 from gpt2x.train.step import TrainStep
 
 
@@ -90,6 +91,7 @@ class Trainer:
                 net, data.val, min(trainer.micro_batch_size, data.val.num_blocks), max_batches=trainer.max_eval_batches
             )
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
+        self.generation = sample_generation(config, model, data.tokenizer)
         self.state = LoopState()
         if config.hardware.precision == "fp16":
             self.state.loss_scale = LossScale(
@@ -271,7 +273,7 @@ class Trainer:
         if not prompts:
             return
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
-        completions = self.generator.complete(prompts, self.config.generation, seed)
+        completions = self.generator.complete(prompts, self.generation, seed)
         texts = [(completion.prompt, completion.completion) for completion in completions]
         console.samples(self.state.step, texts)
         with (self.run_dir / "samples.txt").open("a", encoding="utf-8") as file:

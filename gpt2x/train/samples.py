@@ -1,0 +1,27 @@
+"""How the text samples of a training run are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpt2x.config import GenerationConfig, ModelConfig, TrainConfig
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+
+
+def sample_generation(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> GenerationConfig:
+    """`config.generation` with max_new_tokens, and min_new_tokens, cut to what a window of max_seq_len has room for.
+
+    Raises:
+        UserError: when a sample prompt leaves no room for a single token.
+    """
+    longest = max((len(tokenizer.encode(prompt)) or 1 for prompt in config.trainer.sample_prompts), default=1)
+    room = model.max_seq_len - longest
+    if room < 1:
+        raise UserError(
+            f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={model.max_seq_len} leaves no "
+            "room for a completion; shorten it"
+        )
+    generation = config.generation
+    return replace(generation, max_new_tokens=min(generation.max_new_tokens, room),
+                   min_new_tokens=min(generation.min_new_tokens, room))  # fmt: skip

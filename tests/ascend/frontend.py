@@ -1,0 +1,201 @@
+"""Compile graphs of gpt2x for an Ascend that is not there; `python -m tests.ascend.frontend CASE`.
+
+MindSpore's frontend turns a Cell into a typed graph before any device code is involved: it parses, infers types and
+shapes, derives the backward graph and applies its graph passes. Which device it does so for is a name in its
+context. This module registers an empty device under the name "Ascend", so that the frontend takes the Ascend branch
+of the project and of MindSpore itself.
+
+Proven by a case that compiles: parsing, types, shapes, autograd, operators that only Ascend has.
+Not proven: that a kernel exists for an operator with these types, that it runs, its values, its speed or memory.
+
+The registration goes through symbols of MindSpore 2.10.0's core library for x86-64 Linux and lasts as long as the
+process, hence one process a case. docs/ascend.md says the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gpt2x.config import HardwareConfig, ModelConfig, OptimizerConfig
+
+REGISTER = "_ZN9mindspore9MsContext16RegisterInitFuncERKSsPFvPS0_E"  # MsContext::RegisterInitFunc(string, void(*)(...))
+REFRESH = "_ZN9mindspore9MsContext7RefreshEv"  # MsContext::Refresh(), a function of the right type that does no harm
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, LENGTH = 2, 64
+SMALL = ModelConfig(
+    name="test", num_layers=2, num_heads=4, hidden_size=64, max_seq_len=128, vocab_size=500, dropout=0.0,
+    pad_vocab_multiple=128,
+)  # fmt: skip
+
+
+def unsupported() -> str | None:
+    """Why this machine cannot pretend, or None."""
+    machine = f"{platform.system()} {platform.machine()}"
+    if machine != "Linux x86_64":
+        return f"the symbols are known for Linux x86_64 only, this is {machine}"
+    version = importlib.metadata.version("mindspore")
+    return None if version == "2.10.0" else f"the symbols are known for MindSpore 2.10.0 only, this is {version}"
+
+
+class OldString:
+    """A `std::string` as MindSpore's library lays it out: one pointer to characters that a header stands before."""
+
+    class Layout(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_size_t),
+            ("capacity", ctypes.c_size_t),
+            ("references", ctypes.c_ssize_t),
+            ("characters", ctypes.c_char * 32),
+        )
+
+    def __init__(self, text: str):
+        many = 1 << 30  # references: the library never frees it
+        self.layout = self.Layout(len(text), 31, many, text.encode())
+        self.pointer = ctypes.c_void_p(ctypes.addressof(self.layout) + self.Layout.characters.offset)
+
+    def address(self) -> int:
+        return ctypes.addressof(self.pointer)
+
+
+NAME = OldString("Ascend")  # must outlive the registration
+
+
+def pretend_ascend() -> None:
+    """Make MindSpore's frontend compile for Ascend from here on; before any Cell is built."""
+    os.environ.update(MS_SIMULATION_LEVEL="0", RANK_SIZE="1", RANK_ID="0", GLOG_v="3")
+    import mindspore as ms
+    from mindspore._c_expression import MSContext
+
+    core = ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libmindspore_core.so"))
+    register = getattr(core, REGISTER)
+    register.argtypes, register.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    register(NAME.address(), ctypes.cast(getattr(core, REFRESH), ctypes.c_void_p))
+    MSContext.get_instance().set_device_target_inner("Ascend")
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def compile_graph(cell, *inputs) -> Counter[str]:
+    """Run the frontend on `cell` with example inputs; how often each operator stands in the validated graph.
+
+    Raises what the frontend refuses.
+    """
+    from mindspore.graph.api import _cell_graph_executor
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
+        _cell_graph_executor.compile(cell, *inputs, phase="frontend")
+        (file,) = Path(folder).glob("*_validate_*.ir")
+        return Counter(re.findall(r"\) = (?:PrimFunc_)?(\w+)\(", file.read_text(encoding="utf-8")))
+
+
+def hardware(**changes) -> HardwareConfig:
+    """The shipped `hardware=atlas_800t_a2`."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "hardware" / "atlas_800t_a2.yaml"))
+    return HardwareConfig(**(values | changes))
+
+
+def train(model: ModelConfig, precision: str, *, recompute="none", micro_batches=2, num_targets=LENGTH, break_net=None):
+    """The whole update: forward, backward, accumulation, clipping, guard, AdamW."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from gpt2x.model.gpt2 import GPT2
+    from gpt2x.optim.adamw import AdamW
+    from gpt2x.tasks.language_modeling import WeightedLoss
+    from gpt2x.train.step import TrainStep
+
+    net = GPT2(model, hardware(precision=precision), recompute)
+    if break_net:
+        break_net(net)
+    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params())
+    step = TrainStep(WeightedLoss(net), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
+    ids = Tensor(np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32))
+    weights = Tensor(np.zeros((micro_batches, BATCH, num_targets), np.float32))
+    return compile_graph(step, ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
+
+
+def evaluate(model: ModelConfig, precision: str):
+    """The loss of each token, without a gradient."""
+    from mindspore import Tensor
+
+    from gpt2x.model.gpt2 import GPT2
+    from gpt2x.tasks.language_modeling import TokenLosses
+
+    losses = TokenLosses(GPT2(model, hardware(precision=precision)))
+    return compile_graph(losses, Tensor(np.zeros((BATCH, LENGTH + 1), np.int32)), None)
+
+
+def decode(model: ModelConfig, precision: str, num_tokens: int):
+    """A step of the decoder: of a prompt, or of one token a row."""
+    from mindspore import Tensor
+
+    from gpt2x.generate.decoder import Decoder
+    from gpt2x.model.gpt2 import GPT2
+
+    device = hardware(precision=precision)
+    decoder = Decoder(GPT2(model, device), model, device, BATCH, LENGTH)
+    ids = Tensor(np.zeros((BATCH, num_tokens), np.int32))
+    return compile_graph(decoder, ids, ids, Tensor(np.zeros(BATCH, np.int32)))
+
+
+def train_13b():
+    """An update of the shipped 13B model on one device, of which no parameter is allocated."""
+    from mindspore.nn.utils import no_init_parameters
+    from omegaconf import OmegaConf
+
+    model = ModelConfig(**OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / "gpt2_13b.yaml")))
+    with no_init_parameters():
+        return train(replace(model, dropout=0.0), "fp16", recompute="block", micro_batches=1)
+
+
+def claim_another_head(net):
+    """Tell flash attention of one head more than its tensors have."""
+    net.h[0].attn.attention.num_heads += 1
+
+
+DROPOUT = replace(SMALL, dropout=0.1)
+CASES: dict[str, Callable[[], Counter[str]]] = {
+    "train_fp16": lambda: train(SMALL, "fp16"),
+    "train_bf16": lambda: train(replace(SMALL, activation="gelu"), "bf16", micro_batches=1),
+    "train_fp16_dropout": lambda: train(DROPOUT, "fp16", micro_batches=1),
+    "train_fp16_recompute": lambda: train(SMALL, "fp16", recompute="block", micro_batches=1),
+    "train_bf16_dropout_recompute": lambda: train(DROPOUT, "bf16", recompute="block"),
+    "train_fp32": lambda: train(replace(SMALL, activation="fast_gelu"), "fp32", micro_batches=1),
+    "train_13b": train_13b,
+    "evaluate_fp16": lambda: evaluate(SMALL, "fp16"),
+    "decode_prompt_bf16": lambda: decode(SMALL, "bf16", 8),
+    "decode_token_fp16": lambda: decode(SMALL, "fp16", 1),
+    "wrong_head_count": lambda: train(SMALL, "fp16", micro_batches=1, break_net=claim_another_head),
+    "wrong_target_length": lambda: train(SMALL, "fp16", micro_batches=1, num_targets=LENGTH - 1),
+}
+
+
+def main() -> int:
+    """Compile the case named on the command line: its operators as JSON, or what the frontend said and status 1."""
+    pretend_ascend()
+    try:
+        operators = CASES[sys.argv[1]]()
+    except (RuntimeError, TypeError, ValueError) as error:
+        print(f"refused: {error}")
+        return 1
+    print(json.dumps(operators))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
