@@ -11,6 +11,7 @@ Legend: B batch, T tokens, D hidden, N heads, H head dim, V vocab, R rows.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import mindspore as ms
 import numpy as np
@@ -132,6 +133,18 @@ class FastGelu(nn.Cell):
         return x * ops.sigmoid(1.702 * x)
 
 
+@cache
+def future_penalty(size: int) -> Tensor:
+    """(size, size) fp32: -1e9 where the column is behind the row; one for all layers."""
+    return Tensor(np.triu(np.full((size, size), -1e9, np.float32), 1))
+
+
+@cache
+def compressed_causal_mask() -> Tensor:
+    """The (2048, 2048) mask of `ops.flash_attention_score` for any length under sparse_mode=2; 1 discards."""
+    return Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1))
+
+
 class Attention(nn.Cell):
     """Causal scaled dot-product attention (Vaswani et al., arXiv:1706.03762), weights kept for the gradient."""
 
@@ -158,7 +171,7 @@ class AttentionKernel(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.mix_transposed = ops.BatchMatMul(transpose_a=True)
         self.softmax = ops.Softmax(axis=-1)
-        self.future = Tensor(np.triu(np.full((max_seq_len, max_seq_len), -1e9, np.float32), 1))
+        self.future = future_penalty(max_seq_len)
 
     def construct(self, q, k, v, keep):
         """-> output (B, N, T, H) and weights (B, N, T, T) in fp32: each query's over its own and earlier keys."""
@@ -184,23 +197,24 @@ class AttentionKernel(nn.Cell):
 
 
 class AttentionAscend(nn.Cell):
-    """Causal attention on Ascend: the fused flash kernel where the hardware has it, else written out.
+    """Causal attention on Ascend: the fused flash kernel where it applies, else written out.
 
-    `ops.flash_attention_score` with sparse_mode=2 takes one compressed 2048 x 2048 causal mask for any length.
+    It applies to fp16 and bf16 without dropout on the weights. The kernel does take a dropout mask, but packed in
+    bits; written out, the mask is the one of the CPU. docs/ascend.md has the arguments of the call.
     """
 
     def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, flash: bool):
         super().__init__()
         self.num_heads, self.flash = num_heads, flash
         self.scale = 1.0 / math.sqrt(head_dim)
-        self.written_out = Attention(head_dim, max_seq_len if not flash else 1)
-        self.compressed_mask = Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1)) if flash else None
+        self.written_out = Attention(head_dim, max_seq_len)
+        self.mask = compressed_causal_mask() if flash else None
 
     def construct(self, q, k, v, keep):
         """q, k, v (B, N, T, H); keep (B, N, T, T) dropout multipliers or None -> (B, N, T, H)."""
-        if self.flash and keep is None:
+        if self.flash and keep is None and q.dtype != ms.float32:
             return ops.flash_attention_score(
-                q, k, v, self.num_heads, attn_mask=self.compressed_mask, scalar_value=self.scale,
+                q, k, v, self.num_heads, attn_mask=self.mask, scalar_value=self.scale,
                 input_layout="BNSD", sparse_mode=2,
             )  # fmt: skip
         return self.written_out(q, k, v, keep)
