@@ -47,7 +47,15 @@ def require_share(key: str, value: float | None) -> None:
 
 def validate_model(model: ModelConfig) -> None:
     """Check a model's shape."""
-    for key in ("num_layers", "num_heads", "hidden_size", "max_seq_len", "vocab_size", "ffn_size", "pad_vocab_multiple"):
+    for key in (
+        "num_layers",
+        "num_heads",
+        "hidden_size",
+        "max_seq_len",
+        "vocab_size",
+        "ffn_size",
+        "pad_vocab_multiple",
+    ):
         require_at_least(f"model.{key}", getattr(model, key), 1)
     require(
         model.hidden_size % model.num_heads == 0,

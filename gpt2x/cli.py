@@ -211,10 +211,12 @@ def similar_keys(key: str, root: type) -> str:
 
 def known_models() -> dict[str, schema.ModelConfig]:
     """The options of `conf/model` by name."""
-    return {
-        path.stem: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.ModelConfig), OmegaConf.load(path)))
-        for path in sorted((CONF / "model").glob("*.yaml"))
-    }  # type: ignore[return-value]
+    models = {}
+    for path in sorted((CONF / "model").glob("*.yaml")):
+        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.ModelConfig), OmegaConf.load(path)))
+        assert isinstance(model, schema.ModelConfig)
+        models[path.stem] = model
+    return models
 
 
 def all_keys(root: type, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ A field without a default is set by the YAML option that is chosen; a default st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
 from omegaconf import MISSING
 
 

@@ -55,8 +55,8 @@ def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
         other = Tokenizer.load(wanted.path)
         if other.fingerprint != own.fingerprint:
             raise UserError(
-                f"tokenizer.path={wanted.path} ({other.vocab_size} tokens) is not the tokenizer that load={source.path} "
-                f"was trained with ({own.vocab_size} tokens): drop tokenizer.path"
+                f"tokenizer.path={wanted.path} ({other.vocab_size} tokens) is not the tokenizer that "
+                f"load={source.path} was trained with ({own.vocab_size} tokens): drop tokenizer.path"
             )
     return own
 

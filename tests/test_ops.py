@@ -45,7 +45,9 @@ def numeric(function, inputs, index, direction, eps=1e-4):
 
 
 def check_gradients(cell, reference, inputs, num_floats, rtol=2e-3):
-    out = reference(*[np.asarray(value, np.float64) if np.asarray(value).dtype.kind == "f" else value for value in inputs])
+    out = reference(
+        *[np.asarray(value, np.float64) if np.asarray(value).dtype.kind == "f" else value for value in inputs]
+    )
     direction = draw(*out.shape, seed=3)
     tensors = [Tensor(value) for value in inputs]
     assert np.allclose(cell(*tensors).asnumpy(), out, atol=2e-5)

@@ -37,7 +37,7 @@ class Linear(nn.Cell):
     def construct(self, x):
         """x (..., in) -> (..., out)."""
         rows = ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
-        return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape(x.shape[:-1] + (self.out_size,))
+        return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape((*x.shape[:-1], self.out_size))
 
 
 class LayerNorm(nn.Cell):

@@ -103,6 +103,11 @@ class MemoryEstimate:
             yield name, getattr(self, name)
 
 
+# MindSpore's CPU graphs reuse no memory within a step: each operator's output lives to its end. Measured in units of
+# B T D and B N T T fp32 elements a block (docs/design/memory.md).
+CPU_HIDDEN_UNITS, CPU_SCORE_UNITS = 91, 10
+
+
 def train_memory(
     model: ModelConfig,
     *,
@@ -112,33 +117,33 @@ def train_memory(
     accumulates: bool,
     recompute: str = "none",
     keeps_scores: bool = True,
-    dropout: bool = True,
+    reuses_memory: bool = True,
 ) -> MemoryEstimate:
     """Estimate a training step's memory.
 
-    Weights, gradients (a second buffer when micro batches accumulate) and AdamW's two states are fp32. Activations
-    follow Korthikanti et al. (arXiv:2205.05198), equation 1, with our kernels' kept outputs: in units of B T D
-    elements a block keeps 2 layer-norm rows, qkv (3), attention output, two residual sums, and in units of B T F
-    the input, gate and output of GELU; scores are kept unless a fused kernel or recompute drops them.
+    Weights, gradients (a second buffer when micro batches accumulate) and AdamW's two states are fp32. Where memory
+    is reused, activations follow Korthikanti et al. (arXiv:2205.05198), equation 1, with our kernels' kept outputs:
+    in units of B T D elements a block keeps 2 fp32 layer-norm rows, qkv (3), attention output, inputs and sums (4)
+    and two fp32 dropout masks, in units of B T F the input, gate and output of GELU; scores unless a fused kernel
+    or recompute drops them.
     """
-    params = sum(math.prod(shape) for shape in tensor_shapes(model).values())
-    width = BYTES[precision]
+    params, width = num_params(model), BYTES[precision]
     rows = micro_batch_size * seq_len
-    hidden = rows * model.hidden_size
-    scores = micro_batch_size * model.num_heads * seq_len**2
-    block = hidden * (2 * 4 + 8 * width) + rows * ffn_size(model) * 3 * width
-    if dropout and model.dropout > 0:
-        block += 2 * 4 * hidden
+    hidden, scores = rows * model.hidden_size, micro_batch_size * model.num_heads * seq_len**2
+    has_dropout = model.dropout > 0
+    block = hidden * ((2 + 2 * has_dropout) * 4 + 8 * width) + rows * ffn_size(model) * 3 * width
     if keeps_scores and recompute != "attention":
-        block += scores * (4 + (4 if dropout and model.dropout > 0 else 0))
-    if recompute == "block":
-        activations = model.num_layers * hidden * width + block
-    else:
-        activations = model.num_layers * block
+        block += scores * 4 * (1 + has_dropout)
+    kept = model.num_layers * (hidden * width if recompute == "block" else block)
+    activations = kept + (block if recompute == "block" else 0)
+    copies_of_logits, copies_of_gradients = 2, 1 + accumulates
+    if not reuses_memory:
+        activations = model.num_layers * 4 * (CPU_HIDDEN_UNITS * hidden + CPU_SCORE_UNITS * scores)
+        copies_of_logits, copies_of_gradients = 5, 3 + accumulates
     return MemoryEstimate(
         weights=4 * params,
-        gradients=4 * params * (2 if accumulates else 1),
+        gradients=4 * params * copies_of_gradients,
         optimizer=8 * params,
         activations=activations,
-        logits=2 * 4 * rows * padded_vocab_size(model),
+        logits=copies_of_logits * 4 * rows * padded_vocab_size(model),
     )

@@ -11,12 +11,13 @@ from mindspore.common.initializer import initializer
 
 from gpt2x.config import OptimizerConfig
 
-
 update_parameter = ops.MultitypeFuncGraph("update_parameter")  # a Python loop over hundreds of tensors exceeds the
 adam = ops.Adam()  #                                               depth to which MindSpore unrolls loops
 
 
-@update_parameter.register("Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool")
+@update_parameter.register(
+    "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool"
+)
 def _update_parameter(beta1, beta2, rate, eps, keep, parameter, mean, square, gradient, decays):
     """Update one tensor and its two states in place."""
     if decays:

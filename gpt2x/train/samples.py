@@ -19,8 +19,8 @@ def sample_generation(config: TrainConfig, model: ModelConfig, tokenizer: Tokeni
     room = model.max_seq_len - longest
     if room < 1:
         raise UserError(
-            f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={model.max_seq_len} leaves no "
-            "room for a completion; shorten it"
+            f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={model.max_seq_len} leaves "
+            "no room for a completion; shorten it"
         )
     generation = config.generation
     return replace(generation, max_new_tokens=min(generation.max_new_tokens, room),

@@ -14,9 +14,7 @@ import numpy as np
 from mindspore import Tensor
 
 from gpt2x import checkpoint
-from gpt2x.config import ModelConfig, TrainConfig
-from gpt2x.data.prepare import PreparedData
-from gpt2x.data.sampling import Batch, batches, num_batches
+from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.evaluate.validation import Validation
 from gpt2x.generate import Generator
@@ -30,6 +28,7 @@ from gpt2x.runtime.memory import process_memory_gb
 from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.samples import sample_generation
+from gpt2x.train.start import Start
 from gpt2x.train.step import TrainStep
 
 
@@ -62,24 +61,20 @@ class Trainer:
     """One run on one device.
 
     Args:
-        config: the resolved configuration.
-        model: with the vocabulary known.
+        start: what was decided before.
         net: with its weights loaded.
-        data: with a training split.
-        run_dir: metrics.jsonl, samples.txt and checkpoints/ go here.
         tracker: mirrors the metrics.
         peak_tflops: of the device at the precision used, for MFU.
-        total_steps: the schedule's horizon and the run's end.
     """
 
-    def __init__(self, config: TrainConfig, model: ModelConfig, net: GPT2, data: PreparedData, run_dir: Path,
-                 tracker: Tracker, peak_tflops: float, total_steps: int):  # fmt: skip
-        assert data.train is not None
-        self.config, self.model, self.net, self.data, self.run_dir = config, model, net, data, run_dir
-        self.tracker, self.peak_tflops, self.total_steps = tracker, peak_tflops, total_steps
+    def __init__(self, start: Start, net: GPT2, tracker: Tracker, peak_tflops: float):
+        self.config, self.model, self.data = start.config, start.model, start.data
+        self.train_split, self.run_dir, self.total_steps = start.train_split, start.run_dir, start.total_steps
+        self.steps_per_epoch = start.steps_per_epoch
+        self.net, self.tracker, self.peak_tflops = net, tracker, peak_tflops
+        config, model, data = start.config, start.model, start.data
         trainer = config.trainer
         self.num_micro_batches = trainer.global_batch_size // trainer.micro_batch_size
-        self.steps_per_epoch = num_batches(data.train, trainer.global_batch_size, drop_last=True)
         self.optimizer = AdamW(config.optimizer, net.trainable_params())
         has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout))
         self.train_step = TrainStep(
@@ -98,7 +93,7 @@ class Trainer:
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
             )
         self.flops_per_token = stats.train_flops_per_token(model, trainer.seq_len)
-        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
 
     # ---- state
 
@@ -109,6 +104,7 @@ class Trainer:
         for parameter in (*self.optimizer.mean, *self.optimizer.square):
             parameter.set_data(Tensor(with_padding(states[parameter.name], parameter.shape)))
         self.state = LoopState.from_dict(saved.loop_state)
+        self.metrics.rewind(self.state.step)
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step_N`, then remove what keep_last and keep_best do not keep."""
@@ -134,10 +130,9 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Global batches from where the state stands, epoch after epoch; keeps the state's position."""
-        assert self.data.train is not None
         while True:
             for batch in batches(
-                self.data.train,
+                self.train_split,
                 batch_size=self.config.trainer.global_batch_size,
                 seed=self.config.seed,
                 epoch=self.state.epoch,

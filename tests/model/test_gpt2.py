@@ -151,7 +151,8 @@ class Activations(nn.Cell):
         qkv = block.attn.c_attn(ln1)
         y = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
         return (net.wte(ids), x, ln1, q, k, v, qkv, weights, y, attended, residual, ln2, wide, active, narrow,
-                residual + narrow, first, second, third, net.ln_f(third), logits, ms.ops.softmax(logits, -1))  # fmt: skip
+                residual + narrow, first, second, third, net.ln_f(third), logits,
+                ms.ops.softmax(logits, -1))  # fmt: skip
 
 
 ACTIVATIONS = ("tok_emb", "x", "ln1", "q", "k", "v", "qkv", "attSm", "y", "yProj", "attnResid", "ln2", "fc", "gelu",

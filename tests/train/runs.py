@@ -8,18 +8,34 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=32", "trainer.seq_len=32",
-         "trainer.global_batch_size=8", "trainer.micro_batch_size=4", "tracker=none", "tokenizer.vocab_size=300",
-         "trainer.sample_prompts=[]"]  # fmt: skip
+SMALL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=32",
+         "trainer.seq_len=32", "trainer.global_batch_size=8", "trainer.micro_batch_size=4", "tracker=none",
+         "tokenizer.vocab_size=300", "trainer.sample_prompts=[]"]  # fmt: skip
 
 
 def corpus(directory: Path) -> Path:
     """About 60 blocks of 33 tokens of words that a bigram model could learn."""
     import numpy as np
 
-    words = "the cat sat on a mat and then some dogs ran over this green hill while it rained".split()
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "then",
+        "some",
+        "dogs",
+        "ran",
+        "over",
+        "this",
+        "green",
+        "hill",
+    ]
     generator = np.random.default_rng(0)
-    lines = [" ".join(words[i % 17] for i in generator.integers(0, 17, 12)) for _ in range(120)]
+    lines = [" ".join(words[i] for i in generator.integers(0, len(words), 12)) for _ in range(120)]
     path = directory / "corpus.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -29,7 +45,8 @@ def start(script: str, *overrides: str, check: bool = True) -> subprocess.Comple
     """Run an entry script to its end."""
     done = subprocess.run([sys.executable, str(ROOT / script), *overrides], capture_output=True, text=True, check=False)
     if check and done.returncode:
-        raise AssertionError(f"{script} {overrides} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        printed = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        raise AssertionError(f"{script} {overrides} ended with {done.returncode}:\n{printed}")
     return done
 
 

@@ -25,7 +25,8 @@ def whole(tmp_path_factory):
 
 def test_what_a_run_leaves(whole):
     _, run_dir, out = whole
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png"}
+    left = {path.name for path in run_dir.iterdir()}
+    assert left == {"config.yaml", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png"}
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 17))
     for key in ("time", "train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_s", "perf/mfu"):
@@ -51,7 +52,8 @@ def test_two_runs_are_bit_identical(whole, tmp_path):
 
 def weights_of(path):
     saved = checkpoint.open_checkpoint(path)
-    return {(group, name): np.array(value) for group in ("weights", "optimizer") for name, value in saved.tensors(group).items()}
+    groups = ("weights", "optimizer")
+    return {(group, name): np.array(value) for group in groups for name, value in saved.tensors(group).items()}
 
 
 def test_resume_equals_the_uninterrupted_run_float_for_float(whole, tmp_path):
@@ -90,7 +92,7 @@ def test_a_killed_run_repeats_the_steps_behind_its_checkpoint(whole, tmp_path):
     train(tmp_path / "copy", *LONG, "trainer.sample_prompts=['the cat']", *keep, "resume=auto")
     assert curve(copied) == curve(run_dir)
     aside = (copied / "metrics.1.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [line[:12] for line in aside][0] == '{"step": 9, '
+    assert aside[0].startswith('{"step": 9, ')
     assert len(aside) == 9, "nothing is lost: eight repeated steps and the torn line"
 
 

@@ -1,0 +1,103 @@
+"""What a training run says before its first step."""
+
+from __future__ import annotations
+
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.unigram import unigram_perplexity
+from gpt2x.model import stats
+from gpt2x.runtime.console import console
+from gpt2x.runtime.memory import machine_memory_gb
+from gpt2x.train.start import Start
+
+UNIGRAM_MAX_TOKENS = 50_000_000  # counting more would delay the start
+
+
+def unigram_of(start: Start) -> float | None:
+    """The perplexity that token counts alone reach, where there is validation text and counting is quick."""
+    train, val = start.train_split, start.data.val
+    if val is None or train.num_tokens > UNIGRAM_MAX_TOKENS:
+        return None
+    return unigram_perplexity(train, val, start.data.tokenizer.vocab_size)
+
+
+def describe_split(split: Split) -> str:
+    """A split in one line."""
+    words = f", {split.num_words:,} words" if split.num_words else ""
+    return f"{split.num_tokens:,} tokens in {split.num_blocks:,} blocks of {split.block_len}{words}"
+
+
+def describe_model(start: Start) -> dict[str, str]:
+    """Parameters, where the weights are from, FLOPs and memory."""
+    model, trainer, hardware = start.model, start.config.trainer, start.config.hardware
+    memory = stats.train_memory(
+        model,
+        micro_batch_size=trainer.micro_batch_size,
+        seq_len=trainer.seq_len,
+        precision=hardware.precision,
+        accumulates=trainer.global_batch_size > trainer.micro_batch_size,
+        recompute=start.config.parallel.recompute,
+        keeps_scores=not hardware.flash_attention,
+        reuses_memory=hardware.device_target != "CPU",
+    )
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory)
+    available = hardware.memory_gb or machine_memory_gb()
+    weights = f"from {start.source.path}" if start.source else f"random, seed {start.config.seed}"
+    if start.resumption:
+        weights = f"from {start.resumption.saved.path}"
+    return {
+        "parameters": f"{stats.num_params(model):,} ({model.num_layers} layers, {model.num_heads} heads, "
+        f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
+        "weights": weights,
+        "FLOPs a token": f"{stats.train_flops_per_token(model, trainer.seq_len):.3g} (forward and backward)",
+        "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {available:.0f} GB",
+    }
+
+
+def show_panel(start: Start, peak_tflops: float, unigram: float | None) -> None:
+    """Print the start panel, and notices about data that the run does not see."""
+    config, data = start.config, start.data
+    trainer, hardware = config.trainer, config.hardware
+    facts = {
+        "training": describe_split(start.train_split),
+        "validation": describe_split(data.val) if data.val else "none",
+        "tokenizer": f"{data.facts['tokenizer']}, {data.tokenizer.vocab_size:,} tokens",
+    }
+    if unigram:
+        facts["unigram perplexity"] = f"{unigram:,.1f} a validation token: what token counts alone reach"
+    run = {
+        "steps": f"{start.total_steps:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
+        f"({trainer.global_batch_size // trainer.micro_batch_size} x {trainer.micro_batch_size} sequences), "
+        f"{start.total_steps / start.steps_per_epoch:.2f} epochs",
+        "device": f"{hardware.name}, {hardware.precision}, peak {peak_tflops:.3g} TFLOP/s ({hardware.source})",
+        "directory": str(start.run_dir),
+    }
+    title = f"{config.task.name}: {start.model.name} on {config.dataset.name}"
+    console.panel(title, {"model": describe_model(start), "data": facts, "run": run})
+    for text in notices(start):
+        console.notice(f"note: {text}")
+
+
+def notices(start: Start) -> list[str]:
+    """What is left out, changed or unused."""
+    config, data, train = start.config, start.data, start.train_split
+    notes = data.facts.get("notes")
+    found = [str(note) for note in notes] if isinstance(notes, list) else []
+    tail = train.num_blocks % config.trainer.global_batch_size
+    if tail:
+        found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} blocks, other ones each time")
+    for name, split in (("training", train), ("validation", data.val)):
+        if split and split.dropped_tokens:
+            found.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
+    if (start.model.vocab_size or 0) > data.tokenizer.vocab_size:
+        found.append(
+            f"model.vocab_size={start.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} tokens; "
+            "the rest of the embedding stays unused (model.vocab_size=null fits it)"
+        )
+    if start.source:
+        for key in ("activation", "layer_norm_eps", "tie_embeddings"):
+            wanted, own = getattr(config.model, key), getattr(start.model, key)
+            if wanted != own:
+                found.append(f"model.{key}={own}, as the loaded checkpoint says (configured: {wanted})")
+    if start.resumption:
+        found += [f"changed since the checkpoint: {line}" for line in start.resumption.differences]
+    return found

@@ -1,0 +1,127 @@
+"""What is decided before a model is built: data, sizes, steps, where from and where to. All mistakes end here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2x import checkpoint
+from gpt2x.checks import validate_warmup
+from gpt2x.cli import known_models
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.convert import Source, check_model_matches, check_weights, load_source
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.prepare import PreparedData, prepare
+from gpt2x.data.sampling import num_batches
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+from gpt2x.pretrained import check_vocabulary, source_tokenizer
+from gpt2x.train.resume import Resumption, find_resumption
+from gpt2x.train.samples import sample_generation
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that can begin."""
+
+    config: TrainConfig
+    model: ModelConfig  # config.model with the vocabulary known, and what a loaded checkpoint decides
+    data: PreparedData
+    source: Source | None  # of load=
+    resumption: Resumption | None
+    run_dir: Path
+    total_steps: int
+
+    @property
+    def train_split(self) -> Split:
+        """The training blocks."""
+        assert self.data.train is not None
+        return self.data.train
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one pass over the training blocks."""
+        return num_batches(self.train_split, self.config.trainer.global_batch_size, drop_last=True)
+
+    @property
+    def resolved(self) -> TrainConfig:
+        """The configuration with the model's sizes known, as config.yaml and the tracker show it."""
+        return replace(self.config, model=self.model)
+
+
+def decide(config: TrainConfig, run_dir: Path) -> Start:
+    """Read what the configuration names and check that it fits together.
+
+    Raises:
+        UserError: for anything the user can put right; the run directory is still untouched.
+    """
+    checkpoint.require_writable(Path(config.paths.outputs).expanduser())
+    resumption = find_resumption(config, run_dir) if config.resume else None
+    source = load_source(config.load) if config.load and not resumption else None
+    data = prepare_data(config, source, resumption)
+    model = resolve_model(config, data.tokenizer, source, resumption)
+    if source:
+        check_weights(source.weights(), model, origin=f"load={config.load}")
+    sample_generation(config, model, data.tokenizer)
+    total_steps = check_steps(config, data, resumption)
+    return Start(config, model, data, source, resumption, resumption.run_dir if resumption else run_dir, total_steps)
+
+
+def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumption | None) -> PreparedData:
+    """Blocks of seq_len + 1 tokens by the run's own tokenizer: a checkpoint's, where there is one."""
+    own: Tokenizer | None = None
+    if resumption:
+        assert resumption.saved.tokenizer_dir is not None
+        own = Tokenizer.load(resumption.saved.tokenizer_dir)
+    elif source and source.tokenizer_dir:
+        own = source_tokenizer(source, config.tokenizer)
+        check_vocabulary(own, source.model, f"load={config.load}")
+    cache = Path(config.paths.cache).expanduser()
+    return prepare(config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, own_tokenizer=own)
+
+
+def resolve_model(
+    config: TrainConfig, tokenizer: Tokenizer, source: Source | None, resumption: Resumption | None
+) -> ModelConfig:
+    """The model with its vocabulary known.
+
+    Sizes must be a loaded checkpoint's. Activation, eps and tying follow it, since its weights were trained with
+    them; dropout and padding are the run's to choose.
+    """
+    if resumption:
+        return resumption.saved.model
+    model = config.model
+    if source:
+        found = source.model
+        model = replace(
+            model, activation=found.activation, layer_norm_eps=found.layer_norm_eps, tie_embeddings=found.tie_embeddings
+        )
+        check_model_matches(model, found, str(config.load), known_models())
+        model = replace(model, vocab_size=found.vocab_size)
+    if model.vocab_size is None:
+        model = replace(model, vocab_size=tokenizer.vocab_size)
+    check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")
+    return model
+
+
+def check_steps(config: TrainConfig, data: PreparedData, resumption: Resumption | None) -> int:
+    """The run's total steps; refuses a corpus below one batch, a warmup beyond the end, a stop behind the start."""
+    trainer = config.trainer
+    assert data.train is not None
+    per_epoch = num_batches(data.train, trainer.global_batch_size, drop_last=True)
+    if per_epoch == 0:
+        raise UserError(
+            f"trainer.global_batch_size={trainer.global_batch_size} exceeds the {data.train.num_blocks} training "
+            f"blocks of {trainer.seq_len} tokens: use a smaller batch, a shorter trainer.seq_len or more text"
+        )
+    total_steps = trainer.max_steps or per_epoch * (trainer.max_epochs or 1)
+    validate_warmup(config.schedule, total_steps)
+    if resumption:
+        done, stop = resumption.saved.loop_state["step"], min(total_steps, trainer.stop_after_steps or total_steps)
+        longer = "trainer.stop_after_steps" if stop < total_steps else "trainer.max_steps or trainer.max_epochs"
+        if done >= stop:
+            raise UserError(
+                f"resume={config.resume}: nothing to resume, since {resumption.saved.path} is at step {done} and the "
+                f"run ends at step {stop}; raise {longer}"
+            )
+    return total_steps
