@@ -1,0 +1,48 @@
+"""Hydra multirun: each job its own process, run directory and MLflow run."""
+
+import sqlite3
+
+import pytest
+
+from tests.train.runs import SMALL, corpus, curve, run_dirs, start
+
+FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sweep")
+    corpus(directory)
+    paths = [f"paths.outputs={directory}/outputs", f"paths.cache={directory}/cache", "dataset=text",
+             f"dataset.path={directory}/corpus.txt"]  # fmt: skip
+    options = [option for option in SMALL if option not in ("tracker=none", "model.num_heads=2")]
+    done = start("train.py", "-m", "seed=1,2,1", "model.num_heads=2,3", *options, *FAST, *paths, check=False)
+    return directory, done
+
+
+def test_every_job_has_a_run_directory_and_a_bad_one_does_not_stop_the_others(sweep):
+    directory, done = sweep
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "model.num_heads=3" in done.stderr
+    runs = run_dirs(directory)
+    assert len(runs) == 3
+    first, second, third = (curve(run) for run in sorted(runs, key=lambda run: int(run.name)))
+    assert first == third != second
+
+
+def test_every_job_has_an_mlflow_run(sweep):
+    directory, _ = sweep
+    with sqlite3.connect(directory / "outputs" / "mlflow.db") as store:
+        runs = store.execute("select run_uuid, name, status from runs").fetchall()
+        assert [(name, status) for _, name, status in runs] == [("gpt2_tiny/text", "FINISHED")] * 3
+        seeds = store.execute("select value from params where key = 'seed'").fetchall()
+        assert sorted(seeds) == [("1",), ("1",), ("2",)]
+        tags = {key for (key,) in store.execute("select distinct key from tags")}
+        assert {"layout", "hardware", "data.hash", "version.mindspore"} <= tags
+        keys = {key for (key,) in store.execute("select distinct key from metrics")}
+        assert {"train/loss", "train/lr", "perf/tokens_per_s", "perf/mfu", "val/loss", "val/ppl"} <= keys
+        (name,) = store.execute("select name from experiments where name != 'Default'").fetchone()
+        assert name == "pretrain"
+    artifacts = {path.name for path in (directory / "outputs" / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"config.yaml", "loss.png"} <= artifacts
