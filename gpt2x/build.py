@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gpt2x.runtime.interrupt import deliver_interrupts
+
 
 def _train(config: Any) -> None:
+    deliver_interrupts()
     from gpt2x.train.run import run
 
     run(config)
 
 
 def _evaluate(config: Any) -> None:
+    deliver_interrupts()
     from gpt2x.evaluate.run import run
 
     run(config)
 
 
 def _predict(config: Any) -> None:
+    deliver_interrupts()
     from gpt2x.generate.run import run
 
     run(config)

@@ -99,8 +99,9 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
                 run(config)
         except UserError as error:  # kept from Hydra, which would print a line of its own and end a sweep
             failures.append(str(error))
+        finally:
             with contextlib.suppress(OSError):
-                output_dir().rmdir()  # Hydra makes it for every job; a refused one leaves nothing behind
+                output_dir().rmdir()  # Hydra makes it for every job; where nothing was written it goes
 
     def guarded_job() -> None:
         try:

@@ -25,20 +25,20 @@ class ModelConfig:
     """GPT-2's shape. Names as in docs/design/architecture.md; Hugging Face's name in brackets."""
 
     name: str = MISSING
-    num_layers: int = MISSING  # [n_layer]
-    num_heads: int = MISSING  # [n_head]
-    hidden_size: int = MISSING  # [n_embd]
-    max_seq_len: int = MISSING  # [n_positions]
+    num_layers: int = MISSING  # transformer blocks [n_layer]
+    num_heads: int = MISSING  # attention heads a block; divides hidden_size [n_head]
+    hidden_size: int = MISSING  # width of the residual stream [n_embd]
+    max_seq_len: int = MISSING  # learned positions [n_positions]
     vocab_size: int | None = 50257  # null: the tokenizer's
     ffn_size: int | None = None  # [n_inner]; null: 4 * hidden_size
     activation: str = "gelu_new"  # gelu_new | gelu | fast_gelu
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = 1e-5  # added to the variance [layer_norm_epsilon]
     dropout: float = 0.1  # on embeddings, attention weights and both residual branches
     embedding_dropout: float | None = None  # [embd_pdrop]; null: dropout
     attention_dropout: float | None = None  # [attn_pdrop]; null: dropout
     initializer_range: float = 0.02  # the reference uses 0.01
     scale_residual_init: bool = True  # residual projections by 1/sqrt(2 * num_layers), as GPT-2's paper
-    tie_embeddings: bool = True
+    tie_embeddings: bool = True  # the head is the embedding's transpose [tie_word_embeddings]
     pad_vocab_multiple: int = 1  # rows of the embedding are padded to a multiple; padded logits are never chosen
 
 
@@ -47,9 +47,9 @@ class TokenizerConfig:
     """`path` names a directory (vocab.json + merges.txt, or tokenizer.json) or a hub repository; null: train BPE."""
 
     name: str = MISSING
-    path: str | None = None
+    path: str | None = None  # directory or hub repository; null: train on the corpus
     vocab_size: int | None = None  # of a trained tokenizer
-    eos_token: str = "<|endoftext|>"
+    eos_token: str = "<|endoftext|>"  # ends each document, starts an empty prompt
 
 
 @dataclass
@@ -59,13 +59,13 @@ class DatasetConfig:
     name: str = MISSING
     corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text
     path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
-    train_path: str | None = None
-    val_path: str | None = None
+    train_path: str | None = None  # training text alone
+    val_path: str | None = None  # validation text alone
     url: str | None = None  # where the corpus is downloaded from when no path is given
     sha256: str | None = None  # of the download
     text_column: str = "text"  # of jsonl, csv and parquet
-    val_fraction: float = 0.1
-    split_seed: int = 0
+    val_fraction: float = 0.1  # share of the documents held out for validation
+    split_seed: int = 0  # draws the documents held out
     protocol: str = "clean"  # clean | reference (wikitext2 only), see docs/data.md
     keep_last_passage: bool = False  # protocol=reference: keep the passage that the reference loses
 
@@ -87,7 +87,7 @@ class HardwareConfig:
     precision: str = MISSING  # fp32 | fp16 | bf16
     memory_gb: float | None = MISSING  # of one device; null: the machine's
     peak_tflops: float | None = MISSING  # dense, at `precision`; null: a matmul measured at start
-    devices_per_node: int = MISSING
+    devices_per_node: int = MISSING  # devices in one machine
     flash_attention: bool = MISSING  # the kernel is there
     source: str = MISSING
 
@@ -97,10 +97,10 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101), states in fp32."""
 
     name: str = MISSING
-    learning_rate: float = MISSING
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    learning_rate: float = MISSING  # the schedule's peak
+    beta1: float = 0.9  # decay of the mean of gradients
+    beta2: float = 0.95  # decay of the mean of squared gradients
+    eps: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.1  # not on biases and layer norms
     bias_correction: bool = True  # the reference's Adam has none
 
@@ -110,19 +110,19 @@ class ScheduleConfig:
     """The learning rate over steps: warmup to optimizer.learning_rate, then decay to its final_ratio."""
 
     name: str = MISSING  # constant | linear | cosine | cosine_restarts | polynomial
-    warmup_steps: int | None = None
+    warmup_steps: int | None = None  # steps of linear warmup; null: none, or by warmup_ratio
     warmup_ratio: float | None = None  # of all steps; give one of the two
     final_ratio: float = 0.1  # last rate over peak rate
-    num_cycles: int = 1  # cosine_restarts
-    power: float = 1.0  # polynomial
+    num_cycles: int = 1  # of cosine_restarts
+    power: float = 1.0  # of polynomial
 
 
 @dataclass
 class TrainerConfig:
     """The loop. `max_steps` rules where both are given; `max_epochs` counts where it is null."""
 
-    max_steps: int | None = None
-    max_epochs: int | None = MISSING
+    max_steps: int | None = None  # optimizer updates; null: by max_epochs
+    max_epochs: int | None = MISSING  # passes over the training blocks, where max_steps is null
     global_batch_size: int = MISSING  # sequences an update
     micro_batch_size: int = MISSING  # sequences a forward pass; the quotient is gradient accumulation
     seq_len: int = MISSING  # tokens a sequence
@@ -133,12 +133,12 @@ class TrainerConfig:
     sample_every_steps: int | None = None  # null: with every evaluation
     sample_prompts: list[str] = field(default_factory=lambda: [""])  # "" starts from EOS
     checkpoint_every_steps: int | None = None  # null: at the end
-    keep_last: int = 2
-    keep_best: bool = True  # by val/loss
+    keep_last: int = 2  # newest checkpoints kept
+    keep_best: bool = True  # keep, and write at once, the checkpoint of the lowest val/loss
     stop_after_steps: int | None = None  # end early, after a checkpoint; the schedule is unchanged
-    loss_scale_init: float = 65536.0  # fp16 only
-    loss_scale_factor: float = 2.0
-    loss_scale_window: int = 1000
+    loss_scale_init: float = 65536.0  # fp16 only: the first loss scale
+    loss_scale_factor: float = 2.0  # up after a window of finite updates, down after a non-finite one
+    loss_scale_window: int = 1000  # finite updates in a row
     max_skipped_steps: int = 10  # non-finite gradients in a row before the run is ended
 
 
@@ -146,16 +146,16 @@ class TrainerConfig:
 class GenerationConfig:
     """Decoding. Sampling is on when temperature, top_k or top_p is given, or do_sample is true."""
 
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    max_new_tokens: int = 64  # tokens a completion has at most
+    min_new_tokens: int = 0  # EOS is not chosen before
+    do_sample: bool | None = None  # null: when temperature, top_k or top_p is given
+    temperature: float | None = None  # divides the logits; 0: greedy
+    top_k: int | None = None  # only the k likeliest tokens; 0 or null: all
+    top_p: float | None = None  # only the likeliest tokens that hold this probability together
     repetition_penalty: float = 1.0  # Keskar et al., arXiv:1909.05858; over prompt and completion
     eos_ids: list[int] | None = None  # null: the tokenizer's
     seed: int | None = None  # null: the run's seed
-    batch_size: int = 8
+    batch_size: int = 8  # prompts decoded together
 
 
 @dataclass
@@ -163,10 +163,10 @@ class EvaluationConfig:
     """Perplexity protocols, defined in docs/evaluation.md."""
 
     protocols: list[str] = field(default_factory=lambda: ["reference", "strided", "word"])
-    split: str = "val"
+    split: str = "val"  # val | train
     stride: int | None = None  # strided; null: half of seq_len
     seq_len: int | None = None  # null: the model's max_seq_len
-    batch_size: int = 8
+    batch_size: int = 8  # windows a forward pass; has no influence on strided and word
 
 
 @dataclass
@@ -177,22 +177,22 @@ class TrackerConfig:
     uri: str | None = None  # null: sqlite in paths.outputs
     experiment: str | None = None  # null: task.name
     run_name: str | None = None  # null: model.name/dataset.name
-    system_metrics: bool = True
+    system_metrics: bool = True  # MLflow samples CPU, memory and disk
 
 
 @dataclass
 class PathsConfig:
     """Directories; the only group, with tracker and hydra, that may read the environment."""
 
-    outputs: str = MISSING
-    cache: str = MISSING
+    outputs: str = MISSING  # run directories and the MLflow store
+    cache: str = MISSING  # prepared data, trained tokenizers, downloads
 
 
 @dataclass
 class CommonConfig:
     """Keys that every entry point has."""
 
-    seed: int = 0
+    seed: int = 0  # weights, order of batches, dropout, samples
     load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gpt2x.errors import UserError
-from gpt2x.tracking.mlflow_tracker import sync
+from gpt2x.tracking.mlflow_run import sync
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,6 +81,7 @@ def tracked(start: Start, tracker: Tracker) -> Iterator[None]:
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        console.notice("interrupted; resume=auto goes on from the last checkpoint, if there is one")
         raise
     finally:
         for name in ("loss.png", "samples.txt"):

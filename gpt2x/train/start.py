@@ -73,7 +73,7 @@ def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumpt
     if resumption:
         assert resumption.saved.tokenizer_dir is not None
         own = Tokenizer.load(resumption.saved.tokenizer_dir)
-    elif source and source.tokenizer_dir:
+    elif source:
         own = source_tokenizer(source, config.tokenizer)
         check_vocabulary(own, source.model, f"load={config.load}")
     cache = Path(config.paths.cache).expanduser()

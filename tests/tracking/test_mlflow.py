@@ -14,7 +14,8 @@ from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, RunInfo
 from gpt2x.tracking.__main__ import main
-from gpt2x.tracking.mlflow_tracker import MlflowTracker, resolve_uri, sync
+from gpt2x.tracking.mlflow_run import resolve_uri, sync
+from gpt2x.tracking.mlflow_tracker import MlflowTracker
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,21 +43,33 @@ def corpus(directory: Path) -> Path:
 
 
 def start(script: str, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
-    """Run an entry script to its end."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *overrides], capture_output=True, text=True, check=False)
+    """Run an entry script (or `-m` and a module) to its end."""
+    script = script if script == "-m" else str(ROOT / script)
+    done = subprocess.run([sys.executable, script, *overrides], capture_output=True, text=True, check=False)
     if check and done.returncode:
         printed = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         raise AssertionError(f"{script} {overrides} ended with {done.returncode}:\n{printed}")
     return done
 
 
-def train(directory: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
-    """train.py on the small corpus, with everything under `directory`."""
+def small(directory: Path) -> list[str]:
+    """Options of a small model on the small corpus, with everything under `directory`."""
     if not (directory / "corpus.txt").exists():
         corpus(directory)
-    paths = [f"paths.outputs={directory}/outputs", f"paths.cache={directory}/cache", "dataset=text",
-             f"dataset.path={directory}/corpus.txt"]  # fmt: skip
-    return start("train.py", *SMALL, *paths, *overrides, check=check)
+    return [*SMALL, f"paths.outputs={directory}/outputs", f"paths.cache={directory}/cache", "dataset=text",
+            f"dataset.path={directory}/corpus.txt"]  # fmt: skip
+
+
+def train(directory: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
+    """Run train.py on the small corpus to its end."""
+    return start("train.py", *small(directory), *overrides, check=check)
+
+
+def begin(directory: Path, *overrides: str) -> subprocess.Popen:
+    """Start train.py on the small corpus; its output can be read line by line."""
+    command = [sys.executable, str(ROOT / "train.py"), *small(directory), *overrides]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def run_dirs(directory: Path) -> list[Path]:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import yaml
 
 from gpt2x import checkpoint
-from tests.train.runs import curve, run_dirs, train
+from tests.train.runs import begin, curve, run_dirs, start, train
 
 LONG = ["trainer.max_steps=16", "model.dropout=0.1", "trainer.eval_every_steps=5", "trainer.checkpoint_every_steps=4",
         "trainer.keep_last=9", "trainer.keep_best=false"]  # fmt: skip
@@ -96,6 +97,24 @@ def test_a_killed_run_repeats_the_steps_behind_its_checkpoint(whole, tmp_path):
     assert len(aside) == 9, "nothing is lost: eight repeated steps and the torn line"
 
 
+def test_ctrl_c_ends_a_run_cleanly(whole, tmp_path):
+    directory, _, _ = whole
+    shutil.copy(directory / "corpus.txt", tmp_path / "corpus.txt")
+    running = begin(
+        tmp_path, "trainer.max_steps=100000", "trainer.log_every_steps=1", "trainer.checkpoint_every_steps=3"
+    )
+    for line in running.stdout:
+        if line.startswith("step 7/"):
+            running.send_signal(signal.SIGINT)
+            break
+    out, error = running.communicate(timeout=60)
+    assert running.returncode == 130, out + error
+    assert "interrupted" in out
+    assert "Traceback" not in error
+    (run_dir,) = run_dirs(tmp_path)
+    assert max(curve(run_dir)) >= 6
+
+
 def refused(directory, *overrides):
     done = train(directory, *overrides, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -154,3 +173,13 @@ def test_wrong_input(tmp_path):
     assert "trainer.global_batch_size=800" in refused(tmp_path, "trainer.global_batch_size=800")
     assert "model.vocab_size=200" in refused(tmp_path, "model.vocab_size=200")
     assert not list((tmp_path / "outputs").rglob("*.yaml"))
+
+
+def test_a_checkpoint_without_a_tokenizer_needs_one(whole, tmp_path):
+    directory, run_dir, _ = whole
+    done = start("-m", "gpt2x.convert", "--to", "hf", "--output", f"{tmp_path}/hf", f"{run_dir}/checkpoints/step_16")
+    assert not done.returncode
+    for path in (tmp_path / "hf").iterdir():
+        if path.suffix != ".safetensors" and path.name != "config.json":
+            path.unlink()
+    assert "tokenizer.path=" in refused(directory, "task=finetune", f"load={tmp_path}/hf")

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from tests.train.runs import SMALL, corpus, curve, run_dirs, start
+from tests.train.runs import curve, run_dirs, small, start
 
 FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4"]
 
@@ -12,11 +12,8 @@ FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4"]
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
-    corpus(directory)
-    paths = [f"paths.outputs={directory}/outputs", f"paths.cache={directory}/cache", "dataset=text",
-             f"dataset.path={directory}/corpus.txt"]  # fmt: skip
-    options = [option for option in SMALL if option not in ("tracker=none", "model.num_heads=2")]
-    done = start("train.py", "-m", "seed=1,2,1", "model.num_heads=2,3", *options, *FAST, *paths, check=False)
+    options = [option for option in small(directory) if option not in ("tracker=none", "model.num_heads=2")]
+    done = start("train.py", "-m", "seed=1,2,1", "model.num_heads=2,3", *options, *FAST, check=False)
     return directory, done
 
 
