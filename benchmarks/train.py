@@ -99,13 +99,13 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     )  # fmt: skip
     update = TrainStep(WeightedLoss(net), optimizer, 1, GRAD_CLIP, has_dropout=options.dropout > 0)
     weights = np.full((1, options.micro_batch_size, options.seq_len), 1.0, np.float32)
-    weights, scale, count = Tensor(weights / weights.size), Tensor(1.0, ms.float32), 0
+    weights, scale, count = weights / weights.size, Tensor(1.0, ms.float32), 0
 
     def step(ids: np.ndarray) -> float:
         nonlocal count
         count += 1
         key = Tensor(count, ms.int32)
-        return float(update(Tensor(ids[None]), weights, key, scale, *optimizer.scalars(LEARNING_RATE, count))[0])
+        return update(ids[None], weights, key, scale, *optimizer.scalars(LEARNING_RATE, count))[0]
 
     return step
 

@@ -144,15 +144,15 @@ class Trainer:
                 yield batch
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def step_inputs(self, batch: Batch, rate: float) -> tuple[Tensor, ...]:
-        """The tensors of `TrainStep.construct` for a global batch."""
+    def step_inputs(self, batch: Batch, rate: float) -> tuple[Any, ...]:
+        """The arguments of `TrainStep` for a global batch."""
         shape = (self.num_micro_batches, self.config.trainer.micro_batch_size, -1)
         counted = batch["attention_mask"][:, 1:].astype(np.float32)
         weights = counted / np.float32(max(1.0, counted.sum()))
         key = dropout_key(self.config.seed, self.state.step)
         return (
-            Tensor(batch["input_ids"].reshape(shape)),
-            Tensor(weights.reshape(shape)),
+            batch["input_ids"].reshape(shape),
+            weights.reshape(shape),
             Tensor(key, ms.int32),
             Tensor(self.state.loss_scale.scale, ms.float32),
             *self.optimizer.scalars(rate, self.state.num_updates + 1),
@@ -191,21 +191,21 @@ class Trainer:
             self.config.schedule, self.config.optimizer.learning_rate, state.step + 1, self.total_steps
         )
         inputs = self.step_inputs(batch, rate)
-        if not self.train_step.compile_cache:
+        if not self.train_step.is_compiled:
             started = time.perf_counter()
             with progress.busy("compiling"):
                 self.train_step.compile(*inputs)
             metrics["perf/compile_time_s"] = time.perf_counter() - started
         scale = state.loss_scale.scale
-        loss, norm, finite = (value.asnumpy() for value in self.train_step(*inputs))
+        loss, norm, finite = self.train_step(*inputs)
         state.step += 1
         state.tokens_seen += int(batch["attention_mask"][:, 1:].sum())
-        state.loss_scale.update(bool(finite))
+        state.loss_scale.update(finite)
         if finite:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
         else:
-            self.skip(progress, float(norm), scale)
-        metrics |= {"train/loss": float(loss), "train/lr": rate, "train/grad_norm": float(norm)}
+            self.skip(progress, norm, scale)
+        metrics |= {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}
         if self.config.hardware.precision == "fp16":
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.steps_per_epoch

@@ -124,9 +124,10 @@ def train(model: ModelConfig, precision: str, *, recompute="none", micro_batches
         break_net(net)
     optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params())
     step = TrainStep(WeightedLoss(net), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
-    ids = Tensor(np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32))
-    weights = Tensor(np.zeros((micro_batches, BATCH, num_targets), np.float32))
-    return compile_graph(step, ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
+    ids = np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32)
+    weights = np.zeros((micro_batches, BATCH, num_targets), np.float32)
+    inputs = (ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
+    return sum((compile_graph(cell, *example) for cell, example in step.graphs(*inputs)), Counter())
 
 
 def evaluate(model: ModelConfig, precision: str):

@@ -53,8 +53,7 @@ def test_update_with_attention_written_out(case, forward, tmp_path):
     assert "FlashAttentionScore" not in found
 
 
-@pytest.mark.xfail(strict=True, reason="MindSpore's recompute pass does not enter the accumulation loop's subgraph")
-def test_recompute_within_the_accumulation_loop(tmp_path):
+def test_recompute_while_micro_batches_accumulate(tmp_path):
     assert operators("train_bf16_accumulation_recompute", tmp_path)["FlashAttentionScore"] == 2 * LAYERS
 
 

@@ -33,11 +33,9 @@ class Updates:
         self.count += 1
         if weights is None:
             weights = np.full((ids.shape[0], ids.shape[1] - 1), 1 / (ids.shape[0] * (ids.shape[1] - 1)), np.float32)
-        outputs = self.step(
-            Tensor(ids.reshape(self.shape)), Tensor(weights.reshape(self.shape)), Tensor(key, ms.int32),
-            Tensor(loss_scale, ms.float32), *self.optimizer.scalars(3e-3, self.count),
-        )  # fmt: skip
-        return tuple(value.asnumpy() for value in outputs)
+        scalars = self.optimizer.scalars(3e-3, self.count)
+        return self.step(ids.reshape(self.shape), weights.reshape(self.shape), Tensor(key, ms.int32),
+                         Tensor(loss_scale, ms.float32), *scalars)  # fmt: skip
 
     def values(self):
         states = (*self.net.trainable_params(), *self.optimizer.mean, *self.optimizer.square)
