@@ -75,7 +75,7 @@ def test_a_lower_bound_of_the_flops():
     [
         (["model.num_heads=3"], ["model.hidden_size=128", "model.num_heads=3", "1, 2, 4, 8"]),
         (["trainer.seq_len=512"], ["trainer.seq_len=512", "model.max_seq_len=256", "trainer.seq_len=256"]),
-        (["trainer.global_batch_size=24"], ["trainer.global_batch_size=24", "trainer.micro_batch_size=16"]),
+        (["trainer.global_batch_size=6"], ["trainer.global_batch_size=6", "trainer.micro_batch_size=4"]),
         (["model.activation=relu"], ["model.activation=relu", "gelu_new, gelu, fast_gelu"]),
         (["model.dropout=1.5"], ["model.dropout=1.5"]),
         (["trainer.max_epochs=null"], ["trainer.max_steps", "trainer.max_epochs"]),

@@ -13,8 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 run="${GPT2X_OUTPUTS:-outputs}/studies/wikitext2_tiny/$(date +%Y-%m-%d_%H-%M-%S)"
 python train.py dataset=wikitext2 dataset.path="$wikitext" tokenizer=gpt2 tokenizer.path="$tokenizer" \
-  trainer.seq_len=256 trainer.micro_batch_size=4 trainer.max_steps=400 trainer.eval_every_steps=100 trainer.max_eval_batches=20 \
-  optimizer.learning_rate=1e-3 schedule.warmup_ratio=0.05 hydra.run.dir="$run" "$@"
+  trainer.seq_len=256 trainer.global_batch_size=16 trainer.micro_batch_size=4 trainer.max_steps=300 \
+  trainer.eval_every_steps=50 trainer.max_eval_batches=20 \
+  schedule.warmup_ratio=0.05 hydra.run.dir="$run" "$@"
 
 newest=$(find "$run/checkpoints" -maxdepth 1 -name 'step_*' | sort -V | tail -1)
 python evaluate.py load="$newest" dataset=wikitext2 dataset.path="$wikitext" output="$run/results.json"
