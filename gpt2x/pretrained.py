@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpt2x.config import HardwareConfig, ModelConfig, TokenizerConfig
 from gpt2x.convert import Source, check_weights, load_source
@@ -51,7 +52,7 @@ def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
             )
         return Tokenizer.load(wanted.path)
     own = Tokenizer.load(source.tokenizer_dir)
-    if wanted.name == "checkpoint" and wanted.path is not None:
+    if wanted.path is not None and Path(wanted.path).expanduser().exists():  # a hub's name may be out of reach
         other = Tokenizer.load(wanted.path)
         if other.fingerprint != own.fingerprint:
             raise UserError(

@@ -159,6 +159,12 @@ def test_fine_tuning_starts_from_the_checkpoint_and_its_tokenizer(whole, tmp_pat
     (tuned,) = run_dirs(tmp_path)
     last = curve(run_dir)[16][0]
     assert curve(tuned)[1][0] == pytest.approx(last, abs=0.3)
+    other = start("-m", "gpt2x.convert", "--to", "hf", "--output", f"{tmp_path}/other", f"{tuned}/checkpoints/step_2")
+    assert not other.returncode
+    vocabulary = json.loads((tmp_path / "other" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary["model"]["merges"] = vocabulary["model"]["merges"][:-1]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    assert "is not the tokenizer that" in refused(tmp_path, load, f"tokenizer.path={tmp_path}/other")
     message = refused(tmp_path, load, "model.num_layers=4")
     assert "model.num_layers" in message
 
