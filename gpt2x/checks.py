@@ -40,6 +40,11 @@ def require_at_least(key: str, value: float | None, least: float) -> None:
     require(value is None or value >= least, f"{key}={value} must be at least {least}")
 
 
+def require_above_zero(key: str, value: float | None) -> None:
+    """Raise UserError when `value` is given and not above 0."""
+    require(value is None or value > 0, f"{key}={value} must be above 0")
+
+
 def require_share(key: str, value: float | None) -> None:
     """Raise UserError when `value` is given and not in [0, 1)."""
     require(value is None or 0 <= value < 1, f"{key}={value} must be at least 0 and below 1")
@@ -65,7 +70,8 @@ def validate_model(model: ModelConfig) -> None:
     require_choice("model.activation", model.activation, ACTIVATIONS)
     for key in ("dropout", "embedding_dropout", "attention_dropout"):
         require_share(f"model.{key}", getattr(model, key))
-    require(model.layer_norm_eps > 0, f"model.layer_norm_eps={model.layer_norm_eps} must be above 0")
+    require_above_zero("model.layer_norm_eps", model.layer_norm_eps)
+    require_above_zero("model.initializer_range", model.initializer_range)
 
 
 def validate_common(config: CommonConfig) -> None:
@@ -139,9 +145,14 @@ def validate_train(config: TrainConfig) -> None:
         trainer.grad_clip is None or trainer.grad_clip > 0,
         f"trainer.grad_clip={trainer.grad_clip} must be above 0; null switches it off",
     )
-    require(
-        config.optimizer.learning_rate > 0, f"optimizer.learning_rate={config.optimizer.learning_rate} must be above 0"
-    )
+    for key in ("loss_scale_init", "loss_scale_window"):
+        require_above_zero(f"trainer.{key}", getattr(trainer, key))
+    require_at_least("trainer.loss_scale_factor", trainer.loss_scale_factor, 1)
+    require_at_least("trainer.max_skipped_steps", trainer.max_skipped_steps, 0)
+    for key in ("learning_rate", "eps"):
+        require_above_zero(f"optimizer.{key}", getattr(config.optimizer, key))
+    require_at_least("schedule.num_cycles", schedule.num_cycles, 1)
+    require_above_zero("schedule.power", schedule.power)
     for key in ("beta1", "beta2"):
         require_share(f"optimizer.{key}", getattr(config.optimizer, key))
     require_at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
@@ -160,18 +171,15 @@ def validate_train(config: TrainConfig) -> None:
         f"task={config.task.name} starts from trained weights: give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain",
     )
-    require(
-        config.load is None or config.resume is None,
-        f"load={config.load} and resume={config.resume} are both given: load starts a new run from weights, "
-        "resume continues a run; drop one",
-    )
 
 
 def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
     """Refuse a warmup that leaves no step at the peak rate (the reference's 2000 on WikiText-2)."""
+    steps = schedule.warmup_steps or round((schedule.warmup_ratio or 0.0) * total_steps)
+    key = "warmup_ratio" if schedule.warmup_steps is None else "warmup_steps"
     require(
-        (schedule.warmup_steps or 0) < total_steps,
-        f"schedule.warmup_steps={schedule.warmup_steps} is not below the run's {total_steps} steps, so the peak rate "
+        steps == 0 or steps < total_steps,
+        f"schedule.{key}={getattr(schedule, key)} is not below the run's {total_steps} steps, so the peak rate "
         "would never be held; use fewer, or schedule.warmup_steps=null schedule.warmup_ratio=0.1",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
@@ -100,8 +99,7 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
         except UserError as error:  # kept from Hydra, which would print a line of its own and end a sweep
             failures.append(str(error))
         finally:
-            with contextlib.suppress(OSError):
-                output_dir().rmdir()  # Hydra makes it for every job; where nothing was written it goes
+            remove_empty(output_dir())
 
     def guarded_job() -> None:
         try:
@@ -116,6 +114,17 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
             raise UserError("; ".join(failures))
 
     sys.exit(guarded(guarded_job, SCHEMAS[name]))
+
+
+def remove_empty(run_dir: Path) -> None:
+    """Take away the directory that Hydra makes for every job, and its parents, where nothing was written."""
+    for directory in (run_dir, *run_dir.parents[:3]):
+        if directory == Path.cwd() or directory in Path.cwd().parents:
+            return
+        try:
+            directory.rmdir()
+        except OSError:
+            return
 
 
 WORKERS = ("train", "evaluate", "predict")
@@ -189,6 +198,9 @@ def explain(error: BaseException, root: type) -> str:
     lines = [line for line in lines if not line.startswith(("reference_type=", "object_type=", "full_key:"))]
     lines = [line for line in lines if "HYDRA_FULL_ERROR" not in line]
     override = re.search(r"Error merging override (\S+)", message)
+    if override and "is not a ListConfig" in message:
+        key, _, value = override.group(1).partition("=")
+        return f"{key}={value}: a list is wanted, as '{key}=[\"{value}\"]'"
     if override:
         return f"{override.group(1)}: {lines[-1]}"
     key = f"{full_key.group(1)}: " if full_key else ""
@@ -197,15 +209,15 @@ def explain(error: BaseException, root: type) -> str:
 
 def suggestion(word: str, choices: list[str]) -> str:
     """'did you mean X? ' or nothing."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.75)
     return f"did you mean {close[0]}? " if close else ""
 
 
 def similar_keys(key: str, root: type) -> str:
     """A did-you-mean, or the keys that stand where `key` was looked for."""
-    keys = all_keys(root) + [path.name for path in CONF.iterdir() if path.is_dir()]
+    keys = all_keys(root)
     parent = key.rpartition(".")[0]
-    siblings = [other for other in keys if other.rpartition(".")[0] == parent]
+    siblings = [other for other in keys if other.rpartition(".")[0] == parent and other != key]
     close = suggestion(key, siblings or keys)
     return close.rstrip() or f"keys there: {', '.join(sorted(set(siblings or keys)))}"
 

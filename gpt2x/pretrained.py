@@ -50,7 +50,7 @@ def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
                 f"load={source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt): "
                 "give tokenizer.path=DIRECTORY"
             )
-        return Tokenizer.load(wanted.path)
+        return Tokenizer.load(wanted.path, wanted.eos_token)
     own = Tokenizer.load(source.tokenizer_dir)
     if wanted.path is not None and Path(wanted.path).expanduser().exists():  # a hub's name may be out of reach
         other = Tokenizer.load(wanted.path)

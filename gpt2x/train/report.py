@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.unigram import unigram_perplexity
 from gpt2x.model import stats
@@ -26,6 +27,12 @@ def describe_split(split: Split) -> str:
     return f"{split.num_tokens:,} tokens in {split.num_blocks:,} blocks of {split.block_len}{words}"
 
 
+def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
+    """Whether training runs the fused kernel: `gpt2x.ops.AttentionAscend` wants no dropout on weights and no fp32."""
+    rate = model.dropout if model.attention_dropout is None else model.attention_dropout
+    return hardware.flash_attention and rate == 0 and hardware.precision != "fp32"
+
+
 def describe_model(start: Start) -> dict[str, str]:
     """Parameters, where the weights are from, FLOPs and memory."""
     model, trainer, hardware = start.model, start.config.trainer, start.config.hardware
@@ -36,7 +43,7 @@ def describe_model(start: Start) -> dict[str, str]:
         precision=hardware.precision,
         accumulates=trainer.global_batch_size > trainer.micro_batch_size,
         recompute=start.config.parallel.recompute,
-        keeps_scores=not hardware.flash_attention,
+        keeps_scores=not uses_flash_attention(model, hardware),
         reuses_memory=hardware.device_target != "CPU",
     )
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory)
@@ -93,6 +100,8 @@ def notices(start: Start) -> list[str]:
             f"model.vocab_size={start.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} tokens; "
             "the rest of the embedding stays unused (model.vocab_size=null fits it)"
         )
+    if config.hardware.flash_attention and not uses_flash_attention(start.model, config.hardware):
+        found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
     if start.source:
         for key in ("activation", "layer_norm_eps", "tie_embeddings"):
             wanted, own = getattr(config.model, key), getattr(start.model, key)

@@ -34,6 +34,8 @@ class Resumption:
 def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     """'key: stored -> now' for every key whose change makes the continuation another run."""
     now, then = flatten(asdict(config)), flatten(stored)
+    if config.load is None:
+        then["load"] = now["load"]  # where the run once started from need not be said again
     return [
         f"{key}: {then.get(key)} -> {now.get(key)}"
         for key in sorted(now.keys() | then.keys())

@@ -1,12 +1,27 @@
-"""How the text samples of a training run are drawn."""
+"""The text samples of a training run."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from gpt2x.config import GenerationConfig, ModelConfig, TrainConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+
+SAMPLE_HEAD = "=== step {} ===\n"
+
+
+def rewind_samples(path: Path, step: int) -> None:
+    """Cut off the samples behind `step`, which a resumed run draws again, the same ones."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    for head in re.finditer(r"^=== step (\d+) ===$", text, flags=re.MULTILINE):
+        if int(head.group(1)) > step:
+            path.write_text(text[: head.start()], encoding="utf-8")
+            return
 
 
 def sample_generation(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> GenerationConfig:

@@ -59,6 +59,7 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     resumption = find_resumption(config, run_dir) if config.resume else None
     source = load_source(config.load) if config.load and not resumption else None
     data = prepare_data(config, source, resumption)
+    check_same_data(config, data, resumption)
     model = resolve_model(config, data.tokenizer, source, resumption)
     if source:
         check_weights(source.weights(), model, origin=f"load={config.load}")
@@ -78,6 +79,19 @@ def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumpt
         check_vocabulary(own, source.model, f"load={config.load}")
     cache = Path(config.paths.cache).expanduser()
     return prepare(config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, own_tokenizer=own)
+
+
+def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumption | None) -> None:
+    """Refuse to resume on other blocks than the checkpoint's position counts, unless the configuration says so too."""
+    if resumption and not resumption.differences:
+        stored = resumption.saved.loop_state.get("data_fingerprint")
+        if stored != data.fingerprint:
+            raise UserError(
+                f"resume={config.resume}: dataset={config.dataset.name} gives other blocks than at "
+                f"{resumption.saved.path} (fingerprint {str(stored)[:12]} -> {data.fingerprint[:12]}), though the "
+                "configuration is the same: its files have changed. Bring them back, or start a new run from the "
+                f"weights with load={resumption.saved.path}"
+            )
 
 
 def resolve_model(
@@ -122,6 +136,6 @@ def check_steps(config: TrainConfig, data: PreparedData, resumption: Resumption 
         if done >= stop:
             raise UserError(
                 f"resume={config.resume}: nothing to resume, since {resumption.saved.path} is at step {done} and the "
-                f"run ends at step {stop}; raise {longer}"
+                f"run ends at step {stop}; give resume={resumption.saved.path} and raise {longer}"
             )
     return total_steps

@@ -27,7 +27,7 @@ from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
 from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.tracking import MetricsLog, Tracker
-from gpt2x.train.samples import sample_generation
+from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation
 from gpt2x.train.start import Start
 from gpt2x.train.step import TrainStep
 
@@ -45,6 +45,7 @@ class LoopState:
     loss_scale: LossScale = field(default_factory=lambda: LossScale(1.0, 1.0, 1))
     best_step: int | None = None
     best_loss: float | None = None
+    data_fingerprint: str = ""  # of the blocks that `batch` counts
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
@@ -87,7 +88,7 @@ class Trainer:
             )
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data.tokenizer)
-        self.state = LoopState()
+        self.state = LoopState(data_fingerprint=data.fingerprint)
         if config.hardware.precision == "fp16":
             self.state.loss_scale = LossScale(
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
@@ -103,8 +104,14 @@ class Trainer:
         states = saved.tensors("optimizer")
         for parameter in (*self.optimizer.mean, *self.optimizer.square):
             parameter.set_data(Tensor(with_padding(states[parameter.name], parameter.shape)))
-        self.state = LoopState.from_dict(saved.loop_state)
+        fresh, self.state = self.state, LoopState.from_dict(saved.loop_state)
+        self.state.data_fingerprint = fresh.data_fingerprint
+        if saved.run_config["hardware"]["precision"] != self.config.hardware.precision:
+            self.state.loss_scale = fresh.loss_scale
+        if saved.path.parent.parent != self.run_dir:  # a branch has its own best
+            self.state.best_step = self.state.best_loss = None
         self.metrics.rewind(self.state.step)
+        rewind_samples(self.run_dir / "samples.txt", self.state.step)
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step_N`, then remove what keep_last and keep_best do not keep."""
@@ -239,7 +246,7 @@ class Trainer:
         )
 
     def after_update(self, metrics: dict[str, float], progress: Progress, *, is_last: bool, is_stop: bool) -> None:
-        """Validation, the metrics line, samples and a checkpoint, where they are due; in this order."""
+        """Validation, the metrics line, a checkpoint and samples, where they are due; in this order."""
         trainer, step = self.config.trainer, self.state.step
 
         def is_due(every: int | None) -> bool:
@@ -254,13 +261,13 @@ class Trainer:
                 self.state.best_step, self.state.best_loss = step, found["val/loss"]
         written = self.metrics.append(step, metrics)
         self.tracker.log_metrics(step, written, metrics)
-        if is_due(trainer.sample_every_steps or trainer.eval_every_steps):
-            with progress.busy("sampling"):
-                self.write_samples()
         is_best = trainer.keep_best and self.state.best_step == step
         if is_stop or is_best or is_due(trainer.checkpoint_every_steps):
             with progress.busy("saving"):
                 self.save_checkpoint()
+        if is_due(trainer.sample_every_steps or trainer.eval_every_steps):
+            with progress.busy("sampling"):
+                self.write_samples()
 
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
@@ -268,9 +275,13 @@ class Trainer:
         if not prompts:
             return
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
-        completions = self.generator.complete(prompts, self.generation, seed)
+        try:
+            completions = self.generator.complete(prompts, self.generation, seed)
+        except UserError as error:  # logits that are not finite: no reason to end the run
+            console.warn(f"step {self.state.step}: no samples, {error}")
+            return
         texts = [(completion.prompt, completion.completion) for completion in completions]
         console.samples(self.state.step, texts)
         with (self.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
             for prompt, text in texts:
-                file.write(f"=== step {self.state.step} ===\n{prompt}{text}\n\n")
+                file.write(f"{SAMPLE_HEAD.format(self.state.step)}{prompt}{text}\n\n")

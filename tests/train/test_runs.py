@@ -189,3 +189,23 @@ def test_a_checkpoint_without_a_tokenizer_needs_one(whole, tmp_path):
         if path.suffix != ".safetensors" and path.name != "config.json":
             path.unlink()
     assert "tokenizer.path=" in refused(directory, "task=finetune", f"load={tmp_path}/hf")
+
+
+def test_a_stopped_fine_tuning_resumes_with_or_without_load(whole, tmp_path):
+    directory, run_dir, _ = whole
+    load = f"load={run_dir}/checkpoints/step_16"
+    shutil.copy(directory / "corpus.txt", tmp_path / "corpus.txt")
+    tune = ["task=finetune", "trainer.max_steps=4"]
+    train(tmp_path, *tune, load, "trainer.stop_after_steps=2")
+    train(tmp_path, *tune, load, "resume=auto", "trainer.stop_after_steps=3")
+    train(tmp_path, *tune, "resume=auto")
+    (tuned,) = run_dirs(tmp_path)
+    assert list(curve(tuned)) == [1, 2, 3, 4]
+
+
+def test_a_changed_corpus_is_noticed_on_resume(tmp_path):
+    train(tmp_path, "trainer.max_steps=4", "trainer.stop_after_steps=2")
+    with (tmp_path / "corpus.txt").open("a", encoding="utf-8") as file:
+        file.write("\nanother line of the cat and the mat")
+    message = refused(tmp_path, "trainer.max_steps=4", "resume=auto")
+    assert "its files have changed" in message
