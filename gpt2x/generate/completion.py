@@ -21,6 +21,7 @@ from gpt2x.generate.streaming import TextStream
 from gpt2x.model.gpt2 import GPT2
 
 LEAST_BUCKET = 32  # tokens; shorter texts share one graph
+LOOKAHEAD = 8  # batches whose prompts are sorted by length together: what is done waits for that many at most
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,19 @@ def bucket(length: int, max_seq_len: int) -> int:
     return min(max(LEAST_BUCKET, 1 << (length - 1).bit_length()), max_seq_len)
 
 
+def batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
+    """Rows of like length together, so that the first row that is not done is always in the next batch.
+
+    Lengths are sorted within LOOKAHEAD batches of consecutive rows; of these, the batch of the earliest row goes first.
+    """
+    found: list[list[Row]] = []
+    for start in range(0, len(rows), max(1, LOOKAHEAD * batch_size)):
+        window = sorted(rows[start : start + LOOKAHEAD * batch_size], key=lambda row: len(row.prompt), reverse=True)
+        alike = [window[place : place + batch_size] for place in range(0, len(window), batch_size)]
+        found += sorted(alike, key=lambda batch: min(row.index for row in batch))
+    return found
+
+
 class Generator:
     """Completes prompts with the parameters that `net` has at the time of the call.
 
@@ -93,11 +107,12 @@ class Generator:
         """Complete texts; an empty one starts from EOS.
 
         Args:
-            prompts: decoded in batches of generation.batch_size, the longest first.
+            prompts: decoded in `batches` of generation.batch_size.
             config: decoding options.
             seed: of sampling; config.seed is the caller's to choose from.
             on_text: gets (index of the prompt, text) as text comes, whole characters only.
-            on_completion: gets (index of the prompt, completion) as each is done.
+            on_completion: gets (index of the prompt, completion) as each is done. `streaming.InputOrder` puts both
+                into the order of the prompts.
 
         Returns:
             Completions in the order of the prompts.
@@ -180,9 +195,8 @@ class Generator:
         self.check(prompts, config)
         rows = [Row(index, list(ids)) for index, ids in enumerate(prompts)]
         batch_size = min(config.batch_size, len(rows))  # of the last batch too: another size is another graph
-        order = sorted(rows, key=lambda row: len(row.prompt), reverse=True)
-        for start in range(0, len(order), max(1, batch_size)):
-            self._decode_batch(order[start : start + batch_size], batch_size, config, seed, on_token)
+        for batch in batches(rows, batch_size):
+            self._decode_batch(batch, batch_size, config, seed, on_token)
         return rows
 
     def _decode_batch(

@@ -7,10 +7,10 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from gpt2x.config import PredictConfig
 from gpt2x.data.files import read_lines, require_file
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion, Generator
+from gpt2x.generate.streaming import InputOrder
 from gpt2x.pretrained import load_pretrained
 from gpt2x.runtime.console import Console, console
 from gpt2x.runtime.device import set_up_device
@@ -31,30 +32,21 @@ def run(config: PredictConfig) -> None:
             tokenizer before anything is loaded.
     """
     prompts = read_prompts(config)
-    with results_stream(config.output) as stream:
+    shown = Shown(prompts, streams=console.is_interactive)
+    with results(config.output, len(prompts)) as lines:
         set_up_device(config.hardware)
         pretrained = load_pretrained(config.load, config.hardware, config.tokenizer)
         generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer)
         seed = config.seed if config.generation.seed is None else config.generation.seed
-        shown = Shown(prompts)
-        is_live = stream is None and console.is_interactive
-        streams_text = is_live and min(config.generation.batch_size, len(prompts)) == 1
-        completions = generator.complete(
-            prompts,
-            config.generation,
-            seed,
-            on_text=shown.text if streams_text else None,
-            on_completion=shown.completion if is_live else None,
-        )
-        for index, completion in enumerate(completions):
-            if stream is not None:
-                stream.write(json_line(completion))
-            elif not is_live:
-                shown.completion(index, completion)
+        reader = shown if lines is None else lines
+        with shown, InputOrder(reader.text, reader.completion) as order:
+            completions = generator.complete(
+                prompts, config.generation, seed, on_text=order.text, on_completion=order.end
+            )
     num_tokens = sum(completion.num_tokens for completion in completions)
     count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"
     where = "" if config.output in (None, "-") else f" -> {config.output}"
-    Console(sys.stderr).notice(
+    say(
         f"{count}{where}, {num_tokens} tokens in {generator.decode_seconds:.1f} s: "
         f"{num_tokens / generator.decode_seconds:.1f} tokens/s "
         f"(compiling graphs, {generator.compile_seconds:.1f} s, is not counted)"
@@ -110,15 +102,51 @@ def json_prompt(path: Path, number: int, line: str) -> str:
     return row["prompt"]
 
 
+@dataclass
+class Lines:
+    """Completions as JSON lines, each flushed.
+
+    Attributes:
+        output: as the user gave it.
+        count: lines written.
+    """
+
+    output: str
+    stream: IO[str]
+    count: int = 0
+
+    def text(self, index: int, text: str) -> None:
+        """Nothing: a line is a whole completion."""
+
+    def completion(self, index: int, completion: Completion) -> None:
+        """Write a line.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.stream.write(json_line(completion))
+            self.stream.flush()
+        except OSError as error:
+            raise cannot_write(self.output, error) from None
+        self.count += 1
+
+
+def cannot_write(output: str, error: OSError) -> UserError:
+    """What to say when `output` fails."""
+    return UserError(f"output={output} cannot be written: {error.strerror or error}; give another file")
+
+
 @contextmanager
-def results_stream(output: str | None) -> Iterator[IO[str] | None]:
+def results(output: str | None, total: int) -> Iterator[Lines | None]:
     """Where JSON lines go: None for none, "-" for stdout, else a file.
 
-    A file is written beside its place as `.NAME.partial-PID`, which takes the place when the block has ended without
-    a fault: an older file of that name stays whole until then, and stays when the run fails.
+    A file is written beside its place as `NAME.partial-PID`, which takes the place when the block has ended without a
+    fault: an older file of that name stays whole until then, and stays when the run fails. Then the lines so far are
+    kept as `NAME.partial`, and a notice says how many of `total` there are.
 
     Raises:
-        UserError: it cannot be written; before the block.
+        UserError: it cannot be written; before the block, or where a line or the last step fails.
     """
     if output is None:
         yield None
@@ -126,12 +154,16 @@ def results_stream(output: str | None) -> Iterator[IO[str] | None]:
     if output == "-":
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8")
-        yield sys.stdout
-        sys.stdout.flush()
+        lines = Lines(output, sys.stdout)
+        try:
+            yield lines
+        except BaseException:
+            say(f"{lines.count} of {total} completions were written")
+            raise
         return
     target = Path(output).expanduser().resolve()
     is_device = target.exists() and not target.is_file() and not target.is_dir()  # /dev/null, a pipe
-    partial = target if is_device else target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target if is_device else target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         if target.is_dir():
             raise IsADirectoryError(None, "it is a directory")
@@ -140,44 +172,82 @@ def results_stream(output: str | None) -> Iterator[IO[str] | None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         stream = partial.open("w", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error.strerror or error}; give another file") from None
+        raise cannot_write(output, error) from None
+    lines = Lines(output, stream)
     try:
-        with stream:
-            yield stream
-        if not is_device:
-            partial.replace(target)
-    finally:
-        if not is_device:
+        yield lines
+        try:
+            stream.close()
+            if not is_device:
+                partial.replace(target)
+        except OSError as error:
+            raise cannot_write(output, error) from None
+    except BaseException:
+        with suppress(OSError):  # of a line that could not be written
+            stream.close()
+        if lines.count and not is_device:
+            with suppress(OSError):  # then it keeps its name
+                partial = partial.replace(target.with_name(f"{target.name}.partial"))
+            say(f"{lines.count} of {total} completions are in {partial}")
+        elif not is_device:
             partial.unlink(missing_ok=True)
+        raise
+
+
+def say(text: str) -> None:
+    """A notice that is no part of the results."""
+    Console(sys.stderr).notice(text)
 
 
 @dataclass
 class Shown:
-    """Completions as text for a reader: number, prompt, completion, and how it went."""
+    """Completions as text for a reader: number, prompt, completion, and how it went.
+
+    Attributes:
+        prompts: of all completions.
+        streams: whether text is shown as it comes, or with the end of its completion.
+    """
 
     prompts: list[str]
-    begun: set[int] = field(default_factory=set)
+    streams: bool
+    open: int | None = None  # whose text is being shown
 
-    def begin(self, index: int) -> None:
-        """Show the prompt."""
-        self.begun.add(index)
+    def text(self, index: int, text: str) -> None:
+        """Show a piece of a completion."""
+        if self.streams:
+            self._begin(index)
+            self._print(text)
+
+    def completion(self, index: int, completion: Completion) -> None:
+        """Show a completion, or only its end where its text has been shown."""
+        self._begin(index)
+        if not self.streams:
+            self._print(completion.completion)
+        ended = "ended by EOS" if completion.finish_reason == "eos" else "ended by generation.max_new_tokens"
+        self._print(f"\n({completion.num_tokens} tokens, {completion.tokens_per_s:.1f} tokens/s, {ended})\n\n", "dim")
+        self.open = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._break_off()
+
+    def _begin(self, index: int) -> None:
+        """Show the prompt, once."""
+        if self.open == index:
+            return
+        self._break_off()
+        self.open = index
         if len(self.prompts) > 1:
             self._print(f"[{index + 1}] ", "dim")
         self._print(self.prompts[index], "bold")
 
-    def text(self, index: int, text: str) -> None:
-        """Show a piece of a completion as it comes."""
-        if index not in self.begun:
-            self.begin(index)
-        self._print(text)
-
-    def completion(self, index: int, completion: Completion) -> None:
-        """Show a completion, or only its end where its text has been shown."""
-        if index not in self.begun:
-            self.begin(index)
-            self._print(completion.completion)
-        ended = "ended by EOS" if completion.finish_reason == "eos" else "ended by generation.max_new_tokens"
-        self._print(f"\n({completion.num_tokens} tokens, {completion.tokens_per_s:.1f} tokens/s, {ended})\n\n", "dim")
+    def _break_off(self) -> None:
+        """End a completion that will not be finished."""
+        if self.open is not None:
+            self._print("\n(not finished)\n\n", "dim")
+            self.open = None
 
     def _print(self, text: str, style: str = "") -> None:
         console.rich.print(Text(printable(text), style=style), end="", soft_wrap=True)

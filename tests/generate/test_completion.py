@@ -5,6 +5,7 @@ import pytest
 from gpt2x.config import GenerationConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.generate.completion import LOOKAHEAD, Row, batches
 from gpt2x.generate.streaming import TextStream
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1]]
@@ -66,6 +67,26 @@ def test_completions_of_text(generator, tokenizer):
         assert completion.tokens_per_s > 0
         assert done[index] is completion
     assert found[1].ids == generator.generate_ids([[tokenizer.eos_id]], GenerationConfig(max_new_tokens=10), 0)[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
+def test_the_first_prompt_that_is_not_done_is_in_the_next_batch(count):
+    rows = [Row(index, [1] * (1 + index * 7 % 11)) for index in range(count)]
+    found = batches(rows, 3)
+    assert sorted(row.index for batch in found for row in batch) == list(range(count))
+    assert all(1 <= len(batch) <= 3 for batch in found)
+    done: set[int] = set()
+    for batch in found:
+        new = {row.index for row in batch}
+        first = min(set(range(count)) - done)
+        assert first in new
+        assert max(new) < first + LOOKAHEAD * 3  # so few wait for it
+        done |= new
+
+
+def test_rows_of_like_length_are_decoded_together():
+    rows = [Row(index, [1] * length) for index, length in enumerate((1, 9, 2, 8))]
+    assert [[len(row.prompt) for row in batch] for batch in batches(rows, 2)] == [[2, 1], [9, 8]]
 
 
 def test_eos_is_no_text(generator, tokenizer):

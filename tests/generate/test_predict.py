@@ -1,5 +1,6 @@
 """`predict.py`: what it reads, what it writes and where, what it refuses."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from hydra import compose, initialize_config_dir
 
 from gpt2x import cli
 from gpt2x.errors import UserError
-from gpt2x.generate.run import json_line, printable, read_prompts, results_stream, run
+from gpt2x.generate import Completion
+from gpt2x.generate import run as module
+from gpt2x.generate.run import json_line, printable, read_prompts, results, run
+from gpt2x.generate.streaming import InputOrder
+from gpt2x.runtime.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,25 +64,61 @@ def test_text_where_no_output_is_given(saved, hardware, capsys):
     assert "tokens/s" in out
 
 
+class Recorder(io.StringIO):
+    """A terminal that remembers single writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text):
+        self.writes.append(text)
+        return super().write(text)
+
+
 def test_streams_on_a_terminal(saved, hardware, monkeypatch):
-    import io
-
-    from gpt2x.generate import run as module
-    from gpt2x.runtime.console import Console
-
-    class Recorder(io.StringIO):
-        writes: list[str] = []  # noqa: RUF012
-
-        def write(self, text):
-            self.writes.append(text)
-            return super().write(text)
-
     stream = Recorder()
     monkeypatch.setattr(module, "console", Console(stream, interactive=True))
-    run(predict_config(f"load={saved}", "prompts=[the cat]", "generation.max_new_tokens=6", "generation.eos_ids=[]"))
-    assert len([text for text in stream.writes if text]) >= 4  # prompt, two pieces or more, how it went
-    assert "the cat" in stream.getvalue()
-    assert "6 tokens" in stream.getvalue()
+    prompts = ["the cat", "the dog sat on the log"]
+    run(predict_config(f"load={saved}", f"prompts={json.dumps(prompts)}", "generation.max_new_tokens=6",
+                       "generation.eos_ids=[]"))  # fmt: skip
+    shown = stream.getvalue()
+    assert shown.index("[1]") < shown.index(prompts[0]) < shown.index("6 tokens") < shown.index("[2]")
+    assert shown.count("6 tokens, ") == 2
+    first = next(place for place, text in enumerate(stream.writes) if "6 tokens" in text)
+    assert first >= 4  # number, prompt, two pieces or more
+
+
+def test_elsewhere_a_completion_is_printed_when_it_is_done(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(stream, interactive=False))
+    shown = module.Shown(["a", "b"], streams=False)
+    with shown, InputOrder(shown.text, shown.completion) as order:
+        order.text(0, " x")
+        order.text(1, " x")
+        order.end(1, completed("b"))
+        assert stream.getvalue() == ""
+        order.end(0, completed("a"))
+        end = "\n(1 tokens, 2.0 tokens/s, ended by generation.max_new_tokens)\n\n"
+        assert stream.getvalue() == f"[1] a x{end}[2] b x{end}"
+
+
+def test_an_interrupted_terminal_shows_what_is_done(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(stream, interactive=False))
+    shown = module.Shown(["a", "b", "c"], streams=True)
+
+    def interrupted():
+        with shown, InputOrder(shown.text, shown.completion) as order:
+            order.text(0, " one")
+            order.text(1, " two")
+            order.text(2, " x")
+            order.end(2, completed("c"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().startswith("[1] a one\n(not finished)\n\n[3] c x\n(1 tokens")
 
 
 def test_generation_seed_goes_before_the_seed_of_the_run(saved, tmp_path, hardware):
@@ -146,33 +187,77 @@ def test_an_output_that_cannot_be_written_is_refused_before_loading(tmp_path):
             run(predict_config("load=/nowhere", "prompts=[a]", f"output={output}"))
 
 
-def test_a_failed_run_leaves_the_old_output(tmp_path):
+def completed(prompt):
+    return Completion(prompt, " x", [1], 1, 2.0, "length")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError, UserError])
+def test_a_failed_run_leaves_the_old_output_and_keeps_its_own_part(tmp_path, capsys, fault):
     output = tmp_path / "out.jsonl"
     output.write_text("old", encoding="utf-8")
 
-    def fail():
-        with results_stream(str(output)) as stream:
-            stream.write("new")
-            raise RuntimeError
+    def fail(*prompts):
+        with results(str(output), 3) as lines:
+            for prompt in prompts:
+                lines.completion(0, completed(prompt))
+                (partial,) = tmp_path.glob("out.jsonl.partial-*")
+                assert partial.read_text(encoding="utf-8").endswith(json_line(completed(prompt)))  # at once
+            raise fault
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(fault):
         fail()
+    assert list(tmp_path.iterdir()) == [output]  # nothing to keep
+    assert capsys.readouterr().err == ""
+    with pytest.raises(fault):
+        fail("a", "b")
+    partial = tmp_path / "out.jsonl.partial"
     assert output.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [output]
-    with results_stream(str(output)) as stream:
-        stream.write("new")
-    assert output.read_text(encoding="utf-8") == "new"
+    assert sorted(tmp_path.iterdir()) == [output, partial]
+    assert [json.loads(line)["prompt"] for line in partial.read_text(encoding="utf-8").splitlines()] == ["a", "b"]
+    assert f"2 of 3 completions are in {partial}" in capsys.readouterr().err
+    with results(str(output), 1) as lines:
+        lines.completion(0, completed("new"))
+    assert output.read_text(encoding="utf-8") == json_line(completed("new"))
+
+
+def test_an_interrupted_run_keeps_every_finished_completion(saved, tmp_path, hardware, monkeypatch, capsys):
+    from gpt2x.generate import Generator
+
+    def complete(self, prompts, config, seed, on_text, on_completion):
+        for index in (0, 3, 2):
+            on_completion(index, completed(prompts[index]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Generator, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", f"output={tmp_path / 'out.jsonl'}"))
+    (partial,) = tmp_path.iterdir()
+    assert partial.read_text(encoding="utf-8") == "".join(json_line(completed(prompt)) for prompt in "acd")
+    assert f"3 of 4 completions are in {partial}" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", "output=-"))
+    out, err = capsys.readouterr()
+    assert out == "".join(json_line(completed(prompt)) for prompt in "acd")
+    assert "3 of 4 completions were written" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_said():
+    def write():
+        with results("/dev/full", 1) as lines:
+            lines.completion(0, completed("a"))
+
+    with pytest.raises(UserError, match="output=/dev/full cannot be written: No space left"):
+        write()
 
 
 def test_a_device_is_written_to_and_not_replaced():
-    with results_stream("/dev/null") as stream:
-        stream.write("x")
+    with results("/dev/null", 1) as lines:
+        lines.completion(0, completed("a"))
     assert Path("/dev/null").is_char_device()
 
 
 def test_lines_hold_newlines_and_unicode():
-    from gpt2x.generate import Completion
-
     line = json_line(Completion("é", "a\nb\u2028", [1], 1, 2.0, "length"))
     assert json.loads(line)["completion"] == "a\nb\u2028"
     assert line.count("\n") == 1
