@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gpt2x.checkpoint.files import new_directory, require_writable, sha256
+from gpt2x.checkpoint.files import require_writable, sha256
 from gpt2x.checkpoint.tensors import LazyTensors, StoredTensor, open_safetensors, write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import new_directory
 
 __all__ = ["Checkpoint", "list_checkpoints", "open_checkpoint", "prune", "require_writable", "save"]
 
@@ -178,7 +179,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         UserError: Naming path, fault and fix.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     manifest_path = path / MANIFEST
     if not path.is_dir():
         fault = "is not a directory" if path.exists() else "does not exist"

@@ -135,8 +135,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: d
     """Writes tensors in row-major order (the library stores the memory as it lies, so it must be that).
 
     The library makes the file readable by its owner alone; here it gets the mode that any new file has.
+
+    Raises:
+        OSError: It cannot be written (the library has an error of its own for a full disk).
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
+    try:
+        save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     path.chmod(mode)

@@ -33,9 +33,14 @@ def export_gpt2x(source: Source, output: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a fault, which it prints."""
     parser = argparse.ArgumentParser(prog="python -m gpt2x.convert", description=__doc__)
-    parser.add_argument("source", type=Path, help="a gpt2x checkpoint or a Hugging Face GPT-2 directory")
+    parser.add_argument("source", type=Path, help="a run, a gpt2x checkpoint or a Hugging Face GPT-2 directory")
     parser.add_argument("--to", choices=["hf", "gpt2x"], required=True)
-    parser.add_argument("--output", type=Path, required=True, help="a directory that does not exist or is empty")
+    parser.add_argument(
+        "--output",
+        type=lambda text: Path(text).expanduser(),
+        required=True,
+        help="a directory that does not exist or is empty",
+    )
     chosen = parser.parse_args(arguments)
     try:
         require_empty(chosen.output)

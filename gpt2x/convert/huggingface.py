@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2x.checkpoint.files import new_directory
 from gpt2x.checkpoint.tensors import LazyTensors, StoredTensor, open_safetensors, write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.convert.names import check_weights
 from gpt2x.convert.torch_pickle import open_torch
+from gpt2x.data.tokenizer import DEFAULT_EOS, declared_eos
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import new_directory
 
 if TYPE_CHECKING:
     from gpt2x.convert.source import Source
@@ -51,15 +52,6 @@ SIZES = {
     "n_embd": ("hidden_size", 768),
     "n_positions": ("max_position_embeddings", 1024),
     "vocab_size": ("vocab_size", 50257),
-}
-# (layers, heads, hidden, positions) of conf/model's published sizes, parity.md
-OPTION_NAMES = {
-    (12, 12, 768, 1024): "gpt2_small",
-    (24, 16, 1024, 1024): "gpt2_medium",
-    (36, 20, 1280, 1024): "gpt2_large",
-    (48, 25, 1600, 1024): "gpt2_xl",
-    (40, 40, 5120, 2048): "gpt2_13b",
-    (64, 32, 8192, 1024): "gpt2_52b",
 }
 UNSUPPORTED = {
     "scale_attn_by_inverse_layer_idx": (False, "attention scores are scaled by the layer's number"),
@@ -145,7 +137,7 @@ def model_from_config(config: dict[str, Any], path: Path) -> ModelConfig:
     dropout = numbers["resid_pdrop"]
     shape = (sizes["n_layer"], sizes["n_head"], sizes["n_embd"], sizes["n_positions"])
     return ModelConfig(
-        name=OPTION_NAMES.get(shape, f"hf_{path.resolve().name}"),
+        name=option_name(shape) or f"hf_{path.resolve().name}",
         num_layers=sizes["n_layer"],
         num_heads=sizes["n_head"],
         hidden_size=sizes["n_embd"],
@@ -160,6 +152,16 @@ def model_from_config(config: dict[str, Any], path: Path) -> ModelConfig:
         initializer_range=numbers["initializer_range"],
         tie_embeddings=bool(config.get("tie_word_embeddings", True)),
     )
+
+
+def option_name(shape: tuple[int, int, int, int]) -> str | None:
+    """The option of conf/model with these layers, heads, hidden size and positions."""
+    from gpt2x.cli import known_models  # brings hydra
+
+    for name, model in known_models().items():
+        if (model.num_layers, model.num_heads, model.hidden_size, model.max_seq_len) == shape:
+            return name
+    return None
 
 
 def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> dict[str, Any]:
@@ -234,32 +236,45 @@ def holds_tokenizer(directory: Path) -> bool:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies those of the five files of a tokenizer that are there."""
+    """Copies those of the five files of a tokenizer that are there.
+
+    An end-of-text token that only the model's config.json names is written into tokenizer_config.json, since
+    config.json is not copied.
+    """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    token = declared_eos(source, _tokens(source).get)
+    if token is not None and declared_eos(target, lambda _: None) is None:
+        file = target / "tokenizer_config.json"
+        content = (read_json(file) if file.is_file() else {"tokenizer_class": "GPT2Tokenizer"}) | {"eos_token": token}
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def find_eos_id(directory: Path) -> int | None:
-    """The id of the token that tokenizer_config.json (or special_tokens_map.json) names; else of <|endoftext|>.
+    """The id of the tokenizer's end-of-text token, as `Tokenizer.load` finds it; None where the vocabulary lacks it.
 
     Raises:
         UserError: One of the files is not JSON.
     """
-    token: Any = None
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if token is None and (directory / name).is_file():
-            token = read_json(directory / name).get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    token = token or "<|endoftext|>"
+    tokens = _tokens(directory)
+    eos = declared_eos(directory, tokens.get) or DEFAULT_EOS
+    return next((i for i, token in tokens.items() if token == eos), None)
+
+
+def _tokens(directory: Path) -> dict[int, str]:
+    """Id to token of any kind of tokenizer."""
     if (directory / "tokenizer.json").is_file():
         tokenizer = read_json(directory / "tokenizer.json")
-        ids = dict(tokenizer.get("model", {}).get("vocab", {}))
-        ids.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []})
-    else:
-        ids = read_json(directory / "vocab.json")
-    return ids.get(token)
+        vocabulary = tokenizer.get("model", {}).get("vocab", {})
+        # a list of (token, score) in Unigram tokenizers
+        tokens = (
+            {i: token for token, i in vocabulary.items()}
+            if isinstance(vocabulary, dict)
+            else {i: token for i, (token, _) in enumerate(vocabulary)}
+        )
+        return tokens | {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or []}
+    return {i: token for token, i in read_json(directory / "vocab.json").items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

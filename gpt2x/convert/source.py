@@ -62,15 +62,21 @@ class GPT2XSource:
 def load_source(path: Path | str) -> GPT2XSource | HuggingFaceSource:
     """Opens the directory that `load=` names and checks all of it before anything is loaded.
 
+    Of the directory of a run its newest complete checkpoint is taken: the source's `path`.
+
     A gpt2x checkpoint is hashed, and names and shapes are compared with the model's in both kinds.
 
     Raises:
         UserError: Naming path, fault and fix; all missing, unexpected and mis-shaped names in one.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         fault = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"load={path} {fault}: give the directory of a gpt2x checkpoint or of a Hugging Face GPT-2")
+        raise UserError(
+            f"load={path} {fault}: give the directory of a run, of a gpt2x checkpoint or of a Hugging Face GPT-2"
+        )
+    if complete := list_checkpoints(path):
+        path = complete[-1]
     if (path / MANIFEST).is_file():
         checkpoint = open_checkpoint(path)
         checkpoint.verify()
@@ -79,11 +85,9 @@ def load_source(path: Path | str) -> GPT2XSource | HuggingFaceSource:
         return source
     if (path / "config.json").is_file():
         return open_huggingface(path)
-    complete = list_checkpoints(path)
-    hint = f"; it is the directory of a run, give load={complete[-1]}" if complete else ""
     raise UserError(
         f"load={path} is neither a gpt2x checkpoint ({MANIFEST}) nor a Hugging Face GPT-2 "
-        f"(config.json with {', '.join(WEIGHT_FILES)}): none of these files is there{hint}"
+        f"(config.json with {', '.join(WEIGHT_FILES)}): none of these files is there"
     )
 
 

@@ -35,7 +35,9 @@ def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]
     record = target / "archive.sha256"
     if record.is_file():
         found = record.read_text(encoding="utf-8").strip()
-        _check(url, found, sha256, f"Remove {target} to download anew, or correct dataset.sha256.")
+        _check(
+            url, found, sha256, f"Remove {target} to download anew, or accept this archive with dataset.sha256=null."
+        )
         return target, found
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]
     try:
         archive = temporary / "archive.zip"
         found = _download(url, archive)
-        _check(url, found, sha256, "Set dataset.sha256 to the right one, or give dataset.path.")
+        _check(url, found, sha256, "Accept another archive with dataset.sha256=null, or give dataset.path.")
         try:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(temporary)  # drops leading slashes and `..` itself

@@ -74,7 +74,7 @@ def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, tu
         own = config.train_path if split == "train" else config.val_path
         if own is not None:
             files, key = _records(own), f"dataset.{split}_path={own}"
-        elif Path(config.path or "").is_dir() and any(named.values()):
+        elif Path(config.path or "").expanduser().is_dir() and any(named.values()):
             files, key = named[split], f"dataset.path={config.path}"
         else:
             files, key = (in_path if split == "train" or len(splits) == 1 else []), f"dataset.path={config.path}"
@@ -102,7 +102,8 @@ def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -
         vocab_size: Ids must be below it.
 
     Raises:
-        UserError: Missing files, other columns, rows of another length, ids outside the vocabulary, damaged files.
+        UserError: Missing files, other columns, rows of another length, ids outside the vocabulary, labels that are
+            not input_ids, damaged files.
     """
     for file in files:
         for part in (file, file.with_name(file.name + ".db")):
@@ -123,28 +124,42 @@ def _scan(key: str, files: list[Path], block_len: int, vocab_size: int) -> Split
     import mindspore.dataset as ds
 
     names = [str(file) for file in files]
-    rows = ds.MindDataset(names, num_parallel_workers=1, shuffle=False)
-    columns = rows.get_col_names()
+    columns = ds.MindDataset(names, num_parallel_workers=1, shuffle=False).get_col_names()
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(
             f"{key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Language model blocks need "
             f"{', '.join(COLUMNS)}; prepare it anew: python -m gpt2x.data.prepare."
         )
     num_blocks = num_tokens = 0
-    selected = ds.MindDataset(names, columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
-    for row in selected.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        ids, mask, labels = row
-        if ids.shape != (block_len,) or mask.shape != ids.shape or labels.shape != ids.shape:
-            raise UserError(
-                f"{key}: row {num_blocks} holds {ids.size} tokens, but a block of {block_len} is needed (seq_len + 1 "
-                f"for training). Set trainer.seq_len={ids.size - 1}, or prepare the text anew with the seq_len wanted."
-            )
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocab_size:
-            raise UserError(
-                f"{key}: row {num_blocks} holds token id {high if high >= vocab_size else low}, outside the "
-                f"vocabulary of {vocab_size}. Use the tokenizer that the file was written with (tokenizer.path)."
-            )
-        num_blocks += 1
-        num_tokens += int(mask.sum())
+    for file in files:
+        rows = ds.MindDataset([str(file)], columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
+        for row, (ids, mask, labels) in enumerate(rows.create_tuple_iterator(num_epochs=1, output_numpy=True)):
+            if fault := _fault(ids, mask, labels, block_len, vocab_size):
+                raise UserError(f"{key}: row {row} of {file.name} holds {fault}")
+            num_blocks += 1
+            num_tokens += int(mask.sum())
     return Split(tuple(files), num_blocks, block_len, num_tokens, 0, 0, None)
+
+
+def _fault(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray, block_len: int, vocab_size: int) -> str:
+    """What is wrong with a row, and the fix; empty when nothing is."""
+    if ids.shape != (block_len,) or mask.shape != ids.shape or labels.shape != ids.shape:
+        return (
+            f"{ids.size} tokens, but a block of {block_len} is needed (seq_len + 1 for training). "
+            f"Set trainer.seq_len={ids.size - 1}, or prepare the text anew with the seq_len wanted."
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        return (
+            f"token id {high if high >= vocab_size else low}, outside the vocabulary of {vocab_size}. "
+            "Use the tokenizer that the file was written with (tokenizer.path)."
+        )
+    differing = np.flatnonzero((labels != ids) & (mask != 0))
+    if differing.size:
+        place = differing[0]
+        return (
+            f"labels that are not its input_ids (at position {place}: {labels[place]}, not {ids[place]}). gpt2x shifts "
+            "by itself and trains on every token that attention_mask covers, so shifted labels, or labels of -100, "
+            "would be ignored. Write labels equal to input_ids, with attention_mask 0 where nothing is to be learnt."
+        )
+    return ""

@@ -8,7 +8,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ class Tokenizer:
         local = Path(path).expanduser()
         if local.is_file():
             backend = _read_tokenizer_json(local)
-            return cls(backend, _declared_eos(local.parent, eos_token, backend))
+            directory = local.parent
+            return cls(backend, declared_eos(directory, backend.id_to_token) or eos_token or DEFAULT_EOS)
         if local.is_dir():
             return cls._load_directory(local, eos_token)
         if not HUB_NAME.fullmatch(str(path)):
@@ -138,7 +139,7 @@ class Tokenizer:
                 f"tokenizer.path={directory} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is "
                 f"needed; found {found}. Point tokenizer.path to the right directory, or use tokenizer=bpe."
             )
-        return cls(backend, _declared_eos(directory, eos_token, backend))
+        return cls(backend, declared_eos(directory, backend.id_to_token) or eos_token or DEFAULT_EOS)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -> Tokenizer:
@@ -186,17 +187,15 @@ def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _declared_eos(directory: Path, fallback: str | None, backend: tokenizers.Tokenizer) -> str:
-    """The end-of-text token: as the files name it, else by the model's config.json, else `fallback` or GPT-2's."""
+def declared_eos(directory: Path, token_of: Callable[[int], str | None]) -> str | None:
+    """The end-of-text token as a tokenizer's files name it, else the model's config.json; None where neither does."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(directory / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token:
             return str(token)
-    ids = _read_json(directory / "config.json").get("eos_token_id")
-    if isinstance(ids, int) and (token := backend.id_to_token(ids)):
-        return str(token)
-    return fallback or DEFAULT_EOS
+    eos_id = _read_json(directory / "config.json").get("eos_token_id")
+    return token_of(eos_id) if isinstance(eos_id, int) else None
 
 
 def _fingerprint(state: dict[str, Any], eos_token: str) -> str:

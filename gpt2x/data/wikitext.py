@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from gpt2x.checks import CORPUS_PROTOCOLS
 from gpt2x.config import DatasetConfig
 from gpt2x.data.documents import Piece
 from gpt2x.data.download import fetch_archive
@@ -22,7 +23,6 @@ FILE_NAMES = {
     "train": ("wiki.train.tokens", "wiki.train.raw"),
     "val": ("wiki.valid.tokens", "wiki.valid.raw"),
 }
-PROTOCOLS = ("clean", "reference")
 TITLE = re.compile("= [^=](.*[^=])? =")
 
 # The rules run in this order, each over the whole line. A string is replaced as it stands, a pattern as a pattern.
@@ -108,8 +108,10 @@ class Wikitext2:
     """
 
     def __init__(self, config: DatasetConfig, cache: Path) -> None:
-        if config.protocol not in PROTOCOLS:
-            raise UserError(f"dataset.protocol={config.protocol} is unknown. Choose one of: {', '.join(PROTOCOLS)}.")
+        if config.protocol not in CORPUS_PROTOCOLS:
+            raise UserError(
+                f"dataset.protocol={config.protocol} is unknown. Choose one of: {', '.join(CORPUS_PROTOCOLS)}."
+            )
         self._reference = config.protocol == "reference"
         self._keep_last = config.keep_last_passage
         self.separate = not self._reference

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from gpt2x import __version__
 from gpt2x.cli import output_dir, save_config
 from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
+from gpt2x.convert import GPT2XSource
 from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split
 from gpt2x.errors import UserError
@@ -44,11 +45,11 @@ def run(config: EvaluateConfig) -> None:
     evaluation = resolve(config.evaluation, pretrained.model)
     texts = open_texts(config.dataset, evaluation, pretrained.tokenizer, cache)
     check_texts(texts, evaluation)
-    step = int(pretrained.source.checkpoint.loop_state["step"]) if pretrained.source.kind == "gpt2x" else None
+    step = trained_steps(pretrained)
 
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
-    name = Path(str(config.load)).absolute().name
+    name = display_name(pretrained)
     hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
     data_hash = "+".join(dict.fromkeys(hashes.values()))
     tracker.start(
@@ -80,6 +81,20 @@ def run(config: EvaluateConfig) -> None:
         raise
     finally:
         tracker.finish(status)
+
+
+def trained_steps(pretrained: Pretrained) -> int | None:
+    """The step of a gpt2x checkpoint; a converted one has none."""
+    source = pretrained.source
+    return source.checkpoint.loop_state.get("step") if isinstance(source, GPT2XSource) else None
+
+
+def display_name(pretrained: Pretrained) -> str:
+    """`MODEL RUN step_N` of a run's checkpoint, `MODEL DIRECTORY` of another directory."""
+    path = pretrained.source.path.absolute()
+    is_of_run = pretrained.source.kind == "gpt2x" and path.parent.name == "checkpoints"
+    place = f"{path.parents[1].name} {path.name}" if is_of_run else path.name
+    return f"{pretrained.model.name} {place}"
 
 
 def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig) -> list[Result]:

@@ -5,15 +5,18 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gpt2x.cli import known_models
 from gpt2x.config import ModelConfig
 from gpt2x.convert import check_model_matches, check_weights, load_source
 from gpt2x.convert.__main__ import main
 from gpt2x.convert.huggingface import config_from_model, find_eos_id, model_from_config
+from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
 
@@ -292,13 +295,19 @@ def test_wrong_directories(tiny_dir, message):
         load_source(tiny_dir)
 
 
-def test_a_file_and_a_run_directory(tiny_dir):
+def test_a_file_and_a_run_directory(tiny_dir, monkeypatch):
     with pytest.raises(UserError, match="is a file"):
         load_source(tiny_dir / "config.json")
     step = tiny_dir.parent / "run" / "checkpoints" / "step_1"
     assert main(["--to", "gpt2x", "--output", str(step), str(tiny_dir)]) == 0
-    with pytest.raises(UserError, match=r"it is the directory of a run, give load=.*step_1"):
-        load_source(tiny_dir.parent / "run")
+    later = step.with_name("step_12")
+    assert main(["--to", "gpt2x", "--output", str(later), str(tiny_dir.parent / "run")]) == 0
+    assert load_source(tiny_dir.parent / "run").path == later
+    (later / "weights.safetensors").unlink()
+    assert load_source(tiny_dir.parent / "run").path == step
+    monkeypatch.setenv("HOME", str(tiny_dir.parent))
+    assert load_source("~/run").path == step
+    assert load_source("~/tiny").path == tiny_dir
 
 
 def test_an_altered_checkpoint_is_refused(tiny_dir, tmp_path):
@@ -325,10 +334,44 @@ def test_nothing_is_overwritten(tiny_dir, tmp_path, capsys):
 def test_eos_id(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0, "<|endoftext|>": 1, "</s>": 2}')
     assert find_eos_id(tmp_path) == 1
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+    assert find_eos_id(tmp_path) == 0
+    (tmp_path / "config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}}')
     assert find_eos_id(tmp_path) == 2
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
     assert find_eos_id(tmp_path) == 0
+
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "</s>"])
+def test_eos_that_only_config_json_names_survives(tiny_dir, tmp_path, eos):
+    """Both ways, though config.json is no file of the tokenizer."""
+    vocabulary = {eos: 3} | {character: i for i, character in enumerate("abc")}
+    (tiny_dir / "vocab.json").write_text(json.dumps(vocabulary))
+    (tiny_dir / "merges.txt").write_text("#version: 0.2\n")
+    (tiny_dir / "config.json").write_text(json.dumps(TINY | {"eos_token_id": 3}))
+    assert Tokenizer.load(tiny_dir).eos_token == eos
+    for kind, source in (("gpt2x", tiny_dir), ("hf", tmp_path / "gpt2x")):
+        assert main(["--to", kind, "--output", str(tmp_path / kind), str(source)]) == 0
+        assert Tokenizer.load(load_source(tmp_path / kind).tokenizer_dir).eos_id == 3
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text())["eos_token_id"] == 3
+
+
+def test_export_of_shakespeare_keeps_eos(shared_data, tmp_path):
+    original = shared_data / "checkpoints" / "shakespeare-a"
+    assert main(["--to", "gpt2x", "--output", str(tmp_path / "gpt2x"), str(original)]) == 0
+    for number, source in enumerate((original, tmp_path / "gpt2x")):
+        assert main(["--to", "hf", "--output", str(tmp_path / f"hf{number}"), str(source)]) == 0
+        assert json.loads((tmp_path / f"hf{number}" / "config.json").read_text())["eos_token_id"] == 0
+    assert Tokenizer.load(tmp_path / "gpt2x" / "tokenizer").fingerprint == Tokenizer.load(original).fingerprint
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_sizes_of_conf_model_are_named(tmp_path, name):
+    model = known_models()[name]
+    config = config_from_model(replace(model, vocab_size=model.vocab_size or 7), eos_id=0, dtype="float32")
+    assert model_from_config(config, tmp_path).name == name
 
 
 def test_another_model_than_configured():

@@ -9,7 +9,7 @@ import pytest
 
 from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
 from gpt2x.data.documents import Piece
-from gpt2x.data.mindrecord import write_blocks
+from gpt2x.data.mindrecord import COLUMNS, write_blocks
 from gpt2x.data.packing import Packer
 from gpt2x.data.prepare import prepare, run
 from gpt2x.data.sampling import batches
@@ -172,7 +172,7 @@ def test_too_short_for_one_block(corpus, tmp_path):
 
 def test_cache_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"paths.cache: .* cannot be written"):
+    with pytest.raises(UserError, match=r"paths.cache: cannot write .*"):
         prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "file")
 
 
@@ -223,17 +223,70 @@ def test_wrong_mindrecord(records, tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(dataset, tokenizer, seq_len=seq_len, cache=tmp_path / "cache")
 
-    refused(text(path), r"row 0 holds 9 tokens, but a block of 17 is needed.*trainer.seq_len=8", seq_len=16)
+    refused(
+        text(path), r"row 0 of x.mindrecord holds 9 tokens, but a block of 17 is needed.*trainer.seq_len=8", seq_len=16
+    )
     refused(text(path), r"tokenizer.path is null, and dataset=text gives no training text", BPE)
     refused(text(tmp_path / "none.mindrecord"), "none.mindrecord is missing")
     ids = np.full((2, 9), 300, np.int32)
     high = tmp_path / "high.mindrecord"
     write_blocks(high, [(ids, np.ones_like(ids))])
-    refused(text(high), "row 0 holds token id 300, outside the vocabulary of 300")
+    refused(text(high), "row 0 of high.mindrecord holds token id 300, outside the vocabulary of 300")
     Path(f"{high}.db").unlink()
     refused(text(high), r"high.mindrecord.db is missing. A MindRecord file and its .db")
     path.write_bytes(path.read_bytes()[:1000])
     refused(text(path), "cannot be read as MindRecord")
+
+
+@pytest.mark.parametrize(("label", "mask", "is_refused"), [(7, 1, True), (-100, 1, True), (-100, 0, False)])
+def test_mindrecord_of_other_labels(records, tmp_path, label, mask, is_refused):
+    """Labels are not read in training, so labels that mean something else than input_ids must not pass."""
+    from mindspore.mindrecord import FileWriter
+
+    ids = np.arange(9, dtype=np.int32)
+    file = tmp_path / "labels.mindrecord"
+    writer = FileWriter(str(file))
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, "x")
+    masks, labels = np.ones_like(ids), ids.copy()
+    labels[5], masks[5] = label, mask
+    writer.write_raw_data(
+        [dict(zip(COLUMNS, row, strict=True)) for row in ((ids, ids * 0 + 1, ids), (ids, masks, labels))]
+    )
+    writer.commit()
+    both = DatasetConfig(name="w", corpus="text", train_path=str(records[0]), val_path=str(file))
+    if is_refused:
+        with pytest.raises(UserError, match=rf"dataset.val_path=.*: row 1 of labels.mindrecord .* {label}, not 5"):
+            prepare(both, records[1], seq_len=8, cache=tmp_path / "cache")
+    else:
+        assert prepare(both, records[1], seq_len=8, cache=tmp_path / "cache").val.num_tokens == 17
+
+
+def test_mindrecord_in_several_files(tmp_path, tokenizer):
+    from mindspore.mindrecord import FileWriter
+
+    writer = FileWriter(str(tmp_path / "x.mindrecord"), shard_num=3)
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, "x")
+    ids = np.arange(9, dtype=np.int32)
+    writer.write_raw_data([dict.fromkeys(COLUMNS, ids * 0 + 1) for _ in range(2)])  # one of the files stays empty
+    writer.commit()
+    tokenizer.save(tmp_path / "tokenizer")
+    own = TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer"))
+    data = prepare(text(tmp_path), own, seq_len=8, cache=tmp_path / "cache", splits=("val",))
+    assert (len(data.val.files), data.val.num_blocks) == (3, 2)
+
+
+def test_home_in_paths(corpus, tmp_path, monkeypatch):
+    """A folder with both parts, under `~`: the validation part must not become training data."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(PrepareConfig(text(f"~/{corpus.name}"), BPE, PathsConfig("~", "~/cache"), 16, "~/prepared"))
+    own = TokenizerConfig(name="gpt2", path="~/prepared/tokenizer")
+    folder = tmp_path / "prepared"
+    given = {"train_path": "~/prepared/train.mindrecord", "val_path": "~/prepared/val.mindrecord"}
+    for dataset in (text("~/prepared"), DatasetConfig(name="text", corpus="text", **given)):
+        data = prepare(dataset, own, seq_len=16, cache=Path("~/cache"))
+        assert data.train.files == (folder / "train.mindrecord",)
+        assert data.val.files == (folder / "val.mindrecord",)
+    assert not Path("~").exists()
 
 
 def test_mindrecord_of_other_columns(records, tmp_path):

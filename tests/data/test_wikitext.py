@@ -10,7 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 import tokenizers
+from omegaconf import OmegaConf
 
+from gpt2x.cli import CONF
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.data.corpora import open_corpus
 from gpt2x.data.prepare import prepare
@@ -211,6 +213,13 @@ def test_download_with_and_without_checksum(server, tmp_path):
     assert not again.notes
     with pytest.raises(UserError, match=f"dataset.sha256=00, but the archive of dataset.url=.* has sha256 {sha256}"):
         open_corpus(config(url=url, sha256="00"), cache)
+
+
+def test_the_default_archive_is_checked(server, tmp_path):
+    given = OmegaConf.load(CONF / "dataset" / "wikitext2.yaml")
+    with pytest.raises(UserError, match=r"dataset.sha256=92675f1d.*Accept another archive with dataset.sha256=null"):
+        open_corpus(config(url=server[0], sha256=given.sha256), tmp_path / "cache")
+    assert files_below(tmp_path / "cache") == []
 
 
 def test_failed_downloads_leave_nothing(server, tmp_path):

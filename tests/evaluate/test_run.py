@@ -12,8 +12,10 @@ from gpt2x.config import (
     TokenizerConfig,
     TrackerConfig,
 )
+from gpt2x.convert.__main__ import main as convert
 from gpt2x.errors import UserError
 from gpt2x.evaluate.run import check_target, resolve, run
+from gpt2x.tracking import NoTracker
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=8, max_seq_len=64)
 
@@ -57,6 +59,25 @@ def test_output_is_a_file_of_its_own(config, tmp_path):
     run(config)
     assert list(json.loads((tmp_path / "new" / "mine.json").read_text())["results"]) == ["reference"]
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_converted_checkpoint_and_names_of_runs(config, shakespeare_dir, tmp_path, monkeypatch):
+    """A converted checkpoint has no step; in a tracker each run, step and model has a name of its own."""
+    step = tmp_path / "run_7" / "checkpoints" / "step_1"
+    assert convert(["--to", "gpt2x", "--output", str(step), str(shakespeare_dir)]) == 0
+    names = []
+    monkeypatch.setattr(NoTracker, "start", lambda self, run: names.append(run.run_name))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.evaluation.protocols, config.output = ["reference"], "~/results.json"
+    for load in ("~/run_7", str(shakespeare_dir)):
+        config.load = load
+        run(config)
+    assert names == ["hf_shakespeare-a run_7 step_1/text", "hf_shakespeare-a shakespeare-a/text"]
+    assert (tmp_path / "results.json").is_file()
+    config.load = str(step)
+    run(config)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["load"] == {"path": str(step), "kind": "gpt2x", "step": None}
 
 
 def test_short_text(config, tmp_path):
