@@ -176,7 +176,7 @@ class TrackerConfig:
     name: str = MISSING  # mlflow | none
     uri: str | None = None  # null: sqlite in paths.outputs
     experiment: str | None = None  # null: task.name
-    run_name: str | None = None  # null: model.name/dataset.name
+    run_name: str | None = None  # null: model.name/dataset.name; an evaluation's also names the checkpoint
     system_metrics: bool = True  # MLflow samples CPU, memory and disk
 
 
