@@ -103,10 +103,10 @@ class MemoryEstimate:
             yield name, getattr(self, name)
 
 
-# MindSpore's CPU kernels keep index tables of 8 bytes an operand and element for each broadcast and transpose of a
-# graph, for as long as the graph lives. Measured in units of B T D and B N T T fp32 elements a block, on a 4-layer
-# and a 12-layer model (docs/design/ops.md).
-CPU_HIDDEN_UNITS, CPU_SCORE_UNITS = 91, 10
+# Measured on the CPU, in units of B T D and B N T T fp32 elements a block (docs/design/ops.md): outputs kept for the
+# gradient, and index tables that MindSpore's kernels keep for transposes and for the masks of dropout.
+CPU_HIDDEN_UNITS, CPU_SCORE_UNITS = 12, 5
+CPU_HIDDEN_DROPOUT_UNITS, CPU_SCORE_DROPOUT_UNITS = 36, 15
 
 
 def train_memory(
@@ -139,8 +139,10 @@ def train_memory(
     activations = kept + (block if recompute == "block" else 0)
     copies_of_logits, copies_of_gradients = 2, 1 + accumulates
     if not reuses_memory:
-        activations = model.num_layers * 4 * (CPU_HIDDEN_UNITS * hidden + CPU_SCORE_UNITS * scores)
-        copies_of_logits, copies_of_gradients = 5, 3 + accumulates
+        hidden_units = CPU_HIDDEN_UNITS + CPU_HIDDEN_DROPOUT_UNITS * has_dropout
+        score_units = CPU_SCORE_UNITS + CPU_SCORE_DROPOUT_UNITS * has_dropout
+        activations = model.num_layers * 4 * (hidden_units * hidden + score_units * scores)
+        copies_of_logits, copies_of_gradients = 3, 3 + accumulates
     return MemoryEstimate(
         weights=4 * params,
         gradients=4 * params * copies_of_gradients,
