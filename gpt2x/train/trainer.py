@@ -176,7 +176,7 @@ class Trainer:
             while state.step < stop:
                 started = time.perf_counter()
                 metrics = self.update(next(source), progress)
-                elapsed = time.perf_counter() - started - self.compile_time_s(metrics)
+                elapsed = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
                 tokens_per_s = trainer.global_batch_size * trainer.seq_len / elapsed
                 metrics["perf/tokens_per_s"] = tokens_per_s
                 metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / (self.peak_tflops * 1e12)
@@ -185,11 +185,6 @@ class Trainer:
                 progress.update(self.report(metrics))
                 self.after_update(metrics, progress, is_last=state.step == self.total_steps, is_stop=state.step == stop)
             source.close()
-
-    @staticmethod
-    def compile_time_s(metrics: dict[str, float]) -> float:
-        """Seconds of the step that went into compiling its graph."""
-        return metrics.get("perf/compile_time_s", 0.0)
 
     def update(self, batch: Batch, progress: Progress) -> dict[str, float]:
         """One optimizer update; the metrics of it."""
@@ -211,7 +206,7 @@ class Trainer:
         if finite:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
         else:
-            self.skip(progress, norm, scale)
+            self.skip(norm, scale)
         metrics |= {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}
         if self.config.hardware.precision == "fp16":
             metrics["train/loss_scale"] = scale
@@ -219,7 +214,7 @@ class Trainer:
         metrics["train/tokens"] = float(state.tokens_seen)
         return metrics
 
-    def skip(self, progress: Progress, norm: float, scale: float) -> None:
+    def skip(self, norm: float, scale: float) -> None:
         """Say that an update was left out; end the run when too many in a row were."""
         self.state.skipped_in_a_row += 1
         console.warn(f"step {self.state.step}: gradient norm {norm} at loss scale {scale:g}, update skipped")
