@@ -15,11 +15,13 @@ from gpt2x.config import (
     TrainConfig,
 )
 from gpt2x.errors import UserError
+from gpt2x.layout import validate_batch, validate_layout, validate_parallel
 
 ACTIVATIONS = ("gelu_new", "gelu", "fast_gelu")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
 PRECISIONS = ("fp32", "fp16", "bf16")
 RECOMPUTES = ("none", "attention", "block")
+PLANS = ("false", "true", "search")
 PROTOCOLS = ("reference", "strided", "word")
 CORPUS_PROTOCOLS = ("clean", "reference")
 
@@ -78,6 +80,9 @@ def validate_common(config: CommonConfig) -> None:
     """Check what every entry point has."""
     require_choice("hardware.precision", config.hardware.precision, PRECISIONS)
     require_choice("parallel.recompute", config.parallel.recompute, RECOMPUTES)
+    validate_parallel(config.parallel)
+    for key in ("num_nodes", "timeout_s"):
+        require_at_least(f"launch.{key}", getattr(config.launch, key), 1)
     require(
         not (config.hardware.device_target == "CPU" and config.hardware.precision == "bf16"),
         "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale",
@@ -120,6 +125,8 @@ def validate_train(config: TrainConfig) -> None:
     validate_common(config)
     validate_model(config.model)
     validate_generation(config.generation)
+    require_choice("plan", config.plan.lower(), PLANS)
+    require_at_least("num_devices", config.num_devices, 1)
     require_choice("schedule.name", config.schedule.name, SCHEDULES)
     require_choice("dataset.protocol", config.dataset.protocol, CORPUS_PROTOCOLS)
     trainer, schedule = config.trainer, config.schedule
@@ -131,11 +138,8 @@ def validate_train(config: TrainConfig) -> None:
         trainer.max_steps is not None or trainer.max_epochs is not None,
         "trainer.max_steps and trainer.max_epochs are both null; give one of them",
     )
-    require(
-        trainer.global_batch_size % trainer.micro_batch_size == 0,
-        f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of "
-        f"trainer.micro_batch_size={trainer.micro_batch_size}",
-    )
+    validate_layout(config.parallel, config.model)
+    validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,
         f"trainer.seq_len={trainer.seq_len} exceeds model.max_seq_len={config.model.max_seq_len}: "

@@ -72,10 +72,28 @@ class DatasetConfig:
 
 @dataclass
 class ParallelConfig:
-    """How a run is laid out over devices."""
+    """How a run is laid out over data * tensor * pipeline processes, one a device (docs/parallel.md)."""
 
     name: str = MISSING
+    data: int = 1  # replicas of the model, each with its share of every batch
+    tensor: int = 1  # processes that share every layer: heads, feed-forward columns, vocabulary
+    pipeline: int = 1  # stages of consecutive layers
+    micro_batches: int | None = None  # forward passes an update a replica; null: by trainer.micro_batch_size
+    optimizer_shards: int = 1  # ZeRO-1: replicas that share the optimizer's states; divides data
+    sequence_parallel: bool = False  # tensor > 1: layer norms and dropout on a share of the tokens
+    vocab_parallel: bool = True  # tensor > 1: embedding, head and cross entropy on a share of the vocabulary
     recompute: str = "none"  # none | attention | block: activations recomputed in backward instead of kept
+
+
+@dataclass
+class LaunchConfig:
+    """Where the processes of a parallel layout meet; one machine needs nothing of it."""
+
+    address: str = "127.0.0.1"  # of node 0
+    port: int | None = None  # on node 0; null: a free one (a single node only)
+    num_nodes: int = 1  # machines, each with the same number of processes
+    node_rank: int = 0  # this machine's number
+    timeout_s: int = 600  # how long a process waits for the others before it gives up
 
 
 @dataclass
@@ -124,7 +142,7 @@ class TrainerConfig:
     max_steps: int | None = None  # optimizer updates; null: by max_epochs
     max_epochs: int | None = MISSING  # passes over the training blocks, where max_steps is null
     global_batch_size: int = MISSING  # sequences an update
-    micro_batch_size: int = MISSING  # sequences a forward pass; the quotient is gradient accumulation
+    micro_batch_size: int | None = MISSING  # sequences a forward pass; null: by parallel.micro_batches
     seq_len: int = MISSING  # tokens a sequence
     grad_clip: float | None = 1.0  # global norm; null: off
     log_every_steps: int = 10  # lines on a terminal that is not interactive
@@ -197,6 +215,7 @@ class CommonConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -206,6 +225,8 @@ class TrainConfig(CommonConfig):
     """`train.py`."""
 
     resume: str | None = None  # auto | a checkpoint directory | null
+    plan: str = "false"  # true: only predict memory, communication and speed; search: rank the layouts that fit
+    num_devices: int | None = None  # plan=search: how many devices; null: the layout's
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -41,6 +41,8 @@ def test_every_option_composes(group, option):
     overrides = [f"{group}={option}", *extra]
     if option == "gpt2_52b":
         overrides.append("trainer.seq_len=128")
+    if group == "parallel":  # a model and a batch that every layout divides
+        overrides += ["model.num_layers=16", "model.num_heads=8", "trainer.global_batch_size=512"]
     config = typed(entry_of(group, option), *overrides)
     if group not in ("experiment", "paths"):
         assert getattr(config, group).name == option
@@ -75,7 +77,19 @@ def test_a_lower_bound_of_the_flops():
     [
         (["model.num_heads=3"], ["model.hidden_size=128", "model.num_heads=3", "1, 2, 4, 8"]),
         (["trainer.seq_len=512"], ["trainer.seq_len=512", "model.max_seq_len=256", "trainer.seq_len=256"]),
-        (["trainer.global_batch_size=6"], ["trainer.global_batch_size=6", "trainer.micro_batch_size=4"]),
+        (
+            ["trainer.global_batch_size=6", "trainer.micro_batch_size=4"],
+            ["trainer.global_batch_size=6", "trainer.micro_batch_size=4", "1, 2, 3, 6"],
+        ),
+        (["parallel=dp8"], ["trainer.global_batch_size=4", "parallel.data=8", "trainer.global_batch_size=8"]),
+        (["parallel=tp8"], ["model.num_heads=4", "parallel.tensor=8", "1, 2, 4"]),
+        (["parallel=tp2", "model=gpt2_small"], ["50257", "parallel.tensor=2", "model.pad_vocab_multiple=128"]),
+        (["parallel=tp2", "model.ffn_size=511"], ["model.ffn_size=511", "parallel.tensor=2"]),
+        (["parallel=pp2", "parallel.pipeline=5"], ["parallel.pipeline=5", "model.num_layers=4"]),
+        (["parallel=pp2", "trainer.micro_batch_size=2"], ["parallel.micro_batches=4", "trainer.micro_batch_size=2"]),
+        (["parallel=dp2_pp2", "parallel.micro_batches=3"], ["parallel.micro_batches=3", "trainer.global_batch_size=6"]),
+        (["parallel=zero2", "parallel.optimizer_shards=4"], ["parallel.optimizer_shards=4", "parallel.data=2"]),
+        (["parallel.sequence_parallel=true"], ["parallel.sequence_parallel=true", "parallel.tensor=1"]),
         (["model.activation=relu"], ["model.activation=relu", "gelu_new, gelu, fast_gelu"]),
         (["model.dropout=1.5"], ["model.dropout=1.5"]),
         (["trainer.max_epochs=null"], ["trainer.max_steps", "trainer.max_epochs"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.unigram import unigram_perplexity
+from gpt2x.layout import micro_batch_size, num_micro_batches
 from gpt2x.model import stats
 from gpt2x.runtime.console import console
 from gpt2x.runtime.memory import machine_memory_gb
@@ -36,13 +37,14 @@ def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
 def describe_model(start: Start) -> dict[str, str]:
     """Parameters, where the weights are from, FLOPs and memory."""
     model, trainer, hardware = start.model, start.config.trainer, start.config.hardware
+    parallel = start.config.parallel
     memory = stats.train_memory(
         model,
-        micro_batch_size=trainer.micro_batch_size,
+        micro_batch_size=micro_batch_size(parallel, trainer),
         seq_len=trainer.seq_len,
         precision=hardware.precision,
-        accumulates=trainer.global_batch_size > trainer.micro_batch_size,
-        recompute=start.config.parallel.recompute,
+        accumulates=num_micro_batches(parallel, trainer) > 1,
+        recompute=parallel.recompute,
         keeps_scores=not uses_flash_attention(model, hardware),
         reuses_memory=hardware.device_target != "CPU",
     )
@@ -73,7 +75,8 @@ def show_panel(start: Start, peak_tflops: float, unigram: float | None) -> None:
         facts["unigram perplexity"] = f"{unigram:,.1f} a validation token: what token counts alone reach"
     run = {
         "steps": f"{start.total_steps:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
-        f"({trainer.global_batch_size // trainer.micro_batch_size} x {trainer.micro_batch_size} sequences), "
+        f"({config.parallel.data} x {num_micro_batches(config.parallel, trainer)} x "
+        f"{micro_batch_size(config.parallel, trainer)} sequences), "
         f"{start.total_steps / start.steps_per_epoch:.2f} epochs",
         "device": f"{hardware.name}, {hardware.precision}, peak {peak_tflops:.3g} TFLOP/s ({hardware.source})",
         "directory": str(start.run_dir),

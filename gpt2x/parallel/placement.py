@@ -1,0 +1,169 @@
+"""Which part of each logical tensor a process holds: arithmetic on names and shapes (no mindspore).
+
+A process' local tensor is put together from boxes of the logical tensor: one, or three where the fused
+query-key-value projection is split by heads. Checkpoints store boxes, so that any layout reads any other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from gpt2x.config import ModelConfig
+from gpt2x.layout import Place
+from gpt2x.model import stats
+
+Shape = tuple[int, ...]
+
+
+class Readable(Protocol):
+    """Logical tensors of which a part can be read."""
+
+    def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
+        """The values of a box of the tensor `name`."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of the logical tensor and where it begins in the local one."""
+
+    start: Shape  # in the logical tensor
+    at: Shape  # in the local tensor
+    shape: Shape
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """The box within the local tensor."""
+        return tuple(slice(a, a + n) for a, n in zip(self.at, self.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A local tensor: its shape and the boxes that fill it; what no box covers is the vocabulary's padding, zero."""
+
+    logical_shape: Shape
+    shape: Shape
+    boxes: tuple[Box, ...]
+
+    def rows(self, start: int, stop: int) -> Placement:
+        """The placement of the local rows from `start` to `stop`."""
+        boxes = []
+        for box in self.boxes:
+            first, last = max(start, box.at[0]), min(stop, box.at[0] + box.shape[0])
+            if first < last:
+                begin = (box.start[0] + first - box.at[0], *box.start[1:])
+                boxes.append(Box(begin, (first - start, *box.at[1:]), (last - first, *box.shape[1:])))
+        return replace(self, shape=(stop - start, *self.shape[1:]), boxes=tuple(boxes))
+
+    def read(self, tensors: Readable, name: str) -> np.ndarray:
+        """The local tensor, fp32."""
+        values = np.zeros(self.shape, np.float32)
+        for box in self.boxes:
+            values[box.place] = tensors.read(name, box.start, box.shape)
+        return values
+
+    def parts(self, values: np.ndarray) -> list[tuple[Shape, np.ndarray]]:
+        """(start in the logical tensor, values) of each box of a local tensor."""
+        return [(box.start, values[box.place]) for box in self.boxes]
+
+
+def whole(shape: Shape, num_rows: int | None = None) -> Placement:
+    """All of a tensor, with rows of padding up to `num_rows`."""
+    zeros = (0,) * len(shape)
+    return Placement(shape, (num_rows or shape[0], *shape[1:]), (Box(zeros, zeros, shape),))
+
+
+def share(shape: Shape, dim: int, index: int, count: int, segments: int = 1) -> Placement:
+    """The `index`-th of `count` equal shares along `dim`, of each of `segments` equal segments of that dim."""
+    segment = shape[dim] // segments
+    size = segment // count
+    box_shape = (*shape[:dim], size, *shape[dim + 1 :])
+    boxes = []
+    for number in range(segments):
+        start, at = [0] * len(shape), [0] * len(shape)
+        start[dim], at[dim] = number * segment + index * size, number * size
+        boxes.append(Box(tuple(start), tuple(at), box_shape))
+    return Placement(shape, (*shape[:dim], size * segments, *shape[dim + 1 :]), tuple(boxes))
+
+
+VOCABULARY = ("wte.weight", "lm_head.weight")
+# (suffix, dim, segments): what tensor parallelism splits (Shoeybi et al., arXiv:1909.08053, section 3)
+SPLIT = (
+    ("attn.c_attn.weight", 1, 3),
+    ("attn.c_attn.bias", 0, 3),
+    ("attn.c_proj.weight", 0, 1),
+    ("mlp.c_fc.weight", 1, 1),
+    ("mlp.c_fc.bias", 0, 1),
+    ("mlp.c_proj.weight", 0, 1),
+)
+
+
+def placements(model: ModelConfig, place: Place) -> dict[str, Placement]:
+    """The local tensors of a process by their logical names, in the order of the model."""
+    shapes = stats.tensor_shapes(model)
+    return {name: placement(name, shape, model, place) for name, shape in shapes.items() if holds(name, model, place)}
+
+
+def placement(name: str, shape: Shape, model: ModelConfig, place: Place) -> Placement:
+    """The part of one tensor on a process of the stage that holds it."""
+    count = place.parallel.tensor
+    if name in VOCABULARY:
+        padded = stats.padded_vocab_size(model)
+        everything = whole(shape, padded)
+        if not place.parallel.vocab_parallel:
+            return everything
+        size = padded // count
+        return everything.rows(place.tensor * size, (place.tensor + 1) * size)
+    for suffix, dim, segments in SPLIT:
+        if name.endswith(suffix):
+            return share(shape, dim, place.tensor, count, segments)
+    return whole(shape)
+
+
+def is_split(name: str, place: Place) -> bool:
+    """Whether the processes of the tensor axis hold different parts of a tensor, not copies."""
+    if place.parallel.tensor == 1:
+        return False
+    if name in VOCABULARY:
+        return place.parallel.vocab_parallel
+    return any(name.endswith(suffix) for suffix, *_ in SPLIT)
+
+
+def holds(name: str, model: ModelConfig, place: Place) -> bool:
+    """Whether a process' stage has a tensor; a tied embedding is on the first stage and the last."""
+    if name.startswith("h."):
+        return int(name.split(".")[1]) in place.layers(model.num_layers)
+    if name == "wte.weight":
+        return place.is_first_stage or (model.tie_embeddings and place.is_last_stage)
+    if name == "wpe.weight":
+        return place.is_first_stage
+    return place.is_last_stage
+
+
+def owns(name: str, place: Place) -> bool:
+    """Whether, of all copies within a replica, a process' counts: for the gradient norm and in checkpoints."""
+    if name == "wte.weight" and not place.is_first_stage:
+        return False
+    return place.tensor == 0 or is_split(name, place)
+
+
+def shard_rows(shape: Shape, place: Place) -> range | None:
+    """The rows of a local tensor whose optimizer states a process keeps; None: all, its rows do not divide."""
+    count = place.parallel.optimizer_shards
+    if count == 1 or shape[0] % count:
+        return None
+    size = shape[0] // count
+    return range(place.shard * size, (place.shard + 1) * size)
+
+
+def local_weights(weights: Mapping[str, np.ndarray], parts: Mapping[str, Placement]) -> dict[str, np.ndarray]:
+    """The local tensors of whole logical ones (fresh weights, tests)."""
+
+    class Whole:
+        def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
+            return weights[name][tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+
+    return {name: part.read(Whole(), name) for name, part in parts.items()}
