@@ -34,10 +34,17 @@ class Linear(nn.Cell):
         self.bias = zeros(out_size)
         self.out_size, self.dtype = out_size, dtype
 
+    def product(self, x):
+        """x (..., in) -> (R, out), without the bias, for the R rows of x."""
+        return ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
+
+    def add_bias(self, rows, shape):
+        """rows (R, out) -> (*shape, out)."""
+        return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape((*shape, self.out_size))
+
     def construct(self, x):
         """x (..., in) -> (..., out)."""
-        rows = ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
-        return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape((*x.shape[:-1], self.out_size))
+        return self.add_bias(self.product(x), x.shape[:-1])
 
 
 class LayerNorm(nn.Cell):
@@ -171,22 +178,29 @@ class GPT2(nn.Cell):
         self.h = nn.CellList([Block(model, hardware, layer) for layer in range(model.num_layers)])
         self.ln_f = LayerNorm(model, hardware)
         self.lm_head = None if model.tie_embeddings else Embedding(num_rows, model.hidden_size)
+        self.cross_entropy = kernels.CrossEntropy()
         self.padding = None
         if num_rows > model.vocab_size:
             row = np.zeros((1, num_rows), np.float32)
             row[:, model.vocab_size :] = -1e9 if hardware.precision != "fp16" else -6e4
             self.padding = Tensor(row)
-        for name, parameter in self.parameters_and_names():
-            parameter.name = name
-        for block in self.h:
-            if recompute == "block":
-                block.recompute()
-            elif recompute == "attention":
-                block.attn.attention.recompute()
+        name_parameters(self)
+        recompute_blocks(self, recompute)
 
     def embed(self, ids, positions):
         """ids (B, T) int32, positions (T,) or (B, T) int32 -> (B, T, D) in the compute dtype."""
         return ops.cast(self.wte(ids) + self.wpe(positions), self.dtype)
+
+    def begin(self, ids, randomness):
+        """What enters the first block: ids (B, T) int32 -> (B, T, D)."""
+        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
+        if self.dropout is not None and randomness is not None:
+            x = self.dropout(x, randomness[0], randomness[1])
+        return x
+
+    def end(self, x):
+        """The last layer norm: x (B, T, D) -> (B, T, D)."""
+        return self.ln_f(x)
 
     def construct(self, ids, randomness):
         """Hidden states after the last layer norm.
@@ -196,12 +210,10 @@ class GPT2(nn.Cell):
             logical positions of the tokens within the global batch.
         Returns (B, T, D).
         """
-        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
-        if self.dropout is not None and randomness is not None:
-            x = self.dropout(x, randomness[0], randomness[1])
+        x = self.begin(ids, randomness)
         for block in self.h:
             x = block(x, randomness)
-        return self.ln_f(x)
+        return self.end(x)
 
     def head(self):
         """The head's matrix (V, D) in the compute dtype."""
@@ -212,9 +224,32 @@ class GPT2(nn.Cell):
 
         head: `head()`, from a graph that has read it before.
         """
+        return self.head_product(hidden, head)
+
+    def head_loss(self, hidden, labels):
+        """Each label's negative log-likelihood in nats: hidden (..., D), labels (R,) int32 -> (R,) fp32."""
+        return self.cross_entropy(self.head_product(hidden), labels)
+
+    def head_product(self, hidden, head=None):
+        """As `logits`."""
         rows = hidden.reshape(-1, self.hidden_size)
         logits = ops.MatMul(transpose_b=True)(rows, self.head() if head is None else head)
         return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)
+
+
+def name_parameters(net: nn.Cell) -> None:
+    """Name every parameter by its path in `net`, which is the name of the logical tensor."""
+    for name, parameter in net.parameters_and_names():
+        parameter.name = name
+
+
+def recompute_blocks(net: GPT2, recompute: str) -> None:
+    """Have activations recomputed in backward: those of whole blocks, of attention alone, or none."""
+    for block in net.h:
+        if recompute == "block":
+            block.recompute()
+        elif recompute == "attention":
+            block.attn.attention.recompute()
 
 
 def initial_weights(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:

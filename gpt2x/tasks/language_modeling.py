@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
-from gpt2x import ops as kernels
 from gpt2x.model.gpt2 import GPT2
 
 
@@ -14,12 +13,11 @@ class TokenLosses(nn.Cell):
     def __init__(self, net: GPT2):
         super().__init__(auto_prefix=False)
         self.net = net
-        self.cross_entropy = kernels.CrossEntropy()
 
     def construct(self, ids, randomness):
         """ids (B, T + 1) int32; randomness as in `GPT2.construct` -> (B * T,) fp32."""
         hidden = self.net(ids[:, :-1], randomness)  # (B, T, D)
-        return self.cross_entropy(self.net.logits(hidden), ids[:, 1:].reshape(-1))
+        return self.net.head_loss(hidden, ids[:, 1:].reshape(-1))
 
 
 class WeightedLoss(nn.Cell):
