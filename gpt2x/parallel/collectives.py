@@ -1,0 +1,196 @@
+"""Collective operations inside graphs: the one place where the CPU and Ascend differ (docs/design/parallel.md).
+
+MindSpore's CPU backend has AllReduce by sum, on any group, and nothing else that works in a graph on a group: a
+gather is the all-reduce of a buffer that is zero but for one's own part, a reduce-scatter an all-reduce of which one's
+own part is kept. Sums with zeros are exact, so the values are those of the collectives that Ascend has.
+
+A group of one process needs no communication: `group` is None, and every Cell passes its input on.
+The pairs with a gradient of their own are Megatron-LM's f and g (Shoeybi et al., arXiv:1909.08053, section 3) and
+their forms for sequence parallelism (Korthikanti et al., arXiv:2205.05198, section 4.2.2).
+
+Legend: B batch, T tokens, t tokens of one process, D hidden, n processes of the group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspore import nn, ops
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that communicate: MindSpore's name of the group, this process' number in it, and how many they are."""
+
+    name: str
+    index: int
+    size: int
+    device_target: str
+
+
+class AllReduce(nn.Cell):
+    """The sum over the group; not to be differentiated."""
+
+    def __init__(self, group: Group | None):
+        super().__init__()
+        self.reduce = ops.AllReduce(group=group.name) if group else None
+
+    def construct(self, x):
+        """x of any shape -> the same shape."""
+        return x if self.reduce is None else self.reduce(x)
+
+
+class AllGather(nn.Cell):
+    """What the processes hold, one after the other along dim 0; not to be differentiated."""
+
+    def __init__(self, group: Group | None):
+        super().__init__()
+        self.group = group
+        self.gather = self.reduce = None
+        if group and group.device_target != "CPU":
+            self.gather = ops.AllGather(group=group.name)
+        elif group:
+            self.reduce = ops.AllReduce(group=group.name)
+            self.before, self.after = group.index, group.size - group.index - 1
+
+    def construct(self, x):
+        """x (k, ...) -> (n * k, ...)."""
+        if self.gather is not None:
+            return self.gather(x)
+        if self.reduce is None:
+            return x
+        parts = (ops.zeros_like(x),) * self.before + (x,) + (ops.zeros_like(x),) * self.after
+        return self.reduce(ops.concat(parts, 0))
+
+
+class ReduceScatter(nn.Cell):
+    """This process' share, along dim 0, of the sum over the group; not to be differentiated."""
+
+    def __init__(self, group: Group | None):
+        super().__init__()
+        self.scatter = self.reduce = None
+        if group and group.device_target != "CPU":
+            self.scatter = ops.ReduceScatter(group=group.name)
+        elif group:
+            self.reduce, self.index, self.size = ops.AllReduce(group=group.name), group.index, group.size
+
+    def construct(self, x):
+        """x (n * k, ...) -> (k, ...)."""
+        if self.scatter is not None:
+            return self.scatter(x)
+        if self.reduce is None:
+            return x
+        size = x.shape[0] // self.size
+        return self.reduce(x)[self.index * size : (self.index + 1) * size]
+
+
+class CopyToGroup(nn.Cell):
+    """Megatron's f: the identity; its gradient is summed over the group."""
+
+    def __init__(self, group: Group | None):
+        super().__init__()
+        self.sum = AllReduce(group)
+
+    def construct(self, x):
+        """x of any shape, the same on every process -> x."""
+        return x
+
+    def bprop(self, x, out, dout):
+        """The sum of the processes' gradients."""
+        return (self.sum(dout),)
+
+
+class SumOverGroup(nn.Cell):
+    """Megatron's g: the sum over the group; its gradient is passed on."""
+
+    def __init__(self, group: Group | None):
+        super().__init__()
+        self.sum = AllReduce(group)
+
+    def construct(self, x):
+        """x of any shape -> its sum, the same on every process."""
+        return self.sum(x)
+
+    def bprop(self, x, out, dout):
+        """Each process' part has the gradient of the sum."""
+        return (dout,)
+
+
+class GatherTokens(nn.Cell):
+    """All tokens, from each process' share; the gradient is summed and shared out."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.size, self.gather, self.scatter = group.size, AllGather(group), ReduceScatter(group)
+
+    def construct(self, x):
+        """x (B, t, D) -> (B, T, D)."""
+        return join_tokens(self.gather(x), self.size)
+
+    def bprop(self, x, out, dout):
+        """(B, T, D) partial sums -> (B, t, D)."""
+        return (self.scatter(part_tokens(dout, self.size)),)
+
+
+class ScatterTokens(nn.Cell):
+    """The share of the tokens of the sum over the group; the gradient is gathered."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.size, self.gather, self.scatter = group.size, AllGather(group), ReduceScatter(group)
+
+    def construct(self, x):
+        """x (B, T, D) partial sums -> (B, t, D)."""
+        return self.scatter(part_tokens(x, self.size))
+
+    def bprop(self, x, out, dout):
+        """(B, t, D) -> (B, T, D)."""
+        return (join_tokens(self.gather(dout), self.size),)
+
+
+class SplitTokens(nn.Cell):
+    """The process' share of tokens that every process has; the gradient is gathered."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.index, self.size, self.gather = group.index, group.size, AllGather(group)
+
+    def construct(self, x):
+        """x (B, T, D) -> (B, t, D)."""
+        size = x.shape[1] // self.size
+        return x[:, self.index * size : (self.index + 1) * size]
+
+    def bprop(self, x, out, dout):
+        """(B, t, D) -> (B, T, D)."""
+        return (join_tokens(self.gather(dout), self.size),)
+
+
+class JoinTokens(nn.Cell):
+    """All tokens, which every process then treats alike; the gradient is the process' share."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.index, self.size, self.gather = group.index, group.size, AllGather(group)
+
+    def construct(self, x):
+        """x (B, t, D) -> (B, T, D)."""
+        return join_tokens(self.gather(x), self.size)
+
+    def bprop(self, x, out, dout):
+        """(B, T, D), the same on every process -> (B, t, D)."""
+        size = dout.shape[1] // self.size
+        return (dout[:, self.index * size : (self.index + 1) * size],)
+
+
+def join_tokens(x, size: int):
+    """(n * B, t, D), process after process -> (B, n * t, D)."""
+    batch_size, tokens, hidden_size = x.shape[0] // size, x.shape[1], x.shape[2]
+    x = x.reshape(size, batch_size, tokens, hidden_size).transpose(1, 0, 2, 3)
+    return x.reshape(batch_size, size * tokens, hidden_size)
+
+
+def part_tokens(x, size: int):
+    """(B, n * t, D) -> (n * B, t, D), process after process."""
+    batch_size, tokens, hidden_size = x.shape[0], x.shape[1] // size, x.shape[2]
+    x = x.reshape(batch_size, size, tokens, hidden_size).transpose(1, 0, 2, 3)
+    return x.reshape(size * batch_size, tokens, hidden_size)

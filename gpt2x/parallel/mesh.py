@@ -1,0 +1,138 @@
+"""The processes of a run as a mesh of axes: MindSpore's groups, and what a host asks of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from gpt2x.config import ParallelConfig
+from gpt2x.errors import UserError
+from gpt2x.layout import Place, world_size
+from gpt2x.parallel.collectives import AllReduce, Group
+
+WORLD = "hccl_world_group"  # MindSpore's name of all processes, on the CPU as well
+
+
+class Mesh:
+    """This process among all of a run; made once, after the device is set up.
+
+    Attributes:
+        place: where it stands.
+        rank: its number, 0 in a run of one process.
+        size: how many processes there are.
+        world: all of them. Groups are None where they would hold one process.
+        data: the replicas: the same layers, other rows of the batch.
+        tensor: the processes that share this one's layers.
+        shard: the replicas that share the optimizer's states.
+        replica: the replicas that keep the same share of the optimizer's states.
+        norm: what together holds every gradient once.
+        embedding: the first stage and the last, where a tied table is on both.
+    """
+
+    def __init__(self, parallel: ParallelConfig, device_target: str = "CPU", rank: int | None = None):
+        """Join the other processes, unless the layout has only one.
+
+        Args:
+            parallel: the layout.
+            device_target: CPU or Ascend.
+            rank: given by tests that compile for a pretended device: no process is joined.
+
+        Raises:
+            UserError: as many processes were started as the layout does not have.
+        """
+        self.size, self.device_target = world_size(parallel), device_target
+        self.rank = rank if rank is not None else join(self.size, device_target)
+        self.place = place = Place(parallel, self.rank)
+        shards = parallel.optimizer_shards
+
+        def alike(other: Place, *axes: str) -> bool:
+            return all(getattr(other, axis) == getattr(place, axis) for axis in axes)
+
+        def same_set(other: Place) -> bool:
+            return other.data // shards == place.data // shards
+
+        self.world = self.group("world", lambda other: True)
+        self.data = self.group("data", lambda other: alike(other, "tensor", "stage"))
+        self.tensor = self.group("tensor", lambda other: alike(other, "data", "stage"))
+        self.shard = self.replica = None
+        self.norm = self.group("norm", lambda other: alike(other, "data"))
+        if shards > 1:
+            self.shard = self.group("shard", lambda other: alike(other, "tensor", "stage") and same_set(other))
+            self.replica = self.group("replica", lambda other: alike(other, "tensor", "stage", "shard"))
+            self.norm = self.group("norm", same_set)
+        self.embedding = None
+        if parallel.pipeline > 1 and (place.is_first_stage or place.is_last_stage):
+            self.embedding = self.group(
+                "embedding",
+                lambda other: alike(other, "data", "tensor") and (other.is_first_stage or other.is_last_stage),
+            )
+        self.all_reduce = AllReduce(self.world)
+
+    def group(self, axis: str, belongs: Callable[[Place], bool]) -> Group | None:
+        """The group of the ranks that belong; every one of them has to ask for it, in the same order."""
+        ranks = [rank for rank in range(self.size) if belongs(Place(self.place.parallel, rank))]
+        if len(ranks) == 1:
+            return None
+        if len(ranks) == self.size:
+            name = WORLD
+        else:
+            name = f"{len(ranks)}-{axis}-{ranks[0]}-{ranks[-1]}"
+            from mindspore.communication import create_group
+
+            create_group(name, ranks)
+        return Group(name, ranks.index(self.rank), len(ranks), self.device_target)
+
+    @property
+    def is_main(self) -> bool:
+        """It talks to the user, the tracker and the disk."""
+        return self.rank == 0
+
+    def gather(self, value: float) -> np.ndarray:
+        """Each rank's value, exactly: fp64 (size,)."""
+        slots = np.zeros((self.size, 3), np.float32)  # an fp64 as the sum of three fp32, added to zeros alone
+        rest = np.float64(value)
+        for index in range(3):
+            slots[self.rank, index] = part = np.float32(rest)
+            rest = rest - np.float64(part) if np.isfinite(part) else np.float64(0)
+        found = self.all_reduce(Tensor(slots)).asnumpy() if self.world else slots
+        return found.astype(np.float64).sum(axis=1)
+
+    def agree(self, holds: bool = True) -> bool:
+        """Whether it holds on all ranks; none goes on before all have come here."""
+        return bool(self.gather(float(holds)).all()) if self.world else holds
+
+
+def join(size: int, device_target: str) -> int:
+    """Become one of the processes of the run; the rank."""
+    if size == 1:
+        return 0
+    import mindspore.communication as communication
+
+    communication.init()
+    found, rank = communication.get_group_size(), communication.get_rank()
+    if found != size:
+        raise UserError(f"{found} processes were started, but the layout has {size}: start as many")
+    if device_target == "CPU":  # point-to-point messages miss the world's group otherwise (MindSpore 2.10)
+        communication.create_group(WORLD, list(range(size)))
+    return rank
+
+
+class PointToPoint:
+    """Messages between two processes, outside graphs; every message is received in the order it was sent."""
+
+    def send(self, x: Tensor, rank: int) -> None:
+        """Give `x` to another process."""
+        from mindspore.mint import distributed
+
+        distributed.send(x, dst=rank, group=WORLD)
+
+    def receive(self, shape: tuple[int, ...], dtype: ms.dtype.Type, rank: int) -> Tensor:
+        """Wait for what another process sends: (shape), of dtype."""
+        from mindspore.mint import distributed
+
+        x = ops.zeros(shape, dtype)
+        distributed.recv(x, src=rank, group=WORLD)
+        return x

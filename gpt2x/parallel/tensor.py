@@ -1,0 +1,242 @@
+"""Tensor parallelism: parts of the single-device model exchanged for parts that hold a share of them.
+
+Column and row linears around attention and feed-forward (Shoeybi et al., arXiv:1909.08053, section 3): one sum over
+the tensor axis a half block, forward and backward. Embedding and head hold a share of the vocabulary, and the cross
+entropy needs no more of the others' logits than their logarithmic sums. With sequence parallelism (Korthikanti et
+al., arXiv:2205.05198, section 4.2.2) what lies between, layer norms and dropout, sees a share of the tokens.
+
+Legend: B batch, T tokens, t tokens of this process, D hidden, N heads of this process, V vocabulary of this process.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from gpt2x import ops as kernels
+from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.model import stats
+from gpt2x.model.gpt2 import GPT2, Embedding, FeedForward, Linear, SelfAttention, name_parameters, recompute_blocks
+from gpt2x.parallel.collectives import (
+    AllGather,
+    AllReduce,
+    CopyToGroup,
+    GatherTokens,
+    Group,
+    JoinTokens,
+    ScatterTokens,
+    SplitTokens,
+    SumOverGroup,
+)
+from gpt2x.parallel.mesh import Mesh
+
+
+class ColumnLinear(Linear):
+    """A linear of which this process has a share of the outputs."""
+
+    def __init__(self, in_size: int, out_size: int, dtype, enter: nn.Cell):
+        super().__init__(in_size, out_size, dtype)
+        self.enter = enter
+
+    def construct(self, x):
+        """x (B, T or t, in) -> (B, T, out)."""
+        x = self.enter(x)
+        return self.add_bias(self.product(x), x.shape[:-1])
+
+
+class RowLinear(Linear):
+    """A linear of which this process has a share of the inputs; the bias is added to the sum."""
+
+    def __init__(self, in_size: int, out_size: int, dtype, leave: nn.Cell):
+        super().__init__(in_size, out_size, dtype)
+        self.leave = leave
+
+    def construct(self, x):
+        """x (B, T, in) -> (B, T or t, out)."""
+        x = self.leave(self.product(x).reshape((*x.shape[:-1], self.out_size)))
+        return self.add_bias(x.reshape(-1, self.out_size), x.shape[:-1])
+
+
+class HeadShare(SelfAttention):
+    """Self-attention by this process' heads."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, layer: int, group: Group, ends: tuple):
+        super().__init__(model, hardware, 1 + 3 * layer)
+        dtype, width = kernels.DTYPES[hardware.precision], model.hidden_size // group.size
+        self.all_heads, self.num_heads = model.num_heads, model.num_heads // group.size
+        self.first_head, self.hidden_size = group.index * self.num_heads, width
+        self.c_attn = ColumnLinear(model.hidden_size, 3 * width, dtype, ends[0])
+        self.c_proj = RowLinear(width, model.hidden_size, dtype, ends[1])
+        self.attention = kernels.attention(
+            self.num_heads, self.head_dim, model.max_seq_len, hardware.device_target, hardware.flash_attention
+        )
+
+    def keep_mask(self, randomness, batch_size, length):
+        """Dropout multipliers of this process' attention weights (B, N, T, T), as one device would draw them."""
+        if self.dropout is None or randomness is None:
+            return None
+        rows = randomness[-1].reshape(batch_size, 1, length, 1) * self.all_heads
+        heads = self.first_head + ops.arange(self.num_heads).astype(ms.int32)
+        rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)
+        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
+
+    def construct(self, x, randomness):
+        """x (B, T or t, D) -> the same shape."""
+        q, k, v = self.queries_keys_values(x)
+        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, q.shape[0], q.shape[2])))
+
+
+class FeedForwardShare(FeedForward):
+    """The feed-forward layer by this process' share of its width."""
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, group: Group, ends: tuple):
+        super().__init__(model, hardware)
+        dtype, width = kernels.DTYPES[hardware.precision], stats.ffn_size(model) // group.size
+        self.c_fc = ColumnLinear(model.hidden_size, width, dtype, ends[0])
+        self.c_proj = RowLinear(width, model.hidden_size, dtype, ends[1])
+
+
+class VocabularyShare(Embedding):
+    """The rows of a table that this process holds; tokens of other rows are zero here."""
+
+    def __init__(self, num_rows: int, hidden_size: int, group: Group):
+        super().__init__(num_rows, hidden_size)
+        self.first_row, self.num_rows, self.leave = group.index * num_rows, num_rows, SumOverGroup(group)
+
+    def construct(self, ids):
+        """ids (B, T) int32 -> (B, T, D) fp32."""
+        rows = ids - self.first_row
+        is_here = ops.logical_and(rows >= 0, rows < self.num_rows)
+        rows = ops.clamp(rows, 0, self.num_rows - 1)
+        x = ops.gather(self.weight, rows, 0)
+        return self.leave(x * ops.cast(is_here, x.dtype).reshape((*ids.shape, 1)))
+
+
+class VocabularyCrossEntropy(nn.Cell):
+    """Negative log-likelihoods from logits of which every process has its columns."""
+
+    def __init__(self, group: Group, num_columns: int):
+        super().__init__()
+        self.log_softmax = ops.LogSoftmax(axis=-1)
+        self.sum, self.add_at, self.stack = AllReduce(group), ops.TensorScatterAdd(), ops.Stack(axis=1)
+        self.product, self.ones_like = ops.MatMul(), ops.OnesLike()
+        self.first, self.num_columns = group.index * num_columns, num_columns
+        self.before, self.after = group.index, group.size - group.index - 1
+
+    def here(self, labels):
+        """The labels' columns on this process, and which of them it has (R,) fp32."""
+        columns = labels - self.first
+        is_here = ops.cast(ops.logical_and(columns >= 0, columns < self.num_columns), ms.float32)
+        return ops.clamp(columns, 0, self.num_columns - 1), is_here
+
+    def construct(self, logits, labels):
+        """logits (R, V), labels (R,) int32 -> nll (R,), log-probabilities (R, V) among this process' columns, and
+        the logarithm of their share of all probability (R,).
+        """
+        logits = ops.cast(logits, ms.float32)
+        log_probabilities = self.log_softmax(logits)
+        own = (logits[:, :1] - log_probabilities[:, :1]).reshape(1, -1)  # log of the sum of exponentials
+        columns, is_here = self.here(labels)
+        chosen = ops.gather_elements(logits, 1, columns.reshape(-1, 1)).reshape(1, -1) * is_here
+        zeros = ops.zeros_like(own)
+        found = self.sum(ops.concat((zeros,) * self.before + (own,) + (zeros,) * self.after + (chosen,), 0))
+        sums = found[:-1]
+        largest = ops.ReduceMax()(sums, 0)
+        total = largest + ops.log(ops.reduce_sum(ops.exp(sums - largest), 0))
+        return total - found[-1], log_probabilities, own.reshape(-1) - total
+
+    def bprop(self, logits, labels, out, dout):
+        """Softmax minus one-hot, of this process' columns."""
+        scale = ops.exp(out[2]) * dout[0]
+        gradient = ops.exp(out[1]) * self.product(scale.reshape(-1, 1), self.ones_like(out[1][:1]))
+        columns, is_here = self.here(labels)
+        place = self.stack((ops.arange(labels.shape[0]).astype(ms.int32), columns))  # (R, 2)
+        return ops.cast(self.add_at(gradient, place, -dout[0] * is_here), logits.dtype), ops.zeros_like(labels)
+
+
+class TensorParallelGPT2(GPT2):
+    """GPT-2 of which this process computes a share of every layer.
+
+    `logits` are whole on every process; `head_loss`, which training uses, never gathers them.
+    """
+
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, mesh: Mesh, recompute: str = "none"):
+        super().__init__(model, hardware)
+        parallel, group = mesh.place.parallel, mesh.tensor
+        assert group is not None
+        self.splits_tokens, self.splits_vocabulary = parallel.sequence_parallel, parallel.vocab_parallel
+        self.enter = CopyToGroup(group)  # what a share of the head multiplies
+        ends: tuple[nn.Cell, nn.Cell] = (CopyToGroup(group), SumOverGroup(group))
+        self.split = self.join = None
+        if self.splits_tokens:
+            ends = GatherTokens(group), ScatterTokens(group)
+            self.split, self.join = SplitTokens(group), JoinTokens(group)
+        self.tensor_index, self.tensor_size = group.index, group.size
+        for layer, block in enumerate(self.h):
+            block.attn = HeadShare(model, hardware, layer, group, ends)
+            block.mlp = FeedForwardShare(model, hardware, group, ends)
+        self.gather = None
+        if self.splits_vocabulary:
+            num_rows = stats.padded_vocab_size(model) // group.size
+            self.wte = VocabularyShare(num_rows, model.hidden_size, group)
+            if self.lm_head is not None:
+                self.lm_head = Embedding(num_rows, model.hidden_size)
+            if self.padding is not None:
+                first = group.index * num_rows
+                self.padding = Tensor(self.padding.asnumpy()[:, first : first + num_rows])
+            self.gather = AllGather(group)
+            self.cross_entropy = VocabularyCrossEntropy(group, num_rows)
+        name_parameters(self)
+        recompute_blocks(self, recompute)
+
+    def spread(self, randomness, batch_size):
+        """Randomness with the rows of this process' tokens; attention takes the last element, the rows of all."""
+        if randomness is None or not self.splits_tokens:
+            return randomness
+        tokens = randomness[1].reshape(batch_size, -1)  # (B, T)
+        size = tokens.shape[1] // self.tensor_size
+        own = tokens[:, self.tensor_index * size : (self.tensor_index + 1) * size]
+        return randomness[0], own.reshape(-1, 1), randomness[1]
+
+    def begin(self, ids, randomness):
+        """What enters the first block: ids (B, T) int32 -> (B, T or t, D)."""
+        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
+        if self.dropout is not None and randomness is not None:
+            x = self.dropout(x, randomness[0], randomness[1])
+        return x if self.split is None else self.split(x)
+
+    def end(self, x):
+        """The last layer norm: x (B, T or t, D) -> (B, T, D)."""
+        x = self.ln_f(x)
+        return x if self.join is None else self.join(x)
+
+    def construct(self, ids, randomness):
+        """Hidden states after the last layer norm, as `GPT2.construct`: ids (B, T) int32 -> (B, T, D)."""
+        x = self.begin(ids, randomness)
+        randomness = self.spread(randomness, ids.shape[0])
+        for block in self.h:
+            x = block(x, randomness)
+        return self.end(x)
+
+    def logits(self, hidden, head=None):
+        """hidden (..., D) -> (R, all of the vocabulary) for the R rows of hidden."""
+        logits = self.head_product(hidden, head)
+        if self.gather is None:
+            return logits
+        num_rows = logits.shape[0]
+        return self.gather(logits).reshape(self.tensor_size, num_rows, -1).transpose(1, 0, 2).reshape(num_rows, -1)
+
+    def head_loss(self, hidden, labels):
+        """hidden (..., D), labels (R,) int32 -> nll (R,) fp32."""
+        if self.gather is None:
+            return self.cross_entropy(self.head_product(hidden), labels)
+        return self.cross_entropy(self.head_product(self.enter(hidden)), labels)[0]
+
+
+def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
+    """The model as this process computes it, its parameters without memory until they are loaded."""
+    recompute = mesh.place.parallel.recompute
+    with nn.utils.no_init_parameters():
+        if mesh.tensor is None:
+            return GPT2(model, hardware, recompute)
+        return TensorParallelGPT2(model, hardware, mesh, recompute)
