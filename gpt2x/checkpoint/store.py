@@ -1,4 +1,4 @@
-"""The checkpoint directory: written whole, verified before it is used.
+"""The checkpoint directory, opened: verified before it is used, read whole or in boxes.
 
     step_N/
       weights.safetensors    logical tensors, Hugging Face's names and layout (docs/design/architecture.md)
@@ -7,93 +7,34 @@
       config.yaml            the run's resolved configuration, for people
       manifest.json          everything else, written last: see docs/checkpoints.md
 
-A tensor is listed as slices of its logical shape, so that several ranks can write one tensor into several files and
-any layout can read it back; today one slice holds a whole tensor.
+A tensor is listed as slices of its logical shape: several ranks write one tensor into several files, and any layout
+reads it back.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from hashlib import sha256 as sha256_of
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
-from gpt2x.checkpoint.files import require_writable, sha256
-from gpt2x.checkpoint.tensors import LazyTensors, StoredTensor, open_safetensors, write_safetensors
+from gpt2x.checkpoint.files import sha256
+from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, StoredTensor, open_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
-from gpt2x.runtime.files import new_directory
-
-__all__ = ["Checkpoint", "list_checkpoints", "open_checkpoint", "prune", "require_writable", "save"]
 
 FORMAT = "gpt2x-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step_(\d+)")
-
-
-def save(
-    directory: Path,
-    *,
-    tensors: dict[str, dict[str, np.ndarray]],
-    model: ModelConfig,
-    run_config: dict[str, Any],
-    loop_state: dict[str, Any],
-    tokenizer_dir_writer: Callable[[Path], None] | None,
-) -> None:
-    """Writes a checkpoint so that it is there completely or not at all.
-
-    Args:
-        directory: Its final place, e.g. `RUN/checkpoints/step_100`; one that exists is replaced at the end.
-        tensors: Group to name to values; a group becomes the file `GROUP.safetensors`. numpy dtypes only.
-        model: With `vocab_size` known.
-        run_config: The resolved configuration, as plain data.
-        loop_state: Plain data; floats come back bit for bit (Python writes the shortest text that does).
-        tokenizer_dir_writer: Writes the tokenizer's files into the directory it is given, which exists.
-
-    Raises:
-        UserError: The system refused to write; what was there before is unchanged.
-    """
-    with new_directory(directory) as temporary:
-        groups: dict[str, Any] = {}
-        for group, values in tensors.items():
-            file = f"{group}.safetensors"
-            write_safetensors(temporary / file, values)
-            groups[group] = {
-                name: {
-                    "shape": list(np.shape(value)),
-                    "dtype": str(np.asarray(value).dtype),
-                    "slices": [{"file": file, "start": [0] * np.ndim(value), "shape": list(np.shape(value))}],
-                }
-                for name, value in values.items()
-            }
-        if tokenizer_dir_writer is not None:
-            (temporary / "tokenizer").mkdir()
-            tokenizer_dir_writer(temporary / "tokenizer")
-        plain_config = json.loads(json.dumps(run_config, default=_plain))
-        (temporary / "config.yaml").write_text(yaml.safe_dump(plain_config, sort_keys=False), encoding="utf-8")
-        written = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": asdict(model),
-            "run_config": plain_config,
-            "loop_state": loop_state,
-            "groups": groups,
-            "files": {
-                path.relative_to(temporary).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-                for path in written
-            },
-        }
-        manifest["sha256"] = _seal(manifest)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, default=_plain) + "\n", encoding="utf-8")
 
 
 class Checkpoint:
@@ -117,10 +58,10 @@ class Checkpoint:
         self._opened: dict[str, dict[str, StoredTensor]] = {}
 
     def verify(self) -> None:
-        """Hashes every file (about 1 GB/s).
+        """Hashes every file (about 1 GB/s), and checks that the slices of each tensor cover it exactly once.
 
         Raises:
-            UserError: One differs from the manifest.
+            UserError: A file differs from the manifest, or slices overlap, are missing or not where they should be.
         """
         for name, expected in self.manifest["files"].items():
             if sha256(self.path / name) != expected["sha256"]:
@@ -128,6 +69,15 @@ class Checkpoint:
                     f"checkpoint {self.path}: {name} was altered after it was written (its sha256 is not the "
                     f"manifest's): copy it again, or use another checkpoint"
                 )
+        for group in self.groups():
+            for name, entry in self._group(group).items():
+                for piece in entry["slices"]:
+                    self._stored(name, piece)
+                if fault := coverage_fault(tuple(entry["shape"]), entry["slices"]):
+                    raise UserError(
+                        f"checkpoint {self.path}: the slices of {group} {name} {tuple(entry['shape'])} {fault}: "
+                        f"use another checkpoint"
+                    )
 
     def groups(self) -> list[str]:
         """The groups of tensors: weights, optimizer."""
@@ -147,19 +97,44 @@ class Checkpoint:
 
     def tensor(self, group: str, name: str) -> np.ndarray:
         """A whole tensor: a read-only view of its file where one slice holds it, else a copy put together."""
+        shape = self.shape(group, name)
+        return self.read(group, name, (0,) * len(shape), shape)
+
+    def read(self, group: str, name: str, start: Shape, shape: Shape) -> np.ndarray:
+        """A box of a tensor; only files and pages that hold it are touched.
+
+        Args:
+            group: weights, optimizer.
+            name: Of the tensor.
+            start: Where the box begins.
+            shape: Of the box.
+
+        Returns:
+            A read-only view of the memory-mapped file where it lies there without gaps, else a copy.
+        """
         entry = self._group(group)[name]
-        if len(entry["slices"]) == 1:
-            return self._stored(entry["slices"][0]["file"], name).read()
-        whole = np.empty(entry["shape"], entry["dtype"])
+        values: np.ndarray | None = None
         for piece in entry["slices"]:
-            place = tuple(slice(at, at + n) for at, n in zip(piece["start"], piece["shape"], strict=True))
-            whole[place] = self._stored(piece["file"], name).read()
-        return whole
+            first = tuple(map(max, start, piece["start"]))
+            stop = tuple(map(min, _ends(start, shape), _ends(piece["start"], piece["shape"])))
+            if any(begin >= end for begin, end in zip(first, stop, strict=True)):
+                continue
+            part_shape = tuple(end - begin for begin, end in zip(first, stop, strict=True))
+            part_start = tuple(begin - at for begin, at in zip(first, piece["start"], strict=True))
+            part = self._stored(name, piece).read(part_start, part_shape)
+            if part_shape == shape:
+                return part
+            if values is None:
+                values = np.empty(shape, entry["dtype"])
+            values[tuple(slice(f - at, e - at) for f, e, at in zip(first, stop, start, strict=True))] = part
+        return np.empty(shape, entry["dtype"]) if values is None else values
 
     def tensors(self, group: str) -> LazyTensors:
-        """All tensors of a group, each read when it is asked for."""
-        shapes = {name: self.shape(group, name) for name in self.names(group)}
-        return LazyTensors(shapes, lambda name: self.tensor(group, name))
+        """All tensors of a group, each read when it is asked for, whole or a box of it."""
+        specs = {
+            name: Spec(tuple(entry["shape"]), np.dtype(entry["dtype"])) for name, entry in self._group(group).items()
+        }
+        return LazyTensors(specs, partial(self.read, group))
 
     def _group(self, group: str) -> dict[str, Any]:
         groups = self.manifest["groups"]
@@ -167,10 +142,34 @@ class Checkpoint:
             raise UserError(f"checkpoint {self.path} holds no {group} (it holds: {', '.join(groups) or 'nothing'})")
         return groups[group]
 
-    def _stored(self, file: str, name: str) -> StoredTensor:
+    def _stored(self, name: str, piece: dict[str, Any]) -> StoredTensor:
+        file, key = piece["file"], piece.get("key", name)
         if file not in self._opened:
             self._opened[file] = open_safetensors(self.path / file)
-        return self._opened[file][name]
+        stored = self._opened[file].get(key)
+        if stored is None or list(stored.shape) != piece["shape"]:
+            raise UserError(
+                f"checkpoint {self.path}: {file} does not hold {key} with the shape {tuple(piece['shape'])}, which "
+                f"the manifest names: copy the checkpoint again, or use another one"
+            )
+        return stored
+
+
+def _ends(start: Sequence[int], shape: Sequence[int]) -> Shape:
+    return tuple(at + n for at, n in zip(start, shape, strict=True))
+
+
+def coverage_fault(shape: Shape, slices: list[dict[str, Any]]) -> str | None:
+    """What is wrong where slices do not cover a tensor exactly once."""
+    starts = np.array([piece["start"] for piece in slices], np.int64).reshape(len(slices), len(shape))
+    stops = starts + np.array([piece["shape"] for piece in slices], np.int64).reshape(starts.shape)
+    if (starts < 0).any() or (stops > np.array(shape, np.int64)).any():
+        return "reach beyond it"
+    common = np.minimum(stops[:, None], stops) - np.maximum(starts[:, None], starts)
+    if (common > 0).all(-1).sum() > (stops > starts).all(-1).sum():  # each slice overlaps itself
+        return "overlap"
+    found, expected = int((stops - starts).prod(-1).sum()), math.prod(shape)
+    return None if found == expected else f"hold {found} of {expected} values"
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -203,8 +202,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             f"checkpoint {path} has format version {manifest.get('version')}, this gpt2x reads {VERSION}: "
             f"use the gpt2x that wrote it"
         )
-    seal = manifest.pop("sha256", None)
-    if seal != _seal(manifest):
+    claimed = manifest.pop("sha256", None)
+    if claimed != seal(manifest):
         raise UserError(
             f"checkpoint {path}: {MANIFEST} was altered after it was written (its sha256 does not fit): "
             f"copy it again, or use another checkpoint"
@@ -286,13 +285,13 @@ def _model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
     """The hash of a manifest's content, whatever the order of its keys and its spaces."""
-    text = json.dumps(json.loads(json.dumps(manifest, default=_plain)), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(json.loads(json.dumps(manifest, default=plain)), sort_keys=True, separators=(",", ":"))
     return sha256_of(text.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """For json: numpy's scalars and paths as plain data."""
     if isinstance(value, np.generic):
         return value.item()

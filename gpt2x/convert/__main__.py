@@ -19,10 +19,10 @@ def export_gpt2x(source: Source, output: Path) -> None:
         UserError: `output` holds files, or cannot be written.
     """
     require_empty(output)
-    tokenizer_dir = source.tokenizer_dir
+    weights, tokenizer_dir = source.weights(), source.tokenizer_dir
     save(
         output,
-        tensors={"weights": dict(source.weights())},
+        tensors={"weights": {name: weights.box(name) for name in weights}},
         model=source.model,
         run_config={},
         loop_state={},

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2x.checkpoint.tensors import LazyTensors, StoredTensor, open_safetensors, write_safetensors
+from gpt2x.checkpoint.tensors import (
+    LazyBox,
+    LazyTensors,
+    Spec,
+    StoredTensor,
+    open_safetensors,
+    pieces,
+    write_safetensors,
+)
+from gpt2x.checkpoint.write import numbered, split
 from gpt2x.config import ModelConfig
 from gpt2x.convert.names import check_weights
 from gpt2x.convert.torch_pickle import open_torch
@@ -73,8 +84,7 @@ class HuggingFaceSource:
 
     def weights(self) -> LazyTensors:
         """Logical tensors in their stored dtype (bfloat16: as float32)."""
-        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
-        return LazyTensors(shapes, lambda name: self._stored[name].read())
+        return lazy_tensors(self._stored)
 
 
 def open_huggingface(path: Path) -> HuggingFaceSource:
@@ -86,8 +96,9 @@ def open_huggingface(path: Path) -> HuggingFaceSource:
     model = model_from_config(read_json(path / "config.json"), path)
     stored = _logical_names(_open_weights(path), path)
     if model.tie_embeddings and "lm_head.weight" in stored:
-        head, embedding = stored.pop("lm_head.weight"), stored.get("wte.weight")
-        if embedding is not None and head != embedding and not np.array_equal(head.read(), embedding.read()):
+        both = lazy_tensors({name: stored[name] for name in ("lm_head.weight", "wte.weight") if name in stored})
+        del stored["lm_head.weight"]
+        if "wte.weight" in both and not _same(both.box("lm_head.weight"), both.box("wte.weight")):
             log.warning(
                 "load=%s: lm_head.weight differs from wte.weight, and is ignored because config.json ties them, as in "
                 'transformers; if the head is meant, put "tie_word_embeddings": false there',
@@ -207,15 +218,31 @@ def export_huggingface(source: Source, output: Path) -> None:
     require_empty(output)
     weights = source.weights()
     eos_id = None if source.tokenizer_dir is None else find_eos_id(source.tokenizer_dir)
-    config = config_from_model(source.model, eos_id=eos_id, dtype=str(weights["wte.weight"].dtype))
+    config = config_from_model(source.model, eos_id=eos_id, dtype=weights.specs["wte.weight"].dtype.name)
     generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     with new_directory(output) as temporary:
-        prefixed = {name if name.startswith("lm_head.") else PREFIX + name: weights[name] for name in weights}
-        write_safetensors(temporary / "model.safetensors", prefixed, {"format": "pt"})
+        _write_weights(weights, temporary)
         for name, content in (("config.json", config), ("generation_config.json", generation)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if source.tokenizer_dir is not None:
             copy_tokenizer(source.tokenizer_dir, temporary)
+
+
+def _write_weights(weights: LazyTensors, folder: Path) -> None:
+    """One file, or several and their index, as transformers' save_pretrained."""
+    boxes = {name if name.startswith("lm_head.") else PREFIX + name: weights.box(name) for name in weights}
+    files = split(boxes)
+    if len(files) == 1:
+        write_safetensors(folder / "model.safetensors", boxes, {"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(files):
+        file = f"model-{numbered(number, len(files))}.safetensors"
+        write_safetensors(folder / file, {name: boxes[name] for name in names}, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(math.prod(box.shape) * box.dtype.itemsize for box in boxes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def require_empty(output: Path) -> None:
@@ -290,6 +317,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object: copy or download it again")
     return content
+
+
+def lazy_tensors(stored: Mapping[str, StoredTensor]) -> LazyTensors:
+    """Stored tensors, each read when it is asked for."""
+    specs = {name: Spec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    return LazyTensors(specs, lambda name, start, shape: stored[name].read(start, shape))
+
+
+def _same(one: LazyBox, other: LazyBox) -> bool:
+    """Whether two tensors have the same values; holds a piece of each at a time."""
+    return one.shape == other.shape and all(
+        np.array_equal(a, b) for a, b in zip(pieces(one), pieces(other), strict=True)
+    )
 
 
 def _open_weights(path: Path) -> dict[str, StoredTensor]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
-
-import numpy as np
 
 from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
@@ -39,8 +36,8 @@ class Source(Protocol):
     def tokenizer_dir(self) -> Path | None:
         """A directory that holds the tokenizer's files, or None."""
 
-    def weights(self) -> Mapping[str, np.ndarray]:
-        """Logical tensors in their stored dtype, each read (read-only) when it is asked for."""
+    def weights(self) -> LazyTensors:
+        """Logical tensors in their stored dtype, each read (read-only) when it is asked for, whole or a box."""
 
 
 class GPT2XSource:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory, net, tokenizer):
     """The tiny model as a gpt2x checkpoint."""
-    from gpt2x.checkpoint.store import save
+    from gpt2x.checkpoint import save
     from gpt2x.model.gpt2 import logical_weights
     from tests.generate.conftest import MODEL
 
