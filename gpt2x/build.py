@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from gpt2x.checks import require_devices
+from gpt2x.cli import is_multirun
+from gpt2x.errors import RunError
+from gpt2x.layout import world_size
+from gpt2x.runtime import launch
 from gpt2x.runtime.interrupt import deliver_interrupts
 
-
-def _train(config: Any) -> None:
-    deliver_interrupts()
-    from gpt2x.train.run import run
-
-    run(config)
+MODULES = {"train": "gpt2x.train.run", "evaluate": "gpt2x.evaluate.run", "predict": "gpt2x.generate.run"}
 
 
-def _evaluate(config: Any) -> None:
-    deliver_interrupts()
-    from gpt2x.evaluate.run import run
+def start(name: str, config: Any) -> None:
+    """Run entry point `name`, in this process or in as many as the layout has.
 
-    run(config)
+    A job of a multirun gets a process of its own, since MindSpore cannot be set up twice in one.
+
+    Raises:
+        UserError: for anything the user can put right.
+        RunError: a process that was started here failed; its error has been shown.
+    """
+    deliver_interrupts(signal.SIGINT, *([] if launch.is_launched() else [signal.SIGTERM]))
+    if launch.worker_rank():
+        from gpt2x.runtime.console import console
+
+        console.silence()
+    entry = import_module(MODULES[name])
+    is_plan = getattr(config, "plan", "false").lower() != "false"  # computes nothing
+    if launch.is_worker() or is_plan or (world_size(config.parallel) == 1 and not is_multirun()):
+        os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
+        entry.run(config)
+        return
+    require_devices(config)
+    run_dir = entry.prepare_launch(config).absolute()
+    try:
+        launch.launch(name, config, run_dir)
+    except KeyboardInterrupt:
+        close_tracking(run_dir, "KILLED")
+        raise
+    except RunError:
+        close_tracking(run_dir, "FAILED")
+        raise
 
 
-def _predict(config: Any) -> None:
-    deliver_interrupts()
-    from gpt2x.generate.run import run
+def close_tracking(run_dir: Path, status: str) -> None:
+    """End the MLflow run that rank 0 could not end."""
+    from gpt2x.tracking.mlflow_run import end_abandoned
 
-    run(config)
+    end_abandoned(run_dir, status)
 
 
-RUNS: dict[str, Callable[[Any], None]] = {"train": _train, "evaluate": _evaluate, "predict": _predict}
+RUNS: dict[str, Callable[[Any], None]] = {name: partial(start, name) for name in MODULES}

@@ -15,7 +15,7 @@ from gpt2x.config import (
     TrainConfig,
 )
 from gpt2x.errors import UserError
-from gpt2x.layout import validate_batch, validate_layout, validate_parallel
+from gpt2x.layout import divisors, validate_batch, validate_layout, validate_parallel, world_size
 
 ACTIVATIONS = ("gelu_new", "gelu", "fast_gelu")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
@@ -81,13 +81,51 @@ def validate_common(config: CommonConfig) -> None:
     require_choice("hardware.precision", config.hardware.precision, PRECISIONS)
     require_choice("parallel.recompute", config.parallel.recompute, RECOMPUTES)
     validate_parallel(config.parallel)
-    for key in ("num_nodes", "timeout_s"):
-        require_at_least(f"launch.{key}", getattr(config.launch, key), 1)
+    validate_launch(config)
     require(
         not (config.hardware.device_target == "CPU" and config.hardware.precision == "bf16"),
         "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale",
     )
     require_at_least("seed", config.seed, 0)
+
+
+def validate_launch(config: CommonConfig) -> None:
+    """Check where the processes of a layout meet."""
+    launch, size = config.launch, world_size(config.parallel)
+    for key in ("num_nodes", "timeout_s"):
+        require_at_least(f"launch.{key}", getattr(launch, key), 1)
+    require(
+        launch.port is None or 1 <= launch.port <= 65535,
+        f"launch.port={launch.port} is not a port; give one from 1024 to 65535, or null for a free one (a single node)",
+    )
+    require(
+        0 <= launch.node_rank < launch.num_nodes,
+        f"launch.node_rank={launch.node_rank} must be from 0 to {launch.num_nodes - 1} with launch.num_nodes="
+        f"{launch.num_nodes}",
+    )
+    require(
+        size % launch.num_nodes == 0,
+        f"launch.num_nodes={launch.num_nodes} does not divide the {size} processes of parallel="
+        f"{config.parallel.name}; use one of {divisors(size)}",
+    )
+    for key, example in (("address", "NODE_0"), ("port", "8118")):
+        require(
+            launch.num_nodes == 1 or getattr(launch, key) is not None,
+            f"launch.{key}=null, but launch.num_nodes={launch.num_nodes}: the nodes cannot find each other; give all "
+            f"of them the same launch.{key}={example}",
+        )
+
+
+def require_devices(config: CommonConfig) -> None:
+    """Refuse to start more processes than a node has devices."""
+    hardware, num_nodes = config.hardware, config.launch.num_nodes
+    size, devices = world_size(config.parallel), hardware.devices_per_node
+    require(
+        hardware.device_target == "CPU" or size <= num_nodes * devices,
+        f"parallel={config.parallel.name} has {size} processes, but launch.num_nodes={num_nodes} of hardware="
+        f"{hardware.name} has {num_nodes * devices} devices; use launch.num_nodes={-(-size // devices)} or a smaller "
+        "layout",
+    )
 
 
 def validate_generation(generation: GenerationConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -22,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x import checks
 from gpt2x import config as schema
-from gpt2x.errors import UserError
+from gpt2x.errors import RunError, UserError
+from gpt2x.runtime import launch, scheduler
+from gpt2x.runtime.interrupt import Terminated
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SCHEMAS: dict[str, type] = {
@@ -66,7 +68,8 @@ def to_typed(name: str, values: Any) -> Any:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a typed configuration, resolved, as YAML."""
+    """Write a typed configuration, resolved, as YAML; directories are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
@@ -78,30 +81,41 @@ def load_config(name: str, path: Path) -> Any:
 def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
     """Compose `conf/<name>.yaml` with the command line and hand the typed configuration to `run`.
 
-    A job of a multirun gets a process of its own, since MindSpore cannot be set up twice in one. A user's mistake
-    ends the program with one message and status 2.
+    A user's mistake ends the program with one message and status 2; in a multirun the other jobs run nevertheless.
+    Under a user's own msrun every process comes here: one leaves a run directory, and the scheduler serves the others.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to `guarded`, which prints them
     register_schemas()
 
     started: list[bool] = []
-    failures: list[str] = []
+    failures: list[RunError] = []  # kept from Hydra, which would print a line of its own and end a sweep
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def job(values: Any) -> None:
         started.append(True)
         try:
             config = to_typed(name, values)
-            if HydraConfig.get().mode == RunMode.MULTIRUN and name in WORKERS:
-                run_in_process_of_its_own(name, config)
+            launch.require_as_many(config)
+            if launch.is_scheduler():
+                scheduler.end_with_siblings()
+                scheduler.serve()
             else:
                 run(config)
-        except UserError as error:  # kept from Hydra, which would print a line of its own and end a sweep
-            failures.append(str(error))
+        except UserError as error:
+            failures.append(RunError(str(error), status=2))
+        except RunError as failure:
+            job = HydraConfig.get().job
+            message = f"job {job.num} ({job.override_dirname}) failed" if is_multirun() else ""
+            failures.append(RunError(message, failure.status))
         finally:
             remove_empty(output_dir())
 
     def guarded_job() -> None:
+        if launch.is_under_msrun():
+            if {"-m", "--multirun"} & set(sys.argv):
+                raise UserError("a multirun (-m) starts its processes itself: run it without msrun")
+            if launch.is_scheduler() or launch.worker_rank():
+                sys.argv.append("hydra.run.dir=.")  # makes no directory
         try:
             job()
         except OSError as error:
@@ -111,9 +125,15 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
                 f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable"
             ) from None
         if failures:
-            raise UserError("; ".join(failures))
+            message = "; ".join(str(failure) for failure in failures if str(failure))
+            raise RunError(message, min(failure.status for failure in failures))
 
     sys.exit(guarded(guarded_job, SCHEMAS[name]))
+
+
+def is_multirun() -> bool:
+    """Whether this process runs one job of Hydra's multirun after the other."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def remove_empty(run_dir: Path) -> None:
@@ -127,44 +147,31 @@ def remove_empty(run_dir: Path) -> None:
             return
 
 
-WORKERS = ("train", "evaluate", "predict")
-
-
 def output_dir() -> Path:
-    """The run directory that Hydra chose for this job."""
-    return Path(os.environ.get(RUN_DIR) or HydraConfig.get().runtime.output_dir)
-
-
-RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
-
-
-def run_in_process_of_its_own(name: str, config: Any) -> None:
-    """Write the resolved configuration into the run directory and let a worker execute it."""
-    path = output_dir() / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_config(config, path)
-    environment = os.environ | {RUN_DIR: str(output_dir())}
-    code = subprocess.run([sys.executable, "-m", "gpt2x.worker", name, str(path)], env=environment).returncode
-    if code:
-        job = HydraConfig.get().job
-        raise UserError(f"job {job.num} ({job.override_dirname}) failed with status {code}")
+    """The run directory: the launcher's word in its processes, else what Hydra chose for this job."""
+    return Path(os.environ.get(launch.RUN_DIR) or HydraConfig.get().runtime.output_dir)
 
 
 def guarded(job: Callable[[], Any], root: type | None = None) -> int:
     """Run `job`; print a user's mistake as one message. Returns the exit status."""
+    status = 2
     try:
         job()
     except UserError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         message = explain(error, root or schema.TrainConfig)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except RunError as failure:
+        message, status = str(failure), failure.status
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, Terminated)
+        print("terminated" if is_terminated else "interrupted", file=sys.stderr)
+        return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
     else:
         return 0
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    return status
 
 
 def explain(error: BaseException, root: type) -> str:

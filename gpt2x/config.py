@@ -89,7 +89,7 @@ class ParallelConfig:
 class LaunchConfig:
     """Where the processes of a parallel layout meet; one machine needs nothing of it."""
 
-    address: str = "127.0.0.1"  # of node 0
+    address: str | None = None  # name or IP address of node 0; null: this machine (a single node only)
     port: int | None = None  # on node 0; null: a free one (a single node only)
     num_nodes: int = 1  # machines, each with the same number of processes
     node_rank: int = 0  # this machine's number

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 from gpt2x import build
 from gpt2x.cli import guarded, load_config
+from gpt2x.errors import RunError
+from gpt2x.runtime.launch import end_with_launcher
 
 
-def main(name: str, path: str) -> None:
-    """Execute entry point `name` with the configuration at `path`."""
-    build.RUNS[name](load_config(name, Path(path)))
+def main(name: str, path: str) -> int:
+    """Execute entry point `name` with the configuration at `path`; the exit status."""
+
+    def job() -> None:
+        try:
+            build.RUNS[name](load_config(name, Path(path)))
+        except KeyboardInterrupt:  # which the launcher tells
+            raise RunError(status=128 + signal.SIGINT) from None
+
+    try:
+        return guarded(job)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def leave(status: int) -> None:
+    """End the process; after a failure without MindSpore's farewell, which waits for the other processes."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # MindSpore's farewell prints lines of its own
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1], sys.argv[2])))
+    end_with_launcher()
+    leave(main(sys.argv[1], sys.argv[2]))

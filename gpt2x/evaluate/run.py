@@ -21,6 +21,7 @@ from gpt2x.evaluate.protocols import Result, Track, reference, strided, word
 from gpt2x.evaluate.scoring import Scorer
 from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.pretrained import Pretrained, load_pretrained
+from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
 from gpt2x.tracking import MetricsLog, RunInfo, create_tracker, run_tags
@@ -35,9 +36,7 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         UserError: for anything the user can put right, before anything is evaluated.
     """
-    run_dir = output_dir()
-    target = Path(config.output).expanduser() if config.output else run_dir / "results.json"
-    check_target(target)
+    run_dir, target = places(config)
     outputs, cache = (Path(path).expanduser() for path in (config.paths.outputs, config.paths.cache))
     tracker = create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
@@ -47,8 +46,8 @@ def run(config: EvaluateConfig) -> None:
     check_texts(texts, evaluation)
     step = trained_steps(pretrained)
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir / "config.yaml")
+    if launch.is_deciding():
+        save_config(config, run_dir / "config.yaml")
     name = display_name(pretrained)
     hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
     data_hash = "+".join(dict.fromkeys(hashes.values()))
@@ -81,6 +80,30 @@ def run(config: EvaluateConfig) -> None:
         raise
     finally:
         tracker.finish(status)
+
+
+def prepare_launch(config: EvaluateConfig) -> Path:
+    """Check what takes no model: a run directory, with `config.yaml` for the processes of the layout.
+
+    Raises:
+        UserError: the tracker or the results file cannot be used.
+    """
+    create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
+    run_dir, _ = places(config)
+    save_config(config, run_dir / "config.yaml")
+    return run_dir
+
+
+def places(config: EvaluateConfig) -> tuple[Path, Path]:
+    """The run directory, and the file of the results.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    run_dir = output_dir()
+    target = Path(config.output).expanduser() if config.output else run_dir / "results.json"
+    check_target(target)
+    return run_dir, target
 
 
 def trained_steps(pretrained: Pretrained) -> int | None:

@@ -14,6 +14,7 @@ from typing import IO, Self
 
 from rich.text import Text
 
+from gpt2x.cli import output_dir, save_config
 from gpt2x.config import PredictConfig
 from gpt2x.data.files import read_lines, require_file
 from gpt2x.errors import UserError
@@ -51,6 +52,18 @@ def run(config: PredictConfig) -> None:
         f"{num_tokens / generator.decode_seconds:.1f} tokens/s "
         f"(compiling graphs, {generator.compile_seconds:.1f} s, is not counted)"
     )
+
+
+def prepare_launch(config: PredictConfig) -> Path:
+    """Check the prompts: a run directory, with `config.yaml` for the processes of the layout.
+
+    Raises:
+        UserError: no prompts, or a file that cannot be read.
+    """
+    read_prompts(config)
+    run_dir = output_dir()
+    save_config(config, run_dir / "config.yaml")
+    return run_dir
 
 
 def json_line(completion: Completion) -> str:

@@ -57,6 +57,10 @@ class Console:
         """The console of `rich` underneath."""
         return self._rich
 
+    def silence(self) -> None:
+        """Print nothing from now on: one process of a run speaks for all."""
+        self._rich.quiet, self._interactive = True, False
+
     def notice(self, text: str) -> None:
         """One line of information."""
         self._line(text)

@@ -212,6 +212,38 @@ def sync(run_dir: Path) -> int:
     return sum(len(values) for _, _, values in missing)
 
 
+def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
+    """Close the run of a process that could not, and send what it has not sent; does nothing where all is in order.
+
+    Args:
+        run_dir: of the run.
+        status: FAILED or KILLED.
+        wait_s: how long MLflow may take; what it misses then is told, and `sync` sends it.
+    """
+    record = RunRecord.load(run_dir)
+    if record is None or record.status in STATUSES:
+        return
+    record.status = status
+    record.save(run_dir)
+    failures: list[str] = ["no answer in time"]
+
+    def send() -> None:
+        try:
+            sync(run_dir)
+            failures.clear()
+        except Exception as error:  # a thread's error has no other way out
+            failures[:] = [first_line(error)]
+
+    thread = threading.Thread(target=send, name="mlflow-end", daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if failures:
+        print(
+            f"warning: MLflow shows the run as RUNNING ({failures[0]}); later: python -m gpt2x.tracking sync {run_dir}",
+            file=sys.stderr,
+        )
+
+
 def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
     """A tracking URI that means the same from every directory, and where artifacts go.
 

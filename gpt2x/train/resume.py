@@ -12,11 +12,12 @@ import yaml
 from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.errors import UserError
+from gpt2x.runtime import launch
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.tracker import flatten
 
 # Keys that may change between a run and its continuation without changing a step of it.
-FREE_KEYS = ("resume", "paths", "tracker", "generation", "hardware.memory_gb", "hardware.peak_tflops",
+FREE_KEYS = ("resume", "paths", "launch", "tracker", "generation", "hardware.memory_gb", "hardware.peak_tflops",
              "trainer.stop_after_steps", "trainer.log_every_steps", "trainer.eval_every_steps",
              "trainer.sample_every_steps", "trainer.sample_prompts", "trainer.max_eval_batches",
              "trainer.checkpoint_every_steps", "trainer.keep_last", "trainer.keep_best")  # fmt: skip
@@ -36,6 +37,8 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     now, then = flatten(asdict(config)), flatten(stored)
     if config.load is None:
         then["load"] = now["load"]  # where the run once started from need not be said again
+    if "null" in (now["model.vocab_size"], then.get("model.vocab_size")):
+        then["model.vocab_size"] = now["model.vocab_size"]  # the tokenizer decides
     return [
         f"{key}: {then.get(key)} -> {now.get(key)}"
         for key in sorted(now.keys() | then.keys())
@@ -47,8 +50,8 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
     """The checkpoint that `resume=` stands for.
 
     `auto`: the newest checkpoint under paths.outputs of a run with this configuration; it goes on in that run's
-    directory. A directory: that checkpoint; it goes on in a new run directory, which starts with the metrics up to
-    the checkpoint, so nothing that the old run did later is overwritten.
+    directory. A directory: that checkpoint; it goes on in a new run directory, so nothing that the old run did later
+    is overwritten.
 
     Raises:
         UserError: when there is nothing to resume, or the checkpoint is damaged, holds no optimizer, or is of
@@ -56,13 +59,15 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
     """
     assert config.resume is not None
     if config.resume == "auto":
-        path, run_dir = newest_checkpoint(config), None
+        path = newest_checkpoint(config)
+        run_dir = path.parent.parent
     else:
         path = Path(config.resume).expanduser()
         newest = checkpoint.list_checkpoints(path)
         path, run_dir = (newest[-1] if newest else path), new_run_dir
     saved = checkpoint.open_checkpoint(path)
-    saved.verify()
+    if launch.is_deciding():  # the others rely on it
+        saved.verify()
     if "optimizer" not in saved.groups():
         raise UserError(
             f"resume={config.resume}: {path} holds weights but no optimizer state, so no run can go on from it; "
@@ -72,10 +77,6 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
     wrong = [line for line in found if line.startswith("model.")]
     if wrong:
         raise UserError(f"resume={config.resume}: {path} is of another model ({'; '.join(wrong)}); give its options")
-    if run_dir is None:
-        run_dir = path.parent.parent
-    else:
-        copy_history(path.parent.parent, run_dir, saved.loop_state["step"])
     return Resumption(saved, run_dir, found)
 
 
@@ -100,14 +101,14 @@ def newest_checkpoint(config: TrainConfig) -> Path:
     )
 
 
-def copy_history(old_run: Path, new_run: Path, step: int) -> None:
-    """Begin the new run's metrics.jsonl with the old run's lines up to `step`."""
+def copy_history(resumption: Resumption) -> None:
+    """Begin a new run's metrics.jsonl with the old run's lines up to the checkpoint."""
+    old_run, new_run = resumption.saved.path.parent.parent.absolute(), resumption.run_dir.absolute()
     source = old_run / "metrics.jsonl"
-    if source.is_file():
-        new_run.mkdir(parents=True, exist_ok=True)
+    if source.is_file() and old_run != new_run:
         shutil.copyfile(source, new_run / "metrics.jsonl")
         log = jsonl.MetricsLog(new_run / "metrics.jsonl")
-        log.rewind(step)
+        log.rewind(resumption.saved.loop_state["step"])
         log.close()
         for aside in new_run.glob("metrics.*.jsonl"):
             aside.unlink()

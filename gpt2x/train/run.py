@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2x.cli import output_dir, save_config
+from gpt2x.cli import output_dir, remove_empty, save_config
 from gpt2x.config import TrainConfig
+from gpt2x.parallel.agreement import from_main
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops, set_up_device
-from gpt2x.tracking import RunInfo, Tracker, create_tracker, run_tags
+from gpt2x.tracking import NoTracker, RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.train.report import show_panel, unigram_of
+from gpt2x.train.resume import copy_history
 from gpt2x.train.start import Start, decide
 
 if TYPE_CHECKING:
@@ -22,30 +27,61 @@ if TYPE_CHECKING:
 
 
 def run(config: TrainConfig) -> None:
-    """Train as `config` says.
+    """Train as `config` says, as one process of its layout.
 
     Raises:
         UserError: for anything the user can put right, before the run directory holds anything.
     """
-    made_by_hydra = output_dir()
-    tracker = create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
-    start = decide(config, made_by_hydra)
+    outputs = Path(config.paths.outputs).expanduser()
+    tracker = NoTracker() if launch.worker_rank() else create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
-    if start.run_dir != made_by_hydra:
-        with contextlib.suppress(OSError):
-            made_by_hydra.rmdir()
-    start.run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(start.resolved, start.run_dir / "config.yaml")
+    mesh = Mesh(config.parallel, config.hardware.device_target)
+    start = decide_together(config, mesh)
+    if launch.is_deciding():
+        open_run_dir(start)
     peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
-    trainer = build_trainer(start, tracker, peak_tflops)
+    trainer = build_trainer(start, mesh, tracker, peak_tflops)
     unigram = unigram_of(start)
     show_panel(start, peak_tflops, unigram)
     with tracked(start, tracker):
         trainer.fit()
-        finish(trainer, unigram)
+        if mesh.is_main:
+            finish(trainer, unigram)
 
 
-def build_trainer(start: Start, tracker: Tracker, peak_tflops: float) -> Trainer:
+def prepare_launch(config: TrainConfig) -> Path:
+    """Decide all that the processes of a run would decide, once: a run directory, with `config.yaml` for them.
+
+    Raises:
+        UserError: for anything the user can put right, before the run directory holds anything.
+    """
+    create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
+    start = decide(config, output_dir())
+    open_run_dir(start)
+    return start.run_dir
+
+
+def decide_together(config: TrainConfig, mesh: Mesh) -> Start:
+    """`decide`, where all processes have the same run directory and checkpoint: the launcher's, or rank 0's."""
+    if launch.is_launched() or mesh.size == 1:
+        return decide(config, output_dir())
+    start = decide(config, output_dir()) if mesh.is_main else None
+    told = json.dumps([str(start.run_dir.absolute()), start.resolved.resume]) if start else ""
+    run_dir, resume = json.loads(from_main(mesh, told))
+    return start or decide(replace(config, resume=resume), Path(run_dir))
+
+
+def open_run_dir(start: Start) -> None:
+    """Begin the run directory: `config.yaml`, and the metrics of the run that is gone on from."""
+    made_by_hydra = output_dir()
+    if start.run_dir != made_by_hydra:
+        remove_empty(made_by_hydra)
+    save_config(start.resolved, start.run_dir / "config.yaml")
+    if start.resumption:
+        copy_history(start.resumption)
+
+
+def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
     """The net with its weights, and the loop around it at the position where it goes on."""
     from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
     from gpt2x.train.trainer import Trainer

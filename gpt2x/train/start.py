@@ -15,6 +15,7 @@ from gpt2x.data.prepare import PreparedData, prepare
 from gpt2x.data.sampling import num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.layout import validate_layout
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.train.resume import Resumption, find_resumption
 from gpt2x.train.samples import sample_generation
@@ -45,8 +46,9 @@ class Start:
 
     @property
     def resolved(self) -> TrainConfig:
-        """The configuration with the model's sizes known, as config.yaml and the tracker show it."""
-        return replace(self.config, model=self.model)
+        """The configuration with the model's sizes and the checkpoint known, as config.yaml and the tracker show it."""
+        resume = str(self.resumption.saved.path.absolute()) if self.resumption else None
+        return replace(self.config, model=self.model, resume=resume)
 
 
 def decide(config: TrainConfig, run_dir: Path) -> Start:
@@ -61,6 +63,7 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     data = prepare_data(config, source, resumption)
     check_same_data(config, data, resumption)
     model = resolve_model(config, data.tokenizer, source, resumption)
+    validate_layout(config.parallel, model)
     if source:
         check_weights(source.weights(), model, origin=f"load={config.load}")
     sample_generation(config, model, data.tokenizer)
