@@ -1,0 +1,202 @@
+"""Starting the processes of a layout, and what each knows of itself (docs/design/launch.md; no mindspore)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from gpt2x.config import CommonConfig, LaunchConfig
+from gpt2x.errors import UserError
+from gpt2x.layout import world_size
+from gpt2x.runtime.world import World
+
+RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
+LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it
+LOGS = "logs"  # in the run directory
+
+HCCL_CONNECT_RANGE_S = (120, 7200)  # CANN's documentation of HCCL_CONNECT_TIMEOUT
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+# ---- what a process knows of itself
+
+
+def is_launched() -> bool:
+    """Whether this process was started by `launch`."""
+    return LAUNCHER in os.environ
+
+
+def is_under_msrun() -> bool:
+    """Whether somebody else started this process as one of a cluster: the user's own msrun."""
+    return not is_launched() and bool(os.environ.get("MS_ROLE"))
+
+
+def is_worker() -> bool:
+    """Whether this process computes: one of several, or the only one of a job of a multirun."""
+    return is_launched() or os.environ.get("MS_ROLE") == "MS_WORKER"
+
+
+def is_scheduler() -> bool:
+    """Whether this process only brings the workers together."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
+def worker_rank() -> int:
+    """The rank of this process, which MindSpore will give it as well; 0 outside of a launch.
+
+    Raises:
+        UserError: msrun leaves the ranks to MindSpore.
+    """
+    if os.environ.get("MS_ROLE") != "MS_WORKER":
+        return 0
+    node_id = os.environ.get("MS_NODE_ID")
+    if node_id is None:
+        raise UserError("msrun was started on several nodes without --node_rank: give each node its own, from 0")
+    return int(node_id)
+
+
+def is_deciding() -> bool:
+    """Whether this process decides for all of a run: the launcher, a run of one process, rank 0 under msrun."""
+    return not is_launched() and worker_rank() == 0
+
+
+def require_as_many(config: CommonConfig) -> None:
+    """Refuse an msrun that starts more or fewer workers than the layout has.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    size, started = world_size(config.parallel), os.environ.get("MS_WORKER_NUM")
+    if is_under_msrun() and started != str(size):
+        raise UserError(
+            f"parallel={config.parallel.name} has {size} processes, but msrun was given --worker_num={started}: "
+            f"use msrun --worker_num={size}, or a layout of {started}"
+        )
+
+
+def timeouts(config: LaunchConfig, device_target: str) -> dict[str, str]:
+    """The variables that say how long processes wait for each other; MindSpore reads them in a worker."""
+    seconds = config.timeout_s
+    if device_target == "CPU":
+        return {"MS_CPU_COMM_OP_TIMEOUT": str(seconds)}
+    least, most = HCCL_CONNECT_RANGE_S
+    return {"HCCL_EXEC_TIMEOUT": str(seconds), "HCCL_CONNECT_TIMEOUT": str(min(max(seconds, least), most))}
+
+
+def end_with_launcher() -> None:
+    """Have the system kill this process when its launcher dies, however that happens (Linux)."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it died before
+        os._exit(1)
+
+
+# ---- starting
+
+
+def launch(name: str, config: CommonConfig, run_dir: Path) -> None:
+    """Run this node's processes of an entry point to their end; none is left, whatever happens.
+
+    Args:
+        name: the entry point.
+        config: its layout, and where its processes meet.
+        run_dir: where the workers write; its `config.yaml` says what they do.
+
+    Raises:
+        UserError: the scheduler's place is taken, or not on this machine.
+        RunError: a process failed; its error has been shown.
+        KeyboardInterrupt: after rank 0 had the time to finish.
+    """
+    size, settings = world_size(config.parallel), config.launch
+    variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
+    worker = [sys.executable, "-m", "gpt2x.worker", name, str(run_dir / "config.yaml")]
+    with World() as world:
+        if size == 1:
+            world.start("rank 0", worker, variables, log=None)
+        else:
+            logs = run_dir / LOGS
+            logs.mkdir(parents=True, exist_ok=True)
+            variables |= join_cluster(world, size, settings, variables, logs / "scheduler.log")
+            per_node = size // settings.num_nodes
+            for local in range(per_node):
+                rank = settings.node_rank * per_node + local
+                log = logs / f"rank_{rank}.log" if rank else None
+                world.start(f"rank {rank}", worker, variables | place(rank, local), log)
+        world.wait()
+
+
+def join_cluster(
+    world: World, size: int, settings: LaunchConfig, variables: dict[str, str], log: Path
+) -> dict[str, str]:
+    """The variables of MindSpore's dynamic cluster that its workers share; node 0 starts the scheduler."""
+    address = resolve(settings.address or "127.0.0.1")
+    if settings.node_rank:
+        return cluster(size, address, settings.port, settings.timeout_s)
+    with reserve(address, settings.port) as held:
+        shared = cluster(size, address, held.getsockname()[1], settings.timeout_s)
+        command = [sys.executable, "-m", "gpt2x.runtime.scheduler", str(held.fileno())]
+        role = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+        world.start("the scheduler", command, variables | shared | role, log, (held.fileno(),))
+    return shared
+
+
+def cluster(size: int, address: str, port: int | None, timeout_s: int) -> dict[str, str]:
+    """The variables that all processes of the cluster share, as msrun sets them."""
+    return {
+        "MS_WORKER_NUM": str(size),
+        "MS_SCHED_HOST": address,
+        "MS_SCHED_PORT": str(port),
+        "MS_TOPO_TIMEOUT": str(timeout_s),
+        "RANK_SIZE": str(size),
+    }
+
+
+def place(rank: int, local: int) -> dict[str, str]:
+    """The variables of one worker: its rank, and its number on its node."""
+    return {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(local)}
+
+
+def resolve(address: str) -> str:
+    """The IP address of a name; MindSpore takes no names.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return str(socket.getaddrinfo(address.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise UserError(
+            f"launch.address={address} is not known here ({error.strerror}): give node 0's name or IP address"
+        ) from None
+
+
+def reserve(address: str, port: int | None) -> socket.socket:
+    """A socket that holds `port`, or a free one, until the scheduler takes its place.
+
+    Raises:
+        UserError: the port is taken, or the address is not this machine's.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may linger on it
+    try:
+        held.bind((address, port or 0))
+    except OSError as error:
+        held.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f"launch.address={address} is not an address of this machine, where launch.node_rank=0 starts the "
+                "scheduler: give this machine's address, or its own launch.node_rank"
+            ) from None
+        raise UserError(
+            f"launch.port={port} cannot be used on {address} ({error.strerror}): give another one, or "
+            "launch.port=null for a free one (on a single node)"
+        ) from None
+    return held

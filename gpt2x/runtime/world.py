@@ -1,0 +1,165 @@
+"""Processes that run, fail and end together (docs/design/launch.md; no mindspore)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpt2x.errors import RunError
+
+POLL_S = 0.1
+SETTLE_S = 1.0  # after a failure, for others to say why they fail
+INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
+TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
+FAREWELL_S = 30.0  # for the scheduler to end once the workers have
+LOG_TAIL_BYTES = 32_768
+ERROR_LINES = 12
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of the run.
+
+    Attributes:
+        name: for people.
+        popen: it.
+        log: what it prints; null: it prints where the launcher does.
+    """
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path | None
+
+    @property
+    def is_running(self) -> bool:
+        """It has not ended."""
+        return self.popen.poll() is None
+
+    @property
+    def has_failed(self) -> bool:
+        """It has ended otherwise than well."""
+        return self.popen.poll() not in (None, 0)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        if self.is_running:
+            self.popen.send_signal(number)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, not longer than `seconds`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(max(0.0, seconds))
+
+    def obituary(self) -> str:
+        """How it failed, where its log is, and the last error in it."""
+        status = self.popen.returncode
+        how = f"ended with status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
+        if status == -signal.SIGKILL:
+            how += " (is memory short?)"
+        if self.log is None:
+            return f"{self.name} {how}" + (", see above" if status > 0 else "")
+        lines = "".join(f"\n  {line}" for line in last_error(self.log))
+        return f"{self.name} {how}; {self.log}" + (f" ends:{lines}" if lines else " is empty")
+
+
+@dataclass
+class World:
+    """The processes of a run on this node; leaving its block ends those that are left."""
+
+    processes: list[Process] = field(default_factory=list)
+
+    def start(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str], log: Path | None,
+        descriptors: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """Start a process.
+
+        Args:
+            name: `rank N` of a worker.
+            command: its arguments.
+            variables: added to the environment.
+            log: what it prints; null: it prints where the launcher does.
+            descriptors: open files that it gets.
+        """
+        with contextlib.ExitStack() as opened:
+            output = opened.enter_context(log.open("wb")) if log else None
+            popen = subprocess.Popen(
+                command,
+                env=os.environ | dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=descriptors,
+                process_group=0,  # a terminal's Ctrl-C reaches the launcher alone
+            )
+        self.processes.append(Process(name, popen, log))
+
+    def wait(self) -> None:
+        """Wait until all have ended.
+
+        Raises:
+            RunError: one has failed; its error has been shown.
+        """
+        workers = [process for process in self.processes if process.name.startswith("rank ")]
+        while any(process.is_running for process in workers):
+            self._check()
+            time.sleep(POLL_S)
+        self._check()
+        for process in self.processes:  # the scheduler, which other nodes may still need
+            process.wait(FAREWELL_S)
+
+    def _check(self) -> None:
+        failed = [process for process in self.processes if process.has_failed]
+        if not failed:
+            return
+        time.sleep(SETTLE_S)
+        failed += [process for process in self.processes if process.has_failed and process not in failed]
+        status = 2 if failed[0].popen.returncode == 2 else 1
+        has_been_said = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
+        if not has_been_said:
+            print(f"error: {failed[0].obituary()}", file=sys.stderr)
+            if failed[1:]:
+                print(f"  then failed: {', '.join(process.name for process in failed[1:])}", file=sys.stderr)
+        raise RunError(status=status)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for process in self.processes:
+                if process.name == "rank 0":  # alone: the others serve its collectives until then
+                    process.send(signal.SIGINT)
+                    process.wait(INTERRUPT_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.processes:
+                process.send(number)
+            deadline = time.monotonic() + TERMINATE_S
+            for process in self.processes:
+                process.wait(deadline - time.monotonic())
+
+
+def last_error(log: Path) -> list[str]:
+    """The last error in a log: an `error: …`, or an exception with where it was raised; else the last lines."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    for start in reversed(range(len(lines))):
+        if lines[start].startswith("error: "):
+            return lines[start : start + ERROR_LINES]
+        if lines[start].startswith("Traceback "):
+            frames = [line for line in lines[start + 1 :] if line.startswith("  ")]
+            message = start + 1
+            while message < len(lines) and lines[message].startswith("  "):
+                message += 1
+            place = [line for line in frames[: message - start - 1] if line.lstrip().startswith("File ")][-1:]
+            return [*place, *lines[message : message + ERROR_LINES]]
+    return lines[-ERROR_LINES:]
