@@ -258,6 +258,8 @@ def _hint(path: Path) -> str:
     for run_dir in (path, path.parent):
         if complete := list_checkpoints(run_dir):
             return f"the newest complete one is {complete[-1]}"
+    if (path / "config.json").is_file():
+        return f"convert a Hugging Face directory first: python -m gpt2x.convert --to gpt2x --output DIR {path}"
     return "give a directory like RUN/checkpoints/step_100"
 
 

@@ -1,0 +1,114 @@
+"""Writes a checkpoint anew, in the slices of another layout or whole; holds a piece of a tensor at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gpt2x.checkpoint.store import Checkpoint
+from gpt2x.checkpoint.tensors import LazyTensors
+from gpt2x.checkpoint.write import Sliced, complete, save, write_slices
+from gpt2x.config import ModelConfig, ParallelConfig
+from gpt2x.errors import UserError
+from gpt2x.layout import Place, padding_for, validate_layout, validate_parallel, world_size
+from gpt2x.model.stats import padded_vocab_size, tensor_shapes
+from gpt2x.parallel.placement import Placement, holds, owns, placement, shard_rows
+from gpt2x.runtime.files import new_directory
+
+
+def merge(source: Checkpoint, target: Path) -> None:
+    """Writes a checkpoint as a run on one device does.
+
+    Raises:
+        UserError: `target` exists or cannot be written, or `source` is damaged.
+    """
+    require_new(target)
+    source.verify()
+    tensors = {group: source.tensors(group) for group in source.groups()}
+    save(
+        target,
+        tensors={group: {name: lazy.box(name) for name in lazy} for group, lazy in tensors.items()},
+        model=source.model,
+        run_config=source.run_config,
+        loop_state=source.loop_state,
+        tokenizer_dir_writer=_tokenizer_writer(source),
+    )
+
+
+def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
+    """Writes a checkpoint as a run in the layout `parallel` does: the files of each of its ranks.
+
+    Raises:
+        UserError: The layout does not divide the model, `target` exists or cannot be written, `source` is damaged.
+    """
+    validate_parallel(parallel)
+    model = source.model
+    if padded_vocab_size(model) % parallel.tensor:  # padding is a run's choice: the one that runs in this layout make
+        model = replace(model, pad_vocab_multiple=padding_for(parallel.tensor))
+    validate_layout(parallel, model)
+    require_new(target)
+    source.verify()
+    size = world_size(parallel)
+    with new_directory(target) as folder:
+        for rank in range(size):
+            place = Place(parallel, rank)
+            tensors = {group: owned_slices(source.tensors(group), model, place) for group in source.groups()}
+            write_slices(folder, tensors, rank, size)
+        complete(
+            folder,
+            size,
+            source.model,
+            source.run_config,
+            source.loop_state,
+            _tokenizer_writer(source),
+        )
+
+
+def owned_slices(tensors: LazyTensors, model: ModelConfig, place: Place) -> dict[str, Sliced]:
+    """What of each tensor a rank writes: weights, or states that are named PREFIX.WEIGHT."""
+    shapes = tensor_shapes(model)
+    owned = {}
+    for name, spec in tensors.specs.items():
+        weight = name if name in shapes else name.partition(".")[2]
+        if shapes.get(weight) == spec.shape:
+            part = owned_part(weight, spec.shape, model, place, is_state=weight != name)
+            boxes = () if part is None else part.boxes
+            parts = [(box.start, tensors.box(name, box.start, box.shape)) for box in boxes]
+        else:  # nothing that a layout divides
+            zeros = (0,) * len(spec.shape)
+            parts = [(zeros, tensors.box(name))] if place.rank == 0 else []
+        if parts:
+            owned[name] = Sliced(spec.shape, [*parts])
+    return owned
+
+
+def owned_part(
+    name: str, shape: tuple[int, ...], model: ModelConfig, place: Place, *, is_state: bool
+) -> Placement | None:
+    """The part of a weight, or of its optimizer state, that a rank writes: of all replicas' copies exactly one."""
+    if not holds(name, model, place) or not owns(name, place):
+        return None
+    part = placement(name, shape, model, place)
+    rows = shard_rows(part.shape, place) if is_state else None
+    if rows is None:
+        return part if place.data == 0 else None
+    return part.rows(rows.start, rows.stop) if place.data < place.parallel.optimizer_shards else None
+
+
+def require_new(target: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        UserError: `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists: nothing was written, give a directory that does not")
+
+
+def _tokenizer_writer(source: Checkpoint) -> Callable[[Path], None] | None:
+    tokenizer_dir = source.tokenizer_dir
+    if tokenizer_dir is None:
+        return None
+    return lambda folder: shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
