@@ -107,7 +107,7 @@ def require_new(target: Path) -> None:
         raise UserError(f"{target} exists: nothing was written, give a directory that does not")
 
 
-def _tokenizer_writer(source: Checkpoint) -> Callable[[Path], None] | None:
+def _tokenizer_writer(source: Checkpoint) -> Callable[[Path], object] | None:
     tokenizer_dir = source.tokenizer_dir
     if tokenizer_dir is None:
         return None

@@ -245,7 +245,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Values], metadata: dict[
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     order = sorted(tensors, key=lambda name: (list(names).index(tensors[name].dtype.name), name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name in order:
         values = tensors[name]

@@ -39,7 +39,7 @@ def save(
     model: ModelConfig,
     run_config: dict[str, Any],
     loop_state: dict[str, Any],
-    tokenizer_dir_writer: Callable[[Path], None] | None,
+    tokenizer_dir_writer: Callable[[Path], object] | None,
     rank: int = 0,
     world_size: int = 1,
     agree: Agree = lambda is_well: is_well,
@@ -116,7 +116,7 @@ def complete(
     model: ModelConfig,
     run_config: dict[str, Any],
     loop_state: dict[str, Any],
-    tokenizer_dir_writer: Callable[[Path], None] | None,
+    tokenizer_dir_writer: Callable[[Path], object] | None,
 ) -> None:
     """Adds what is not tensors; then merges the indexes of all ranks into the manifest.
 
