@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -34,6 +35,7 @@ def start(name: str, config: Any) -> None:
         from gpt2x.runtime.console import console
 
         console.silence()
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: errors only; read when it is imported
     entry = import_module(MODULES[name])
     is_plan = getattr(config, "plan", "false").lower() != "false"  # computes nothing
     if launch.is_worker() or is_plan or (world_size(config.parallel) == 1 and not is_multirun()):
@@ -42,8 +44,9 @@ def start(name: str, config: Any) -> None:
         return
     require_devices(config)
     run_dir = entry.prepare_launch(config).absolute()
+    worker = [sys.executable, "-m", "gpt2x.worker", name, str(run_dir / "config.yaml")]
     try:
-        launch.launch(name, config, run_dir)
+        launch.launch(worker, config, run_dir)
     except KeyboardInterrupt:
         close_tracking(run_dir, "KILLED")
         raise

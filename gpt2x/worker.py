@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from gpt2x import build
 from gpt2x.cli import guarded, load_config
@@ -31,14 +33,18 @@ def main(name: str, path: str) -> int:
         return 1
 
 
-def leave(status: int) -> None:
-    """End the process; after a failure without MindSpore's farewell, which waits for the other processes."""
+def leave(status: int) -> NoReturn:
+    """End the process without the destructors of MindSpore's libraries, one run in several of which crashes.
+
+    After a failure also without its farewell to the other processes, which would wait for them.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    if status:
-        os._exit(status)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # MindSpore's farewell prints lines of its own
+    if status == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the farewell prints lines of its own
+        atexit._run_exitfuncs()
+    os._exit(status)
 
 
 if __name__ == "__main__":

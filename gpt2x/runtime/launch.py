@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2x.config import CommonConfig, LaunchConfig
@@ -19,6 +20,7 @@ RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
 LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it
 LOGS = "logs"  # in the run directory
 
+FAREWELL_S = 30.0
 HCCL_CONNECT_RANGE_S = (120, 7200)  # CANN's documentation of HCCL_CONNECT_TIMEOUT
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -102,13 +104,13 @@ def end_with_launcher() -> None:
 # ---- starting
 
 
-def launch(name: str, config: CommonConfig, run_dir: Path) -> None:
-    """Run this node's processes of an entry point to their end; none is left, whatever happens.
+def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
+    """Run this node's processes of a layout to their end; none is left, whatever happens.
 
     Args:
-        name: the entry point.
-        config: its layout, and where its processes meet.
-        run_dir: where the workers write; its `config.yaml` says what they do.
+        worker: the command of each.
+        config: the layout, and where its processes meet.
+        run_dir: where they write.
 
     Raises:
         UserError: the scheduler's place is taken, or not on this machine.
@@ -117,8 +119,7 @@ def launch(name: str, config: CommonConfig, run_dir: Path) -> None:
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
-    worker = [sys.executable, "-m", "gpt2x.worker", name, str(run_dir / "config.yaml")]
-    with World() as world:
+    with World(FAREWELL_S if settings.num_nodes > 1 else 0.0) as world:
         if size == 1:
             world.start("rank 0", worker, variables, log=None)
         else:

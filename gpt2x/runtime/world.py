@@ -18,7 +18,6 @@ POLL_S = 0.1
 SETTLE_S = 1.0  # after a failure, for others to say why they fail
 INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
 TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
-FAREWELL_S = 30.0  # for the scheduler to end once the workers have
 LOG_TAIL_BYTES = 32_768
 ERROR_LINES = 12
 
@@ -71,8 +70,14 @@ class Process:
 
 @dataclass
 class World:
-    """The processes of a run on this node; leaving its block ends those that are left."""
+    """The processes of a run on this node; leaving its block ends those that are left.
 
+    Attributes:
+        farewell_s: for the scheduler to end once the workers have: where other nodes may still need it.
+        processes: the scheduler and the workers.
+    """
+
+    farewell_s: float = 0.0
     processes: list[Process] = field(default_factory=list)
 
     def start(
@@ -102,7 +107,7 @@ class World:
         self.processes.append(Process(name, popen, log))
 
     def wait(self) -> None:
-        """Wait until all have ended.
+        """Wait until the workers have ended.
 
         Raises:
             RunError: one has failed; its error has been shown.
@@ -112,8 +117,8 @@ class World:
             self._check()
             time.sleep(POLL_S)
         self._check()
-        for process in self.processes:  # the scheduler, which other nodes may still need
-            process.wait(FAREWELL_S)
+        for process in self.processes:
+            process.wait(self.farewell_s)
 
     def _check(self) -> None:
         failed = [process for process in self.processes if process.has_failed]
