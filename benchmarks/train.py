@@ -97,7 +97,9 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
                         weight_decay=WEIGHT_DECAY),
         net.trainable_params(),
     )  # fmt: skip
-    update = TrainStep(WeightedLoss(net), optimizer, 1, GRAD_CLIP, has_dropout=options.dropout > 0)
+    update = TrainStep(
+        WeightedLoss(net), net.trainable_params(), optimizer, 1, GRAD_CLIP, has_dropout=options.dropout > 0
+    )
     weights = np.full((1, options.micro_batch_size, options.seq_len), 1.0, np.float32)
     weights, scale, count = weights / weights.size, Tensor(1.0, ms.float32), 0
 

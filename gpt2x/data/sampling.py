@@ -40,6 +40,7 @@ def batches(
     start_batch: int = 0,
     drop_last: bool,
     num_workers: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, from `start_batch` on.
 
@@ -55,6 +56,7 @@ def batches(
         start_batch: Batches to leave out at the start, at no cost.
         drop_last: Leave out a last batch of fewer than B blocks; otherwise it comes smaller.
         num_workers: Threads that read; has no influence on the values.
+        share: (index, count): only the index-th of count equal parts of each batch; whole batches alone have such.
 
     Yields:
         `input_ids`, `attention_mask` and `labels`, int32 (B, L) each.
@@ -62,6 +64,10 @@ def batches(
     order = block_order(split.num_blocks, seed=seed, epoch=epoch, shuffle=shuffle)
     stop = num_batches(split, batch_size, drop_last=drop_last) * batch_size
     order = order[start_batch * batch_size : stop]
+    index, count = share
+    if count > 1:
+        batch_size //= count
+        order = order.reshape(-1, count, batch_size)[:, index].reshape(-1)
     if not len(order):
         return
     import mindspore.dataset as ds

@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gpt2x.model.gpt2 import GPT2
+from gpt2x.parallel.pipeline import Links, Stage
 from gpt2x.tasks.language_modeling import TokenLosses
 
 ROWS_AT_ONCE = 64  # of logits on the host: their exponentials stay in the cache
@@ -46,6 +47,45 @@ class Scorer(nn.Cell):
         if self.is_exact:
             found = negative_log_likelihoods(found, targets.reshape(-1))
         return found.reshape(targets.shape).astype(np.float64)
+
+
+class StageScorer(nn.Cell):
+    """`Scorer` by pipeline stages: every stage takes part in each score, the last one has the result.
+
+    Args:
+        stage: the layers of this process.
+        links: its messages, of B sequences of L - 1 tokens.
+        batch_size: B.
+    """
+
+    def __init__(self, stage: Stage, links: Links, batch_size: int):
+        super().__init__(auto_prefix=False)
+        self.stage, self.links, self.batch_size = stage, links, batch_size
+        self.is_exact = ms.get_context("device_target") == "CPU"
+
+    def construct(self, x, ids):
+        """x: what enters the stage, ids (B, L) -> what leaves it; of the last stage as `Scorer.construct`."""
+        x = self.stage(ids[:, :-1] if self.stage.is_first else x, None)
+        if not self.stage.is_last:
+            return x
+        if self.is_exact:
+            return self.stage.net.logits(x)
+        return self.stage.net.head_loss(x, ids[:, 1:].reshape(-1))
+
+    def score(self, ids: np.ndarray) -> np.ndarray:
+        """As `Scorer.score`; zeros on every stage but the last."""
+        missing = self.batch_size - len(ids)
+        rows = Tensor(np.pad(ids, ((0, missing), (0, 0))) if missing else ids)
+        x = self.links.receive_forward()
+        found = self(rows if x is None else x, rows)
+        targets = ids[:, 1:]
+        if not self.stage.is_last:
+            self.links.send_forward(found)
+            return np.zeros(targets.shape)
+        values = found.asnumpy()[: targets.size]
+        if self.is_exact:
+            values = negative_log_likelihoods(values, targets.reshape(-1))
+        return values.reshape(targets.shape).astype(np.float64)
 
 
 def negative_log_likelihoods(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -68,9 +68,9 @@ class Decoder(nn.Cell):
         for layer, block in enumerate(blocks):
             block.keys.name, block.values.name = f"cache.{layer}.keys", f"cache.{layer}.values"
         self.blocks = nn.CellList(blocks, auto_prefix=False)
-        self.batch_size, self.num_heads = batch_size, model.num_heads
-        first = np.arange(batch_size * model.num_heads, dtype=np.int32) * cache_len
-        self.first_places = Tensor(first.reshape(batch_size, model.num_heads, 1))
+        self.batch_size, num_heads = batch_size, net.h[0].attn.num_heads
+        first = np.arange(batch_size * num_heads, dtype=np.int32) * cache_len
+        self.first_places = Tensor(first.reshape(batch_size, num_heads, 1))
         self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
         self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
 

@@ -8,7 +8,7 @@ Legend: B batch, T tokens, S cached positions, D hidden, N heads, H head dim, F 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import mindspore as ms
 import numpy as np
@@ -252,30 +252,47 @@ def recompute_blocks(net: GPT2, recompute: str) -> None:
             block.attn.attention.recompute()
 
 
-def initial_weights(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
-    """Fresh weights: N(0, initializer_range), biases 0, layer norms 1, residual projections scaled.
+class InitialWeights(Mapping[str, np.ndarray]):
+    """Fresh weights, each drawn when it is asked for.
 
-    GPT-2 scales the residual projections by 1 / sqrt(2 num_layers) (Radford et al., 2019, section 2.3;
-    transformers' `_init_weights`). Each tensor's values depend on the seed and its name alone.
+    N(0, initializer_range), biases 0, layer norms 1, residual projections scaled by 1 / sqrt(2 num_layers) (Radford
+    et al., 2019, section 2.3; transformers' `_init_weights`). Values depend on the seed and the tensor's name alone.
     """
-    weights = {}
-    for index, (name, shape) in enumerate(stats.tensor_shapes(model).items()):
+
+    def __init__(self, model: ModelConfig, seed: int):
+        self.model, self.seed, self.shapes = model, seed, stats.tensor_shapes(model)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        model, shape = self.model, self.shapes[name]
         if len(shape) == 1:
-            value = 1.0 if name.endswith(".weight") else 0.0
-            weights[name] = np.full(shape, value, np.float32)
-            continue
+            return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
         scale = model.initializer_range
         if model.scale_residual_init and name.endswith("c_proj.weight"):
             scale /= math.sqrt(2 * model.num_layers)
-        generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
-        weights[name] = generator.standard_normal(shape, np.float32) * np.float32(scale)
-    return weights
+        index = list(self.shapes).index(name)
+        generator = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, index]))
+        return generator.standard_normal(shape, np.float32) * np.float32(scale)
+
+    def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """A box of a tensor."""
+        return self[name][tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def initial_weights(model: ModelConfig, seed: int) -> InitialWeights:
+    """Fresh weights of a model."""
+    return InitialWeights(model, seed)
 
 
 def load_weights(net: GPT2, weights: Mapping[str, np.ndarray]) -> None:
     """Set the parameters of `net` from logical tensors."""
-    for name, parameter in net.parameters_and_names():
-        parameter.set_data(Tensor(with_padding(weights[name], parameter.shape)))
+    for parameter in net.get_parameters():
+        parameter.set_data(Tensor(with_padding(weights[parameter.name], parameter.shape)))
 
 
 def with_padding(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -82,18 +82,21 @@ def open_run_dir(start: Start) -> None:
 
 
 def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
-    """The net with its weights, and the loop around it at the position where it goes on."""
-    from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
+    """This process' part of the model with its weights, and the loop around it at the position where it goes on."""
+    from gpt2x.model.gpt2 import initial_weights
+    from gpt2x.parallel.pipeline import keep_stage
+    from gpt2x.parallel.tensor import build_net
     from gpt2x.train.trainer import Trainer
 
-    net = GPT2(start.model, start.config.hardware, start.config.parallel.recompute)
-    if start.source:
-        load_weights(net, start.source.weights())
-    elif not start.resumption:
-        load_weights(net, initial_weights(start.model, start.config.seed))
-    trainer = Trainer(start, net, tracker, peak_tflops)
+    net = build_net(start.model, start.config.hardware, mesh)
+    keep_stage(net, start.model, mesh.place)
+    trainer = Trainer(start, net, mesh, tracker, peak_tflops)
     if start.resumption:
         trainer.restore(start.resumption.saved)
+    elif start.source:
+        trainer.load(start.source.weights())
+    else:
+        trainer.load(initial_weights(start.model, start.config.seed))
     return trainer
 
 

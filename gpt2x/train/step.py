@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -68,25 +70,38 @@ class Gradients(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Clipping, guard and optimizer.
+    """Reduction over the processes, clipping, guard and optimizer.
 
     Where the global gradient norm is not finite, parameters and optimizer states stay as they are, bit for bit.
+
+    Args:
+        optimizer: updates its parameters in place.
+        reduction: brings the processes' gradients together; None in a run of one process.
+        grad_clip: largest global gradient norm, None for no clipping.
     """
 
-    def __init__(self, optimizer: AdamW, grad_clip: float | None):
+    def __init__(self, optimizer: AdamW, reduction: nn.Cell | None, grad_clip: float | None):
         super().__init__(auto_prefix=False)
-        self.optimizer, self.grad_clip, self.for_each = optimizer, grad_clip, ops.HyperMap()
+        self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
+        self.for_each = ops.HyperMap()
 
-    def construct(self, gradients, loss_scale, rate, eps, keep):
-        """-> global norm of the unscaled gradients before clipping, and whether it was finite."""
-        norm = ops.sqrt(ops.addn(self.for_each(square_sum, gradients))) / loss_scale
+    def construct(self, gradients, loss, share, loss_scale, rate, eps, keep):
+        """-> unscaled loss, global norm of the unscaled gradients before clipping, whether it was finite, and the
+        share of the batch's tokens that counted.
+        """
+        if self.reduction is None:
+            squares = ops.addn(self.for_each(square_sum, gradients))
+        else:
+            gradients, squares, loss, share = self.reduction(gradients, loss, share)
+        scale = loss_scale * share
+        norm = ops.sqrt(squares) / scale
         finite = ops.isfinite(norm)
         if finite:
-            factor = 1.0 / loss_scale
+            factor = 1.0 / scale
             if self.grad_clip is not None:
                 factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
             self.optimizer(self.for_each(ops.partial(multiply, factor), gradients), rate, eps, keep)
-        return norm, finite
+        return loss / scale, norm, finite, share
 
 
 class WholeStep(nn.Cell):
@@ -96,39 +111,73 @@ class WholeStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.gradients, self.update = gradients, update
 
-    def construct(self, ids, weights, key, first_row, loss_scale, rate, eps, keep):
-        """-> unscaled loss, norm, finite."""
+    def construct(self, ids, weights, key, first_row, loss_scale, share, rate, eps, keep):
+        """-> as `Update`."""
         loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
-        norm, finite = self.update(gradients, loss_scale, rate, eps, keep)
-        return loss / loss_scale, norm, finite
+        return self.update(gradients, loss, share, loss_scale, rate, eps, keep)
 
 
 class Accumulation(nn.Cell):
-    """Adds a micro batch's gradients to fp32 sums."""
+    """Adds a micro batch's loss and gradients to fp32 sums."""
 
-    def __init__(self, gradients: Gradients, sums: ms.ParameterTuple):
+    def __init__(self, gradients: Gradients, sums: Sums):
         super().__init__(auto_prefix=False)
-        self.gradients, self.sums, self.for_each = gradients, sums, ops.HyperMap()
+        self.gradients, self.sums = gradients, sums
 
     def construct(self, ids, weights, key, first_row, loss_scale):
-        """-> unscaled loss."""
+        """-> the scaled sum of losses."""
         loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
-        self.for_each(add_to, self.sums, gradients)
-        return loss / loss_scale
+        return self.sums(loss, gradients)
+
+
+class Sums(nn.Cell):
+    """fp32 sums of the micro batches' losses and gradients."""
+
+    def __init__(self, parameters: list[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.loss = Parameter(Tensor(0.0, ms.float32), name="sum.loss", requires_grad=False)
+        self.gradients = ms.ParameterTuple(
+            Parameter(initializer("zeros", p.shape, ms.float32), name=f"sum.{p.name}", requires_grad=False)
+            for p in parameters
+        )
+        self.for_each = ops.HyperMap()
+
+    def construct(self, loss, gradients):
+        """Add both -> the sum of losses."""
+        self.for_each(add_to, self.gradients, gradients)
+        return ops.assign_add(self.loss, loss)
 
 
 class UpdateFromSums(nn.Cell):
     """The update by accumulated gradients, which are cleared."""
 
-    def __init__(self, update: Update, sums: ms.ParameterTuple):
+    def __init__(self, update: Update, sums: Sums):
         super().__init__(auto_prefix=False)
         self.update, self.sums, self.for_each = update, sums, ops.HyperMap()
 
-    def construct(self, loss_scale, rate, eps, keep):
-        """-> norm, finite."""
-        found = self.update(self.sums, loss_scale, rate, eps, keep)
-        self.for_each(clear, self.sums)
+    def construct(self, share, loss_scale, rate, eps, keep):
+        """-> as `Update`."""
+        found = self.update(self.sums.gradients, self.sums.loss + 0.0, share, loss_scale, rate, eps, keep)
+        self.for_each(clear, self.sums.gradients)
+        ops.assign(self.sums.loss, Tensor(0.0, ms.float32))
         return found
+
+
+class Found(NamedTuple):
+    """What an update found: loss, global gradient norm before clipping (both unscaled), whether the norm was finite,
+    and the share of the batch's tokens that counted.
+    """
+
+    loss: float
+    norm: float
+    finite: bool
+    share: float
+
+
+def found(outputs: tuple[Tensor, ...]) -> Found:
+    """`Update`'s outputs on the host."""
+    loss, norm, finite, share = (value.asnumpy() for value in outputs)
+    return Found(float(loss), float(norm), bool(finite), float(share))
 
 
 class TrainStep:
@@ -140,33 +189,46 @@ class TrainStep:
 
     Args:
         loss: a Cell of (ids, weights, randomness) -> scalar fp32.
+        parameters: what is differentiated by, in the order in which `optimizer` updates.
         optimizer: updates its parameters in place.
         num_micro_batches: A, forward passes an update.
         grad_clip: largest global gradient norm, None for no clipping.
         has_dropout: whether the loss draws random numbers.
+        reduction: of gradients over processes; None in a run of one.
+        publication: run after each update, where the optimizer's parameters are shares of the model's.
     """
 
     def __init__(
-        self, loss: nn.Cell, optimizer: AdamW, num_micro_batches: int, grad_clip: float | None, has_dropout: bool
+        self,
+        loss: nn.Cell,
+        parameters: list[Parameter],
+        optimizer: AdamW,
+        num_micro_batches: int,
+        grad_clip: float | None,
+        has_dropout: bool,
+        reduction: nn.Cell | None = None,
+        publication: nn.Cell | None = None,
     ):
-        gradients = Gradients(loss, optimizer.parameters, has_dropout)
-        update = Update(optimizer, grad_clip)
+        gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout)
+        update = Update(optimizer, reduction, grad_clip)
         self.whole = self.accumulation = self.update = None
+        self.publication = publication
         if num_micro_batches == 1:
             self.whole = WholeStep(gradients, update)
         else:
-            sums = ms.ParameterTuple(
-                Parameter(initializer("zeros", p.shape, ms.float32), name=f"sum.{p.name}") for p in optimizer.parameters
-            )
+            sums = Sums(parameters)
             self.accumulation, self.update = Accumulation(gradients, sums), UpdateFromSums(update, sums)
         self.is_compiled = False
 
     def graphs(self, ids, weights, key, loss_scale, *scalars) -> list[tuple[nn.Cell, tuple[Tensor, ...]]]:
         """The graphs and example inputs; arguments as in `__call__`."""
         micro_batch = (Tensor(ids[0]), Tensor(weights[0]), key, Tensor(0, ms.int32), loss_scale)
+        share = Tensor(1.0, ms.float32)
         if self.whole is not None:
-            return [(self.whole, (*micro_batch, *scalars))]
-        return [(self.accumulation, micro_batch), (self.update, (loss_scale, *scalars))]
+            graphs = [(self.whole, (*micro_batch, share, *scalars))]
+        else:
+            graphs = [(self.accumulation, micro_batch), (self.update, (share, loss_scale, *scalars))]
+        return graphs if self.publication is None else [*graphs, (self.publication, ())]
 
     def compile(self, *inputs) -> None:
         """Compile the graphs, so that the first step takes no longer than another; arguments as in `__call__`."""
@@ -175,29 +237,35 @@ class TrainStep:
         self.is_compiled = True
 
     def __call__(
-        self, ids: np.ndarray, weights: np.ndarray, key: Tensor, loss_scale: Tensor, *scalars: Tensor
-    ) -> tuple[float, float, bool]:
+        self,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        key: Tensor,
+        loss_scale: Tensor,
+        *scalars: Tensor,
+        first_row: int = 0,
+        share: float = 1.0,
+    ) -> Found:
         """One update.
 
         Args:
-            ids: (A, B, T + 1) int32.
-            weights: (A, B, T) fp32, summing to one over the global batch.
+            ids: (A, B, T + 1) int32, this process' rows of the global batch.
+            weights: (A, B, T) fp32, a counted token's share of all the global batch's tokens.
             key: int32 scalar of (seed, step), for dropout.
             loss_scale: fp32 scalar, 1 unless the precision is fp16.
             scalars: `AdamW.scalars`.
-
-        Returns:
-            Loss, global gradient norm before clipping (both unscaled) and whether the norm was finite.
+            first_row: the number of the first row within the global batch.
+            share: the sum of `weights`.
         """
+        share_tensor = Tensor(share, ms.float32)
         if self.whole is not None:
-            found = self.whole(Tensor(ids[0]), Tensor(weights[0]), key, Tensor(0, ms.int32), loss_scale, *scalars)
-            loss, norm, finite = (value.asnumpy() for value in found)
-            return float(loss), float(norm), bool(finite)
-        parts = [
-            self.accumulation(
-                Tensor(ids[index]), Tensor(weights[index]), key, Tensor(index * ids.shape[1], ms.int32), loss_scale
-            )
-            for index in range(len(ids))
-        ]
-        norm, finite = (value.asnumpy() for value in self.update(loss_scale, *scalars))
-        return float(sum(part.asnumpy() for part in parts)), float(norm), bool(finite)
+            row = Tensor(first_row, ms.int32)
+            outputs = self.whole(Tensor(ids[0]), Tensor(weights[0]), key, row, loss_scale, share_tensor, *scalars)
+        else:
+            for index in range(len(ids)):
+                row = Tensor(first_row + index * ids.shape[1], ms.int32)
+                self.accumulation(Tensor(ids[index]), Tensor(weights[index]), key, row, loss_scale)
+            outputs = self.update(share_tensor, loss_scale, *scalars)
+        if self.publication is not None:
+            self.publication()
+        return found(outputs)

@@ -16,20 +16,22 @@ from mindspore import Tensor
 from gpt2x import checkpoint
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
-from gpt2x.evaluate.validation import Validation
 from gpt2x.generate import Generator
+from gpt2x.layout import num_micro_batches
 from gpt2x.model import stats
-from gpt2x.model.gpt2 import GPT2, load_weights, logical_weights, with_padding
+from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.adamw import AdamW
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.placement import Readable
+from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
-from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.train.laid_out import build_step, build_validation, samples_are_drawn
 from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation
 from gpt2x.train.start import Start
-from gpt2x.train.step import TrainStep
 
 
 @dataclass
@@ -59,33 +61,28 @@ def dropout_key(seed: int, step: int) -> int:
 
 
 class Trainer:
-    """One run on one device.
+    """One process of a run.
 
     Args:
         start: what was decided before.
-        net: with its weights loaded.
+        net: this process' part of the model, without values.
+        mesh: the processes.
         tracker: mirrors the metrics.
-        peak_tflops: of the device at the precision used, for MFU.
+        peak_tflops: of a device at the precision used, for MFU.
     """
 
-    def __init__(self, start: Start, net: GPT2, tracker: Tracker, peak_tflops: float):
+    def __init__(self, start: Start, net: GPT2, mesh: Mesh, tracker: Tracker, peak_tflops: float):
         self.config, self.model, self.data = start.config, start.model, start.data
         self.train_split, self.run_dir, self.total_steps = start.train_split, start.run_dir, start.total_steps
         self.steps_per_epoch = start.steps_per_epoch
-        self.net, self.tracker, self.peak_tflops = net, tracker, peak_tflops
+        self.net, self.mesh, self.tracker, self.peak_tflops = net, mesh, tracker, peak_tflops
         config, model, data = start.config, start.model, start.data
-        trainer = config.trainer
-        self.num_micro_batches = trainer.global_batch_size // trainer.micro_batch_size
-        self.optimizer = AdamW(config.optimizer, net.trainable_params())
-        has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout))
-        self.train_step = TrainStep(
-            WeightedLoss(net), self.optimizer, self.num_micro_batches, trainer.grad_clip, has_dropout
-        )
-        self.validation = None
-        if data.val is not None:
-            self.validation = Validation(
-                net, data.val, min(trainer.micro_batch_size, data.val.num_blocks), max_batches=trainer.max_eval_batches
-            )
+        trainer, parallel = config.trainer, config.parallel
+        self.num_micro_batches = num_micro_batches(parallel, trainer)
+        self.held = held_parameters(net, model, mesh)
+        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held])
+        self.train_step = build_step(start, net, mesh, self.held, self.optimizer)
+        self.validation = None if data.val is None else build_validation(start, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data.tokenizer)
         self.state = LoopState(data_fingerprint=data.fingerprint)
@@ -94,41 +91,66 @@ class Trainer:
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
             )
         self.flops_per_token = stats.train_flops_per_token(model, trainer.seq_len)
+        self.batch_tokens = trainer.global_batch_size * trainer.seq_len
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
 
     # ---- state
 
+    def load(self, weights: Readable) -> None:
+        """Set this process' parameters from logical tensors."""
+        for held in self.held:
+            values = held.placement.read(weights, held.name)
+            held.parameter.set_data(Tensor(values))
+            if held.rows is not None:
+                held.trained.set_data(Tensor(values[held.rows.start : held.rows.stop]))
+
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer, position in the data, schedule, loss scale."""
-        load_weights(self.net, saved.tensors("weights"))
+        self.load(saved.tensors("weights"))
         states = saved.tensors("optimizer")
-        for parameter in (*self.optimizer.mean, *self.optimizer.square):
-            parameter.set_data(Tensor(with_padding(states[parameter.name], parameter.shape)))
+        for kind, parameters in (("mean", self.optimizer.mean), ("square", self.optimizer.square)):
+            for held, parameter in zip(self.held, parameters, strict=True):
+                parameter.set_data(Tensor(held.trained_placement.read(states, f"{kind}.{held.name}")))
         fresh, self.state = self.state, LoopState.from_dict(saved.loop_state)
         self.state.data_fingerprint = fresh.data_fingerprint
         if saved.run_config["hardware"]["precision"] != self.config.hardware.precision:
             self.state.loss_scale = fresh.loss_scale
         if saved.path.parent.parent != self.run_dir:  # a branch has its own best
             self.state.best_step = self.state.best_loss = None
-        self.metrics.rewind(self.state.step)
-        rewind_samples(self.run_dir / "samples.txt", self.state.step)
+        if self.mesh.is_main:
+            self.metrics.rewind(self.state.step)
+            rewind_samples(self.run_dir / "samples.txt", self.state.step)
+
+    def owned_tensors(self) -> dict[str, dict[str, checkpoint.Sliced]]:
+        """Weights and optimizer states that this process writes: each value is one process'."""
+        place, shards = self.mesh.place, self.config.parallel.optimizer_shards
+        weights, states = {}, {}
+        for held, mean, square in zip(self.held, self.optimizer.mean, self.optimizer.square, strict=True):
+            shape = held.placement.logical_shape
+            if held.is_owned and place.data == 0:
+                weights[held.name] = checkpoint.Sliced(shape, held.placement.parts(held.parameter.asnumpy()))
+            if held.is_owned and place.data < (1 if held.rows is None else shards):
+                for kind, parameter in (("mean", mean), ("square", square)):
+                    parts = held.trained_placement.parts(parameter.asnumpy())
+                    states[f"{kind}.{held.name}"] = checkpoint.Sliced(shape, parts)
+        return {"weights": weights, "optimizer": states}
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step_N`, then remove what keep_last and keep_best do not keep."""
         directory = self.run_dir / "checkpoints" / f"step_{self.state.step}"
-        shapes = stats.tensor_shapes(self.model)
-        states = {
-            parameter.name: parameter.asnumpy()[: shapes[parameter.name.split(".", 1)[1]][0]]
-            for parameter in (*self.optimizer.mean, *self.optimizer.square)
-        }
         checkpoint.save(
             directory,
-            tensors={"weights": logical_weights(self.net, self.model), "optimizer": states},
+            tensors=self.owned_tensors(),
             model=self.model,
             run_config=asdict(self.config),
             loop_state=asdict(self.state),
             tokenizer_dir_writer=self.data.tokenizer.save,
+            rank=self.mesh.rank,
+            world_size=self.mesh.size,
+            agree=self.mesh.agree,
         )
+        if not self.mesh.is_main:
+            return directory
         best = self.state.best_step if self.config.trainer.keep_best else None
         checkpoint.prune(self.run_dir, self.config.trainer.keep_last, best)
         return directory
@@ -146,24 +168,26 @@ class Trainer:
                 shuffle=True,
                 start_batch=self.state.batch,
                 drop_last=True,
+                share=(self.mesh.place.data, self.config.parallel.data),
             ):
                 self.state.batch += 1
                 yield batch
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def step_inputs(self, batch: Batch, rate: float) -> tuple[Any, ...]:
-        """The arguments of `TrainStep` for a global batch."""
-        shape = (self.num_micro_batches, self.config.trainer.micro_batch_size, -1)
+    def step_inputs(self, batch: Batch, rate: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of `TrainStep` for this process' rows of a global batch."""
         counted = batch["attention_mask"][:, 1:].astype(np.float32)
-        weights = counted / np.float32(max(1.0, counted.sum()))
+        shape = (self.num_micro_batches, len(counted) // self.num_micro_batches, -1)
         key = dropout_key(self.config.seed, self.state.step)
-        return (
+        inputs = (
             batch["input_ids"].reshape(shape),
-            weights.reshape(shape),
+            (counted / np.float32(self.batch_tokens)).reshape(shape),
             Tensor(key, ms.int32),
             Tensor(self.state.loss_scale.scale, ms.float32),
             *self.optimizer.scalars(rate, self.state.num_updates + 1),
         )
+        first_row = self.mesh.place.data * len(counted)
+        return inputs, {"first_row": first_row, "share": float(counted.sum(dtype=np.float64) / self.batch_tokens)}
 
     # ---- loop
 
@@ -177,9 +201,10 @@ class Trainer:
                 started = time.perf_counter()
                 metrics = self.update(next(source), progress)
                 elapsed = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
-                tokens_per_s = trainer.global_batch_size * trainer.seq_len / elapsed
+                tokens_per_s = self.batch_tokens / elapsed
                 metrics["perf/tokens_per_s"] = tokens_per_s
-                metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / (self.peak_tflops * 1e12)
+                peak = self.mesh.size * self.peak_tflops * 1e12
+                metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / peak
                 metrics["perf/step_time_s"] = elapsed
                 metrics["perf/memory_gb"] = process_memory_gb()
                 progress.update(self.report(metrics))
@@ -192,16 +217,16 @@ class Trainer:
         rate = learning_rate(
             self.config.schedule, self.config.optimizer.learning_rate, state.step + 1, self.total_steps
         )
-        inputs = self.step_inputs(batch, rate)
+        inputs, rows = self.step_inputs(batch, rate)
         if not self.train_step.is_compiled:
             started = time.perf_counter()
             with progress.busy("compiling"):
                 self.train_step.compile(*inputs)
             metrics["perf/compile_time_s"] = time.perf_counter() - started
         scale = state.loss_scale.scale
-        loss, norm, finite = self.train_step(*inputs)
+        loss, norm, finite, share = self.train_step(*inputs, **rows)
         state.step += 1
-        state.tokens_seen += int(batch["attention_mask"][:, 1:].sum())
+        state.tokens_seen += round(share * self.batch_tokens)
         state.loss_scale.update(finite)
         if finite:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
@@ -254,8 +279,9 @@ class Trainer:
             progress.evaluation(step, found)
             if math.isfinite(found["val/loss"]) and found["val/loss"] < (self.state.best_loss or math.inf):
                 self.state.best_step, self.state.best_loss = step, found["val/loss"]
-        written = self.metrics.append(step, metrics)
-        self.tracker.log_metrics(step, written, metrics)
+        if self.mesh.is_main:
+            written = self.metrics.append(step, metrics)
+            self.tracker.log_metrics(step, written, metrics)
         is_best = trainer.keep_best and self.state.best_step == step
         if is_stop or is_best or is_due(trainer.checkpoint_every_steps):
             with progress.busy("saving"):
@@ -266,14 +292,16 @@ class Trainer:
 
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
-        prompts = self.config.trainer.sample_prompts
-        if not prompts:
-            return
+        prompts, place = self.config.trainer.sample_prompts, self.mesh.place
+        if not prompts or not samples_are_drawn(self.config.parallel) or place.data > 0:
+            return  # the other replicas wait in the next update
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
         try:
             completions = self.generator.complete(prompts, self.generation, seed)
         except UserError as error:  # logits that are not finite: no reason to end the run
             console.warn(f"step {self.state.step}: no samples, {error}")
+            return
+        if not self.mesh.is_main:
             return
         texts = [(completion.prompt, completion.completion) for completion in completions]
         console.samples(self.state.step, texts)

@@ -123,7 +123,9 @@ def train(model: ModelConfig, precision: str, *, recompute="none", micro_batches
     if break_net:
         break_net(net)
     optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params())
-    step = TrainStep(WeightedLoss(net), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
+    step = TrainStep(
+        WeightedLoss(net), net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0
+    )
     ids = np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32)
     weights = np.zeros((micro_batches, BATCH, num_targets), np.float32)
     inputs = (ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))

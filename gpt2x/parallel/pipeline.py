@@ -1,0 +1,120 @@
+"""Pipeline stages and the order of their work (1F1B: Narayanan et al., arXiv:2104.04473, section 2.2).
+
+Legend: b sequences of a micro batch, T tokens (a share of them under sequence parallelism), D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from gpt2x import ops as kernels
+from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.layout import Place
+from gpt2x.model.gpt2 import GPT2
+from gpt2x.parallel.mesh import Mesh, PointToPoint
+from gpt2x.parallel.placement import holds
+from gpt2x.parallel.tensor import TensorParallelGPT2
+
+
+def keep_stage(net: GPT2, model: ModelConfig, place: Place) -> None:
+    """Take from `net` what other stages hold; the names of what stays are those of the whole model."""
+    if place.parallel.pipeline == 1:
+        return
+    layers = place.layers(model.num_layers)
+    net.h = nn.CellList([net.h[layer] for layer in layers], auto_prefix=False)
+    for part in ("wte", "wpe", "ln_f", "lm_head"):
+        if getattr(net, part) is not None and not holds(f"{part}.weight", model, place):
+            delattr(net, part)
+            setattr(net, part, None)
+
+
+class Stage(nn.Cell):
+    """The layers of one stage: from token ids or the hidden states before it to the hidden states behind it."""
+
+    def __init__(self, net: GPT2, place: Place):
+        super().__init__(auto_prefix=False)
+        self.net, self.is_first, self.is_last = net, place.is_first_stage, place.is_last_stage
+        self.spreads = isinstance(net, TensorParallelGPT2)
+
+    def construct(self, x, randomness):
+        """x: ids (b, T) int32 on the first stage, else (b, T, D) -> (b, T, D); randomness as `GPT2.construct`."""
+        if self.is_first:
+            x = self.net.begin(x, randomness)
+        if self.spreads:
+            randomness = self.net.spread(randomness, x.shape[0])
+        for block in self.net.h:
+            x = block(x, randomness)
+        if self.is_last:
+            x = self.net.end(x)
+        return x
+
+
+def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[tuple[str, int]]:
+    """The order in which a stage works: ("forward" or "backward", micro batch)."""
+    ahead = min(num_stages - 1 - stage, num_micro_batches)
+    for index in range(ahead):
+        yield "forward", index
+    for index in range(num_micro_batches - ahead):
+        yield "forward", ahead + index
+        yield "backward", index
+    for index in range(num_micro_batches - ahead, num_micro_batches):
+        yield "backward", index
+
+
+class Links:
+    """The messages of a stage with the one before it and the one behind it.
+
+    Both sides of a link must agree on who sends first where both send: even stages send before they receive, odd
+    ones the other way round. A large message is only taken when its receiver waits for it.
+    """
+
+    def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
+        place = mesh.place
+        tokens = seq_len // place.parallel.tensor if place.parallel.sequence_parallel else seq_len
+        self.shape, self.dtype = (batch_size, tokens, model.hidden_size), kernels.DTYPES[hardware.precision]
+        self.messages, self.sends_first = PointToPoint(), place.stage % 2 == 0
+        self.before = None if place.is_first_stage else place.rank_at(stage=place.stage - 1)
+        self.behind = None if place.is_last_stage else place.rank_at(stage=place.stage + 1)
+
+    def receive_forward(self) -> Tensor | None:
+        """The hidden states from the stage before; None on the first stage."""
+        return None if self.before is None else self.messages.receive(self.shape, self.dtype, self.before)
+
+    def send_forward(self, x: Tensor) -> None:
+        """Give hidden states to the stage behind."""
+        if self.behind is not None:
+            self.messages.send(x, self.behind)
+
+    def receive_backward(self) -> Tensor | None:
+        """The gradient from the stage behind; None on the last stage."""
+        return None if self.behind is None else self.messages.receive(self.shape, self.dtype, self.behind)
+
+    def send_backward(self, dx: Tensor) -> None:
+        """Give a gradient to the stage before."""
+        if self.before is not None:
+            self.messages.send(dx, self.before)
+
+    def exchange_behind(self, x: Tensor) -> Tensor | None:
+        """Give hidden states to the stage behind and take a gradient from it."""
+        if self.sends_first:
+            self.send_forward(x)
+            return self.receive_backward()
+        dy = self.receive_backward()
+        self.send_forward(x)
+        return dy
+
+    def exchange_before(self, dx: Tensor) -> Tensor | None:
+        """Give a gradient to the stage before and take hidden states from it."""
+        if self.sends_first:
+            self.send_backward(dx)
+            return self.receive_forward()
+        x = self.receive_forward()
+        self.send_backward(dx)
+        return x
+
+    def example(self) -> Tensor:
+        """What a message looks like, for compilation."""
+        return ms.ops.zeros(self.shape, self.dtype)

@@ -1,0 +1,55 @@
+"""The update and the validation of a run, as its layout has them."""
+
+from __future__ import annotations
+
+from gpt2x.config import ParallelConfig
+from gpt2x.evaluate.scoring import StageScorer
+from gpt2x.evaluate.validation import Validation
+from gpt2x.layout import micro_batch_size, num_micro_batches
+from gpt2x.model.gpt2 import GPT2
+from gpt2x.optim.adamw import AdamW
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.pipeline import Links, Stage
+from gpt2x.parallel.reduction import Held, Publication, Reduction
+from gpt2x.tasks.language_modeling import WeightedLoss
+from gpt2x.train.pipeline_step import PipelineStep
+from gpt2x.train.start import Start
+from gpt2x.train.step import TrainStep
+
+
+def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer: AdamW) -> TrainStep | PipelineStep:
+    """The update of this process."""
+    config, model = start.config, start.model
+    trainer, parallel = config.trainer, config.parallel
+    has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout))
+    parameters = [part.parameter for part in held]
+    reduction = Reduction(held, mesh) if mesh.size > 1 else None
+    publication = Publication(held, mesh.shard) if mesh.shard else None
+    if parallel.pipeline == 1:
+        return TrainStep(
+            WeightedLoss(net), parameters, optimizer, num_micro_batches(parallel, trainer), trainer.grad_clip,
+            has_dropout, reduction, publication,
+        )  # fmt: skip
+    assert reduction is not None
+    links = Links(mesh, model, config.hardware, micro_batch_size(parallel, trainer), trainer.seq_len)
+    return PipelineStep(
+        Stage(net, mesh.place), links, mesh.place.stage, parallel.pipeline, parameters, optimizer, trainer.grad_clip,
+        has_dropout, reduction, publication,
+    )  # fmt: skip
+
+
+def build_validation(start: Start, net: GPT2, mesh: Mesh) -> Validation:
+    """The validation loss by all processes."""
+    config, split = start.config, start.data.val
+    assert split is not None
+    batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
+    scorer = None
+    if config.parallel.pipeline > 1:
+        links = Links(mesh, start.model, config.hardware, batch_size, config.trainer.seq_len)
+        scorer = StageScorer(Stage(net, mesh.place), links, batch_size)
+    return Validation(net, split, batch_size, max_batches=config.trainer.max_eval_batches, mesh=mesh, scorer=scorer)
+
+
+def samples_are_drawn(parallel: ParallelConfig) -> bool:
+    """Whether text can be sampled while training: each process needs all layers, and a token at a time."""
+    return parallel.pipeline == 1 and not parallel.sequence_parallel

@@ -1,0 +1,195 @@
+"""An optimizer update by pipeline stages: jitted forward and backward graphs in 1F1B order.
+
+What a forward graph computes cannot be kept for a backward graph, so a stage's backward computes its forward again
+from its input: every stage but the last does one forward pass more, and keeps one input a micro batch under way.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from gpt2x.optim.adamw import AdamW
+from gpt2x.parallel.pipeline import Links, Stage, one_forward_one_backward
+from gpt2x.train.step import Found, Gradients, Sums, Update, UpdateFromSums, found
+
+
+class StageForward(nn.Cell):
+    """Hidden states behind a stage."""
+
+    def __init__(self, stage: Stage, randomness: Gradients):
+        super().__init__(auto_prefix=False)
+        self.stage, self.draw = stage, randomness
+
+    def construct(self, x, ids, key, first_row):
+        """x: what enters the stage; ids (b, T + 1) int32, of which the first stage sees the first T."""
+        x = ids[:, :-1] if x is None else x
+        return self.stage(x, self.draw.randomness(key, first_row, ids))
+
+
+class StageBackward(nn.Cell):
+    """Gradients of a stage that is not the last: of the product of its output and the output's gradient."""
+
+    def __init__(self, stage: Stage, randomness: Gradients, parameters: ms.ParameterTuple, sums: Sums):
+        super().__init__(auto_prefix=False)
+        self.stage, self.draw, self.parameters, self.sums = stage, randomness, parameters, sums
+        self.is_first = stage.is_first
+
+    def product(self, x, dy, ids, key, first_row):
+        """The scalar whose gradients are those of the loss; fp32, so that fp16 cannot overflow."""
+        y = self.stage(x, self.draw.randomness(key, first_row, ids))
+        return ops.reduce_sum(ops.cast(y, ms.float32) * ops.cast(dy, ms.float32))
+
+    def construct(self, x, dy, ids, key, first_row):
+        """-> the gradient of x; None on the first stage."""
+        if self.is_first:
+            gradients = ms.grad(self.product, None, self.parameters)(ids[:, :-1], dy, ids, key, first_row)
+            self.sums(Tensor(0.0, ms.float32), gradients)
+            return Tensor(0.0, ms.float32)
+        dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, ids, key, first_row)
+        self.sums(Tensor(0.0, ms.float32), gradients)
+        return dx
+
+
+class LastStage(nn.Cell):
+    """Forward and backward of the last stage in one graph, from its input to the scaled loss."""
+
+    def __init__(self, stage: Stage, randomness: Gradients, parameters: ms.ParameterTuple, sums: Sums):
+        super().__init__(auto_prefix=False)
+        self.stage, self.draw, self.parameters, self.sums = stage, randomness, parameters, sums
+
+    def scaled_loss(self, x, ids, weights, key, first_row, loss_scale):
+        """x (b, T, D), ids (b, T + 1), weights (b, T) -> scalar."""
+        hidden = self.stage(x, self.draw.randomness(key, first_row, ids))
+        losses = self.stage.net.head_loss(hidden, ids[:, 1:].reshape(-1))
+        return ops.reduce_sum(losses * weights.reshape(-1)) * loss_scale
+
+    def construct(self, x, ids, weights, key, first_row, loss_scale):
+        """-> the gradient of x."""
+        loss, (dx, gradients) = ms.value_and_grad(self.scaled_loss, 0, self.parameters)(
+            x, ids, weights, key, first_row, loss_scale
+        )
+        self.sums(loss, gradients)
+        return dx
+
+
+class PipelineStep:
+    """An optimizer update of a global batch by this process' stage; used as `TrainStep`.
+
+    Args:
+        stage: the layers of this process.
+        links: its messages.
+        stage_index: its number.
+        num_stages: how many there are.
+        parameters: what is differentiated by, in the order in which `optimizer` updates.
+        optimizer: updates its parameters in place.
+        grad_clip: largest global gradient norm, None for no clipping.
+        has_dropout: whether the loss draws random numbers.
+        reduction: of gradients over processes.
+        publication: run after each update, where the optimizer's parameters are shares of the model's.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        links: Links,
+        stage_index: int,
+        num_stages: int,
+        parameters: list[Parameter],
+        optimizer: AdamW,
+        grad_clip: float | None,
+        has_dropout: bool,
+        reduction: nn.Cell,
+        publication: nn.Cell | None,
+    ):
+        self.links, self.stage_index, self.num_stages = links, stage_index, num_stages
+        self.is_first, self.is_last = stage.is_first, stage.is_last
+        draw = Gradients(stage, ms.ParameterTuple(parameters), has_dropout)
+        sums = Sums(parameters)
+        self.forward = self.backward = self.last = None
+        if stage.is_last:
+            self.last = LastStage(stage, draw, draw.parameters, sums)
+        else:
+            self.forward = StageForward(stage, draw)
+            self.backward = StageBackward(stage, draw, draw.parameters, sums)
+        self.update = UpdateFromSums(Update(optimizer, reduction, grad_clip), sums)
+        self.publication = publication
+        self.is_compiled = False
+
+    def compile(self, ids, weights, key, loss_scale, *scalars) -> None:
+        """Compile the graphs of this stage; arguments as in `__call__`."""
+        message = self.links.example()
+        x = None if self.is_first else message
+        rows, targets, first_row = Tensor(ids[0]), Tensor(weights[0]), Tensor(0, ms.int32)
+        if self.last is not None:
+            self.last.compile(message, rows, targets, key, first_row, loss_scale)
+        else:
+            self.forward.compile(x, rows, key, first_row)
+            self.backward.compile(x, message, rows, key, first_row)
+        self.update.compile(Tensor(1.0, ms.float32), loss_scale, *scalars)
+        if self.publication is not None:
+            self.publication.compile()
+        self.is_compiled = True
+
+    def __call__(
+        self,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        key: Tensor,
+        loss_scale: Tensor,
+        *scalars: Tensor,
+        first_row: int = 0,
+        share: float = 1.0,
+    ) -> Found:
+        """One update; arguments as `TrainStep.__call__`."""
+        micro_batches = [
+            (Tensor(ids[index]), Tensor(weights[index]), Tensor(first_row + index * ids.shape[1], ms.int32))
+            for index in range(len(ids))
+        ]
+        if self.last is not None:
+            self.run_last(micro_batches, key, loss_scale)
+        else:
+            self.run_stage(micro_batches, key)
+        outputs = self.update(Tensor(share, ms.float32), loss_scale, *scalars)
+        if self.publication is not None:
+            self.publication()
+        return found(outputs)
+
+    def run_last(self, micro_batches: list[tuple[Tensor, Tensor, Tensor]], key: Tensor, loss_scale: Tensor) -> None:
+        """Forward and backward of every micro batch, as its input comes."""
+        x = self.links.receive_forward()
+        for index, (rows, targets, first_row) in enumerate(micro_batches):
+            dx = self.last(x, rows, targets, key, first_row, loss_scale)
+            if index + 1 < len(micro_batches):
+                x = self.links.exchange_before(dx)
+            else:
+                self.links.send_backward(dx)
+
+    def run_stage(self, micro_batches: list[tuple[Tensor, Tensor, Tensor]], key: Tensor) -> None:
+        """1F1B: inputs wait for their backward, outputs and gradients cross on the links."""
+        links, waiting = self.links, {}
+        work = list(one_forward_one_backward(self.stage_index, self.num_stages, len(micro_batches)))
+        is_filled = len(micro_batches) > self.num_stages - 1 - self.stage_index
+        x, dy = links.receive_forward(), None
+        for position, (kind, index) in enumerate(work):
+            upcoming = work[position + 1][0] if position + 1 < len(work) else None
+            rows, _, first_row = micro_batches[index]
+            if kind == "forward":
+                waiting[index] = x
+                y = self.forward(x, rows, key, first_row)
+                if upcoming == "forward":
+                    links.send_forward(y)
+                    x = links.receive_forward()
+                elif is_filled:
+                    dy = links.exchange_behind(y)
+                else:  # fewer micro batches than stages behind: the next stage does not send while it receives
+                    links.send_forward(y)
+                    dy = links.receive_backward()
+            else:
+                dx = self.backward(waiting.pop(index), dy, rows, key, first_row)
+                if upcoming == "forward":
+                    x = links.exchange_before(dx)
+                else:
+                    links.send_backward(dx)
+                    dy = links.receive_backward() if upcoming == "backward" else None
