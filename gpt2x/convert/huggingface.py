@@ -28,6 +28,7 @@ from gpt2x.convert.names import check_weights
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.data.tokenizer import DEFAULT_EOS, declared_eos
 from gpt2x.errors import UserError
+from gpt2x.model.stats import tensor_shapes
 from gpt2x.runtime.files import new_directory
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ def open_huggingface(path: Path) -> HuggingFaceSource:
                 'transformers; if the head is meant, put "tie_word_embeddings": false there',
                 path,
             )
-    source = HuggingFaceSource(path, model, stored)
-    check_weights(source.weights(), model, origin=f"load={path}")
-    return source
+    check_weights(lazy_tensors(stored), model, origin=f"load={path}")
+    return HuggingFaceSource(path, model, {name: stored[name] for name in tensor_shapes(model)})
 
 
 def model_from_config(config: dict[str, Any], path: Path) -> ModelConfig:
