@@ -15,6 +15,7 @@ from gpt2x import build
 from gpt2x.cli import guarded, load_config
 from gpt2x.errors import RunError
 from gpt2x.runtime.launch import end_with_launcher
+from gpt2x.runtime.world import say_done
 
 
 def main(name: str, path: str) -> int:
@@ -43,6 +44,7 @@ def leave(status: int) -> NoReturn:
     sys.stderr.flush()
     if status == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the farewell prints lines of its own
+        say_done()
         atexit._run_exitfuncs()
     os._exit(status)
 

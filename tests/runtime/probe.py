@@ -1,0 +1,73 @@
+"""Processes for test_launch.py: `launch DIRECTORY WORLD MODE` starts workers, `work MODE` is one."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from gpt2x.cli import guarded
+from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
+from gpt2x.errors import RunError, UserError
+from gpt2x.runtime import launch
+from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.worker import leave
+
+
+def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> None:
+    deliver_interrupts(signal.SIGINT, signal.SIGTERM)
+    config = TrainConfig(parallel=ParallelConfig(name=f"dp{world}", data=world), launch=settings)
+    launch.launch([sys.executable, "-m", "tests.runtime.probe", "work", str(world), mode], config, directory)
+
+
+def work(world: int, mode: str) -> None:
+    """Exchange ranks for some steps, or until a signal; fail as `mode` says. Rank 0 writes down what it does."""
+    os.environ.setdefault("GLOG_v", "3")
+    deliver_interrupts(signal.SIGINT)
+    rank, directory = launch.worker_rank(), Path(os.environ[launch.RUN_DIR])
+    if mode == "mistake":
+        raise UserError("key=1 must be 2")
+    os.environ.update(launch.timeouts(LaunchConfig(), "CPU"))
+    from gpt2x.parallel.agreement import from_main
+    from gpt2x.parallel.mesh import Mesh
+    from gpt2x.runtime.device import set_up_device
+    from tests.models import CPU
+
+    set_up_device(CPU)
+    mesh = Mesh(ParallelConfig(name="probe", data=world))
+    assert mesh.rank == rank
+    assert from_main(mesh, f"größer {rank}") == "größer 0"
+    print(f"rank {rank} begins", flush=True)
+    step = 0
+    try:
+        while mode != "finish" or step < 5:
+            assert list(mesh.gather(rank + 0.1)) == [other + 0.1 for other in range(world)]
+            step += 1
+            if rank == 0:
+                (directory / "step").write_text(str(step))
+            if mode == "raise" and rank == 1 and step == 3:
+                raise RuntimeError("boom")
+            time.sleep(0.05 * (rank == 0))
+    except KeyboardInterrupt:
+        (directory / "interrupted").write_text(str(rank))
+        raise RunError(status=130) from None
+    print(f"rank {rank} is done", flush=True)
+
+
+def safely(job) -> int:
+    try:
+        return guarded(job)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    kind, *arguments = sys.argv[1:]
+    if kind == "work":
+        launch.end_with_launcher()
+        leave(safely(lambda: work(int(arguments[0]), arguments[1])))
+    directory, world, mode, *keys = arguments
+    values = {key: int(value) if value.isdigit() else value for key, _, value in (k.partition("=") for k in keys)}
+    sys.exit(guarded(lambda: start(Path(directory), int(world), mode, LaunchConfig(**values))))

@@ -1,0 +1,209 @@
+"""Processes of a launch start, fail and end together; none is left. `probe.py` is what they run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
+from gpt2x.errors import UserError
+from gpt2x.runtime import launch
+from gpt2x.runtime.world import last_error
+from tests.train.runs import ROOT
+
+PROMPT_S = 15.0  # within which all has to be over
+MARK = "GPT2X_TEST_MARK"
+
+
+class Launch:
+    """A launcher in a process group of its own, and what came of it."""
+
+    def __init__(self, directory: Path, mode: str, *settings: str, world: int = 2):
+        directory.mkdir(exist_ok=True)
+        self.directory, self.mark = directory, uuid.uuid4().hex
+        command = [sys.executable, "-m", "tests.runtime.probe", "launch", str(directory), str(world), mode, *settings]
+        self.launcher = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, process_group=0,
+            env=os.environ | {MARK: self.mark},
+        )  # fmt: skip
+
+    def processes(self) -> dict[int, str]:
+        """All that have the mark in their environment, with the environment."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                environment = path.read_bytes().decode("utf-8", "replace")
+            except OSError:
+                continue
+            if f"{MARK}={self.mark}" in environment:
+                found[int(path.parent.name)] = environment
+        return found
+
+    def pid_of(self, rank: int) -> int:
+        return next(pid for pid, variables in self.processes().items() if f"\0MS_NODE_ID={rank}\0" in variables)
+
+    def run_for_some_steps(self) -> None:
+        """Wait until the processes exchange values."""
+        path, deadline = self.directory / "step", time.monotonic() + 90
+        while not path.exists() or int(path.read_text() or 0) < 5:
+            assert self.launcher.poll() is None, self.launcher.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def end(self, within_s: float = PROMPT_S) -> tuple[int, str, str]:
+        """Status, stdout and stderr; nothing may be left."""
+        started = time.monotonic()
+        out, error = self.launcher.communicate(timeout=90)
+        while self.processes() and time.monotonic() - started < within_s:
+            time.sleep(0.1)
+        assert not self.processes()
+        assert time.monotonic() - started < within_s
+        return self.launcher.returncode, out, error
+
+
+def test_all_ranks_finish_and_only_rank_0_is_heard(tmp_path):
+    status, out, error = Launch(tmp_path, "finish").end(within_s=90)
+    assert (status, out, error) == (0, "rank 0 begins\nrank 0 is done\n", "")
+    assert (tmp_path / "logs/rank_1.log").read_text() == "rank 1 begins\nrank 1 is done\n"
+    assert not (tmp_path / "logs/rank_0.log").exists()
+    assert (tmp_path / "logs/scheduler.log").read_text() == ""
+
+
+def test_two_nodes_meet_at_node_0(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = ["address=localhost", f"port={port}", "num_nodes=2"]
+    nodes = [Launch(tmp_path / str(rank), "finish", *where, f"node_rank={rank}") for rank in (0, 1)]
+    (status, out, error), other = (node.end(within_s=90) for node in nodes)
+    assert (status, out, error) == (0, "rank 0 begins\nrank 0 is done\n", "")
+    assert other == (0, "", "")
+    assert "rank 1 is done" in (tmp_path / "1/logs/rank_1.log").read_text()
+    assert not (tmp_path / "1/logs/scheduler.log").exists()
+
+
+def test_a_rank_that_raises(tmp_path):
+    running = Launch(tmp_path, "raise")
+    while not (tmp_path / "step").exists():
+        time.sleep(0.1)
+    status, _, error = running.end()
+    assert status == 1
+    log = tmp_path / "logs/rank_1.log"
+    first, place, what, *_ = error.splitlines()
+    assert first == f"error: rank 1 ended with status 1; {log} ends:"
+    assert place.startswith('    File "')
+    assert what == "  RuntimeError: boom"
+    assert "Traceback" in log.read_text()
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    assert Launch(tmp_path, "mistake").end() == (2, "", "error: key=1 must be 2\n")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed(tmp_path, rank):
+    running = Launch(tmp_path, "forever")
+    running.run_for_some_steps()
+    os.kill(running.pid_of(rank), signal.SIGKILL)
+    status, _, error = running.end()
+    assert status == 1
+    assert f"error: rank {rank} was killed by SIGKILL" in error
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_lets_rank_0_finish(tmp_path, number, status):
+    running = Launch(tmp_path, "forever")
+    running.run_for_some_steps()
+    os.killpg(running.launcher.pid, number)
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert running.end() == (status, "rank 0 begins\n", f"{word}\n")
+    assert (tmp_path / "interrupted").read_text() == "0"
+    assert (tmp_path / "logs/rank_1.log").read_text() == "rank 1 begins\n"
+
+
+def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path):
+    running = Launch(tmp_path, "forever")
+    running.run_for_some_steps()
+    running.launcher.kill()
+    assert running.end(within_s=5)[0] == -signal.SIGKILL
+
+
+def test_a_taken_port_and_a_foreign_address(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, error = Launch(tmp_path, "finish", f"port={port}").end()
+        assert status == 2
+        assert error.startswith(f"error: launch.port={port} cannot be used on 127.0.0.1 (Address already in use)")
+    with pytest.raises(UserError, match=r"launch\.address=192\.0\.2\.1 is not an address of this machine"):
+        launch.reserve("192.0.2.1", None)
+    with pytest.raises(UserError, match=r"launch\.address=no\.such\.host\.invalid is not known"):
+        launch.resolve("no.such.host.invalid")
+    with launch.reserve("127.0.0.1", None) as held:
+        assert held.getsockname()[1] > 0
+
+
+def test_the_scheduler_says_that_its_port_was_taken_meanwhile(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        variables = launch.cluster(2, "127.0.0.1", taken.getsockname()[1], 60) | {"MS_ROLE": "MS_SCHED"}
+        spare = os.open(os.devnull, os.O_RDONLY)
+        done = subprocess.run(
+            [sys.executable, "-m", "gpt2x.runtime.scheduler", str(spare)], env=os.environ | variables,
+            pass_fds=[spare], capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        os.close(spare)
+    assert done.returncode == 2
+    assert "error: MindSpore's scheduler cannot listen on 127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_process_knows_of_itself(monkeypatch):
+    for name in ("MS_ROLE", "MS_NODE_ID", launch.LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK_ID", "5")  # as some clusters set it for all processes
+    assert (launch.is_worker(), launch.worker_rank(), launch.is_deciding()) == (False, 0, True)
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+    with pytest.raises(UserError, match="--node_rank"):
+        launch.worker_rank()
+    monkeypatch.setenv("MS_NODE_ID", "3")
+    assert (launch.is_worker(), launch.is_under_msrun(), launch.worker_rank()) == (True, True, 3)
+    assert not launch.is_deciding()
+    config = TrainConfig(parallel=ParallelConfig(name="dp4", data=4))
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(UserError, match=r"parallel=dp4 has 4 processes, but msrun was given --worker_num=2: use"):
+        launch.require_as_many(config)
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    launch.require_as_many(config)
+    monkeypatch.setenv(launch.LAUNCHER, "1")
+    monkeypatch.setenv("MS_NODE_ID", "0")
+    assert (launch.is_launched(), launch.is_under_msrun(), launch.is_deciding()) == (True, False, False)
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    assert (launch.is_scheduler(), launch.worker_rank()) == (True, 0)
+
+
+def test_timeouts_of_devices():
+    assert launch.timeouts(LaunchConfig(timeout_s=60), "CPU") == {"MS_CPU_COMM_OP_TIMEOUT": "60"}
+    assert launch.timeouts(LaunchConfig(timeout_s=60), "Ascend") == {
+        "HCCL_EXEC_TIMEOUT": "60",
+        "HCCL_CONNECT_TIMEOUT": "120",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("", []),
+        ("hello\nworld\n", ["hello", "world"]),
+        ("error: old\nTraceback (most recent call last):\n  File \"a.py\", line 1\n    f()\nValueError: no\nmore\n",
+         ['  File "a.py", line 1', "ValueError: no", "more"]),
+        ("Traceback (most recent call last):\nValueError: no\nwarning: x\nerror: key=1 is wrong\n",
+         ["error: key=1 is wrong"]),
+    ],
+)  # fmt: skip
+def test_the_last_error_of_a_log(tmp_path, text, last):
+    (tmp_path / "log").write_text(text)
+    assert last_error(tmp_path / "log") == last
