@@ -47,6 +47,7 @@ class AllGather(nn.Cell):
         super().__init__()
         self.group = group
         self.gather = self.reduce = None
+        self.zeros_like = ops.ZerosLike()  # the function of that name breaks graphs of Cells with a bprop
         if group and group.device_target != "CPU":
             self.gather = ops.AllGather(group=group.name)
         elif group:
@@ -59,7 +60,8 @@ class AllGather(nn.Cell):
             return self.gather(x)
         if self.reduce is None:
             return x
-        parts = (ops.zeros_like(x),) * self.before + (x,) + (ops.zeros_like(x),) * self.after
+        zeros = self.zeros_like(x)
+        parts = (zeros,) * self.before + (x,) + (zeros,) * self.after
         return self.reduce(ops.concat(parts, 0))
 
 

@@ -133,6 +133,6 @@ class PointToPoint:
         """Wait for what another process sends: (shape), of dtype."""
         from mindspore.mint import distributed
 
-        x = ops.zeros(shape, dtype)
+        x = Tensor(np.zeros(shape, ms.dtype_to_nptype(dtype)))
         distributed.recv(x, src=rank, group=WORLD)
         return x

@@ -24,11 +24,14 @@ def keep_stage(net: GPT2, model: ModelConfig, place: Place) -> None:
     if place.parallel.pipeline == 1:
         return
     layers = place.layers(model.num_layers)
+    names = {id(parameter): parameter.name for parameter in net.get_parameters()}
     net.h = nn.CellList([net.h[layer] for layer in layers], auto_prefix=False)
     for part in ("wte", "wpe", "ln_f", "lm_head"):
         if getattr(net, part) is not None and not holds(f"{part}.weight", model, place):
             delattr(net, part)
             setattr(net, part, None)
+    for parameter in net.get_parameters():
+        parameter.name = names[id(parameter)]  # a list of cells renames what it is given
 
 
 class Stage(nn.Cell):

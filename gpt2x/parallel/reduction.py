@@ -80,11 +80,9 @@ class Held:
 def held_parameters(net: GPT2, model: ModelConfig, mesh: Mesh) -> list[Held]:
     """The parameters that this process trains: those whose rows are shared first, partial gradients side by side."""
     place = mesh.place
-    parameters = {parameter.name: parameter for parameter in net.trainable_params()}
+    parameters = {parameter.name: parameter for parameter in net.get_parameters()}
     found = []
     for name, placement in placements(model, place).items():
-        if name not in parameters:
-            continue
         parameter, rows = parameters[name], shard_rows(placement.shape, place)
         trained = parameter
         if rows is not None:
@@ -199,6 +197,8 @@ class Reduction(nn.Cell):
             pair = self.sum_data(ops.depend(ops.stack((loss, share)), gradients[-1]))
             loss, share = pair[0], pair[1]
         squares = ops.addn(self.for_each(own_square_sum, gradients, self.counts))
+        if self.tied is not None:  # where it does not count, nothing else would keep the norm's sum behind its own
+            squares = ops.depend(squares, gradients[self.tied])
         if self.sum_norm is not None:
             own_loss = loss if self.counts_loss else ops.zeros_like(loss)
             pair = self.sum_norm(ops.stack((squares, ops.depend(own_loss, share))))

@@ -107,8 +107,7 @@ class VocabularyShare(Embedding):
         """ids (B, T) int32 -> (B, T, D) fp32."""
         rows = ids - self.first_row
         is_here = ops.logical_and(rows >= 0, rows < self.num_rows)
-        rows = ops.clamp(rows, 0, self.num_rows - 1)
-        x = ops.gather(self.weight, rows, 0)
+        x = ops.gather(self.weight, rows * ops.cast(is_here, ms.int32), 0)
         return self.leave(x * ops.cast(is_here, x.dtype).reshape((*ids.shape, 1)))
 
 
@@ -117,9 +116,21 @@ class VocabularyCrossEntropy(nn.Cell):
 
     def __init__(self, group: Group, num_columns: int):
         super().__init__()
+        self.kernel = VocabularyCrossEntropyKernel(group, num_columns)
+
+    def construct(self, logits, labels):
+        """logits (R, V), labels (R,) int32 -> nll (R,)."""
+        return self.kernel(logits, labels)[0]
+
+
+class VocabularyCrossEntropyKernel(nn.Cell):
+    """`VocabularyCrossEntropy` whose outputs are also what its gradient needs."""
+
+    def __init__(self, group: Group, num_columns: int):
+        super().__init__()
         self.log_softmax = ops.LogSoftmax(axis=-1)
         self.sum, self.add_at, self.stack = AllReduce(group), ops.TensorScatterAdd(), ops.Stack(axis=1)
-        self.product, self.ones_like = ops.MatMul(), ops.OnesLike()
+        self.product, self.ones_like, self.zeros_like = ops.MatMul(), ops.OnesLike(), ops.ZerosLike()
         self.first, self.num_columns = group.index * num_columns, num_columns
         self.before, self.after = group.index, group.size - group.index - 1
 
@@ -127,7 +138,7 @@ class VocabularyCrossEntropy(nn.Cell):
         """The labels' columns on this process, and which of them it has (R,) fp32."""
         columns = labels - self.first
         is_here = ops.cast(ops.logical_and(columns >= 0, columns < self.num_columns), ms.float32)
-        return ops.clamp(columns, 0, self.num_columns - 1), is_here
+        return columns * ops.cast(is_here, ms.int32), is_here
 
     def construct(self, logits, labels):
         """logits (R, V), labels (R,) int32 -> nll (R,), log-probabilities (R, V) among this process' columns, and
@@ -138,7 +149,7 @@ class VocabularyCrossEntropy(nn.Cell):
         own = (logits[:, :1] - log_probabilities[:, :1]).reshape(1, -1)  # log of the sum of exponentials
         columns, is_here = self.here(labels)
         chosen = ops.gather_elements(logits, 1, columns.reshape(-1, 1)).reshape(1, -1) * is_here
-        zeros = ops.zeros_like(own)
+        zeros = self.zeros_like(own)
         found = self.sum(ops.concat((zeros,) * self.before + (own,) + (zeros,) * self.after + (chosen,), 0))
         sums = found[:-1]
         largest = ops.ReduceMax()(sums, 0)
@@ -230,7 +241,7 @@ class TensorParallelGPT2(GPT2):
         """hidden (..., D), labels (R,) int32 -> nll (R,) fp32."""
         if self.gather is None:
             return self.cross_entropy(self.head_product(hidden), labels)
-        return self.cross_entropy(self.head_product(self.enter(hidden)), labels)[0]
+        return self.cross_entropy(self.head_product(self.enter(hidden)), labels)
 
 
 def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
