@@ -31,14 +31,18 @@ def start(name: str, config: Any) -> None:
         RunError: a process that was started here failed; its error has been shown.
     """
     deliver_interrupts(signal.SIGINT, *([] if launch.is_launched() else [signal.SIGTERM]))
+    if getattr(config, "plan", "false").lower() != "false":  # computes nothing, reads nothing
+        from gpt2x.train.plan_report import show
+
+        show(config)
+        return
     if launch.worker_rank():
         from gpt2x.runtime.console import console
 
         console.silence()
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: errors only; read when it is imported
     entry = import_module(MODULES[name])
-    is_plan = getattr(config, "plan", "false").lower() != "false"  # computes nothing
-    if launch.is_worker() or is_plan or (world_size(config.parallel) == 1 and not is_multirun()):
+    if launch.is_worker() or (world_size(config.parallel) == 1 and not is_multirun()):
         os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
         entry.run(config)
         return

@@ -108,6 +108,10 @@ class HardwareConfig:
     devices_per_node: int = MISSING  # devices in one machine
     flash_attention: bool = MISSING  # the kernel is there
     source: str = MISSING
+    efficiency: float | None = None  # share of the peak that matrix products reach (docs/planning.md); null: not known
+    memory_gb_per_s: float | None = None  # bandwidth of a device's memory; null: not known
+    link_gb_per_s: float | None = None  # from a device to another of its node, each pair a link; null: not known
+    network_gb_per_s: float | None = None  # from a device to other nodes; null: not known
 
 
 @dataclass

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.unigram import unigram_perplexity
-from gpt2x.layout import micro_batch_size, num_micro_batches
+from gpt2x.layout import Place, micro_batch_size, num_micro_batches, world_size
 from gpt2x.model import stats
+from gpt2x.parallel.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
-from gpt2x.runtime.memory import machine_memory_gb
 from gpt2x.train.start import Start
 
 UNIGRAM_MAX_TOKENS = 50_000_000  # counting more would delay the start
@@ -28,28 +27,20 @@ def describe_split(split: Split) -> str:
     return f"{split.num_tokens:,} tokens in {split.num_blocks:,} blocks of {split.block_len}{words}"
 
 
-def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
-    """Whether training runs the fused kernel: `gpt2x.ops.AttentionAscend` wants no dropout on weights and no fp32."""
-    rate = model.dropout if model.attention_dropout is None else model.attention_dropout
-    return hardware.flash_attention and rate == 0 and hardware.precision != "fp32"
-
-
 def describe_model(start: Start) -> dict[str, str]:
     """Parameters, where the weights are from, FLOPs and memory."""
     model, trainer, hardware = start.model, start.config.trainer, start.config.hardware
     parallel = start.config.parallel
-    memory = stats.train_memory(
+    memory = step_memory(
         model,
+        Place(parallel, 0),
+        hardware,
         micro_batch_size=micro_batch_size(parallel, trainer),
+        micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
-        precision=hardware.precision,
-        accumulates=num_micro_batches(parallel, trainer) > 1,
-        recompute=parallel.recompute,
-        keeps_scores=not uses_flash_attention(model, hardware),
-        reuses_memory=hardware.device_target != "CPU",
     )
-    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory)
-    available = hardware.memory_gb or machine_memory_gb()
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
+    usable = usable_bytes(hardware, world_size(parallel) // start.config.launch.num_nodes)
     weights = f"from {start.source.path}" if start.source else f"random, seed {start.config.seed}"
     if start.resumption:
         weights = f"from {start.resumption.saved.path}"
@@ -58,7 +49,7 @@ def describe_model(start: Start) -> dict[str, str]:
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
         "weights": weights,
         "FLOPs a token": f"{stats.train_flops_per_token(model, trainer.seq_len):.3g} (forward and backward)",
-        "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {available:.0f} GB",
+        "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
     }
 
 
@@ -103,7 +94,7 @@ def notices(start: Start) -> list[str]:
             f"model.vocab_size={start.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} tokens; "
             "the rest of the embedding stays unused (model.vocab_size=null fits it)"
         )
-    if config.hardware.flash_attention and not uses_flash_attention(start.model, config.hardware):
+    if config.hardware.flash_attention and not stats.uses_flash_attention(start.model, config.hardware):
         found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
     if start.source:
         for key in ("activation", "layer_norm_eps", "tie_embeddings"):
