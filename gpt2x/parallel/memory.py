@@ -1,0 +1,244 @@
+"""Bytes that a training step takes on one device: arithmetic on names and shapes (no mindspore).
+
+The one estimate of memory: the panel of a run, the planner and the search use it. docs/planning.md derives it.
+
+Legend: b sequences of a micro batch, T tokens, D hidden, N heads, F feed-forward, t tensor degree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
+from gpt2x.layout import Place
+from gpt2x.model import stats
+from gpt2x.parallel.placement import holds, placement, shard_rows
+from gpt2x.runtime.memory import machine_memory_gb
+
+FP32 = 4  # bytes
+LOGITS_COPIES = 3  # fp32: log-probabilities, softmax and its gradient (gpt2x/ops.py, CrossEntropyKernel)
+BUCKET_BYTES = 32 * 2**20  # gradients that are reduced together (gpt2x/parallel/reduction.py, BUCKET_ELEMENTS)
+# What MindFormers' recipes leave MindSpore of a device of 64 GB (run_gpt2_13b_910b.yaml: max_device_memory 59GB); the
+# rest is the driver's and HCCL's.
+USABLE_SHARE = 59 / 64
+
+# Measured on the CPU, where MindSpore 2.10 frees little before a graph ends (docs/planning.md has the runs): copies of
+# the parameters in fp32, copies of the logits in fp32, and what a block keeps in fp32 values of b T D, whole on every
+# process of the tensor axis or split, and of b N T T.
+CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of a model without size
+CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 2.3, 3.5
+CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS = 20.0, 35.0, 26.0
+CPU_SCORE_UNITS, CPU_SCORE_DROPOUT_UNITS = 1.0, 15.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what they hold."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    buffers: float = 0.0  # of communication
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(size for _, size in self)
+
+    @property
+    def largest(self) -> str:
+        """The part that takes most."""
+        return max(self, key=lambda part: part[1])[0]
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """How many values a process has of the model.
+
+    Attributes:
+        parameters: of its stage, as it holds them: a share of what the tensor axis splits, copies of the rest.
+        block_matrices: of one block, matrices alone.
+        matrices: of all its blocks, and of the head where it has one.
+        states: those whose optimizer states it keeps.
+        masters: those that it updates in a copy of its own, of which the model's weights are gathered.
+        head: of the head's matrix, on the last stage.
+        largest: of its largest tensor.
+    """
+
+    parameters: int
+    block_matrices: int
+    matrices: int
+    states: int
+    masters: int
+    head: int
+    largest: int
+
+
+def elements(model: ModelConfig, place: Place) -> Elements:
+    """Count what a process holds; the blocks of a stage are alike, so one is counted."""
+    num_layers = len(place.layers(model.num_layers))
+    first = place.layers(model.num_layers).start
+    shapes = {f"h.{first}.{name}": shape for name, shape in stats.block_shapes(model).items()}
+    shapes |= {name: shape for name, shape in stats.outer_shapes(model).items() if holds(name, model, place)}
+    parameters = states = masters = block_matrices = head = largest = 0
+    for name, logical in shapes.items():
+        shape = placement(name, logical, model, place).shape
+        size, is_block = math.prod(shape), name.startswith("h.")
+        rows = shard_rows(shape, place)
+        count = num_layers if is_block else 1
+        parameters += count * size
+        own = size if rows is None else size // shape[0] * len(rows)
+        states += count * own
+        masters += 0 if rows is None else count * own
+        largest = max(largest, size)
+        if is_block and len(shape) == 2:
+            block_matrices += size
+        if place.is_last_stage and name == ("wte.weight" if model.tie_embeddings else "lm_head.weight"):
+            head = size
+    return Elements(parameters, block_matrices, num_layers * block_matrices + head, states, masters, head, largest)
+
+
+def usable_bytes(hardware: HardwareConfig, processes: int) -> float:
+    """Memory of a device that a run can fill; a CPU's is shared by the processes on the machine."""
+    if hardware.device_target == "CPU":
+        memory_gb = hardware.memory_gb or machine_memory_gb()
+        return memory_gb * 1e9 / processes - CPU_PROCESS_BYTES
+    assert hardware.memory_gb is not None
+    return hardware.memory_gb * 1e9 * USABLE_SHARE
+
+
+def weights_bytes(parallel: ParallelConfig, precision: str) -> int:
+    """Bytes of a weight that the model computes with: fp32 in every layout and precision, cast where it is used.
+
+    The one place to change if working weights follow the compute dtype.
+    """
+    return FP32
+
+
+def accumulates(parallel: ParallelConfig, micro_batches: int) -> bool:
+    """Whether gradients are summed in buffers of their own."""
+    return micro_batches > 1 or parallel.pipeline > 1
+
+
+def step_memory(
+    model: ModelConfig,
+    place: Place,
+    hardware: HardwareConfig,
+    *,
+    micro_batch_size: int,
+    micro_batches: int,
+    seq_len: int,
+) -> Memory:
+    """Estimate what a training step takes on the device of one process.
+
+    Args:
+        model: with its vocabulary known.
+        place: the process.
+        hardware: decides the precision, and whether memory is reused as on Ascend or measured as on the CPU.
+        micro_batch_size: sequences a forward pass.
+        micro_batches: forward passes an update.
+        seq_len: tokens a sequence.
+    """
+    parallel, is_cpu = place.parallel, hardware.device_target == "CPU"
+    count = elements(model, place)
+    gradient_copies = 1.0 + accumulates(parallel, micro_batches)
+    if is_cpu:
+        gradient_copies = CPU_GRADIENT_COPIES + CPU_SUM_COPIES * accumulates(parallel, micro_batches)
+    logits = 0.0
+    if place.is_last_stage:
+        columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
+        logits = FP32 * micro_batch_size * seq_len * columns * (CPU_LOGITS_COPIES if is_cpu else LOGITS_COPIES)
+    return Memory(
+        weights=weights_bytes(parallel, hardware.precision) * count.parameters + cast_bytes(count, place, hardware),
+        gradients=FP32 * count.parameters * gradient_copies,
+        optimizer=FP32 * (2 * count.states + count.masters),
+        activations=activation_bytes(model, place, hardware, micro_batch_size, micro_batches, seq_len),
+        logits=logits,
+        buffers=buffer_bytes(parallel, count),
+    )
+
+
+def cast_bytes(count: Elements, place: Place, hardware: HardwareConfig) -> float:
+    """Copies of the matrices in the compute dtype, which wait for their backward; recomputed blocks keep one's."""
+    width = stats.BYTES[hardware.precision]
+    if weights_bytes(place.parallel, hardware.precision) == width:
+        return 0.0
+    if place.parallel.recompute != "block":
+        return width * count.matrices
+    return width * (count.block_matrices + count.head)
+
+
+def buffer_bytes(parallel: ParallelConfig, count: Elements) -> float:
+    """What is sent and what is received in the reduction of gradients: a bucket, or the largest tensor, twice."""
+    if parallel.data == 1:
+        return 0.0
+    return 2 * min(FP32 * count.parameters, max(BUCKET_BYTES, FP32 * count.largest))
+
+
+def activation_bytes(
+    model: ModelConfig,
+    place: Place,
+    hardware: HardwareConfig,
+    micro_batch_size: int,
+    micro_batches: int,
+    seq_len: int,
+) -> float:
+    """Activations of one micro batch between its forward and backward, and inputs of a stage that wait for theirs."""
+    parallel, is_cpu = place.parallel, hardware.device_target == "CPU"
+    num_layers = len(place.layers(model.num_layers))
+    tokens = micro_batch_size * seq_len / (parallel.tensor if parallel.sequence_parallel else 1)
+    hidden = tokens * model.hidden_size * stats.BYTES[hardware.precision]
+    of_block = cpu_block_bytes if is_cpu else block_bytes
+    block = of_block(model, parallel, hardware, micro_batch_size, seq_len)
+    kept = num_layers * block
+    if parallel.recompute == "block" and not is_cpu:  # the inputs of all blocks, and one block; the CPU frees none
+        kept = num_layers * hidden + block
+    if parallel.pipeline > 1:
+        waiting = 0 if place.is_first_stage else min(parallel.pipeline - place.stage, micro_batches)
+        kept += (waiting + 2) * hidden  # two messages under way
+    return kept
+
+
+def block_bytes(
+    model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, micro_batch_size: int, seq_len: int
+) -> float:
+    """Activations that a block keeps for its backward where memory is reused (Ascend).
+
+    Korthikanti et al. (arXiv:2205.05198, section 4) with our kernels' kept outputs. Whole on every process of the
+    tensor axis, in b T D: the rows of two layer norms and two dropout masks in fp32, two inputs of norms; two inputs
+    of linears. Split: queries, keys, values and their mix in b T D; input, gate and output of GELU in b T F; attention
+    weights and their dropout mask in fp32, b N T T each, unless the fused kernel or recomputation drops them.
+    """
+    width, t = stats.BYTES[hardware.precision], parallel.tensor
+    rows = micro_batch_size * seq_len
+    hidden, has_dropout = rows * model.hidden_size, model.dropout > 0
+    own = hidden * ((2 + 2 * has_dropout) * FP32 + 2 * width)
+    inputs = hidden * 2 * width  # whole under sequence parallelism too: the tokens are gathered before
+    split = hidden * 4 * width + rows * stats.ffn_size(model) * 3 * width
+    if parallel.recompute != "attention" and not stats.uses_flash_attention(model, hardware):
+        scores = micro_batch_size * model.num_heads * seq_len**2
+        split += scores * FP32 * (1 + (stats.attention_dropout(model) > 0))
+    return own / (t if parallel.sequence_parallel else 1) + inputs + split / t
+
+
+def cpu_block_bytes(
+    model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, micro_batch_size: int, seq_len: int
+) -> float:
+    """Bytes that a block takes on the CPU, by measured units; the precision hardly matters, since kernels compute in
+    fp32.
+    """
+    t = parallel.tensor
+    hidden = micro_batch_size * seq_len * model.hidden_size
+    scores = micro_batch_size * model.num_heads * seq_len**2
+    whole = CPU_WHOLE_UNITS + CPU_DROPOUT_UNITS * (model.dropout > 0)
+    split = CPU_SPLIT_UNITS * hidden
+    split += (CPU_SCORE_UNITS + CPU_SCORE_DROPOUT_UNITS * (stats.attention_dropout(model) > 0)) * scores
+    return FP32 * (whole * hidden / (t if parallel.sequence_parallel else 1) + split / t)

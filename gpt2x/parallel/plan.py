@@ -1,0 +1,436 @@
+"""What a layout costs on every kind of rank, before anything is built: arithmetic alone (no mindspore).
+
+Memory is `gpt2x.parallel.memory`. Time is a roofline: matrix products at a calibrated share of the device's peak, its
+other work by memory bandwidth, communication by link bandwidth, nothing overlapped. docs/planning.md has the formulas,
+the calibration and what is assumed.
+
+Legend: b sequences of a micro batch, T tokens, D hidden, F feed-forward, V vocabulary, M micro batches, P stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
+from gpt2x.layout import Place, micro_batch_size, num_micro_batches, validate_layout, world_size
+from gpt2x.model import stats
+from gpt2x.parallel.memory import (
+    FP32,
+    Elements,
+    Memory,
+    accumulates,
+    elements,
+    step_memory,
+    usable_bytes,
+    weights_bytes,
+)
+
+ASSUMED_VOCABULARY = 50257  # GPT-2's, where neither model nor tokenizer states one
+
+# Bytes that a value moves in device memory, by counting operands and results in gpt2x/optim, gpt2x/train and gpt2x/ops.
+ADAM_BYTES = 28 + 8 + 4  # parameter, mean, square and gradient read, three written; decay; the gradient's norm
+SUM_BYTES = 12  # a gradient and its sum read, the sum written: each micro batch
+CAST_BYTES = 6  # an fp32 weight read, one of 2 bytes written: each forward
+SCORE_BYTES = 32  # an attention weight forward: product, cast, mask, softmax, cast, mix; backward moves twice that
+SCORE_DROPOUT_BYTES = 60  # its dropout: hash, compare, scale and product
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A kind of communication of one rank in an update.
+
+    Attributes:
+        axis: data, tensor, pipeline or embedding.
+        what: for people.
+        sent: bytes that the device sends.
+        seconds: predicted; None where a bandwidth is not known.
+        crosses_nodes: whether the network between nodes is used.
+    """
+
+    axis: str
+    what: str
+    sent: float
+    seconds: float | None
+    crosses_nodes: bool
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One kind of rank: a stage, since all ranks of a stage are alike.
+
+    Attributes:
+        place: the first rank of the kind.
+        stages: numbers of the stages that are alike.
+        layers: blocks of the stage.
+        elements: what it holds.
+        memory: bytes.
+        flops: floating-point operations of an update, recomputation included.
+        collectives: communication of an update.
+        compute_s: of one micro batch: products and other work; None where not known.
+        micro_batch_s: of one micro batch, communication included.
+        update_s: behind the last micro batch: reduction, optimizer, publication.
+    """
+
+    place: Place
+    stages: tuple[int, ...]
+    layers: int
+    elements: Elements
+    memory: Memory
+    flops: float
+    collectives: tuple[Collective, ...]
+    compute_s: float | None
+    micro_batch_s: float | None
+    update_s: float | None
+
+    @property
+    def name(self) -> str:
+        """The kind, for people."""
+        stage = self.place.stage
+        if self.place.parallel.pipeline == 1:
+            return "all ranks"
+        if self.place.is_first_stage or self.place.is_last_stage:
+            return f"{'first' if stage == 0 else 'last'} stage"
+        numbers = f"{self.stages[0]}" if len(self.stages) == 1 else f"{self.stages[0]}-{self.stages[-1]}"
+        return f"stage {numbers}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the roofline predicts.
+
+    Attributes:
+        update_s: seconds of an update.
+        tokens_per_s: of one device.
+        mfu: model FLOPs against the device's peak, in [0, 1].
+        waiting: share of the update in which the busiest stage waits for others.
+        shares: what the update's seconds go to on the busiest stage.
+    """
+
+    update_s: float
+    tokens_per_s: float
+    mfu: float
+    waiting: float
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout, its kinds of ranks, and what they add up to.
+
+    Attributes:
+        model: with a vocabulary.
+        ranks: kinds, in the order of stages.
+        usable: bytes of a device that a run can fill.
+        speed: None where the hardware's figures are not known.
+    """
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    hardware: HardwareConfig
+    trainer: TrainerConfig
+    ranks: tuple[RankPlan, ...]
+    usable: float
+    speed: Speed | None
+
+    @property
+    def fullest(self) -> RankPlan:
+        """The rank that takes most memory."""
+        return max(self.ranks, key=lambda rank: rank.memory.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank fits its device."""
+        return self.fullest.memory.total <= self.usable
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes an update."""
+        return num_micro_batches(self.parallel, self.trainer)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences a forward pass."""
+        return micro_batch_size(self.parallel, self.trainer)
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Plan what a validated configuration would run.
+
+    Raises:
+        UserError: the layout does not divide the vocabulary that is assumed.
+    """
+    model = with_vocabulary(config)
+    validate_layout(config.parallel, model)
+    return plan(model, config.parallel, config.hardware, config.trainer, config.launch.num_nodes)
+
+
+def with_vocabulary(config: TrainConfig) -> ModelConfig:
+    """The model with a vocabulary: its own, else the tokenizer's, else GPT-2's; no data is read."""
+    assumed = config.model.vocab_size or config.tokenizer.vocab_size or ASSUMED_VOCABULARY
+    return replace(config.model, vocab_size=assumed)
+
+
+def plan(
+    model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig, num_nodes: int = 1
+) -> Plan:
+    """Plan a layout.
+
+    Args:
+        model: with its vocabulary known.
+        parallel: a layout that divides model and batch.
+        hardware: the device.
+        trainer: batch and sequence length.
+        num_nodes: machines, of which a CPU's share their memory among processes.
+    """
+    job = Job(model, parallel, hardware, trainer)
+    kinds: dict[tuple[bool, bool, int], list[Place]] = {}
+    for stage in range(parallel.pipeline):
+        place = Place(parallel, stage * parallel.data * parallel.tensor)
+        kind = (place.is_first_stage, place.is_last_stage, len(place.layers(model.num_layers)))
+        kinds.setdefault(kind, []).append(place)
+    ranks = tuple(job.rank(places) for places in kinds.values())
+    usable = usable_bytes(hardware, max(1, world_size(parallel) // num_nodes))
+    return Plan(model, parallel, hardware, trainer, ranks, usable, job.speed(ranks))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Ranks that communicate, as the network sees them: `nodes` machines with `per_node` ranks each."""
+
+    per_node: int
+    nodes: int
+
+    @property
+    def size(self) -> int:
+        """Ranks."""
+        return self.per_node * self.nodes
+
+
+def span(ranks: Sequence[int], devices_per_node: int) -> Span:
+    """How ranks lie on nodes; where they lie unevenly, as if every node had the most that one has."""
+    on_node: dict[int, int] = {}
+    for rank in ranks:
+        node = rank // devices_per_node
+        on_node[node] = on_node.get(node, 0) + 1
+    return Span(max(on_node.values()), len(on_node))
+
+
+class Job:
+    """The numbers of one layout: a model, a device, a batch."""
+
+    def __init__(self, model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig):
+        self.model, self.parallel, self.hardware, self.trainer = model, parallel, hardware, trainer
+        self.micro_batches = num_micro_batches(parallel, trainer)
+        self.micro_batch_size = micro_batch_size(parallel, trainer)
+        self.rows = self.micro_batch_size * trainer.seq_len
+        self.width = stats.BYTES[hardware.precision]
+        self.flash = stats.uses_flash_attention(model, hardware)
+
+    # ---- work of a stage
+
+    def forwards(self, place: Place) -> int:
+        """Forward passes through a block for one backward: its own, a stage's, and recomputation's."""
+        return 1 + (not place.is_last_stage) + (self.parallel.recompute == "block")
+
+    def attention_forwards(self, place: Place) -> int:
+        """Forward passes through attention for one backward."""
+        return self.forwards(place) + (self.parallel.recompute == "attention")
+
+    def flops(self, place: Place, count: Elements) -> float:
+        """Floating-point operations of one micro batch; a backward pass costs two forward ones.
+
+        2 a weight and token; 2 x 2 x D x T/2 a token and layer for attention, the whole T where it is written out.
+        """
+        num_layers = len(place.layers(self.model.num_layers))
+        linear = 2 * self.rows * num_layers * count.block_matrices
+        length = self.trainer.seq_len / (2 if self.flash else 1)
+        attention = 4 * self.rows * num_layers * self.model.hidden_size / self.parallel.tensor * length
+        head = 2 * self.rows * count.head
+        return linear * (self.forwards(place) + 2) + attention * (self.attention_forwards(place) + 2) + head * 3
+
+    def moved_bytes(self, place: Place, count: Elements) -> float:
+        """Bytes that one micro batch moves in device memory beside its matrix products: casts, sums, attention weights
+        that are written out.
+        """
+        moved = 0.0
+        if weights_bytes(self.parallel, self.hardware.precision) > self.width:
+            blocks = len(place.layers(self.model.num_layers)) * count.block_matrices
+            moved += CAST_BYTES * (blocks * self.forwards(place) + count.head)
+        if accumulates(self.parallel, self.micro_batches):
+            moved += SUM_BYTES * count.parameters
+        if not self.flash:
+            each = SCORE_BYTES + SCORE_DROPOUT_BYTES * (stats.attention_dropout(self.model) > 0)
+            scores = self.micro_batch_size * self.model.num_heads / self.parallel.tensor * self.trainer.seq_len**2
+            layers = len(place.layers(self.model.num_layers))
+            moved += each * scores * layers * (self.attention_forwards(place) + 2)
+        return moved
+
+    # ---- communication
+
+    def seconds(self, sent_within: float, sent_between: float, lanes: int) -> float | None:
+        """Time to send bytes within a node, over `lanes` links at once, and between nodes."""
+        link, network = self.hardware.link_gb_per_s, self.hardware.network_gb_per_s
+        if (sent_within and link is None) or (sent_between and network is None):
+            return None
+        within = sent_within / (lanes * link * 1e9) if link and sent_within else 0.0
+        return within + (sent_between / (network * 1e9) if network and sent_between else 0.0)
+
+    def collective(
+        self, axis: str, what: str, ranks: Sequence[int], size: float, passes: int, times: int = 1
+    ) -> Collective:
+        """A collective on `size` bytes: 1 pass is a reduce-scatter or an all-gather, 2 an all-reduce.
+
+        A pass in a group of n sends (n - 1) / n of the bytes (a ring, or direct exchange). Over several nodes it goes
+        by levels: k ranks of a node exchange the whole, then each exchanges its k-th with its like on other nodes.
+        """
+        group = span(ranks, self.hardware.devices_per_node)
+        if self.hardware.device_target == "CPU":
+            passes = 2  # a gather is the all-reduce of a padded buffer there, a reduce-scatter one that is cut
+        per_node, nodes = group.per_node, group.nodes
+        within = times * passes * size * (per_node - 1) / per_node
+        between = times * passes * size / per_node * (nodes - 1) / nodes
+        seconds = self.seconds(within, between, max(1, per_node - 1))
+        return Collective(axis, what, within + between, seconds, nodes > 1)
+
+    def message(self, what: str, place: Place, other: int, size: float, times: int) -> Collective:
+        """Messages to another stage."""
+        crosses = span((place.rank, other), self.hardware.devices_per_node).nodes > 1
+        sent = times * size
+        seconds = self.seconds(0.0 if crosses else sent, sent if crosses else 0.0, 1)
+        return Collective("pipeline", what, sent, seconds, crosses)
+
+    def tensor_collectives(self, place: Place) -> list[Collective]:
+        """Of one micro batch (arXiv:1909.08053, section 3): a sum over the tensor axis a half block, forward and
+        backward; a gather and a scatter of half the volume each under sequence parallelism (arXiv:2205.05198).
+        """
+        parallel, hidden = self.parallel, self.rows * self.model.hidden_size
+        if parallel.tensor == 1:
+            return []
+        ranks = [place.rank_at(tensor=index) for index in range(parallel.tensor)]
+        count = len(place.layers(self.model.num_layers)) * (2 * self.forwards(place) + 2)
+        found = [self.collective("tensor", "hidden states", ranks, hidden * self.width, 2, count)]
+        if parallel.vocab_parallel and place.is_first_stage:
+            times = 1 + (not place.is_last_stage)
+            found.append(self.collective("tensor", "embedding", ranks, hidden * FP32, 2, times))
+        if parallel.vocab_parallel and place.is_last_stage:
+            found.append(self.collective("tensor", "gradient of the head", ranks, hidden * self.width, 2))
+            sums = (parallel.tensor + 1) * self.rows * FP32  # each share's logarithmic sum, and the label's logit
+            found.append(self.collective("tensor", "cross entropy", ranks, sums, 2))
+        return found
+
+    def pipeline_collectives(self, place: Place) -> list[Collective]:
+        """Of one micro batch: hidden states to the stage behind, their gradient to the one before."""
+        split = self.parallel.tensor if self.parallel.sequence_parallel else 1
+        size = self.rows * self.model.hidden_size * self.width / split
+        found = []
+        if not place.is_last_stage:
+            found.append(self.message("hidden states", place, place.rank_at(stage=place.stage + 1), size, 1))
+        if not place.is_first_stage:
+            found.append(self.message("gradients", place, place.rank_at(stage=place.stage - 1), size, 1))
+        return found
+
+    def update_collectives(self, place: Place, count: Elements) -> list[Collective]:
+        """Once an update: the tied table between its two stages, then gradients, then updated weights."""
+        parallel, found = self.parallel, []
+        is_end = place.is_first_stage or place.is_last_stage
+        if parallel.pipeline > 1 and is_end and self.model.tie_embeddings:
+            split = parallel.tensor if parallel.vocab_parallel else 1
+            table = stats.padded_vocab_size(self.model) * self.model.hidden_size * FP32 / split
+            ends = [place.rank_at(stage=0), place.rank_at(stage=parallel.pipeline - 1)]
+            found.append(self.collective("embedding", "gradient of the tied table", ends, table, 2))
+        if parallel.data == 1:
+            return found
+        shards = parallel.optimizer_shards
+        everyone = [place.rank_at(data=index) for index in range(parallel.data)]
+        shared = shards * count.masters  # parameters whose states are shared out
+        if shared:
+            first = place.data // shards * shards
+            owners = [place.rank_at(data=index) for index in range(first, first + shards)]
+            found.append(self.collective("data", "gradients, scattered", owners, FP32 * shared, 1))
+            if parallel.data > shards:
+                alike = [place.rank_at(data=index) for index in range(place.shard, parallel.data, shards)]
+                found.append(self.collective("data", "gradients of a share", alike, FP32 * count.masters, 2))
+            width = weights_bytes(parallel, self.hardware.precision)
+            found.append(self.collective("data", "updated weights, gathered", owners, width * shared, 1))
+        if count.parameters > shared:
+            rest = FP32 * (count.parameters - shared)
+            found.append(self.collective("data", "gradients", everyone, rest, 2))
+        return found
+
+    # ---- ranks and time
+
+    def rank(self, places: list[Place]) -> RankPlan:
+        """The plan of a kind of rank."""
+        place = places[0]
+        count, hardware = elements(self.model, place), self.hardware
+        memory = step_memory(
+            self.model,
+            place,
+            hardware,
+            micro_batch_size=self.micro_batch_size,
+            micro_batches=self.micro_batches,
+            seq_len=self.trainer.seq_len,
+        )
+        each = self.tensor_collectives(place) + self.pipeline_collectives(place)
+        once = self.update_collectives(place, count)
+        flops = self.flops(place, count)
+        compute_s = micro_batch_s = update_s = None
+        if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s:
+            bandwidth = hardware.memory_gb_per_s * 1e9
+            compute_s = flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
+            compute_s += self.moved_bytes(place, count) / bandwidth
+            micro_batch_s = add(compute_s, *(part.seconds for part in each))
+            update_s = add(ADAM_BYTES * count.states / bandwidth, *(part.seconds for part in once))
+        return RankPlan(
+            place=place,
+            stages=tuple(other.stage for other in places),
+            layers=len(place.layers(self.model.num_layers)),
+            elements=count,
+            memory=memory,
+            flops=flops * self.micro_batches,
+            collectives=tuple([times(part, self.micro_batches) for part in each] + once),
+            compute_s=compute_s,
+            micro_batch_s=micro_batch_s,
+            update_s=update_s,
+        )
+
+    def speed(self, ranks: tuple[RankPlan, ...]) -> Speed | None:
+        """1F1B: every stage once, and the slowest for each further micro batch; then the slowest update."""
+        slots = [(rank.micro_batch_s, len(rank.stages)) for rank in ranks]
+        updates = [rank.update_s for rank in ranks if rank.update_s is not None]
+        known = [(slot, count) for slot, count in slots if slot is not None]
+        if len(known) < len(ranks) or len(updates) < len(ranks):
+            return None
+        busiest = max(ranks, key=lambda rank: rank.micro_batch_s or 0.0)
+        slot = busiest.micro_batch_s or 0.0
+        passes = sum(each * count for each, count in known) + (self.micro_batches - 1) * slot
+        update_s = passes + max(updates)
+        tokens = self.trainer.global_batch_size * self.trainer.seq_len / world_size(self.parallel)
+        peak = (self.hardware.peak_tflops or 0.0) * 1e12
+        shares = {"compute": self.micro_batches * (busiest.compute_s or 0.0)}
+        for part in busiest.collectives:
+            shares[part.axis] = shares.get(part.axis, 0.0) + (part.seconds or 0.0)
+        once = sum(part.seconds or 0.0 for part in self.update_collectives(busiest.place, busiest.elements))
+        shares["optimizer"] = (busiest.update_s or 0.0) - once
+        waiting = update_s - sum(shares.values())
+        shares["waiting"] = waiting
+        return Speed(
+            update_s=update_s,
+            tokens_per_s=tokens / update_s,
+            mfu=tokens / update_s * stats.train_flops_per_token(self.model, self.trainer.seq_len) / peak,
+            waiting=waiting / update_s,
+            shares=shares,
+        )
+
+
+def add(*parts: float | None) -> float | None:
+    """The sum; None where a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def times(part: Collective, count: int) -> Collective:
+    """The same communication `count` times."""
+    seconds = None if part.seconds is None else count * part.seconds
+    return replace(part, sent=count * part.sent, seconds=seconds)
