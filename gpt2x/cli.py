@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -128,6 +129,8 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
             message = "; ".join(str(failure) for failure in failures if str(failure))
             raise RunError(message, min(failure.status for failure in failures))
 
+    if launch.is_under_msrun():
+        run_and_leave(guarded_job, SCHEMAS[name])
     sys.exit(guarded(guarded_job, SCHEMAS[name]))
 
 
@@ -172,6 +175,16 @@ def guarded(job: Callable[[], Any], root: type | None = None) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)
     return status
+
+
+def run_and_leave(job: Callable[[], Any], root: type | None = None) -> NoReturn:
+    """`guarded` in one of several processes, which ends with it."""
+    try:
+        status = guarded(job, root)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    launch.leave(status)
 
 
 def explain(error: BaseException, root: type) -> str:

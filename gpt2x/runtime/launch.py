@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gpt2x.config import CommonConfig, LaunchConfig
 from gpt2x.errors import UserError
 from gpt2x.layout import world_size
-from gpt2x.runtime.world import World
+from gpt2x.runtime.world import World, say_done
 
 RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
 LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it
@@ -99,6 +102,21 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher):  # it died before
         os._exit(1)
+
+
+def leave(status: int) -> NoReturn:
+    """End a process of several without the destructors of MindSpore's libraries.
+
+    After a failure also without MindSpore's farewell to the other processes, which would wait for them.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the farewell prints lines of its own
+        say_done()
+        atexit._run_exitfuncs()
+    os._exit(status)
 
 
 # ---- starting

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import threading
 import time
 
 import psutil
@@ -48,25 +48,25 @@ def serve(reserved: int | None = None) -> None:
 
 
 def end_with_siblings() -> None:
-    """Let this process end soon after the last worker that msrun started.
+    """Have this process end soon after the last worker that msrun started.
 
-    Where a worker failed, MindSpore's scheduler would wait for half a minute, and msrun for the scheduler.
+    Where a worker failed, MindSpore's scheduler would wait for half a minute, and msrun for the scheduler. A thread
+    could not watch, since `init` does not release Python's lock: a forked process does.
     """
-    parent = psutil.Process(os.getppid())
-
-    def siblings() -> bool:
-        others = [child for child in parent.children() if child.pid != os.getpid()]
-        return any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in others)
-
-    def watch() -> None:
-        while not siblings():
-            time.sleep(SIBLINGS_POLL_S)
-        while siblings():
-            time.sleep(SIBLINGS_POLL_S)
-        time.sleep(FAREWELL_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="siblings", daemon=True).start()
+    msrun, own = psutil.Process(os.getppid()), os.getpid()
+    if os.fork():
+        return
+    begun = False
+    while os.getppid() == own:
+        others = [child for child in msrun.children() if child.pid != own] if msrun.is_running() else []
+        alive = [child for child in others if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        if begun and not alive:
+            time.sleep(FAREWELL_S)
+            if os.getppid() == own:
+                os.kill(own, signal.SIGKILL)
+        begun = begun or bool(alive)
+        time.sleep(SIBLINGS_POLL_S)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
-from gpt2x.cli import guarded
+from gpt2x.cli import guarded, run_and_leave
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.interrupt import deliver_interrupts
-from gpt2x.worker import leave
 
 
 def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> None:
@@ -55,19 +53,11 @@ def work(world: int, mode: str) -> None:
     print(f"rank {rank} is done", flush=True)
 
 
-def safely(job) -> int:
-    try:
-        return guarded(job)
-    except Exception:
-        traceback.print_exc()
-        return 1
-
-
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
     if kind == "work":
         launch.end_with_launcher()
-        leave(safely(lambda: work(int(arguments[0]), arguments[1])))
+        run_and_leave(lambda: work(int(arguments[0]), arguments[1]))
     directory, world, mode, *keys = arguments
     values = {key: int(value) if value.isdigit() else value for key, _, value in (k.partition("=") for k in keys)}
     sys.exit(guarded(lambda: start(Path(directory), int(world), mode, LaunchConfig(**values))))
