@@ -9,8 +9,9 @@ from gpt2x.config import TrainConfig
 from gpt2x.layout import bubble_fraction, world_size
 from gpt2x.model import stats
 from gpt2x.parallel.memory import USABLE_SHARE
-from gpt2x.parallel.plan import Collective, Plan, make_plan, with_vocabulary
+from gpt2x.parallel.plan import Plan, make_plan, with_vocabulary
 from gpt2x.parallel.search import CLOSE, Search, advise, search, tokens_per_s
+from gpt2x.parallel.traffic import Collective
 from gpt2x.runtime.console import console
 
 NUM_BEST, NUM_TOO_LARGE = 15, 5  # rows of a search

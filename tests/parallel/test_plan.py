@@ -1,0 +1,246 @@
+"""The planner: counts, volumes worked out by hand, the calibration, verdicts, searches."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from gpt2x.config import ModelConfig, ParallelConfig
+from gpt2x.errors import UserError
+from gpt2x.layout import Place, world_size
+from gpt2x.model import stats
+from gpt2x.parallel.memory import elements
+from gpt2x.parallel.placement import owns, placements
+from gpt2x.parallel.plan import ADAM_BYTES, make_plan
+from gpt2x.parallel.search import CLOSE, advise, search, tokens_per_s
+from gpt2x.train import plan_report
+from tests.test_config import ROOT, typed
+
+ATLAS = "hardware=atlas_800t_a2"
+G13B = ["model=gpt2_13b", ATLAS, "trainer.seq_len=2048", "model.attention_dropout=0"]
+G52B = ["model=gpt2_52b", ATLAS, "trainer.seq_len=1024", "trainer.global_batch_size=1024", "model.attention_dropout=0"]
+SMALL = {"name": "t", "num_layers": 5, "num_heads": 4, "hidden_size": 32, "max_seq_len": 16, "vocab_size": 96}
+
+
+def planned(*overrides):
+    return make_plan(typed("train", *overrides))
+
+
+# ---- parameters
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("degrees", [(1, 1, 1), (2, 2, 2), (1, 4, 1), (1, 1, 3), (4, 1, 2)])
+def test_owned_parameters_are_the_models(degrees, tied):
+    data, tensor, pipeline = degrees
+    model = ModelConfig(**SMALL, tie_embeddings=tied)
+    parallel = ParallelConfig(name="t", data=data, tensor=tensor, pipeline=pipeline)
+    total = held = 0
+    for rank in range(world_size(parallel)):
+        place = Place(parallel, rank)
+        sizes = {name: math.prod(part.shape) for name, part in placements(model, place).items()}
+        count = elements(model, place)
+        assert count.parameters == sum(sizes.values()), "the planner counts what the process holds"
+        held += count.parameters
+        if place.data == 0:
+            total += sum(size for name, size in sizes.items() if owns(name, place))
+    assert total == stats.num_params(model)
+    assert held >= data * total
+
+
+def test_states_are_shared_out_and_counted_once():
+    model = ModelConfig(**SMALL)
+    parallel = ParallelConfig(name="t", data=4, optimizer_shards=4)
+    states = [elements(model, Place(parallel, rank)).states for rank in range(4)]
+    whole = stats.num_params(model)
+    not_divided = whole - 4 * elements(model, Place(parallel, 0)).masters
+    assert sum(states) == whole + 3 * not_divided
+    assert not_divided == 0
+
+
+# ---- volumes
+
+
+def test_volumes_of_a_layout_by_hand():
+    """tp2 on a node: two sums a layer forward and backward of 2 x 16 x 32 fp16 values, 2 (n - 1) / n = 1."""
+    plan = planned("model=gpt2_tiny", ATLAS, "parallel=tp2", "trainer.seq_len=16", "trainer.global_batch_size=2",
+                   "model.hidden_size=32", "model.vocab_size=96", "model.num_layers=3")  # fmt: skip
+    sent = {part.what: part.sent for part in plan.ranks[0].collectives}
+    assert sent["hidden states"] == 3 * 4 * (2 * 16 * 32 * 2)
+    assert sent["embedding"] == 2 * 16 * 32 * 4
+    assert sent["gradient of the head"] == 2 * 16 * 32 * 2
+    assert sent["cross entropy"] == 3 * (2 * 16) * 4
+    assert not any(part.crosses_nodes for part in plan.ranks[0].collectives)
+
+
+def test_data_axis_between_nodes_and_by_levels():
+    """16 replicas on two nodes: 8 of a node exchange the whole, then each its eighth with the other node."""
+    plan = planned("model=gpt2_small", ATLAS, "parallel.data=16", "trainer.global_batch_size=16", "trainer.seq_len=64")
+    size = 4 * stats.num_params(plan.model)
+    (part,) = plan.ranks[0].collectives
+    assert part.sent == pytest.approx(2 * size * 7 / 8 + 2 * size / 8 / 2)
+    link, network = plan.hardware.link_gb_per_s * 1e9, plan.hardware.network_gb_per_s * 1e9
+    assert part.seconds == pytest.approx(2 * size / 8 / link + size / 8 / network)
+    assert part.crosses_nodes
+
+
+def test_pipeline_messages_and_the_tied_table():
+    plan = planned("model=gpt2_small", ATLAS, "parallel=pp2", "trainer.global_batch_size=8", "trainer.seq_len=64")
+    first, last = plan.ranks
+    message = 4 * (2 * 64 * 768 * 2)  # four micro batches of two sequences, fp16
+    assert {part.what: part.sent for part in first.collectives} == {
+        "hidden states": message,
+        "gradient of the tied table": 50257 * 768 * 4,
+    }
+    assert {part.what: part.sent for part in last.collectives} == {
+        "gradients": message,
+        "gradient of the tied table": 50257 * 768 * 4,
+    }
+
+
+def test_recomputation_and_stages_cost_forward_passes():
+    common = ["model=gpt2_small", ATLAS, "trainer.global_batch_size=8", "trainer.seq_len=64", "model.dropout=0"]
+    none, block = planned(*common), planned(*common, "parallel.recompute=block")
+    forward = stats.forward_flops_per_token(none.model, 64) * 8 * 64
+    assert none.ranks[0].flops == pytest.approx(3 * forward)
+    head = 2 * 50257 * 768 * 8 * 64
+    assert block.ranks[0].flops == pytest.approx(4 * forward - head)
+    first, last = planned(*common, "parallel=pp2").ranks
+    assert first.flops / 4 == pytest.approx((last.flops - 3 * head) / 3)
+
+
+# ---- speed
+
+
+def test_efficiency_is_calibrated_by_the_references_finetune():
+    """1376 tokens/s a device: 13B, 8 replicas of 2 x 2048 tokens, recomputed, fp16 weights and gradients."""
+    plan = planned(*G13B, "parallel=dp8_zero", "parallel.recompute=block", "trainer.global_batch_size=16")
+    (rank,), hardware = plan.ranks, plan.hardware
+    compute = rank.flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
+    communication = 2 * 2 * rank.elements.parameters / 8 / (hardware.link_gb_per_s * 1e9)
+    optimizer = ADAM_BYTES * rank.elements.states / (hardware.memory_gb_per_s * 1e9)
+    assert 2 * 2048 / (compute + communication + optimizer) == pytest.approx(1376, rel=0.01)
+
+
+def test_the_pipeline_waits_as_the_formula_says():
+    plan = planned(*G52B, "parallel=dp8_pp16", "model.vocab_size=128", "parallel.optimizer_shards=1")
+    assert plan.speed.waiting == pytest.approx(15 / (64 + 15), abs=0.02)
+
+
+def test_speed_is_not_predicted_without_figures():
+    plan = planned()
+    assert plan.speed is None
+    assert any("speed is not predicted" in note for note in plan_report.assumptions(typed("train")))
+
+
+# ---- verdicts
+
+
+def test_13b_on_eight_devices_does_not_fit_by_data_alone():
+    plan = planned(*G13B, "parallel=dp8", "parallel.recompute=block", "trainer.global_batch_size=16")
+    assert not plan.fits
+    lines = plan_report.verdict(plan)
+    assert lines[0].startswith("does not fit: all ranks takes")
+    assert any("parallel.tensor=8" in line and ", fits" in line for line in lines)
+    assert not any("optimizer_shards=8:" in line and ", fits" in line for line in lines)
+
+
+def test_52b_as_the_reference_lays_it_out_fits():
+    plan = planned(*G52B, "parallel=dp8_pp16")
+    assert plan.fits
+    assert plan_report.verdict(plan)[0].startswith("fits: last stage takes")
+    without = planned(*G52B, "parallel=dp8_pp16", "parallel.recompute=none")
+    assert not without.fits
+    assert any(item.change == "parallel.recompute=block" and item.plan.fits for item in advise(without))
+
+
+def test_several_changes_where_one_is_not_enough():
+    plan = planned("model=gpt2_small", ATLAS, "hardware.memory_gb=3.2", "parallel=dp2", "trainer.global_batch_size=16",
+                   "trainer.seq_len=1024", "parallel.vocab_parallel=false", "model.dropout=0")  # fmt: skip
+    last = advise(plan)[-1]
+    assert last.plan.fits
+    assert len(last.change.split()) > 1
+    again = planned("model=gpt2_small", ATLAS, "hardware.memory_gb=3.2", "parallel=dp2", "trainer.global_batch_size=16",
+                    "trainer.seq_len=1024", "parallel.vocab_parallel=false", "model.dropout=0",
+                    *last.change.split())  # fmt: skip
+    assert again.fits, "the advice can be typed as it stands"
+
+
+def test_vocabulary_is_assumed_and_said():
+    config = typed("train", "model=gpt2_tiny", "plan=true")
+    assert make_plan(config).model.vocab_size == config.tokenizer.vocab_size
+    assert any("are assumed" in note for note in plan_report.assumptions(config))
+    assert planned("model=gpt2_tiny", "tokenizer=gpt2").model.vocab_size == 50257
+
+
+# ---- search
+
+
+def test_search_is_sorted_and_fits():
+    found = search(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=32"))
+    speeds = [tokens_per_s(plan) for plan in found.fitting]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(plan.fits and world_size(plan.parallel) == 32 for plan in found.fitting)
+    assert not any(plan.fits for plan in found.too_large)
+    rows = plan_report.search_tables(found, typed("train", *G13B, "num_devices=32"))[0].rows
+    assert rows[0][-2] == "best"
+    close = [plan for plan in found.fitting[1:] if tokens_per_s(plan) > (1 - CLOSE) * speeds[0]]
+    assert sum("too close to tell" in row[-2] for row in rows) == len(close)
+
+
+def test_search_says_what_limits():
+    found = search(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=1"))
+    assert not found.fitting
+    (table,) = plan_report.search_tables(found, typed("train", *G13B, "num_devices=1"))
+    assert "GB too much" in table.rows[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["num_devices=32"], "hardware.peak_tflops"),
+        (
+            [ATLAS, "num_devices=37", "trainer.global_batch_size=8", "model=gpt2_small"],
+            "num_devices=37: no layout divides",
+        ),
+    ],
+)
+def test_searches_that_cannot_be(overrides, words):
+    with pytest.raises(UserError, match=words):
+        search(typed("train", "model=gpt2_small", "trainer.global_batch_size=32", *overrides))
+
+
+def test_layout_that_does_not_divide_the_assumed_vocabulary():
+    with pytest.raises(UserError, match=r"model\.pad_vocab_multiple=128"):
+        planned("model=gpt2_tiny", "tokenizer=gpt2", "parallel=tp2", "model.num_heads=4")
+
+
+# ---- the program
+
+
+def test_plan_runs_nothing(tmp_path):
+    """No mindspore, no data, no run directory; 52B in little memory."""
+    code = (
+        "import resource, sys\n"
+        "from gpt2x.build import RUNS\nfrom tests.test_config import typed\n"
+        f"RUNS['train'](typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))}))\n"
+        "assert not {'mindspore', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1e6, 'KiB'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "fits: last stage takes" in done.stdout
+    command = [sys.executable, "train.py", "plan=search", "num_devices=8", *G13B, "trainer.global_batch_size=8",
+               "tracker=none", f"paths.outputs={tmp_path}/outputs"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "that fit" in " ".join(done.stdout.split())
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_tables_are_complete():
+    plan = planned(*G52B, "parallel=dp8_pp16")
+    for table in plan_report.plan_tables(plan):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert table.markdown().count("\n") == len(table.rows) + 3
