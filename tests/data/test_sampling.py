@@ -64,3 +64,13 @@ def test_columns_and_early_end(split):
     np.testing.assert_array_equal(batch["labels"], batch["input_ids"])
     iterator.close()
     assert read(split, shuffle=False)[0] == list(range(10))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("start", [0, 3])
+def test_shares_are_parts_of_the_same_batches(split, count, start):
+    """Replica after replica: none of a batch's rows is lost, and none comes twice."""
+    options = {"drop_last": True, "start_batch": start}
+    shares = [read(split, **options, share=(index, count)) for index in range(count)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == read(split, **options)
+    assert {len(part) for part in chain(*shares)} == {10 // count}
