@@ -44,7 +44,9 @@ def save(
     world_size: int = 1,
     agree: Agree = lambda is_well: is_well,
 ) -> None:
-    """Writes a checkpoint so that it is there completely or not at all. Every rank calls it; all return when it is in place.
+    """Writes a checkpoint so that it is there completely or not at all.
+
+    Every rank calls it, and returns when the checkpoint is in its place.
 
     Args:
         directory: Its final place, e.g. `RUN/checkpoints/step_100`; one that exists is replaced at the end. All
