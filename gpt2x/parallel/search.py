@@ -184,6 +184,8 @@ def changes(
 
     def to(**values: int | str | bool) -> tuple[str, ModelConfig, ParallelConfig]:
         words = [f"parallel.{key}={str(value).lower()}" for key, value in values.items()]
+        if "micro_batches" in values and found.trainer.micro_batch_size is not None:
+            words.append("trainer.micro_batch_size=null")  # the two say the same
         return " ".join(words), model, replace(layout, **values)  # type: ignore[arg-type]
 
     if layout.optimizer_shards < layout.data:

@@ -43,7 +43,8 @@ def show(config: TrainConfig) -> None:
         plan = make_plan(config)
         tables, notes = plan_tables(plan), verdict(plan, config.launch.num_nodes)
     for table in tables:
-        console.table(table.title, table.columns, table.rows)
+        console.notice(table.title)
+        console.table("", table.columns, table.rows)
     for note in [*notes, *assumptions(config)]:
         console.notice(note)
 
@@ -79,7 +80,7 @@ def title(plan: Plan) -> str:
         f"{plan.model.name}, {layout.name} ({layout.data} x {layout.tensor} x {layout.pipeline}) on "
         f"{plan.hardware.name}, {plan.hardware.precision}, {plan.trainer.global_batch_size} x {plan.trainer.seq_len} "
         f"tokens as {layout.data} x {plan.micro_batches} x {plan.micro_batch_size} sequences, "
-        f"recompute {layout.recompute}, {layout.optimizer_shards} optimizer shards"
+        f"recompute {layout.recompute}, optimizer_shards {layout.optimizer_shards}"
     )
 
 
@@ -127,9 +128,9 @@ def verdict(plan: Plan, num_nodes: int = 1) -> list[str]:
     rank = plan.fullest
     total, usable = rank.memory.total, plan.usable
     if plan.fits:
-        return [f"fits: {rank.name} takes {gb(total)} of {gb(usable)} GB"]
+        return [f"fits: {gb(total)} of {gb(usable)} GB ({rank.name})"]
     lines = [
-        f"does not fit: {rank.name} takes {gb(total)} of {gb(usable)} GB; most is {rank.memory.largest}, "
+        f"does not fit: {gb(total)} of {gb(usable)} GB ({rank.name}); most is {rank.memory.largest}, "
         f"{gb(dict(rank.memory)[rank.memory.largest])} GB"
     ]
     for advice in advise(plan, num_nodes):

@@ -19,8 +19,6 @@ import psutil
 from tests.train.runs import ROOT, corpus, run_dirs, small
 
 NUM_STEPS = 3  # the pools of MindSpore have grown to their size by then
-# a run as short as this is the interpreter, MindSpore and its compiler
-NOTHING = ["model.num_layers=1", "model.hidden_size=8", "model.num_heads=1", "trainer.seq_len=8"]
 
 
 def peaks_gb(directory: Path, *overrides: str, timeout_s: float = 300) -> dict[int, float]:

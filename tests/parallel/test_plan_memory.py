@@ -1,0 +1,92 @@
+"""Predicted memory against the peak resident memory of real runs on the CPU, rank by rank.
+
+`python -m tests.parallel.test_plan_memory` prints the table of docs/planning.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from gpt2x.layout import Place, world_size
+from gpt2x.parallel.memory import step_memory
+from gpt2x.parallel.plan import Plan, make_plan
+from tests.parallel.memory import peaks_gb
+from tests.test_config import typed
+from tests.train.runs import SMALL
+
+COMMON = ["model.num_layers=4", "model.num_heads=4", "model.max_seq_len=256"]
+# the interpreter, MindSpore, and a graph as deep as the run's
+NOTHING = ["model.hidden_size=8", "trainer.seq_len=8", "trainer.global_batch_size=8", "trainer.micro_batch_size=4"]
+SIZES = ["model.hidden_size=256", "model.vocab_size=8192", "trainer.seq_len=128"]
+WIDE = ["model.hidden_size=768", "model.vocab_size=8192", "trainer.seq_len=128"]
+CASES = [  # (layout, dropout, sizes, global batch, micro batch)
+    ("single", 0.0, SIZES, 16, 16),
+    ("single", 0.0, WIDE, 1, 1),
+    ("single", 0.0, WIDE, 2, 1),
+    ("single", 0.1, SIZES, 8, 8),
+    ("tp2", 0.0, SIZES, 16, 16),
+    ("tp2", 0.0, WIDE, 2, 2),
+    ("pp2", 0.0, SIZES, 32, 16),
+    ("pp2", 0.0, WIDE, 2, 1),
+    ("zero2", 0.0, SIZES, 32, 16),
+    ("zero2", 0.0, WIDE, 2, 1),
+]
+IDS = [f"{layout}-{'wide' if sizes is WIDE else 'small'}-{batch}x{micro}-{rate}"
+       for layout, rate, sizes, batch, micro in CASES]  # fmt: skip
+
+
+def layout_overrides(layout: str, dropout: float) -> list[str]:
+    return [f"parallel={layout}", "parallel.micro_batches=null", f"model.dropout={dropout}"]
+
+
+@cache
+def nothing_gb(layout: str, dropout: float) -> dict[int, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        return peaks_gb(Path(folder), *COMMON, *layout_overrides(layout, dropout), *NOTHING)
+
+
+def predicted_and_measured(layout, dropout, sizes, batch, micro) -> list[tuple[float, float]]:
+    """GB of each rank."""
+    overrides = [*COMMON, *layout_overrides(layout, dropout), *sizes,
+                 f"trainer.global_batch_size={batch}", f"trainer.micro_batch_size={micro}"]  # fmt: skip
+    plan = make_plan(typed("train", *SMALL, *overrides))
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = peaks_gb(Path(folder), *overrides)
+    without = nothing_gb(layout, dropout)
+    return [(rank_gb(plan, rank), peaks[rank] - without[rank]) for rank in range(world_size(plan.parallel))]
+
+
+def rank_gb(plan: Plan, rank: int) -> float:
+    memory = step_memory(
+        plan.model,
+        Place(plan.parallel, rank),
+        plan.hardware,
+        micro_batch_size=plan.micro_batch_size,
+        micro_batches=plan.micro_batches,
+        seq_len=plan.trainer.seq_len,
+    )
+    return memory.total / 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_predicted_memory_is_that_of_real_runs(case):
+    for rank, (predicted, measured) in enumerate(predicted_and_measured(*case)):
+        assert predicted == pytest.approx(measured, rel=0.15), f"rank {rank}"
+
+
+if __name__ == "__main__":
+    print("| layout | hidden | sequences, micro batches | dropout | rank | predicted | measured | off |")
+    print("|" + "---|" * 8)
+    for layout, dropout, sizes, batch, micro in CASES:
+        hidden = sizes[0].split("=")[1]
+        for rank, (predicted, measured) in enumerate(predicted_and_measured(layout, dropout, sizes, batch, micro)):
+            print(
+                f"| {layout} | {hidden} | {batch} of {micro} | {dropout:g} | {rank} | {predicted:.2f} | {measured:.2f} "
+                f"| {predicted / measured - 1:+.0%} |",
+                flush=True,
+            )
