@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from gpt2x.config import ParallelConfig
 from gpt2x.errors import UserError

@@ -5,6 +5,7 @@ Legend: b sequences of a micro batch, T tokens (a share of them under sequence p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import mindspore as ms
@@ -67,18 +68,42 @@ def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int
         yield "backward", index
 
 
-class Links:
-    """The messages of a stage with the one before it and the one behind it.
+def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[tuple[str, int]]:
+    """All that a stage does in an update: (operation, micro batch).
 
-    Both sides of a link must agree on who sends first where both send: even stages send before they receive, odd
-    ones the other way round. A large message is only taken when its receiver waits for it.
+    Operations: `forward` and `backward`, `receive_forward` and `send_backward` with the stage before, `send_forward`
+    and `receive_backward` with the one behind. A message is only taken when its receiver waits for it, so the two
+    sides of a link must agree on who sends first where both send: even stages do, odd ones receive first.
     """
+    is_first, is_last, sends_first = stage == 0, stage == num_stages - 1, stage % 2 == 0
+    work = list(one_forward_one_backward(stage, num_stages, num_micro_batches))
+    is_filled = num_micro_batches > num_stages - 1 - stage
+    if not is_first:
+        yield "receive_forward", 0
+    for (kind, index), (following, upcoming) in itertools.zip_longest(work, work[1:], fillvalue=("nothing", -1)):
+        yield kind, index
+        sends, receives = [], []
+        if kind == "forward" and not is_last:
+            sends = [("send_forward", index)]
+        elif kind == "backward" and not is_first:
+            sends = [("send_backward", index)]
+        if following == "forward" and not is_first:
+            receives = [("receive_forward", upcoming)]
+        elif following == "backward" and not is_last:
+            receives = [("receive_backward", upcoming)]
+        # With fewer micro batches than stages behind, the next stage does not send while it receives.
+        is_exchange = kind != following and is_filled
+        yield from sends + receives if sends_first or not is_exchange else receives + sends
+
+
+class Links:
+    """The messages of a stage with the one before it and the one behind it."""
 
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
         place = mesh.place
         tokens = seq_len // place.parallel.tensor if place.parallel.sequence_parallel else seq_len
         self.shape, self.dtype = (batch_size, tokens, model.hidden_size), kernels.DTYPES[hardware.precision]
-        self.messages, self.sends_first = PointToPoint(), place.stage % 2 == 0
+        self.messages = PointToPoint()
         self.before = None if place.is_first_stage else place.rank_at(stage=place.stage - 1)
         self.behind = None if place.is_last_stage else place.rank_at(stage=place.stage + 1)
 
@@ -99,24 +124,6 @@ class Links:
         """Give a gradient to the stage before."""
         if self.before is not None:
             self.messages.send(dx, self.before)
-
-    def exchange_behind(self, x: Tensor) -> Tensor | None:
-        """Give hidden states to the stage behind and take a gradient from it."""
-        if self.sends_first:
-            self.send_forward(x)
-            return self.receive_backward()
-        dy = self.receive_backward()
-        self.send_forward(x)
-        return dy
-
-    def exchange_before(self, dx: Tensor) -> Tensor | None:
-        """Give a gradient to the stage before and take hidden states from it."""
-        if self.sends_first:
-            self.send_backward(dx)
-            return self.receive_forward()
-        x = self.receive_forward()
-        self.send_backward(dx)
-        return x
 
     def example(self) -> Tensor:
         """What a message looks like, for compilation."""

@@ -131,10 +131,8 @@ class Buckets(nn.Cell):
                 bucket = ops.depend(bucket, previous)
             bucket = self.operation(bucket)
             previous = bucket
-            if stop == start + 1:
-                found = found + (bucket,)
-            else:
-                found = found + ops.split(bucket, self.sizes[start:stop], 1)
+            parts = (bucket,) if stop == start + 1 else ops.split(bucket, self.sizes[start:stop], 1)
+            found = found + parts
         return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from gpt2x.optim.adamw import AdamW
-from gpt2x.parallel.pipeline import Links, Stage, one_forward_one_backward
+from gpt2x.parallel.pipeline import Links, Stage, operations
 from gpt2x.train.step import Found, Gradients, Sums, Update, UpdateFromSums, found
 
 
@@ -117,19 +117,25 @@ class PipelineStep:
         self.publication = publication
         self.is_compiled = False
 
-    def compile(self, ids, weights, key, loss_scale, *scalars) -> None:
-        """Compile the graphs of this stage; arguments as in `__call__`."""
+    def graphs(self, ids, weights, key, loss_scale, *scalars) -> list[tuple[nn.Cell, tuple]]:
+        """The graphs of this stage and example inputs; arguments as in `__call__`."""
         message = self.links.example()
         x = None if self.is_first else message
         rows, targets, first_row = Tensor(ids[0]), Tensor(weights[0]), Tensor(0, ms.int32)
         if self.last is not None:
-            self.last.compile(message, rows, targets, key, first_row, loss_scale)
+            graphs = [(self.last, (message, rows, targets, key, first_row, loss_scale))]
         else:
-            self.forward.compile(x, rows, key, first_row)
-            self.backward.compile(x, message, rows, key, first_row)
-        self.update.compile(Tensor(1.0, ms.float32), loss_scale, *scalars)
-        if self.publication is not None:
-            self.publication.compile()
+            graphs = [
+                (self.forward, (x, rows, key, first_row)),
+                (self.backward, (x, message, rows, key, first_row)),
+            ]
+        graphs.append((self.update, (Tensor(1.0, ms.float32), loss_scale, *scalars)))
+        return graphs if self.publication is None else [*graphs, (self.publication, ())]
+
+    def compile(self, *inputs) -> None:
+        """Compile the graphs of this stage; arguments as in `__call__`."""
+        for cell, example in self.graphs(*inputs):
+            cell.compile(*example)
         self.is_compiled = True
 
     def __call__(
@@ -147,49 +153,31 @@ class PipelineStep:
             (Tensor(ids[index]), Tensor(weights[index]), Tensor(first_row + index * ids.shape[1], ms.int32))
             for index in range(len(ids))
         ]
-        if self.last is not None:
-            self.run_last(micro_batches, key, loss_scale)
-        else:
-            self.run_stage(micro_batches, key)
+        self.run(micro_batches, key, loss_scale)
         outputs = self.update(Tensor(share, ms.float32), loss_scale, *scalars)
         if self.publication is not None:
             self.publication()
         return found(outputs)
 
-    def run_last(self, micro_batches: list[tuple[Tensor, Tensor, Tensor]], key: Tensor, loss_scale: Tensor) -> None:
-        """Forward and backward of every micro batch, as its input comes."""
-        x = self.links.receive_forward()
-        for index, (rows, targets, first_row) in enumerate(micro_batches):
-            dx = self.last(x, rows, targets, key, first_row, loss_scale)
-            if index + 1 < len(micro_batches):
-                x = self.links.exchange_before(dx)
-            else:
-                self.links.send_backward(dx)
-
-    def run_stage(self, micro_batches: list[tuple[Tensor, Tensor, Tensor]], key: Tensor) -> None:
-        """1F1B: inputs wait for their backward, outputs and gradients cross on the links."""
+    def run(self, micro_batches: list[tuple[Tensor, Tensor, Tensor]], key: Tensor, loss_scale: Tensor) -> None:
+        """Forward and backward of every micro batch; inputs wait for their backward."""
         links, waiting = self.links, {}
-        work = list(one_forward_one_backward(self.stage_index, self.num_stages, len(micro_batches)))
-        is_filled = len(micro_batches) > self.num_stages - 1 - self.stage_index
-        x, dy = links.receive_forward(), None
-        for position, (kind, index) in enumerate(work):
-            upcoming = work[position + 1][0] if position + 1 < len(work) else None
-            rows, _, first_row = micro_batches[index]
-            if kind == "forward":
+        x = y = dx = dy = None
+        for operation, index in operations(self.stage_index, self.num_stages, len(micro_batches)):
+            rows, targets, first_row = micro_batches[index]
+            if operation == "receive_forward":
+                x = links.receive_forward()
+            elif operation == "forward":
                 waiting[index] = x
-                y = self.forward(x, rows, key, first_row)
-                if upcoming == "forward":
-                    links.send_forward(y)
-                    x = links.receive_forward()
-                elif is_filled:
-                    dy = links.exchange_behind(y)
-                else:  # fewer micro batches than stages behind: the next stage does not send while it receives
-                    links.send_forward(y)
-                    dy = links.receive_backward()
-            else:
+                if self.forward is not None:
+                    y = self.forward(x, rows, key, first_row)
+            elif operation == "send_forward":
+                links.send_forward(y)
+            elif operation == "receive_backward":
+                dy = links.receive_backward()
+            elif operation == "backward" and self.last is not None:
+                dx = self.last(waiting.pop(index), rows, targets, key, first_row, loss_scale)
+            elif operation == "backward":
                 dx = self.backward(waiting.pop(index), dy, rows, key, first_row)
-                if upcoming == "forward":
-                    x = links.exchange_before(dx)
-                else:
-                    links.send_backward(dx)
-                    dy = links.receive_backward() if upcoming == "backward" else None
+            else:
+                links.send_backward(dx)

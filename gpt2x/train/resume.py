@@ -16,11 +16,14 @@ from gpt2x.runtime import launch
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.tracker import flatten
 
-# Keys that may change between a run and its continuation without changing a step of it.
-FREE_KEYS = ("resume", "paths", "launch", "tracker", "generation", "hardware.memory_gb", "hardware.peak_tflops",
-             "trainer.stop_after_steps", "trainer.log_every_steps", "trainer.eval_every_steps",
-             "trainer.sample_every_steps", "trainer.sample_prompts", "trainer.max_eval_batches",
-             "trainer.checkpoint_every_steps", "trainer.keep_last", "trainer.keep_best")  # fmt: skip
+# Keys and groups that may change between a run and its continuation without changing a step of it: a layout changes
+# how a step is computed, its result by rounding alone.
+FREE_KEYS = ("resume", "paths", "launch", "parallel", "plan", "num_devices", "tracker", "generation", "hardware",
+             "model.pad_vocab_multiple", "trainer.micro_batch_size", "trainer.stop_after_steps",
+             "trainer.log_every_steps", "trainer.eval_every_steps", "trainer.sample_every_steps",
+             "trainer.sample_prompts", "trainer.max_eval_batches", "trainer.checkpoint_every_steps",
+             "trainer.keep_last", "trainer.keep_best")  # fmt: skip
+BOUND_KEYS = ("hardware.precision",)  # the exceptions: other numbers, and another loss scale
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,13 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {then.get(key)} -> {now.get(key)}"
         for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS)
+        if now.get(key) != then.get(key) and not is_free(key)
     ]
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change without changing a step."""
+    return key not in BOUND_KEYS and any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:

@@ -105,9 +105,9 @@ def resolve_model(
     Sizes must be a loaded checkpoint's. Activation, eps and tying follow it, since its weights were trained with
     them; dropout and padding are the run's to choose.
     """
-    if resumption:
-        return resumption.saved.model
     model = config.model
+    if resumption:  # the padding is of the layout, and not saved
+        return replace(resumption.saved.model, pad_vocab_multiple=model.pad_vocab_multiple)
     if source:
         found = source.model
         model = replace(
