@@ -16,6 +16,7 @@ from gpt2x.cli import is_multirun
 from gpt2x.errors import RunError
 from gpt2x.layout import world_size
 from gpt2x.runtime import launch
+from gpt2x.runtime.console import console
 from gpt2x.runtime.interrupt import deliver_interrupts
 
 MODULES = {"train": "gpt2x.train.run", "evaluate": "gpt2x.evaluate.run", "predict": "gpt2x.generate.run"}
@@ -37,8 +38,6 @@ def start(name: str, config: Any) -> None:
         show(config)
         return
     if launch.worker_rank():
-        from gpt2x.runtime.console import console
-
         console.silence()
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: errors only; read when it is imported
     entry = import_module(MODULES[name])
@@ -57,6 +56,8 @@ def start(name: str, config: Any) -> None:
     except RunError:
         close_tracking(run_dir, "FAILED")
         raise
+    finally:
+        console.rich.show_cursor()  # which a bar that was cut off has hidden
 
 
 def close_tracking(run_dir: Path, status: str) -> None:

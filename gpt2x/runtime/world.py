@@ -145,7 +145,8 @@ class World:
         status = 2 if failed[0].popen.returncode == 2 else 1
         has_been_said = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
         if not has_been_said:
-            print(f"error: {failed[0].obituary()}", file=sys.stderr)
+            below_the_bar = "\n" if sys.stderr.isatty() else ""
+            print(f"{below_the_bar}error: {failed[0].obituary()}", file=sys.stderr)
             if failed[1:]:
                 print(f"  then failed: {', '.join(process.name for process in failed[1:])}", file=sys.stderr)
         raise RunError(status=status)
@@ -188,10 +189,7 @@ def last_error(log: Path) -> list[str]:
         if lines[start].startswith("error: "):
             return lines[start : start + ERROR_LINES]
         if lines[start].startswith("Traceback "):
-            frames = [line for line in lines[start + 1 :] if line.startswith("  ")]
-            message = start + 1
-            while message < len(lines) and lines[message].startswith("  "):
-                message += 1
-            place = [line for line in frames[: message - start - 1] if line.lstrip().startswith("File ")][-1:]
-            return [*place, *lines[message : message + ERROR_LINES]]
+            end = next((n for n in range(start + 1, len(lines)) if not lines[n].startswith("  ")), len(lines))
+            places = [line for line in lines[start:end] if line.startswith("  File ")]
+            return places[-1:] + lines[end : end + ERROR_LINES]
     return lines[-ERROR_LINES:]

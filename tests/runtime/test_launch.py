@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -15,38 +14,16 @@ from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.world import last_error
-from tests.train.runs import ROOT
-
-PROMPT_S = 15.0  # within which all has to be over
-MARK = "GPT2X_TEST_MARK"
+from tests.runtime.running import Running
 
 
-class Launch:
-    """A launcher in a process group of its own, and what came of it."""
+class Launch(Running):
+    """Launched probes."""
 
     def __init__(self, directory: Path, mode: str, *settings: str, world: int = 2):
         directory.mkdir(exist_ok=True)
-        self.directory, self.mark = directory, uuid.uuid4().hex
-        command = [sys.executable, "-m", "tests.runtime.probe", "launch", str(directory), str(world), mode, *settings]
-        self.launcher = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, process_group=0,
-            env=os.environ | {MARK: self.mark},
-        )  # fmt: skip
-
-    def processes(self) -> dict[int, str]:
-        """All that have the mark in their environment, with the environment."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                environment = path.read_bytes().decode("utf-8", "replace")
-            except OSError:
-                continue
-            if f"{MARK}={self.mark}" in environment:
-                found[int(path.parent.name)] = environment
-        return found
-
-    def pid_of(self, rank: int) -> int:
-        return next(pid for pid, variables in self.processes().items() if f"\0MS_NODE_ID={rank}\0" in variables)
+        self.directory = directory
+        super().__init__("-m", "tests.runtime.probe", "launch", str(directory), str(world), mode, *settings)
 
     def run_for_some_steps(self) -> None:
         """Wait until the processes exchange values."""
@@ -55,16 +32,6 @@ class Launch:
             assert self.launcher.poll() is None, self.launcher.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-
-    def end(self, within_s: float = PROMPT_S) -> tuple[int, str, str]:
-        """Status, stdout and stderr; nothing may be left."""
-        started = time.monotonic()
-        out, error = self.launcher.communicate(timeout=90)
-        while self.processes() and time.monotonic() - started < within_s:
-            time.sleep(0.1)
-        assert not self.processes()
-        assert time.monotonic() - started < within_s
-        return self.launcher.returncode, out, error
 
 
 def test_all_ranks_finish_and_only_rank_0_is_heard(tmp_path):

@@ -1,0 +1,144 @@
+"""train.py in several processes: run directory, tracker and status, however they end."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt2x.tracking.mlflow_run import RunRecord, end_abandoned
+from tests.runtime.running import Running
+from tests.train.runs import ROOT, curve, run_dirs, small, start, train
+
+TRACKED = ["parallel=dp2", "tracker=mlflow", "tracker.system_metrics=false"]
+ENDLESS = ["trainer.max_steps=100000", "trainer.log_every_steps=1"]
+
+pytestmark = pytest.mark.slow
+
+
+def options(directory: Path, *more: str) -> list[str]:
+    return [*(option for option in small(directory) if option != "tracker=none"), *TRACKED, *more]
+
+
+def mlflow_runs(directory: Path) -> list[tuple[str, int]]:
+    """Status of each run, and its number of stored losses."""
+    with sqlite3.connect(directory / "outputs/mlflow.db") as store:
+        return store.execute(
+            "select status, (select count(*) from metrics where metrics.run_uuid = runs.run_uuid and "
+            "key = 'train/loss') from runs"
+        ).fetchall()
+
+
+def run_until_step(running: Running, step: int) -> list[str]:
+    """The lines that it prints up to a step."""
+    lines = []
+    for line in running.launcher.stdout:
+        lines.append(line)
+        if line.startswith(f"step {step}/"):
+            return lines
+    raise AssertionError(("".join(lines), running.launcher.communicate()[1]))
+
+
+def test_an_interrupted_run_is_killed_in_the_tracker(tmp_path):
+    running = Running("train.py", *options(tmp_path, *ENDLESS))
+    run_until_step(running, 5)
+    os.killpg(running.launcher.pid, signal.SIGINT)
+    status, out, error = running.end()
+    assert status == 130, error
+    assert "resume=auto goes on" in out
+    assert error.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in error
+    (run_dir,) = run_dirs(tmp_path)
+    assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
+
+
+def test_a_run_whose_rank_0_is_killed_has_failed_in_the_tracker(tmp_path):
+    running = Running("train.py", *options(tmp_path, *ENDLESS))
+    run_until_step(running, 5)
+    (run_dir,) = run_dirs(tmp_path)
+    while not RunRecord.load(run_dir).run_id:  # MLflow makes its store
+        time.sleep(0.2)
+    os.kill(running.pid_of(0), signal.SIGKILL)
+    status, _, error = running.end()
+    assert status == 1
+    assert "error: rank 0 was killed by SIGKILL" in error
+    if "warning: MLflow shows the run as RUNNING (no answer in time)" in error:  # a machine that is busy
+        start("-m", "gpt2x.tracking", "sync", str(run_dir))
+    assert mlflow_runs(tmp_path) == [("FAILED", max(curve(run_dir)))], "what rank 0 had not sent is sent"
+
+
+def test_a_resumed_layout_goes_on_in_its_directory(tmp_path):
+    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", "trainer.stop_after_steps=2")
+    (run_dir,) = run_dirs(tmp_path)
+    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", "resume=auto")
+    assert run_dirs(tmp_path) == [run_dir]
+    assert list(curve(run_dir)) == [1, 2, 3, 4]
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    assert config["resume"] == str(run_dir / "checkpoints/step_2")
+    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", f"resume={run_dir}/checkpoints/step_2")
+    _, branch = run_dirs(tmp_path)
+    assert curve(branch) == curve(run_dir)
+
+
+def test_a_multirun_over_layouts(tmp_path):
+    start("train.py", "-m", "parallel=single,tp2", *small(tmp_path), "trainer.max_steps=2")
+    single, tensor = (curve(run, "train/loss") for run in sorted(run_dirs(tmp_path), key=lambda run: run.name))
+    assert [loss for (loss,) in single.values()] == pytest.approx([loss for (loss,) in tensor.values()], abs=1e-5)
+
+
+def msrun(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The user's own msrun with two workers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True",
+               f"--master_port={port}", f"--log_dir={directory}/msrun", str(ROOT / "train.py"), *arguments]  # fmt: skip
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # msrun starts `python`
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def test_under_msrun_there_is_one_run(tmp_path):
+    done = msrun(tmp_path, *options(tmp_path, "trainer.max_steps=2"))
+    logs = {path.name: path.read_text() for path in (tmp_path / "msrun").iterdir()}
+    assert "run directory:" in logs["worker_0.log"], (done.stdout, done.stderr, logs)
+    assert logs["worker_1.log"] == logs["scheduler.log"] == ""
+    (run_dir,) = run_dirs(tmp_path)
+    assert list(run_dir.parent.iterdir()) == [run_dir]
+    assert list(curve(run_dir)) == [1, 2]
+    assert mlflow_runs(tmp_path) == [("FINISHED", 2)]
+
+
+def test_under_msrun_with_another_number_of_workers(tmp_path):
+    started = time.monotonic()
+    done = msrun(tmp_path, *small(tmp_path), "parallel=dp4", "trainer.micro_batch_size=1")
+    assert done.returncode
+    assert time.monotonic() - started < 30
+    logs = [path.read_text() for path in (tmp_path / "msrun").iterdir()]
+    message = (
+        "error: parallel=dp4 has 4 processes, but msrun was given --worker_num=2: use msrun --worker_num=4, "
+        "or a layout of 2\n"
+    )
+    assert message in logs
+    assert set(logs) <= {message, ""}, "msrun may have ended the others before they came to it"
+    assert not list((tmp_path / "outputs").rglob("*.yaml"))
+
+
+def test_a_dead_tracking_server_is_not_waited_for(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and says nothing
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        RunRecord(uri=uri, artifact_root=None, experiment="e", run_name="r").save(tmp_path)
+        started = time.monotonic()
+        end_abandoned(tmp_path, "FAILED", wait_s=1.0)
+        assert time.monotonic() - started < 5
+    assert "sync" in capsys.readouterr().err
+    record = RunRecord.load(tmp_path)
+    assert record is not None
+    assert record.status == "FAILED"
+    end_abandoned(tmp_path, "KILLED", wait_s=0.0)
+    assert RunRecord.load(tmp_path) == record, "a status that is known stays"
