@@ -25,6 +25,13 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    def text(self) -> str:
+        """As aligned columns, which a narrow terminal breaks in the last one only."""
+        rows = [self.columns, *self.rows]
+        widths = [max(len(row[index]) for row in rows) for index in range(len(self.columns))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *(f"  {line}" for line in lines), ""])
+
     def markdown(self) -> str:
         """As a table of a document."""
         lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
@@ -43,8 +50,7 @@ def show(config: TrainConfig) -> None:
         plan = make_plan(config)
         tables, notes = plan_tables(plan), verdict(plan, config.launch.num_nodes)
     for table in tables:
-        console.notice(table.title)
-        console.table("", table.columns, table.rows)
+        console.notice(table.text())
     for note in [*notes, *assumptions(config)]:
         console.notice(note)
 
@@ -179,17 +185,17 @@ def search_tables(found: Search, config: TrainConfig) -> list[Table]:
     num_devices = config.num_devices or world_size(config.parallel)
     head = (
         f"{config.model.name} on {num_devices} x {config.hardware.name}, {config.trainer.global_batch_size} x "
-        f"{config.trainer.seq_len} tokens an update"
+        f"{config.trainer.seq_len} tokens an update, tokens/s a device"
     )
     tables = []
     if found.fitting:
         count = min(NUM_BEST, len(found.fitting))
         best = tokens_per_s(found.fitting[0])
-        rows = [[*layout_row(plan), behind(plan, best), time_goes(plan)] for plan in found.fitting[:count]]
+        rows = [[*layout_row(plan), time_goes(plan), behind(plan, best)] for plan in found.fitting[:count]]
         tables.append(
             Table(
                 f"{head}: best {count} of {len(found.fitting)} meshes that fit ({found.num_plans:,} layouts planned)",
-                [*LAYOUT, "against the best", "most time beside compute"],
+                [*LAYOUT, "beside compute", "against the best"],
                 rows,
             )
         )
@@ -199,7 +205,7 @@ def search_tables(found: Search, config: TrainConfig) -> list[Table]:
     return tables
 
 
-LAYOUT = ("mesh", "micro batches", "shards", "recompute", "seq. parallel", "GB", "tokens/s a device", "MFU")
+LAYOUT = ("mesh", "batches", "shards", "recompute", "seq.", "GB", "tokens/s", "MFU")
 
 
 def layout_row(plan: Plan) -> list[str]:
@@ -207,7 +213,7 @@ def layout_row(plan: Plan) -> list[str]:
     layout, speed = plan.parallel, plan.speed
     return [
         layout.name,
-        f"{plan.micro_batches} of {plan.micro_batch_size}",
+        f"{plan.micro_batches} x {plan.micro_batch_size}",
         f"{layout.optimizer_shards}",
         layout.recompute,
         "yes" if layout.sequence_parallel else "no",

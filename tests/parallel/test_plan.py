@@ -184,9 +184,9 @@ def test_search_is_sorted_and_fits():
     assert all(plan.fits and world_size(plan.parallel) == 32 for plan in found.fitting)
     assert not any(plan.fits for plan in found.too_large)
     rows = plan_report.search_tables(found, typed("train", *G13B, "num_devices=32"))[0].rows
-    assert rows[0][-2] == "best"
+    assert rows[0][-1] == "best"
     close = [plan for plan in found.fitting[1:] if tokens_per_s(plan) > (1 - CLOSE) * speeds[0]]
-    assert sum("too close to tell" in row[-2] for row in rows) == len(close)
+    assert sum("too close to tell" in row[-1] for row in rows) == len(close)
 
 
 def test_search_says_what_limits():
@@ -243,4 +243,5 @@ def test_tables_are_complete():
     plan = planned(*G52B, "parallel=dp8_pp16")
     for table in plan_report.plan_tables(plan):
         assert all(len(row) == len(table.columns) for row in table.rows)
+        assert table.text().count("\n") == len(table.rows) + 2
         assert table.markdown().count("\n") == len(table.rows) + 3
