@@ -47,7 +47,7 @@ def start(name: str, config: Any) -> None:
         return
     require_devices(config)
     run_dir = entry.prepare_launch(config).absolute()
-    worker = [sys.executable, "-m", "gpt2x.worker", name, str(run_dir / "config.yaml")]
+    worker = [sys.executable, "-m", "gpt2x.worker", name, str(launch.config_path(config, run_dir))]
     try:
         launch.launch(worker, config, run_dir)
     except KeyboardInterrupt:

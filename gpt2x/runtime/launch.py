@@ -122,6 +122,12 @@ def leave(status: int) -> NoReturn:
 # ---- starting
 
 
+def config_path(config: CommonConfig, run_dir: Path) -> Path:
+    """Where the workers of this node find what they do; node 0's is the run's own."""
+    node = config.launch.node_rank
+    return run_dir / LOGS / f"node_{node}.yaml" if node else run_dir / "config.yaml"
+
+
 def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     """Run this node's processes of a layout to their end; none is left, whatever happens.
 

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -225,21 +226,15 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
         return
     record.status = status
     record.save(run_dir)
-    failures: list[str] = ["no answer in time"]
-
-    def send() -> None:
-        try:
-            sync(run_dir)
-            failures.clear()
-        except Exception as error:  # a thread's error has no other way out
-            failures[:] = [first_line(error)]
-
-    thread = threading.Thread(target=send, name="mlflow-end", daemon=True)
-    thread.start()
-    thread.join(wait_s)
-    if failures:
+    command = [sys.executable, "-m", "gpt2x.tracking", "sync", str(run_dir)]
+    try:  # in a process, which can be ended
+        done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
+        failure = done.stderr.strip().removeprefix("error: ") if done.returncode else None
+    except subprocess.TimeoutExpired:
+        failure = f"no answer in {wait_s:g} s"
+    if failure is not None:
         print(
-            f"warning: MLflow shows the run as RUNNING ({failures[0]}); later: python -m gpt2x.tracking sync {run_dir}",
+            f"warning: MLflow may show the run as RUNNING ({failure}); later: python -m gpt2x.tracking sync {run_dir}",
             file=sys.stderr,
         )
 

@@ -50,7 +50,7 @@ def run(config: TrainConfig) -> None:
 
 
 def prepare_launch(config: TrainConfig) -> Path:
-    """Decide all that the processes of a run would decide, once: a run directory, with `config.yaml` for them.
+    """Decide all that the processes of a run would decide, once: a run directory, with their configuration in it.
 
     Raises:
         UserError: for anything the user can put right, before the run directory holds anything.
@@ -62,8 +62,8 @@ def prepare_launch(config: TrainConfig) -> Path:
 
 
 def decide_together(config: TrainConfig, mesh: Mesh) -> Start:
-    """`decide`, where all processes have the same run directory and checkpoint: the launcher's, or rank 0's."""
-    if launch.is_launched() or mesh.size == 1:
+    """`decide`, with one run directory and checkpoint for all processes: what one launcher told, or rank 0's."""
+    if mesh.size == 1 or (launch.is_launched() and config.launch.num_nodes == 1):
         return decide(config, output_dir())
     start = decide(config, output_dir()) if mesh.is_main else None
     told = json.dumps([str(start.run_dir.absolute()), start.resolved.resume]) if start else ""
@@ -76,8 +76,8 @@ def open_run_dir(start: Start) -> None:
     made_by_hydra = output_dir()
     if start.run_dir != made_by_hydra:
         remove_empty(made_by_hydra)
-    save_config(start.resolved, start.run_dir / "config.yaml")
-    if start.resumption:
+    save_config(start.resolved, launch.config_path(start.config, start.run_dir))
+    if start.resumption and start.config.launch.node_rank == 0:
         copy_history(start.resumption)
 
 
