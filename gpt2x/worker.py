@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2x import build
 from gpt2x.cli import load_config, run_and_leave
 from gpt2x.errors import RunError
-from gpt2x.runtime.launch import end_with_launcher
+from gpt2x.runtime.launch import end_with_launcher, keep_to_cores
 
 
 def main(name: str, path: str) -> None:
@@ -26,4 +26,5 @@ def main(name: str, path: str) -> None:
 
 if __name__ == "__main__":
     end_with_launcher()
+    keep_to_cores()
     run_and_leave(lambda: main(sys.argv[1], sys.argv[2]))

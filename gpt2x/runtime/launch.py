@@ -21,6 +21,7 @@ from gpt2x.runtime.world import World, say_done
 
 RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
 LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it
+CORES = "GPT2X_CORES"  # tells a worker its own
 LOGS = "logs"  # in the run directory
 
 FAREWELL_S = 30.0
@@ -154,7 +155,8 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
             for local in range(per_node):
                 rank = settings.node_rank * per_node + local
                 log = logs / f"rank_{rank}.log" if rank else None
-                world.start(f"rank {rank}", worker, variables | place(rank, local), log)
+                shared = cores(local, per_node) if config.hardware.device_target == "CPU" else {}
+                world.start(f"rank {rank}", worker, variables | place(rank, local) | shared, log)
         world.wait()
 
 
@@ -187,6 +189,22 @@ def cluster(size: int, address: str, port: int | None, timeout_s: int) -> dict[s
 def place(rank: int, local: int) -> dict[str, str]:
     """The variables of one worker: its rank, and its number on its node."""
     return {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(local)}
+
+
+def cores(local: int, per_node: int) -> dict[str, str]:
+    """The variables of a worker on the CPU: the cores it has to itself; where they do not suffice, one thread."""
+    available = sorted(os.sched_getaffinity(0))
+    share = len(available) // per_node
+    if share == 0:
+        return {"OMP_NUM_THREADS": "1"}
+    own = available[local * share : (local + 1) * share]
+    return {"OMP_NUM_THREADS": str(share), CORES: ",".join(str(core) for core in own)}
+
+
+def keep_to_cores() -> None:
+    """Have this process use the cores that the launcher gave it; before threads are started."""
+    if CORES in os.environ:
+        os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})
 
 
 def resolve(address: str) -> str:
