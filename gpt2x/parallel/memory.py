@@ -26,10 +26,10 @@ USABLE_SHARE = 59 / 64
 
 # Measured on the CPU, where MindSpore 2.10 frees little before a graph ends (docs/planning.md has the runs): copies of
 # the parameters in fp32, copies of the logits in fp32, and what a block keeps in fp32 values of b T D, whole on every
-# process of the tensor axis or split, and of b N T T.
+# process of the tensor axis or split, and of b N T T; a stage's forward has a graph of its own.
 CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of a model without size
 CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 2.3, 3.5
-CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS = 20.0, 35.0, 26.0
+CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS, CPU_FORWARD_UNITS = 20.0, 35.0, 26.0, 12.0
 CPU_SCORE_UNITS, CPU_SCORE_DROPOUT_UNITS = 1.0, 15.0
 
 
@@ -201,6 +201,8 @@ def activation_bytes(
     kept = num_layers * block
     if parallel.recompute == "block" and not is_cpu:  # the inputs of all blocks, and one block; the CPU frees none
         kept = num_layers * hidden + block
+    if is_cpu and not place.is_last_stage:
+        kept += num_layers * CPU_FORWARD_UNITS * FP32 * micro_batch_size * seq_len * model.hidden_size / parallel.tensor
     if parallel.pipeline > 1:
         waiting = 0 if place.is_first_stage else min(parallel.pipeline - place.stage, micro_batches)
         kept += (waiting + 2) * hidden  # two messages under way
