@@ -29,7 +29,7 @@ class Group:
 
 
 class AllReduce(nn.Cell):
-    """The sum over the group; not to be differentiated."""
+    """The sum over the group; not to be differentiated: see `SumOverGroup`."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -41,7 +41,7 @@ class AllReduce(nn.Cell):
 
 
 class AllGather(nn.Cell):
-    """What the processes hold, one after the other along dim 0; not to be differentiated."""
+    """What the processes hold, one after the other along dim 0; the gradient is summed and shared out."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -66,7 +66,7 @@ class AllGather(nn.Cell):
 
 
 class ReduceScatter(nn.Cell):
-    """This process' share, along dim 0, of the sum over the group; not to be differentiated."""
+    """This process' share, along dim 0, of the sum over the group; the gradient is gathered."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -89,9 +89,17 @@ class ReduceScatter(nn.Cell):
 class CopyToGroup(nn.Cell):
     """Megatron's f: the identity; its gradient is summed over the group."""
 
-    def __init__(self, group: Group | None):
+    def __init__(self, group: Group):
         super().__init__()
-        self.sum = AllReduce(group)
+        self.sum = ops.AllReduce(group=group.name)  # not a Cell, which would have a scope of its own
+
+    def _set_recompute_scope(self):
+        """Mark what `bprop` computes as backward.
+
+        By its scope MindSpore takes it for a part of a recomputed block's forward, and would make the block's forward
+        wait for its gradient: "Graph cycle exists" on Ascend (tests/ascend/layouts.py).
+        """
+        self._scope = "Gradients"
 
     def construct(self, x):
         """x of any shape, the same on every process -> x."""
@@ -119,35 +127,27 @@ class SumOverGroup(nn.Cell):
 
 
 class GatherTokens(nn.Cell):
-    """All tokens, from each process' share; the gradient is summed and shared out."""
+    """All tokens, from each process' share; the gradient is summed and shared out, as autograd has it."""
 
     def __init__(self, group: Group):
         super().__init__()
-        self.size, self.gather, self.scatter = group.size, AllGather(group), ReduceScatter(group)
+        self.size, self.gather = group.size, AllGather(group)
 
     def construct(self, x):
         """x (B, t, D) -> (B, T, D)."""
         return join_tokens(self.gather(x), self.size)
 
-    def bprop(self, x, out, dout):
-        """(B, T, D) partial sums -> (B, t, D)."""
-        return (self.scatter(part_tokens(dout, self.size)),)
-
 
 class ScatterTokens(nn.Cell):
-    """The share of the tokens of the sum over the group; the gradient is gathered."""
+    """The share of the tokens of the sum over the group; the gradient is gathered, as autograd has it."""
 
     def __init__(self, group: Group):
         super().__init__()
-        self.size, self.gather, self.scatter = group.size, AllGather(group), ReduceScatter(group)
+        self.size, self.scatter = group.size, ReduceScatter(group)
 
     def construct(self, x):
         """x (B, T, D) partial sums -> (B, t, D)."""
         return self.scatter(part_tokens(x, self.size))
-
-    def bprop(self, x, out, dout):
-        """(B, t, D) -> (B, T, D)."""
-        return (join_tokens(self.gather(dout), self.size),)
 
 
 class SplitTokens(nn.Cell):
