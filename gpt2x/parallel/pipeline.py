@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from gpt2x import ops as kernels
@@ -127,4 +128,4 @@ class Links:
 
     def example(self) -> Tensor:
         """What a message looks like, for compilation."""
-        return ms.ops.zeros(self.shape, self.dtype)
+        return Tensor(np.zeros(self.shape, ms.dtype_to_nptype(self.dtype)))
