@@ -32,11 +32,16 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
-        self.kernel = LayerNormKernel(hidden_size, eps)
+        self.hidden_size, self.kernel = hidden_size, LayerNormKernel(hidden_size, eps)
 
     def construct(self, x, weight, bias):
-        """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype."""
-        return self.kernel(x, weight, bias)[0]
+        """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype.
+
+        The reshaping here, not in the kernel, gives autograd an operator of its own between a block's gradient and
+        the layer norm's: where MindSpore's recomputation finds none, it makes the block's dropout masks wait for a
+        gradient that needs them ("Graph cycle exists").
+        """
+        return self.kernel(x.reshape(-1, self.hidden_size), weight, bias)[0].reshape(x.shape)
 
 
 class LayerNormKernel(nn.Cell):
@@ -55,26 +60,26 @@ class LayerNormKernel(nn.Cell):
         return self.product(column, self.row)
 
     def construct(self, x, weight, bias):
-        """-> y (..., D), the unit rows (R, D), their reciprocal standard deviations, spread (R, D)."""
-        rows = ops.cast(x, ms.float32).reshape(-1, self.hidden_size)  # (R, D)
+        """x (R, D) -> y (R, D), the unit rows (R, D), their reciprocal standard deviations, spread (R, D)."""
+        rows = ops.cast(x, ms.float32)
         centred = rows - self.spread(self.product(rows, self.mean))
         column = ops.rsqrt(self.product(centred * centred, self.mean) + self.eps)  # (R, 1)
         scale = self.spread(column)
         unit = centred * scale
         scaled = unit * self.product(self.ones_like(column), weight.reshape(1, -1))
-        return ops.cast(self.add_row(scaled, bias), x.dtype).reshape(x.shape), unit, scale
+        return ops.cast(self.add_row(scaled, bias), x.dtype), unit, scale
 
     def bprop(self, x, weight, bias, out, dout):
         """Gradients of x, weight and bias."""
         unit, scale = out[1], out[2]
-        dy = ops.cast(dout[0], ms.float32).reshape(-1, self.hidden_size)
+        dy = ops.cast(dout[0], ms.float32)
         ones = self.ones_like(self.product(dy, self.mean))  # (R, 1)
         dunit = dy * self.product(ones, weight.reshape(1, -1))
         slope = self.spread(self.product(dunit * unit, self.mean))
         dx = (dunit - self.spread(self.product(dunit, self.mean)) - unit * slope) * scale
         dweight = self.column_sums(ones, dy * unit).reshape(-1)
         dbias = self.column_sums(ones, dy).reshape(-1)
-        return ops.cast(dx, x.dtype).reshape(x.shape), dweight, dbias
+        return ops.cast(dx, x.dtype), dweight, dbias
 
 
 class LayerNormAscend(nn.Cell):
