@@ -19,6 +19,7 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement, owns, placements, shard_rows
 
 BUCKET_ELEMENTS = 8 << 20  # 32 MB in fp32
+RUN = 16  # buckets that one loop goes through
 
 flatten = ops.MultitypeFuncGraph("flatten")
 restore = ops.MultitypeFuncGraph("restore")
@@ -118,21 +119,28 @@ class Buckets(nn.Cell):
                 start, total = index, 0
             total += size
         bounds.append((start, len(sizes)))
-        self.bounds = tuple(bounds)
+        # Loops over some at a time: MindSpore nests what follows in a loop and refuses 1000 levels; 13B has 320 buckets
+        self.runs = tuple(tuple(bounds[at : at + RUN]) for at in range(0, len(bounds), RUN))
         self.sizes = tuple(sizes)
 
-    def construct(self, tensors):
-        """tensors: each (parts, k) -> each (the operation's parts, k)."""
+    def construct(self, tensors, after=None):
+        """tensors: each (parts, k) -> each (the operation's parts, k); the first waits for `after`."""
+        found, previous = (), after
+        for bounds in self.runs:
+            found = found + self.communicate(tensors, bounds, previous)
+            previous = found[-1]
+        return found
+
+    def communicate(self, tensors, bounds, previous):
+        """Some of the buckets, after the tensor `previous`."""
         found = ()
-        previous = None
-        for start, stop in self.bounds:
+        for start, stop in bounds:
             bucket = tensors[start] if stop == start + 1 else ops.concat(tensors[start:stop], 1)
             if previous is not None:
                 bucket = ops.depend(bucket, previous)
             bucket = self.operation(bucket)
             previous = bucket
-            parts = (bucket,) if stop == start + 1 else ops.split(bucket, self.sizes[start:stop], 1)
-            found = found + parts
+            found = found + ((bucket,) if stop == start + 1 else ops.split(bucket, self.sizes[start:stop], 1))
         return found
 
 
@@ -187,9 +195,8 @@ class Reduction(nn.Cell):
                 shared = self.sum_replicas(shared)
             shared = self.for_each(restore, shared, self.trained[: self.num_shared])
         if self.sum is not None:
-            if self.scatter is not None:
-                whole = self.after(whole, shared)
-            whole = self.for_each(restore, self.sum(self.for_each(ops.partial(flatten, 1), whole)), whole)
+            previous = shared[-1] if self.scatter is not None else None
+            whole = self.for_each(restore, self.sum(self.for_each(ops.partial(flatten, 1), whole), previous), whole)
         gradients = shared + whole
         if self.sum_data is not None:
             pair = self.sum_data(ops.depend(ops.stack((loss, share)), gradients[-1]))
@@ -202,10 +209,6 @@ class Reduction(nn.Cell):
             pair = self.sum_norm(ops.stack((squares, ops.depend(own_loss, share))))
             squares, loss = pair[0], pair[1]
         return gradients, squares, loss, share
-
-    def after(self, tensors, previous):
-        """`tensors`, of which the first waits for the last of `previous`."""
-        return (ops.depend(tensors[0], previous[-1]),) + tensors[1:]
 
 
 class Publication(nn.Cell):
