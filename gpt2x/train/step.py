@@ -36,7 +36,11 @@ def _add_to(buffer, gradient):
 
 @clear.register("Tensor")
 def _clear(buffer):
-    return ops.assign(buffer, ops.zeros_like(buffer))
+    """Set to zero, also what is not finite, by a formula that MindSpore does not fold.
+
+    `ops.zeros_like` becomes a constant: as much memory as all gradients, for as long as the graph lives.
+    """
+    return ops.assign(buffer, ops.cast(buffer < buffer, ms.float32))
 
 
 class Gradients(nn.Cell):
