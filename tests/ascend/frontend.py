@@ -73,9 +73,9 @@ class OldString:
 NAME = OldString("Ascend")  # must outlive the registration
 
 
-def pretend_ascend() -> None:
-    """Make MindSpore's frontend compile for Ascend from here on; before any Cell is built."""
-    os.environ.update(MS_SIMULATION_LEVEL="0", RANK_SIZE="1", RANK_ID="0", GLOG_v="3")
+def pretend_ascend(num_devices: int = 1, rank: int = 0) -> None:
+    """Make MindSpore's frontend compile for Ascend from here on, as one of many devices; before any Cell is built."""
+    os.environ.update(MS_SIMULATION_LEVEL="0", RANK_SIZE=str(num_devices), RANK_ID=str(rank), GLOG_v="3")
     import mindspore as ms
     from mindspore._c_expression import MSContext
 
@@ -85,6 +85,36 @@ def pretend_ascend() -> None:
     register(NAME.address(), ctypes.cast(getattr(core, REFRESH), ctypes.c_void_p))
     MSContext.get_instance().set_device_target_inner("Ascend")
     ms.set_context(mode=ms.GRAPH_MODE)
+    if num_devices > 1:
+        pretend_groups(num_devices, rank)
+
+
+class Groups:
+    """What MindSpore asks of Huawei's communication library about groups, as its own simulation module answers."""
+
+    def __init__(self, num_devices: int, rank: int):
+        self.rank, self.ranks = rank, {"hccl_world_group": list(range(num_devices))}
+
+    def create_group(self, name, size, ranks):
+        assert size == len(ranks)
+        assert self.rank in ranks
+        self.ranks[name] = ranks
+
+    def get_rank_size(self, name):
+        return len(self.ranks[name])
+
+    def get_rank_id(self, name):
+        return self.ranks[name].index(self.rank)
+
+
+def pretend_groups(num_devices: int, rank: int) -> None:
+    """Make MindSpore believe that it has joined the processes of as many devices."""
+    from mindspore.communication import _comm_helper as helper
+
+    helper.hccl = Groups(num_devices, rank)
+    helper._HCCL_TEST_AVAILABLE = True
+    helper.GlobalComm.INITED = True
+    helper.GlobalComm.BACKEND = helper.Backend("hccl")
 
 
 def compile_graph(cell, *inputs) -> Counter[str]:

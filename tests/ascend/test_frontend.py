@@ -1,10 +1,5 @@
 """The Ascend branch: compiled by MindSpore's frontend for a pretended Ascend, and its values where the CPU has them."""
 
-import json
-import os
-import subprocess
-import sys
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -13,25 +8,18 @@ from mindspore import Tensor
 from gpt2x import ops as kernels
 from gpt2x.runtime.device import set_up_device
 from tests.ascend import frontend
+from tests.ascend.runs import compile_case, report_of
 from tests.models import CPU
 
 LAYERS = frontend.SMALL.num_layers
 
 
 def run(case, folder):
-    """Compile a case in a process of its own, in `folder`: MindSpore leaves a file where it refuses a graph."""
-    if reason := frontend.unsupported():
-        pytest.skip(reason)
-    return subprocess.run(
-        [sys.executable, "-m", "tests.ascend.frontend", case], cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(frontend.ROOT)}, timeout=540, check=False,
-    )  # fmt: skip
+    return compile_case("frontend", case, folder)
 
 
 def operators(case, folder):
-    done = run(case, folder)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return report_of("frontend", case, folder)
 
 
 @pytest.mark.parametrize(("case", "forward"), [("train_fp16", 1), ("train_bf16", 1), ("train_fp16_recompute", 2)])

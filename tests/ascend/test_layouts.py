@@ -1,0 +1,176 @@
+"""Parallel layouts: a process' graphs compiled by MindSpore's frontend for pretended Ascends.
+
+The counts are exact. A collective of the CPU's (`gpt2x/parallel/collectives.py`) would show as an AllReduce too many in
+place of an AllGather or a ReduceScatter.
+"""
+
+import pytest
+
+from tests.ascend.layouts import PRECISIONS
+from tests.ascend.runs import compile_case, report_of
+
+SMALL = 2  # layers, of a stage under pipelining
+PEAK_GB = 4  # of a full-size case: with memory for its parameters, which take 7 to 154 GB, none would stay below
+
+COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather")
+
+
+def compiled(case, folder):
+    return report_of("layouts", case, folder)["operators"]
+
+
+def large(case, folder):
+    found = report_of("layouts", case, folder, timeout_s=1150)
+    assert found["peak_gb"] < PEAK_GB
+    return found["operators"]
+
+
+def collectives(graph):
+    """(all-reduces, reduce-scatters, all-gathers)."""
+    return tuple(graph.get(name, 0) for name in COLLECTIVES)
+
+
+def check_layers(graph, layers, passes, layer_norms):
+    """Flash attention in every layer, `passes` times where it is recomputed, and one gradient of each."""
+    assert graph["FlashAttentionScore"] == passes * layers
+    assert graph["FlashAttentionScoreGrad"] == layers
+    assert graph["LayerNormGrad"] == layer_norms
+    assert "Softmax" not in graph
+
+
+def check_tensor(found, layers, buckets):
+    """Two sums a layer forward, two backward, one again where the block is recomputed; the embedding's, the cross
+    entropy's and the head's gradient's. Gradients over the data axis, then the loss and the norm.
+    """
+    assert collectives(found["WholeStep"]) == (5 * layers + 3 + 2, buckets, 0)
+    check_layers(found["WholeStep"], layers, 2, 2 * layers + 1)
+    assert found["WholeStep"]["Adam"] == 12 * layers + 4
+    assert collectives(found["Publication"]) == (0, 0, buckets)
+
+
+def check_sequence(found, layers, buckets):
+    """A gather and a scatter in place of each sum; in backward the other of the two.
+
+    All gathers are recomputed, and one scatter a layer. Sums: the embedding, the cross entropy, the head's gradient,
+    the gradients of this process' tokens, the loss, the norm.
+    """
+    assert collectives(found["WholeStep"]) == (6, 5 * layers + buckets, 6 * layers + 2)
+    check_layers(found["WholeStep"], layers, 2, 2 * layers + 1)
+    assert collectives(found["Publication"]) == (0, 0, buckets)
+
+
+def check_replicas(found, layers, buckets):
+    """Gradients summed, then the loss."""
+    assert list(found) == ["WholeStep"]
+    assert collectives(found["WholeStep"]) == (buckets + 1, 0, 0)
+    check_layers(found["WholeStep"], layers, 1, 2 * layers + 1)
+    assert found["WholeStep"]["Adam"] == 12 * layers + 4
+
+
+def check_shards(found, layers, buckets):
+    """Gradients scattered, then the loss and the norm summed; parameters gathered."""
+    assert collectives(found["WholeStep"]) == (2, buckets, 0)
+    check_layers(found["WholeStep"], layers, 1, 2 * layers + 1)
+    assert collectives(found["Publication"]) == (0, 0, buckets)
+
+
+def check_stage(found, layers, buckets, stage):
+    """Forward and backward communicate outside graphs; the update sums a tied embedding on the ends as well."""
+    if stage == "last":
+        assert list(found) == ["LastStage", "UpdateFromSums", "Publication"]
+        backward, own = found["LastStage"], 3  # the last layer norm, the tied embedding
+    else:
+        assert list(found) == ["StageForward", "StageBackward", "UpdateFromSums", "Publication"]
+        assert found["StageForward"]["FlashAttentionScore"] == layers
+        assert "FlashAttentionScoreGrad" not in found["StageForward"]
+        assert collectives(found["StageForward"]) == (0, 0, 0)
+        backward, own = found["StageBackward"], 2 if stage == "first" else 0
+    check_layers(backward, layers, 2, 2 * layers + (stage == "last"))
+    assert collectives(backward) == (0, 0, 0)
+    assert backward["AssignAdd"] == 12 * layers + own + 1, "the sums of the gradients, and the loss"
+    assert collectives(found["UpdateFromSums"]) == (2 if stage == "middle" else 3, buckets, 0)
+    assert found["UpdateFromSums"]["Adam"] == 12 * layers + own
+    assert collectives(found["Publication"]) == (0, 0, buckets)
+
+
+def check_decoder(found, layers):
+    """Two sums a layer and the embedding's; the logits gathered. A prompt and one token."""
+    for graph in (found["Decoder"], found["Decoder again"]):
+        assert collectives(graph) == (2 * layers + 1, 0, 1)
+        assert graph["ScatterUpdate"] == 2 * layers
+
+
+@pytest.mark.parametrize("case", ["tp_fp16", "tp_dropout_bf16"])
+def test_tensor_parallel_update(case, tmp_path):
+    check_tensor(compiled(case, tmp_path), SMALL, 1)
+
+
+def test_tensor_parallel_update_of_several_micro_batches(tmp_path):
+    found = compiled("tp_accumulated_bf16", tmp_path)
+    assert collectives(found["Accumulation"]) == (5 * SMALL + 3, 0, 0)
+    check_layers(found["Accumulation"], SMALL, 2, 2 * SMALL + 1)
+    assert collectives(found["UpdateFromSums"]) == (2, 1, 0)
+    assert collectives(found["Publication"]) == (0, 0, 1)
+
+
+def test_sequence_parallel_update(tmp_path):
+    check_sequence(compiled("sp_bf16", tmp_path), SMALL, 1)
+
+
+def test_update_of_replicas(tmp_path):
+    check_replicas(compiled("dp_fp16", tmp_path), SMALL, 1)
+
+
+def test_update_of_replicas_that_share_the_optimizer(tmp_path):
+    check_shards(compiled("zero_bf16", tmp_path), SMALL, 1)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [("first", "bf16"), ("middle", "fp16"), ("last", "bf16")])
+def test_stage(stage, precision, tmp_path):
+    check_stage(compiled(f"pp_{stage}_{precision}", tmp_path), SMALL, 1, stage)
+
+
+def test_tensor_parallel_decoder(tmp_path):
+    check_decoder(compiled("decode_fp16", tmp_path), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("wrong_head_count", "query_shape[1] must be equal to attribute 'head_num', but got 1 and 2"),
+        ("wrong_head_split", "x_shape: [const vector]{2, 8, 32}, and out_shape: [const vector]{2, 8, 2, 32}"),
+        ("wrong_message", "input shape: [const vector]{2, 64, 320}, gamma shape: [const vector]{256}"),
+    ],
+)
+def test_wrong_shape_is_refused(case, message, tmp_path):
+    done = compile_case("layouts", case, tmp_path)
+    assert done.returncode == 1
+    assert message in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("precision", PRECISIONS)
+class TestFullSize:
+    """The shipped layouts of 13B and 52B. Buckets: matrices beyond 8 M values (a share of them) travel alone."""
+
+    def test_13b_dp4_tp8(self, precision, tmp_path):
+        check_tensor(large(f"13b_dp4_tp8_{precision}", tmp_path), 40, 243)
+
+    def test_13b_dp8(self, precision, tmp_path):
+        check_replicas(large(f"13b_dp8_{precision}", tmp_path), 40, 323)
+
+    def test_13b_dp8_zero(self, precision, tmp_path):
+        check_shards(large(f"13b_dp8_zero_{precision}", tmp_path), 40, 323)
+
+    @pytest.mark.parametrize(("stage", "buckets"), [("first", 35), ("middle", 33), ("last", 34)])
+    def test_52b_dp8_pp16(self, stage, buckets, precision, tmp_path):
+        check_stage(large(f"52b_{stage}_{precision}", tmp_path), 4, buckets, stage)
+
+    def test_13b_decoder_tp8(self, precision, tmp_path):
+        check_decoder(large(f"13b_decode_tp8_{precision}", tmp_path), 40)
+
+
+@pytest.mark.slow
+def test_sequence_parallel_update_of_four_layers_of_13b(tmp_path):
+    check_sequence(large("13b_sp_fp16", tmp_path), 4, 23)
