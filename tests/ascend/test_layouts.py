@@ -148,7 +148,7 @@ def test_wrong_shape_is_refused(case, message, tmp_path):
     assert message in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("precision", PRECISIONS)
 class TestFullSize:
@@ -171,6 +171,6 @@ class TestFullSize:
         check_decoder(large(f"13b_decode_tp8_{precision}", tmp_path), 40)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sequence_parallel_update_of_four_layers_of_13b(tmp_path):
     check_sequence(large("13b_sp_fp16", tmp_path), 4, 23)

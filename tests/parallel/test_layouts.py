@@ -12,7 +12,7 @@ from tests.train.runs import curve
 STEPS = 20
 MIXED = ("model.num_layers=3", "model.tie_embeddings=false", "model.dropout=0.1")
 FP16 = ("hardware.precision=fp16", "trainer.loss_scale_init=1e12", "trainer.loss_scale_factor=16")
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive
 
 
 def case(name, *layout, model=(), marks=()):
@@ -43,23 +43,23 @@ def case(name, *layout, model=(), marks=()):
             "parallel=tp2", "parallel.vocab_parallel=false", "parallel.recompute=attention", model=MIXED,
         ),
         case("more stages than micro batches", "parallel=pp2", "parallel.pipeline=4", "parallel.micro_batches=2"),
-        case("dp2_tp2", "parallel=dp2_tp2", marks=slow),
-        case("dp2_pp2", "parallel=dp2_pp2", marks=slow),
-        case("tp2_pp2", "parallel=tp2_pp2", marks=slow),
-        case("tp2 with sequence parallelism", "parallel=tp2", "parallel.sequence_parallel=true", marks=slow),
+        case("dp2_tp2", "parallel=dp2_tp2"),
+        case("dp2_pp2", "parallel=dp2_pp2"),
+        case("tp2_pp2", "parallel=tp2_pp2"),
+        case("tp2 with sequence parallelism", "parallel=tp2", "parallel.sequence_parallel=true", marks=exhaustive),
         case(
             "tp4 with a share of nothing but padding, and sequence parallelism",
-            "parallel=tp4", "parallel.sequence_parallel=true", "model.pad_vocab_multiple=512", marks=slow,
+            "parallel=tp4", "parallel.sequence_parallel=true", "model.pad_vocab_multiple=512", marks=exhaustive,
         ),
         case(
             "tp2 with sequence parallelism, whole vocabularies, accumulation",
             "parallel=tp2", "parallel.sequence_parallel=true", "parallel.vocab_parallel=false",
-            "trainer.micro_batch_size=4", model=MIXED, marks=slow,
+            "trainer.micro_batch_size=4", model=MIXED, marks=exhaustive,
         ),
         case(
             "all at once",
             "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true",
-            "parallel.recompute=block", "model.pad_vocab_multiple=512", model=MIXED, marks=slow,
+            "parallel.recompute=block", "model.pad_vocab_multiple=512", model=MIXED, marks=exhaustive,
         ),
     ],
 )  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_layout_equals_one_process(runs, layout, model):
     assert found.weights <= 1e-4
 
 
-@pytest.mark.parametrize("layout", [pytest.param("dp2", marks=slow), "tp2_pp2"])
+@pytest.mark.parametrize("layout", [pytest.param("dp2", marks=exhaustive), "tp2_pp2"])
 def test_fp16_skips_the_same_updates(runs, layout):
     single, run_dir = runs.of(*FP16), runs.of(f"parallel={layout}", *FP16)
     mine, theirs = (curve(path, "train/loss", "train/grad_norm", "train/loss_scale") for path in (run_dir, single))
