@@ -28,7 +28,7 @@ USABLE_SHARE = 59 / 64
 # the parameters in fp32, copies of the logits in fp32, and what a block keeps in fp32 values of b T D, whole on every
 # process of the tensor axis or split, and of b N T T; a stage's forward has a graph of its own.
 CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of a model without size
-CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 2.3, 3.5
+CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 1.3, 3.5
 CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS, CPU_FORWARD_UNITS = 20.0, 35.0, 26.0, 12.0
 CPU_SCORE_UNITS, CPU_SCORE_DROPOUT_UNITS = 1.0, 15.0
 
