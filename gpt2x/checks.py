@@ -128,6 +128,20 @@ def require_devices(config: CommonConfig) -> None:
     )
 
 
+def validate_inference(config: CommonConfig, script: str) -> None:
+    """Refuse layouts in which a process has not every layer and every token."""
+    parallel, layouts = config.parallel, f"{script} runs under data and tensor layouts"
+    require(
+        parallel.pipeline == 1,
+        f"parallel.pipeline={parallel.pipeline} (parallel={parallel.name}): {layouts}; use parallel=tp2, or another "
+        "with parallel.pipeline=1",
+    )
+    require(
+        not parallel.sequence_parallel,
+        f"parallel.sequence_parallel=true (parallel={parallel.name}): {layouts}; use parallel.sequence_parallel=false",
+    )
+
+
 def validate_generation(generation: GenerationConfig) -> None:
     """Check decoding options."""
     require_at_least("generation.max_new_tokens", generation.max_new_tokens, 1)
@@ -209,10 +223,15 @@ def validate_train(config: TrainConfig) -> None:
     if trainer.max_steps is not None:
         validate_warmup(schedule, trainer.max_steps)
     require(
-        config.load is not None or config.resume is not None or not config.task.requires_load,
+        config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights: give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain",
     )
+
+
+def is_plan(config: TrainConfig) -> bool:
+    """Whether nothing is to be run."""
+    return config.plan.lower() != "false"
 
 
 def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
@@ -229,6 +248,7 @@ def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
 def validate_evaluate(config: EvaluateConfig) -> None:
     """Check `evaluate.py`'s configuration."""
     validate_common(config)
+    validate_inference(config, "evaluate.py")
     require(
         config.load is not None,
         "load=null: evaluate.py evaluates trained weights, never random ones; give load=DIR "
@@ -246,6 +266,7 @@ def validate_evaluate(config: EvaluateConfig) -> None:
 def validate_predict(config: PredictConfig) -> None:
     """Check `predict.py`'s configuration."""
     validate_common(config)
+    validate_inference(config, "predict.py")
     validate_generation(config.generation)
     require(
         config.load is not None,

@@ -96,7 +96,8 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
         started.append(True)
         try:
             config = to_typed(name, values)
-            launch.require_as_many(config)
+            if isinstance(config, schema.CommonConfig):  # others run as one process
+                launch.require_as_many(config)
             if launch.is_scheduler():
                 scheduler.end_with_siblings()
                 scheduler.serve()

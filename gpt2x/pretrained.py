@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2x.config import HardwareConfig, ModelConfig, TokenizerConfig
+from mindspore import Tensor
+
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.convert import Source, check_weights, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.model.gpt2 import GPT2, load_weights
+from gpt2x.layout import validate_layout
+from gpt2x.model.gpt2 import GPT2
+from gpt2x.parallel.agreement import require_same
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.placement import placements
+from gpt2x.parallel.tensor import build_net
+from gpt2x.runtime import launch
 
 
 @dataclass
 class Pretrained:
-    """What `load=` stands for."""
+    """What `load=` stands for.
+
+    Attributes:
+        net: what this process holds of the model.
+        model: as the directory states it.
+        tokenizer: its own.
+        source: where it comes from.
+    """
 
     net: GPT2
     model: ModelConfig
@@ -22,20 +38,69 @@ class Pretrained:
     source: Source
 
 
-def load_pretrained(load: str, hardware: HardwareConfig, tokenizer: TokenizerConfig) -> Pretrained:
+def load_pretrained(
+    load: str, hardware: HardwareConfig, tokenizer: TokenizerConfig, mesh: Mesh | None = None
+) -> Pretrained:
     """Build the model that the directory `load` describes, with its weights and tokenizer.
 
+    Of the weights only what this process holds is read, one tensor after the other.
+
+    Args:
+        load: a gpt2x checkpoint, a run or a Hugging Face directory.
+        hardware: the device.
+        tokenizer: for a directory that has none.
+        mesh: the processes, by data and tensor axes; None: this one alone.
+
     Raises:
-        UserError: for a directory that is no checkpoint, weights that do not fit, or a tokenizer that disagrees.
+        UserError: for a directory that is no checkpoint, weights that do not fit, a tokenizer that disagrees, or a
+            model that cannot be shared out as `mesh` is.
     """
-    source = load_source(load)
+    mesh = mesh or Mesh(ParallelConfig(name="single"))
+    source, own = open_pretrained(load, tokenizer, mesh.place.parallel, verify=not launch.is_launched())
+    require_same(mesh, f"load={load}", source.path.name)
+    model = padded_for(source.model, mesh.place.parallel, f"load={load}")
+    net, weights = build_net(model, hardware, mesh), source.weights()
+    parts = placements(model, mesh.place)
+    for parameter in net.get_parameters():
+        parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name)))
+    return Pretrained(net, source.model, own, source)
+
+
+def open_pretrained(
+    load: str, tokenizer: TokenizerConfig, parallel: ParallelConfig, *, verify: bool = True
+) -> tuple[Source, Tokenizer]:
+    """The weights, unread, and the tokenizer of the directory `load`, with every check of `load_pretrained`.
+
+    Args:
+        load: as for `load_pretrained`.
+        tokenizer: for a directory that has none.
+        parallel: the layout.
+        verify: whether to hash the weights; a launcher does it for its processes.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    source = load_source(load, verify=verify)
     own = source_tokenizer(source, tokenizer)
     check_vocabulary(own, source.model, f"load={load}")
-    weights = source.weights()
-    check_weights(weights, source.model, origin=f"load={load}")
-    net = GPT2(source.model, hardware)
-    load_weights(net, weights)
-    return Pretrained(net, source.model, own, source)
+    check_weights(source.weights(), source.model, origin=f"load={load}")
+    padded_for(source.model, parallel, f"load={load}")
+    return source, own
+
+
+def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
+    """The model with as many rows of padding as its vocabulary needs to be shared out; they change no result.
+
+    Raises:
+        UserError: its heads or feed-forward layers cannot be shared out.
+    """
+    if parallel.vocab_parallel:
+        model = replace(model, pad_vocab_multiple=math.lcm(model.pad_vocab_multiple, parallel.tensor))
+    try:
+        validate_layout(parallel, model)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return model
 
 
 def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:

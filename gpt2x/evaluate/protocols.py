@@ -1,6 +1,7 @@
 """Three ways to state a perplexity (docs/evaluation.md says what each is comparable with).
 
-All of them score windows of one length in batches of one size, so that one graph serves them.
+All of them score windows of one length in batches of one size, so that one graph serves them. `turns` shares the
+batches among replicas; every process comes to the same result.
 Legend: B batch, R <= B rows of a batch, L window length (`seq_len`).
 """
 
@@ -16,6 +17,7 @@ from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import batches
 from gpt2x.evaluate.scoring import Scorer, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
+from gpt2x.evaluate.turns import ALONE, Turns
 
 Track = Callable[[Iterable[Window], int], Iterable[Window]]  # shows progress over that many windows
 
@@ -38,7 +40,11 @@ class Result:
 
 
 def reference(
-    scorer: Scorer, source: TokenStream | Split, seq_len: int, track: Track = lambda found, total: found
+    scorer: Scorer,
+    source: TokenStream | Split,
+    seq_len: int,
+    track: Track = lambda found, total: found,
+    turns: Turns = ALONE,
 ) -> Result:
     """MindFormers' PerplexityMetric on its evaluation blocks.
 
@@ -50,6 +56,7 @@ def reference(
         source: text, or the rows of MindRecord files as they are.
         seq_len: L.
         track: shows progress.
+        turns: of the replicas.
     """
     if isinstance(source, Split):
         blocks, num_blocks, dropped = _rows(source, scorer.batch_size), source.num_blocks, 0
@@ -57,17 +64,23 @@ def reference(
         num_blocks, dropped = divmod(source.num_tokens, seq_len)
         blocks = islice(windows(source, seq_len, seq_len), num_blocks)
     means, total, count = [], 0.0, 0
-    for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len):
+    for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len, turns):
         means.append(nll.sum() / counts.sum())
         total, count = total + float(nll.sum()), count + int(counts.sum())
-    loss = float(np.mean(means))
+    total, count = turns.total(total), int(turns.total(count))
+    loss = turns.total(float(np.sum(means))) / turns.total(len(means))
     return Result(
         "reference", loss, perplexity(loss), "token", count, count, num_blocks, dropped, total, seq_len, seq_len
     )
 
 
 def strided(
-    scorer: Scorer, stream: TokenStream, seq_len: int, stride: int, track: Track = lambda found, total: found
+    scorer: Scorer,
+    stream: TokenStream,
+    seq_len: int,
+    stride: int,
+    track: Track = lambda found, total: found,
+    turns: Turns = ALONE,
 ) -> Result:
     """Hugging Face's loop (transformers, "Perplexity of fixed-length models").
 
@@ -77,11 +90,12 @@ def strided(
     """
     total, weighted, weights, count = 0.0, 0.0, 0, 0
     number = num_windows(stream.num_tokens, seq_len, stride)
-    for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len):
+    for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len, turns):
         weighted += float((nll / np.maximum(counts, 1) * (num_new - 1)).sum())
         weights += int((num_new - 1).sum())
         total, count = total + float(nll.sum()), count + int(counts.sum())
-    loss = weighted / weights
+    total, count = turns.total(total), int(turns.total(count))
+    loss = turns.total(weighted) / turns.total(weights)
     return Result("strided", loss, perplexity(loss), "token", count, count, number, 0, total, seq_len, stride)
 
 
@@ -92,6 +106,7 @@ def word(
     stride: int,
     eos_id: int,
     track: Track = lambda found, total: found,
+    turns: Turns = ALONE,
 ) -> Result:
     """The nll of the whole text, spread over its words (WikiText: Merity et al., arXiv:1609.07843).
 
@@ -102,8 +117,9 @@ def word(
     total, count = 0.0, 0
     parts = chain([np.array([eos_id], np.int32)], stream)
     number = num_windows(stream.num_tokens + 1, seq_len, stride)
-    for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len):
+    for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len, turns):
         total, count = total + float(nll.sum()), count + int(counts.sum())
+    total, count = turns.total(total), int(turns.total(count))
     num_words, unit = stream.words
     loss = total / num_words
     return Result("word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride)
@@ -116,10 +132,11 @@ def _rows(split: Split, batch_size: int) -> Iterator[Window]:
             yield Window(ids[: mask.sum()], int(mask.sum()))
 
 
-def _score(scorer: Scorer, found: Iterable[Window], length: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, for each batch of windows: summed nll of the new tokens, how many were scored, `num_new`; (R,) each."""
-    found = iter(found)
-    while batch := list(islice(found, scorer.batch_size)):
+def _score(
+    scorer: Scorer, found: Iterable[Window], length: int, turns: Turns
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, for each batch of this replica: its windows' summed nll, how many tokens that counts, `num_new`; (R,)."""
+    for batch in turns.own(_batches(found, scorer.batch_size)):
         ids = np.zeros((len(batch), length), np.int32)  # (R, L); a causal model never sees the padding behind
         for row, window in zip(ids, batch, strict=True):
             row[: len(window.ids)] = window.ids
@@ -129,3 +146,9 @@ def _score(scorer: Scorer, found: Iterable[Window], length: int) -> Iterator[tup
         is_counted = (position >= (end - num_new)[:, None]) & (position < end[:, None])  # (R, L - 1)
         nll = np.where(is_counted, scorer.score(ids), 0.0)
         yield nll.sum(axis=1), is_counted.sum(axis=1), num_new
+
+
+def _batches(found: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    found = iter(found)
+    while batch := list(islice(found, batch_size)):
+        yield batch

@@ -16,15 +16,19 @@ from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
 from gpt2x.convert import GPT2XSource
 from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split
+from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.protocols import Result, Track, reference, strided, word
 from gpt2x.evaluate.scoring import Scorer
 from gpt2x.evaluate.text import TokenStream, Window, open_texts
-from gpt2x.pretrained import Pretrained, load_pretrained
+from gpt2x.evaluate.turns import ALONE, Turns
+from gpt2x.parallel.agreement import require_same
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.pretrained import Pretrained, load_pretrained, open_pretrained
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
-from gpt2x.tracking import MetricsLog, RunInfo, create_tracker, run_tags
+from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, create_tracker, run_tags
 from gpt2x.tracking.provenance import package_versions
 
 Texts = Mapping[str, TokenStream | Split]  # by protocol
@@ -37,13 +41,12 @@ def run(config: EvaluateConfig) -> None:
         UserError: for anything the user can put right, before anything is evaluated.
     """
     run_dir, target = places(config)
-    outputs, cache = (Path(path).expanduser() for path in (config.paths.outputs, config.paths.cache))
-    tracker = create_tracker(config.tracker, outputs)
+    outputs = Path(config.paths.outputs).expanduser()
+    tracker = NoTracker() if launch.worker_rank() else create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
-    pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer)
-    evaluation = resolve(config.evaluation, pretrained.model)
-    texts = open_texts(config.dataset, evaluation, pretrained.tokenizer, cache)
-    check_texts(texts, evaluation)
+    mesh = Mesh(config.parallel, config.hardware.device_target)
+    pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+    evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
     if launch.is_deciding():
@@ -51,6 +54,7 @@ def run(config: EvaluateConfig) -> None:
     name = display_name(pretrained)
     hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
     data_hash = "+".join(dict.fromkeys(hashes.values()))
+    require_same(mesh, f"the content of dataset={config.dataset.name}", data_hash)
     tracker.start(
         RunInfo(
             experiment=config.tracker.experiment or "evaluate",
@@ -65,12 +69,13 @@ def run(config: EvaluateConfig) -> None:
         tracker.log_artifact(run_dir / "config.yaml")
         for note in notes(texts, evaluation):
             console.notice(note)
-        results = evaluate(pretrained, texts, evaluation)
-        metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
-        time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
-        tracker.log_metrics(step or 0, time_s, metrics)
-        write_json(target, report(config, evaluation, pretrained, step, hashes, results))
-        tracker.log_artifact(target)
+        results = evaluate(pretrained, texts, evaluation, Turns(mesh))
+        if mesh.is_main:
+            metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
+            time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
+            tracker.log_metrics(step or 0, time_s, metrics)
+            write_json(target, report(config, evaluation, pretrained, step, hashes, results))
+            tracker.log_artifact(target)
         lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
         print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
         console.notice(f"results: {target}")
@@ -83,15 +88,31 @@ def run(config: EvaluateConfig) -> None:
 
 
 def prepare_launch(config: EvaluateConfig) -> Path:
-    """Check what takes no model: a run directory, with `config.yaml` for the processes of the layout.
+    """Check, once, all that the processes of a layout would: a run directory, with `config.yaml` for them.
+
+    What is downloaded or prepared is in the cache then.
 
     Raises:
-        UserError: the tracker or the results file cannot be used.
+        UserError: for anything the user can put right.
     """
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
+    source, tokenizer = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    read_texts(config, source.model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir
+
+
+def read_texts(config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer) -> tuple[EvaluationConfig, Texts]:
+    """The evaluation without nulls, and the text of each protocol.
+
+    Raises:
+        UserError: lengths that do not fit the model, no text, or too short a one.
+    """
+    evaluation = resolve(config.evaluation, model)
+    texts = open_texts(config.dataset, evaluation, tokenizer, Path(config.paths.cache).expanduser())
+    check_texts(texts, evaluation)
+    return evaluation, texts
 
 
 def places(config: EvaluateConfig) -> tuple[Path, Path]:
@@ -102,7 +123,8 @@ def places(config: EvaluateConfig) -> tuple[Path, Path]:
     """
     run_dir = output_dir()
     target = Path(config.output).expanduser() if config.output else run_dir / "results.json"
-    check_target(target)
+    if launch.worker_rank() == 0:
+        check_target(target)
     return run_dir, target
 
 
@@ -120,7 +142,7 @@ def display_name(pretrained: Pretrained) -> str:
     return f"{pretrained.model.name} {place}"
 
 
-def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig) -> list[Result]:
+def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig, turns: Turns = ALONE) -> list[Result]:
     """The results in the order of `evaluation.protocols`; its seq_len and stride are set (`resolve`)."""
     scorer = Scorer(pretrained.net, evaluation.batch_size)
     length, stride = evaluation.seq_len, evaluation.stride
@@ -128,11 +150,11 @@ def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig)
     for protocol, text in texts.items():
         track = progress(protocol)
         if protocol == "reference":
-            results.append(reference(scorer, text, length, track))
+            results.append(reference(scorer, text, length, track, turns))
         elif protocol == "strided":
-            results.append(strided(scorer, text, length, stride, track))
+            results.append(strided(scorer, text, length, stride, track, turns))
         else:
-            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track))
+            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, turns))
     return results
 
 
@@ -222,6 +244,7 @@ def report(
         "tokenizer_fingerprint": pretrained.tokenizer.fingerprint,
         "evaluation": asdict(evaluation),
         "hardware": {"name": config.hardware.name, "precision": config.hardware.precision},
+        "parallel": config.parallel.name,
         "versions": {"gpt2x": __version__} | package_versions(),
     }
 

@@ -7,6 +7,7 @@ from itertools import islice
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import batches
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
+from gpt2x.evaluate.turns import Turns
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
 
@@ -32,24 +33,19 @@ class Validation:
         mesh: Mesh | None = None,
         scorer: Scorer | StageScorer | None = None,
     ):
-        self.split, self.batch_size, self.max_batches, self.mesh = split, batch_size, max_batches, mesh
+        self.split, self.batch_size, self.max_batches, self.turns = split, batch_size, max_batches, Turns(mesh)
         self.scorer = scorer or Scorer(net, batch_size)
         self.num_tokens = 0  # that the last run counted
 
     def run(self) -> dict[str, float]:
         """`val/loss` in nats a token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
-        total, count, place = 0.0, 0, self.mesh.place if self.mesh else None
+        total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
-        for index, batch in enumerate(islice(blocks, self.max_batches)):
-            if place and index % place.parallel.data != place.data:
-                continue
+        for batch in self.turns.own(islice(blocks, self.max_batches)):
             counted = batch["attention_mask"][:, 1:] > 0  # (R, T)
             total += self.scorer.score(batch["input_ids"])[counted].sum()
             count += int(counted.sum())
-        if self.mesh and place:
-            counts = place.tensor == 0 and place.is_last_stage  # one process of each replica knows the scores
-            total = self.mesh.gather(total if counts else 0.0).sum()
-            count = int(self.mesh.gather(count if counts else 0).sum())
+        total, count = self.turns.total(total), int(self.turns.total(count))
         self.num_tokens = count
         loss = float(total / count)
         return {"val/loss": loss, "val/ppl": perplexity(loss)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from mindspore import Tensor
@@ -17,8 +17,11 @@ from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.generate import sampling
 from gpt2x.generate.decoder import Decoder
+from gpt2x.generate.replicas import ALONE, Replicas
 from gpt2x.generate.streaming import TextStream
 from gpt2x.model.gpt2 import GPT2
+from gpt2x.parallel.agreement import FromFirst
+from gpt2x.parallel.collectives import Group
 
 LEAST_BUCKET = 32  # tokens; shorter texts share one graph
 LOOKAHEAD = 8  # batches whose prompts are sorted by length together: what is done waits for that many at most
@@ -85,12 +88,27 @@ class Generator:
 
     Graphs are compiled when a shape (batch, cache, prompt; lengths in powers of two) is first met, and kept.
 
+    Args:
+        net: the model.
+        model: its shape.
+        hardware: the device.
+        tokenizer: of the texts.
+        tensor: the processes that compute `net` together, which make the same calls: the first one chooses tokens.
+
     Attributes:
         compile_seconds: spent on compilation so far.
         decode_seconds: spent on decoding so far.
     """
 
-    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        net: GPT2,
+        model: ModelConfig,
+        hardware: HardwareConfig,
+        tokenizer: Tokenizer,
+        tensor: Group | None = None,
+    ):
+        self._from_first = FromFirst(tensor)
         self.net, self.model, self.hardware, self.tokenizer = net, model, hardware, tokenizer
         self.compile_seconds = self.decode_seconds = 0.0
         self._decoders: dict[tuple[int, int], Decoder] = {}
@@ -103,16 +121,19 @@ class Generator:
         seed: int,
         on_text: Callable[[int, str], None] | None = None,
         on_completion: Callable[[int, Completion], None] | None = None,
+        replicas: Replicas = ALONE,
     ) -> list[Completion]:
         """Complete texts; an empty one starts from EOS.
 
         Args:
-            prompts: decoded in `batches` of generation.batch_size.
+            prompts: decoded in `batches` of generation.batch_size, or fewer where each replica would not have one.
             config: decoding options.
             seed: of sampling; config.seed is the caller's to choose from.
-            on_text: gets (index of the prompt, text) as text comes, whole characters only.
+            on_text: gets (index of the prompt, text) as text comes, whole characters only; of another replica's
+                prompt all of it at once.
             on_completion: gets (index of the prompt, completion) as each is done. `streaming.InputOrder` puts both
                 into the order of the prompts.
+            replicas: share the batches; each makes this call, and returns what all have completed.
 
         Returns:
             Completions in the order of the prompts.
@@ -124,22 +145,33 @@ class Generator:
         texts = [""] * len(prompts)
         completions: dict[int, Completion] = {}
 
-        def on_token(row: Row) -> None:
-            index, ended = row.index, row.finish_reason is not None
-            piece = "" if row.finish_reason == "eos" else streams[index].push(row.new[-1])
-            piece += streams[index].end() if ended else ""
+        def say(index: int, piece: str) -> None:
             texts[index] += piece
             if piece and on_text:
                 on_text(index, piece)
+
+        def end(index: int, completion: Completion) -> None:
+            completions[index] = completion
+            if on_completion:
+                on_completion(index, completion)
+
+        def on_token(row: Row) -> None:
+            index, ended = row.index, row.finish_reason is not None
+            piece = "" if row.finish_reason == "eos" else streams[index].push(row.new[-1])
+            say(index, piece + (streams[index].end() if ended else ""))
             if ended:
                 num_tokens = len(row.new)
-                completions[index] = Completion(
-                    prompts[index], texts[index], row.new, num_tokens, num_tokens / row.seconds, row.finish_reason
-                )
-                if on_completion:
-                    on_completion(index, completions[index])
+                speed = num_tokens / row.seconds
+                end(index, Completion(prompts[index], texts[index], row.new, num_tokens, speed, row.finish_reason))
 
-        self._decode(self.encode(prompts), config, seed, on_token)
+        def on_round(rows: list[Row]) -> None:
+            for others in replicas.exchange([(row.index, asdict(completions[row.index])) for row in rows]):
+                for index, values in others:
+                    completion = Completion(**values)
+                    say(index, completion.completion)
+                    end(index, completion)
+
+        self._decode(self.encode(prompts), config, seed, on_token, on_round, replicas)
         return [completions[index] for index in range(len(prompts))]
 
     def generate_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int) -> list[list[int]]:
@@ -189,14 +221,23 @@ class Generator:
         return [self.tokenizer.eos_id] if config.eos_ids is None else list(config.eos_ids)
 
     def _decode(
-        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        seed: int,
+        on_token: Callable[[Row], None],
+        on_round: Callable[[list[Row]], None] = lambda rows: None,
+        replicas: Replicas = ALONE,
     ) -> list[Row]:
-        """Complete every prompt; `on_token` sees a row after each of its tokens."""
+        """Complete this replica's prompts: `on_token` sees a row after each of its tokens, `on_round` a whole batch."""
         self.check(prompts, config)
         rows = [Row(index, list(ids)) for index, ids in enumerate(prompts)]
-        batch_size = min(config.batch_size, len(rows))  # of the last batch too: another size is another graph
-        for batch in batches(rows, batch_size):
-            self._decode_batch(batch, batch_size, config, seed, on_token)
+        # of the last batch too: another size is another graph
+        batch_size = min(config.batch_size, -(-len(rows) // replicas.count))
+        for batch in replicas.rounds(batches(rows, batch_size)):
+            if batch:
+                self._decode_batch(batch, batch_size, config, seed, on_token)
+            on_round(batch or [])
         return rows
 
     def _decode_batch(
@@ -226,13 +267,8 @@ class Generator:
                     "the model's logits are not finite: its weights are damaged, or "
                     f"hardware.precision={self.hardware.precision} overflows; try hardware.precision=fp32"
                 )
-            tokens = sampling.next_tokens(
-                logits,
-                [rows[place].text for place in active],
-                [sampling.draw(seed, rows[place].index, step) for place in active],
-                config,
-                eos_ids if step < config.min_new_tokens else (),
-            )
+            forbidden = eos_ids if step < config.min_new_tokens else []
+            tokens = self._choose(logits, [rows[place] for place in active], config, seed, step, forbidden)
             # rows that have ended rewrite place 0 of their own cache, which nobody reads
             ids, positions = np.zeros((2, batch_size, 1), np.int32)
             last = np.zeros(batch_size, np.int32)
@@ -248,6 +284,20 @@ class Generator:
                 on_token(row)
         self.decode_seconds += time.perf_counter() - start
 
+    def _choose(
+        self, logits: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int, step: int, forbidden: list[int]
+    ) -> list[int]:
+        """The next token of each row, by the first of the processes that compute the logits together.
+
+        Their logits are the same (the gather adds zeros), but numpy's exponentials may differ between kinds of CPU, and
+        one token that differs would leave one process waiting for ever when its rows have ended.
+        """
+        tokens = [0] * len(rows)
+        if self._from_first.is_first:
+            draws = [sampling.draw(seed, row.index, step) for row in rows]
+            tokens = sampling.next_tokens(logits, [row.text for row in rows], draws, config, forbidden)
+        return self._from_first(tokens)
+
     def _decoder(self, batch_size: int, cache_len: int, widths: tuple[int, ...]) -> Decoder:
         """The decoder of this shape, its graphs for `widths` new tokens compiled."""
         start = time.perf_counter()
@@ -255,6 +305,7 @@ class Generator:
         if decoder is None:
             decoder = Decoder(self.net, self.model, self.hardware, batch_size, cache_len)
             self._decoders[batch_size, cache_len] = decoder
+            self._from_first([0] * batch_size)  # its graph as well
         for width in widths:
             if (batch_size, cache_len, width) not in self._compiled:
                 tokens = Tensor(np.zeros((batch_size, width), np.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -19,8 +20,12 @@ from gpt2x.config import PredictConfig
 from gpt2x.data.files import read_lines, require_file
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion, Generator
+from gpt2x.generate.replicas import Replicas
 from gpt2x.generate.streaming import InputOrder
-from gpt2x.pretrained import load_pretrained
+from gpt2x.parallel.agreement import require_same
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.pretrained import load_pretrained, open_pretrained
+from gpt2x.runtime import launch
 from gpt2x.runtime.console import Console, console
 from gpt2x.runtime.device import set_up_device
 
@@ -34,33 +39,37 @@ def run(config: PredictConfig) -> None:
     """
     prompts = read_prompts(config)
     shown = Shown(prompts, streams=console.is_interactive)
-    with results(config.output, len(prompts)) as lines:
+    with results(None if launch.worker_rank() else config.output, len(prompts)) as lines:
         set_up_device(config.hardware)
-        pretrained = load_pretrained(config.load, config.hardware, config.tokenizer)
-        generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer)
+        mesh = Mesh(config.parallel, config.hardware.device_target)
+        require_same(mesh, "the hash of all prompts", hashlib.sha256(json.dumps(prompts).encode()).hexdigest())
+        pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+        generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor)
         seed = config.seed if config.generation.seed is None else config.generation.seed
-        reader = shown if lines is None else lines
+        reader = shown if lines is None else lines  # of the main process; the others show nothing
         with shown, InputOrder(reader.text, reader.completion) as order:
             completions = generator.complete(
-                prompts, config.generation, seed, on_text=order.text, on_completion=order.end
+                prompts, config.generation, seed, on_text=order.text, on_completion=order.end, replicas=Replicas(mesh)
             )
     num_tokens = sum(completion.num_tokens for completion in completions)
+    decoding, compiling = (mesh.gather(s).max() for s in (generator.decode_seconds, generator.compile_seconds))
     count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"
     where = "" if config.output in (None, "-") else f" -> {config.output}"
-    say(
-        f"{count}{where}, {num_tokens} tokens in {generator.decode_seconds:.1f} s: "
-        f"{num_tokens / generator.decode_seconds:.1f} tokens/s "
-        f"(compiling graphs, {generator.compile_seconds:.1f} s, is not counted)"
-    )
+    if mesh.is_main:
+        say(
+            f"{count}{where}, {num_tokens} tokens in {decoding:.1f} s: {num_tokens / decoding:.1f} tokens/s "
+            f"(compiling graphs, {compiling:.1f} s, is not counted)"
+        )
 
 
 def prepare_launch(config: PredictConfig) -> Path:
-    """Check the prompts: a run directory, with `config.yaml` for the processes of the layout.
+    """Check prompts and model, once for all processes: a run directory, with `config.yaml` for them.
 
     Raises:
-        UserError: no prompts, or a file that cannot be read.
+        UserError: no prompts, a file that cannot be read, no model, or one that does not fit the layout.
     """
     read_prompts(config)
+    open_pretrained(str(config.load), config.tokenizer, config.parallel)
     run_dir = output_dir()
     save_config(config, run_dir / "config.yaml")
     return run_dir

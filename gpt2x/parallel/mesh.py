@@ -12,6 +12,7 @@ from gpt2x.config import ParallelConfig
 from gpt2x.errors import UserError
 from gpt2x.layout import Place, world_size
 from gpt2x.parallel.collectives import AllReduce, Group
+from gpt2x.runtime import launch
 
 WORLD = "hccl_world_group"  # MindSpore's name of all processes, on the CPU as well
 
@@ -111,6 +112,7 @@ def join(size: int, device_target: str) -> int:
         return 0
     import mindspore.communication as communication
 
+    launch.await_scheduler()
     communication.init()
     found, rank = communication.get_group_size(), communication.get_rank()
     if found != size:

@@ -62,6 +62,7 @@ class Held:
         rows: those rows; None where they are all.
         is_owned: of all copies within a replica, this one counts.
         is_partial: under sequence parallelism its gradient is of this process' tokens alone.
+        is_tied: the first stage and the last both have it, each with a part of its gradient.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Held:
     rows: range | None
     is_owned: bool
     is_partial: bool
+    is_tied: bool
 
     @property
     def trained_placement(self) -> Placement:
@@ -90,7 +92,8 @@ def held_parameters(net: GPT2, model: ModelConfig, mesh: Mesh) -> list[Held]:
             shape = (len(rows), *placement.shape[1:])
             trained = Parameter(initializer("zeros", shape, ms.float32), name=f"master.{name}")
         partial = place.parallel.sequence_parallel and is_of_tokens(name)
-        found.append(Held(name, placement, parameter, trained, rows, owns(name, place), partial))
+        tied = name == "wte.weight" and model.tie_embeddings and mesh.embedding is not None
+        found.append(Held(name, placement, parameter, trained, rows, owns(name, place), partial, tied))
     shared = [held for held in found if held.rows is not None]
     whole = [held for held in found if held.rows is None]
     return [
@@ -136,16 +139,23 @@ class Buckets(nn.Cell):
         found = ()
         for start, stop in bounds:
             bucket = tensors[start] if stop == start + 1 else ops.concat(tensors[start:stop], 1)
-            if previous is not None:
-                bucket = ops.depend(bucket, previous)
-            bucket = self.operation(bucket)
+            bucket = self.operation(after(bucket, previous))
             previous = bucket
             found = found + ((bucket,) if stop == start + 1 else ops.split(bucket, self.sizes[start:stop], 1))
         return found
 
 
+def after(x, previous):
+    """x, not before the tensor `previous` is there; None: at once."""
+    return x if previous is None else ops.depend(x, previous)
+
+
 class Reduction(nn.Cell):
-    """Gradients of this process -> gradients of the whole batch, for what this process updates."""
+    """Gradients of this process -> gradients of the whole batch, for what this process updates.
+
+    Each collective waits for the one before it (`previous`), whether or not it needs its values: the graphs of the
+    processes differ, and two of them that took two collectives in different orders would wait for ever.
+    """
 
     def __init__(self, held: list[Held], mesh: Mesh):
         super().__init__(auto_prefix=False)
@@ -158,11 +168,8 @@ class Reduction(nn.Cell):
         partial = [index for index, part in enumerate(held) if part.is_partial]
         self.partial = (partial[0], partial[-1] + 1) if partial else None
         self.sum_tokens = Buckets(AllReduce(mesh.tensor), [sizes[index] for index in partial]) if partial else None
-        self.tied = None
-        if mesh.embedding is not None:
-            tied = [index for index, part in enumerate(held) if part.name == "wte.weight"]
-            self.tied = tied[0] if tied else None
-            self.sum_tied = AllReduce(mesh.embedding)
+        self.tied = next((index for index, part in enumerate(held) if part.is_tied), None)
+        self.sum_tied = AllReduce(mesh.embedding)
         self.scatter = self.sum = self.sum_replicas = None
         if num_shared:
             shared = [size // shards for size in sizes[:num_shared]]
@@ -181,32 +188,34 @@ class Reduction(nn.Cell):
         """-> gradients of the trained parameters, the sum of all gradients' squares, the loss and the share of the
         counted tokens, both of the whole batch.
         """
+        previous = None
         if self.partial is not None:
             first, last = self.partial
             part = gradients[first:last]
             summed = self.sum_tokens(self.for_each(ops.partial(flatten, 1), part))
             gradients = gradients[:first] + self.for_each(restore, summed, part) + gradients[last:]
+            previous = summed[-1]
         if self.tied is not None:
-            gradients = gradients[: self.tied] + (self.sum_tied(gradients[self.tied]),) + gradients[self.tied + 1 :]
+            previous = self.sum_tied(after(gradients[self.tied], previous))
+            gradients = gradients[: self.tied] + (previous,) + gradients[self.tied + 1 :]
         shared, whole = gradients[: self.num_shared], gradients[self.num_shared :]
         if self.scatter is not None:
-            shared = self.scatter(self.for_each(ops.partial(flatten, self.shards), shared))
+            shared = self.scatter(self.for_each(ops.partial(flatten, self.shards), shared), previous)
             if self.sum_replicas is not None:
-                shared = self.sum_replicas(shared)
+                shared = self.sum_replicas(shared, shared[-1])
+            previous = shared[-1]
             shared = self.for_each(restore, shared, self.trained[: self.num_shared])
         if self.sum is not None:
-            previous = shared[-1] if self.scatter is not None else None
-            whole = self.for_each(restore, self.sum(self.for_each(ops.partial(flatten, 1), whole), previous), whole)
+            summed = self.sum(self.for_each(ops.partial(flatten, 1), whole), previous)
+            whole, previous = self.for_each(restore, summed, whole), summed[-1]
         gradients = shared + whole
         if self.sum_data is not None:
-            pair = self.sum_data(ops.depend(ops.stack((loss, share)), gradients[-1]))
-            loss, share = pair[0], pair[1]
+            previous = self.sum_data(after(ops.stack((loss, share)), previous))
+            loss, share = previous[0], previous[1]
         squares = ops.addn(self.for_each(own_square_sum, gradients, self.counts))
-        if self.tied is not None:  # where it does not count, nothing else would keep the norm's sum behind its own
-            squares = ops.depend(squares, gradients[self.tied])
         if self.sum_norm is not None:
             own_loss = loss if self.counts_loss else ops.zeros_like(loss)
-            pair = self.sum_norm(ops.stack((squares, ops.depend(own_loss, share))))
+            pair = self.sum_norm(after(ops.stack((squares, own_loss)), previous))
             squares, loss = pair[0], pair[1]
         return gradients, squares, loss, share
 

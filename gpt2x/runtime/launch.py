@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import logging
@@ -10,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -24,8 +26,9 @@ LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it
 CORES = "GPT2X_CORES"  # tells a worker its own
 LOGS = "logs"  # in the run directory
 
-FAREWELL_S = 30.0
+FAREWELL_S = 30.0  # other nodes may still need the scheduler; devices are given back
 HCCL_CONNECT_RANGE_S = (120, 7200)  # CANN's documentation of HCCL_CONNECT_TIMEOUT
+KNOCK_S = 0.1
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -144,7 +147,8 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
-    with World(FAREWELL_S if settings.num_nodes > 1 else 0.0) as world:
+    is_last = config.hardware.device_target == "CPU" and settings.num_nodes == 1
+    with World(0.0 if is_last else FAREWELL_S) as world:
         if size == 1:
             world.start("rank 0", worker, variables, log=None)
         else:
@@ -199,6 +203,20 @@ def cores(local: int, per_node: int) -> dict[str, str]:
         return {"OMP_NUM_THREADS": "1"}
     own = available[local * share : (local + 1) * share]
     return {"OMP_NUM_THREADS": str(share), CORES: ",".join(str(core) for core in own)}
+
+
+def await_scheduler() -> None:
+    """Wait, as a worker, until the scheduler listens.
+
+    After a first attempt that is refused MindSpore's own ones fail for up to half a minute (2.10): each gives a
+    connection less time than it needs.
+    """
+    place = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
+    deadline = time.monotonic() + float(os.environ.get("MS_TOPO_TIMEOUT", 0))
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(place, timeout=1.0):
+            return
+        time.sleep(KNOCK_S)
 
 
 def keep_to_cores() -> None:

@@ -21,7 +21,6 @@ DONE = "GPT2X_DONE"  # tells a process the descriptor of its mark
 POLL_S = 0.1
 SETTLE_S = 1.0  # after a failure, for others to say why they fail
 INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
-LEAVE_S = 10.0  # for a worker to end once it is done
 TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
 LOG_TAIL_BYTES = 32_768
 ERROR_LINES = 12
@@ -85,7 +84,7 @@ class World:
     """The processes of a run on this node; leaving its block ends those that are left.
 
     Attributes:
-        farewell_s: for the scheduler to end once the workers have: where other nodes may still need it.
+        farewell_s: for the processes to end by themselves once the workers are done.
         processes: the scheduler and the workers.
     """
 
@@ -131,10 +130,11 @@ class World:
         while not all(process.is_done for process in workers):
             self._check()
             time.sleep(POLL_S)
-        for process in workers:
-            process.wait(LEAVE_S)
+        deadline = time.monotonic() + self.farewell_s
         for process in self.processes:
-            process.wait(self.farewell_s)
+            process.wait(deadline - time.monotonic())
+        for process in self.processes:
+            process.send(signal.SIGKILL)
 
     def _check(self) -> None:
         failed = [process for process in self.processes if process.has_failed]

@@ -11,7 +11,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor, ops
 
 from gpt2x import checkpoint
 from gpt2x.data.sampling import Batch, batches
@@ -100,9 +100,16 @@ class Trainer:
         """Set this process' parameters from logical tensors."""
         for held in self.held:
             values = held.placement.read(weights, held.name)
-            held.parameter.set_data(Tensor(values))
+            self.set_values(held.parameter, values)
             if held.rows is not None:
-                held.trained.set_data(Tensor(values[held.rows.start : held.rows.stop]))
+                self.set_values(held.trained, values[held.rows.start : held.rows.stop])
+
+    def set_values(self, parameter: Parameter, values: np.ndarray) -> None:
+        """Give a parameter other values; once a graph has run, `set_data` no longer reaches it (MindSpore 2.10)."""
+        if self.train_step.is_compiled:
+            ops.assign(parameter, Tensor(values))
+        else:
+            parameter.set_data(Tensor(values))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer, position in the data, schedule, loss scale."""
@@ -110,7 +117,7 @@ class Trainer:
         states = saved.tensors("optimizer")
         for kind, parameters in (("mean", self.optimizer.mean), ("square", self.optimizer.square)):
             for held, parameter in zip(self.held, parameters, strict=True):
-                parameter.set_data(Tensor(held.trained_placement.read(states, f"{kind}.{held.name}")))
+                self.set_values(parameter, held.trained_placement.read(states, f"{kind}.{held.name}"))
         fresh, self.state = self.state, LoopState.from_dict(saved.loop_state)
         self.state.data_fingerprint = fresh.data_fingerprint
         if saved.run_config["hardware"]["precision"] != self.config.hardware.precision:

@@ -152,7 +152,7 @@ def test_logits_that_are_not_finite(hardware, tokenizer):
     from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
     from tests.generate.conftest import MODEL
 
-    weights = initial_weights(MODEL, seed=0)
+    weights = dict(initial_weights(MODEL, seed=0))
     weights["ln_f.bias"] = np.full_like(weights["ln_f.bias"], np.nan)
     net = GPT2(MODEL, hardware)
     load_weights(net, weights)

@@ -223,7 +223,7 @@ def test_a_failed_run_leaves_the_old_output_and_keeps_its_own_part(tmp_path, cap
 def test_an_interrupted_run_keeps_every_finished_completion(saved, tmp_path, hardware, monkeypatch, capsys):
     from gpt2x.generate import Generator
 
-    def complete(self, prompts, config, seed, on_text, on_completion):
+    def complete(self, prompts, config, seed, on_text, on_completion, replicas):
         for index in (0, 3, 2):
             on_completion(index, completed(prompts[index]))
         raise KeyboardInterrupt

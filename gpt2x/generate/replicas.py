@@ -1,0 +1,47 @@
+"""How the replicas of a layout share prompts, and tell each other what became of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from gpt2x.parallel.agreement import from_all
+from gpt2x.parallel.mesh import Mesh
+
+T = TypeVar("T")
+
+
+class Replicas:
+    """Replicas that complete batches in rounds, one batch each, and exchange what is done after each round.
+
+    An exchange goes through the processes' collectives, so it needs no disk that all of them see. It waits for the
+    slowest: batches of a round are alike in length.
+
+    Args:
+        mesh: the processes; None: one.
+
+    Attributes:
+        count: how many replicas there are.
+    """
+
+    def __init__(self, mesh: Mesh | None = None):
+        self.mesh = mesh
+        self.index, self.count = (mesh.place.data, mesh.place.parallel.data) if mesh else (0, 1)
+
+    def rounds(self, batches: Sequence[T]) -> Iterator[T | None]:
+        """This replica's batch of each round; None where the last round has none for it."""
+        for start in range(0, len(batches), self.count):
+            yield batches[start + self.index] if start + self.index < len(batches) else None
+
+    def exchange(self, own: object) -> list[Any]:
+        """What the other replicas give at the same time; values of JSON."""
+        if self.mesh is None or self.count == 1:
+            return []
+        place = self.mesh.place
+        found = from_all(self.mesh, json.dumps(own) if place.tensor == 0 else "")
+        firsts = [place.rank_at(data=data, tensor=0) for data in range(self.count) if data != place.data]
+        return [json.loads(found[rank]) for rank in firsts]
+
+
+ALONE = Replicas()
