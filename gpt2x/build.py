@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt2x.checks import require_devices
+from gpt2x.checks import is_plan, require_devices
 from gpt2x.cli import is_multirun
+from gpt2x.config import TrainConfig
 from gpt2x.errors import RunError
 from gpt2x.layout import world_size
 from gpt2x.runtime import launch
@@ -32,7 +33,7 @@ def start(name: str, config: Any) -> None:
         RunError: a process that was started here failed; its error has been shown.
     """
     deliver_interrupts(signal.SIGINT, *([] if launch.is_launched() else [signal.SIGTERM]))
-    if getattr(config, "plan", "false").lower() != "false":  # computes nothing, reads nothing
+    if isinstance(config, TrainConfig) and is_plan(config):  # computes nothing, reads nothing
         from gpt2x.train.plan_report import show
 
         show(config)

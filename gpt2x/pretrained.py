@@ -9,7 +9,7 @@ from pathlib import Path
 from mindspore import Tensor
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
-from gpt2x.convert import Source, check_weights, load_source
+from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.layout import validate_layout
@@ -56,9 +56,8 @@ def load_pretrained(
             model that cannot be shared out as `mesh` is.
     """
     mesh = mesh or Mesh(ParallelConfig(name="single"))
-    source, own = open_pretrained(load, tokenizer, mesh.place.parallel, verify=not launch.is_launched())
+    source, own, model = open_pretrained(load, tokenizer, mesh.place.parallel, verify=not launch.is_launched())
     require_same(mesh, f"load={load}", source.path.name)
-    model = padded_for(source.model, mesh.place.parallel, f"load={load}")
     net, weights = build_net(model, hardware, mesh), source.weights()
     parts = placements(model, mesh.place)
     for parameter in net.get_parameters():
@@ -68,8 +67,8 @@ def load_pretrained(
 
 def open_pretrained(
     load: str, tokenizer: TokenizerConfig, parallel: ParallelConfig, *, verify: bool = True
-) -> tuple[Source, Tokenizer]:
-    """The weights, unread, and the tokenizer of the directory `load`, with every check of `load_pretrained`.
+) -> tuple[Source, Tokenizer, ModelConfig]:
+    """The weights, unread, the tokenizer and the padded model of the directory `load`, each checked.
 
     Args:
         load: as for `load_pretrained`.
@@ -83,9 +82,7 @@ def open_pretrained(
     source = load_source(load, verify=verify)
     own = source_tokenizer(source, tokenizer)
     check_vocabulary(own, source.model, f"load={load}")
-    check_weights(source.weights(), source.model, origin=f"load={load}")
-    padded_for(source.model, parallel, f"load={load}")
-    return source, own
+    return source, own, padded_for(source.model, parallel, f"load={load}")
 
 
 def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:

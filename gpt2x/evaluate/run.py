@@ -97,7 +97,7 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     """
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
-    source, tokenizer = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    source, tokenizer, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
     read_texts(config, source.model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir

@@ -147,8 +147,8 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
-    is_last = config.hardware.device_target == "CPU" and settings.num_nodes == 1
-    with World(0.0 if is_last else FAREWELL_S) as world:
+    is_alone = config.hardware.device_target == "CPU" and settings.num_nodes == 1
+    with World(0.0 if is_alone else FAREWELL_S) as world:
         if size == 1:
             world.start("rank 0", worker, variables, log=None)
         else:

@@ -130,11 +130,15 @@ class World:
         while not all(process.is_done for process in workers):
             self._check()
             time.sleep(POLL_S)
-        deadline = time.monotonic() + self.farewell_s
+        self._leave(self.farewell_s)
+        for process in self.processes:
+            process.send(signal.SIGKILL)  # nothing is lost; SIGTERM would take its time
+
+    def _leave(self, seconds: float) -> None:
+        """Give the processes, all together, some time to end."""
+        deadline = time.monotonic() + seconds
         for process in self.processes:
             process.wait(deadline - time.monotonic())
-        for process in self.processes:
-            process.send(signal.SIGKILL)
 
     def _check(self) -> None:
         failed = [process for process in self.processes if process.has_failed]
@@ -163,9 +167,7 @@ class World:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self.processes:
                 process.send(number)
-            deadline = time.monotonic() + TERMINATE_S
-            for process in self.processes:
-                process.wait(deadline - time.monotonic())
+            self._leave(TERMINATE_S)
         for process in self.processes:
             process.mark.close()
 
