@@ -279,6 +279,7 @@ class Trainer:
             mfu=metrics["perf/mfu"],
             memory_gb=metrics["perf/memory_gb"],
             skipped_steps=self.state.step - self.state.num_updates,
+            is_per_token=self.task.unit == "token",
         )
 
     def after_update(self, metrics: dict[str, float], progress: Progress, *, is_last: bool, is_stop: bool) -> None:
