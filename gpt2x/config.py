@@ -17,7 +17,7 @@ class TaskConfig:
     """What a run is for; `name` is also the MLflow experiment."""
 
     name: str = MISSING  # pretrain | finetune | classification
-    requires_load: bool = MISSING  # starts from `load=`, never from random weights
+    requires_load: bool = MISSING  # start from `load=`, never from random weights
     objective: str = "language_modeling"  # language_modeling | classification
 
 

@@ -169,6 +169,25 @@ def test_mindrecord_files_of_others(tmp_path, tokenizer):
         prepared(replace(config, path=str(tmp_path / "blocks.mindrecord")), tmp_path, tokenizer)
 
 
+def test_mindrecord_files_of_the_reference(tmp_path, tokenizer):
+    """Its schema: int64, the class as a scalar of an open shape."""
+    from mindspore.mindrecord import FileWriter
+
+    writer = FileWriter(str(tmp_path / "train.mindrecord"))
+    names = ("input_ids", "attention_mask", "labels")
+    writer.add_schema({name: {"type": "int64", "shape": [-1]} for name in names})
+    ids, mask = np.array([3, 4, 0, 0]), np.array([1, 1, 0, 0])
+    writer.write_raw_data([{"input_ids": ids, "attention_mask": mask, "labels": np.asarray(label)} for label in (1, 0)])
+    writer.commit()
+    names = {"label_names": {"0": "bad", "1": "good"}}
+    data = prepared(dataset("labelled_text", path=str(tmp_path), **names), tmp_path, tokenizer)
+    rows = rows_of(data.train)
+    assert data.labels == ("bad", "good")
+    assert rows["input_ids"].dtype == np.int32
+    assert rows["input_ids"].tolist() == [ids.tolist()] * 2
+    assert rows["labels"].reshape(-1).tolist() == [1, 0]
+
+
 # ---- real data, against the reference's preprocessing
 
 
