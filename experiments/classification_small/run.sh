@@ -32,8 +32,8 @@ fine_tune() { # NAME FOLDER BATCH STEPS
 for name in ${DATASETS:-sst2 ag_news cola imdb}; do
   case $name in
     sst2) fine_tune sst2 sst-2 32 150 ;;
-    ag_news) fine_tune ag_news ag_news 16 200 ;;
+    ag_news) fine_tune ag_news ag_news 16 100 ;;
     cola) fine_tune cola cola 32 100 ;;
-    imdb) fine_tune imdb imdb 8 120 ;;
+    imdb) fine_tune imdb imdb 8 60 ;;
   esac
 done
