@@ -19,10 +19,10 @@ if [[ -z $pretrained ]]; then
     trainer.max_eval_batches=20 optimizer.learning_rate=1e-3 schedule.warmup_steps=50 hydra.run.dir="$pretrained"
 fi
 
-fine_tune() { # NAME FOLDER BATCH STEPS
-  local run="$study/$1"
+fine_tune() { # NAME FOLDER BATCH STEPS RATE
+  local run="$study/$1_$3x$4"
   python train.py task=classification dataset="$1" dataset.path="$data/$2" load="$pretrained" "${shape[@]}" \
-    trainer.global_batch_size="$3" trainer.max_steps="$4" optimizer.learning_rate=5e-4 schedule=linear \
+    trainer.global_batch_size="$3" trainer.max_steps="$4" optimizer.learning_rate="$5" schedule=linear \
     schedule.warmup_ratio=0.1 hydra.run.dir="$run"
   python evaluate.py load="$run" dataset="$1" dataset.path="$data/$2" evaluation.batch_size=32 tracker=none \
     output="$run/results.json"
@@ -31,9 +31,12 @@ fine_tune() { # NAME FOLDER BATCH STEPS
 
 for name in ${DATASETS:-sst2 ag_news cola imdb}; do
   case $name in
-    sst2) fine_tune sst2 sst-2 32 150 ;;
-    ag_news) fine_tune ag_news ag_news 16 100 ;;
-    cola) fine_tune cola cola 32 100 ;;
-    imdb) fine_tune imdb imdb 8 60 ;;
+    sst2) fine_tune sst2 sst-2 32 150 5e-4 ;;
+    ag_news) fine_tune ag_news ag_news 16 100 5e-4 ;;
+    cola) fine_tune cola cola 32 100 5e-4 ;;
+    imdb)
+      fine_tune imdb imdb 8 60 5e-4
+      fine_tune imdb imdb 16 120 2e-4
+      ;;
   esac
 done
