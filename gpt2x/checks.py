@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gpt2x.config import (
     CommonConfig,
+    DatasetConfig,
     EvaluateConfig,
     GenerationConfig,
     ModelConfig,
@@ -24,6 +25,10 @@ RECOMPUTES = ("none", "attention", "block")
 PLANS = ("false", "true", "search")
 PROTOCOLS = ("reference", "strided", "word")
 CORPUS_PROTOCOLS = ("clean", "reference")
+METRICS = {
+    "language_modeling": ("val/loss", "val/ppl"),
+    "classification": ("val/loss", "val/accuracy", "val/f1", "val/mcc"),
+}  # of a validation, by objective
 
 
 def require(holds: bool, message: str) -> None:
@@ -184,8 +189,17 @@ def validate_train(config: TrainConfig) -> None:
     trainer, schedule = config.trainer, config.schedule
     for key in ("max_steps", "max_epochs", "global_batch_size", "micro_batch_size", "seq_len", "log_every_steps",
                 "eval_every_steps", "sample_every_steps", "checkpoint_every_steps", "max_eval_batches", "keep_last",
-                "stop_after_steps"):  # fmt: skip
+                "stop_after_steps", "early_stopping_patience"):  # fmt: skip
         require_at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    require_choice("task.objective", config.task.objective, tuple(METRICS))
+    require_choice("trainer.best_metric", trainer.best_metric, METRICS[config.task.objective])
+    require(
+        trainer.early_stopping_patience is None or trainer.eval_every_steps is not None,
+        f"trainer.early_stopping_patience={trainer.early_stopping_patience} counts evaluations, but "
+        "trainer.eval_every_steps=null evaluates at the end alone; give trainer.eval_every_steps=STEPS",
+    )
+    if config.task.objective == "classification":
+        validate_classification(config)
     require(
         trainer.max_steps is not None or trainer.max_epochs is not None,
         "trainer.max_steps and trainer.max_epochs are both null; give one of them",
@@ -226,6 +240,26 @@ def validate_train(config: TrainConfig) -> None:
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights: give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain",
+    )
+
+
+def validate_classification(config: TrainConfig) -> None:
+    """Refuse text without labels, and layouts that share out what a classifier's head reads."""
+    require_labelled(config.dataset, f"task={config.task.name}")
+    parallel = config.parallel
+    require(
+        parallel.tensor == parallel.pipeline == 1,
+        f"parallel={parallel.name} (parallel.tensor={parallel.tensor}, parallel.pipeline={parallel.pipeline}): "
+        f"task={config.task.name} runs under data layouts; use parallel=single, or dp2 and its like",
+    )
+
+
+def require_labelled(dataset: DatasetConfig, reason: str) -> None:
+    """Refuse a corpus without labels."""
+    require(
+        dataset.corpus == "labelled",
+        f"dataset={dataset.name} has no labels, which {reason} needs; use dataset=sst2, cola, ag_news, imdb, or "
+        "labelled_text for your own .csv, .tsv or .jsonl",
     )
 
 

@@ -16,8 +16,9 @@ from omegaconf import MISSING
 class TaskConfig:
     """What a run is for; `name` is also the MLflow experiment."""
 
-    name: str = MISSING  # pretrain | finetune
-    requires_load: bool = MISSING  # finetune starts from `load=`, never from random weights
+    name: str = MISSING  # pretrain | finetune | classification
+    requires_load: bool = MISSING  # start from `load=`, never from random weights
+    objective: str = "language_modeling"  # language_modeling | classification
 
 
 @dataclass
@@ -40,6 +41,7 @@ class ModelConfig:
     scale_residual_init: bool = True  # residual projections by 1/sqrt(2 * num_layers), as GPT-2's paper
     tie_embeddings: bool = True  # the head is the embedding's transpose [tie_word_embeddings]
     pad_vocab_multiple: int = 1  # rows of the embedding are padded to a multiple; padded logits are never chosen
+    labels: list[str] | None = None  # a classifier's, in the order of its logits [id2label]; the data sets them
 
 
 @dataclass
@@ -57,7 +59,7 @@ class DatasetConfig:
     """Where text comes from. A `.mindrecord` path is used as it is."""
 
     name: str = MISSING
-    corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text
+    corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text | labelled
     path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
     train_path: str | None = None  # training text alone
     val_path: str | None = None  # validation text alone
@@ -68,6 +70,12 @@ class DatasetConfig:
     split_seed: int = 0  # draws the documents held out
     protocol: str = "clean"  # clean | reference (wikitext2 only), see docs/data.md
     keep_last_passage: bool = False  # protocol=reference: keep the passage that the reference loses
+    columns: list[str] | None = None  # labelled: names of the columns of a table without a header line
+    text_columns: list[str] | None = None  # labelled: several that make the text, joined by ". "; null: text_column
+    label_column: str = "label"  # labelled: the column with the class
+    label_names: dict[str, str] | None = None  # labelled: names of the classes by their value; null: the values
+    line_break: str | None = None  # labelled: markup in a text that stands for a newline
+    archive_folder: str = ""  # labelled: where the files lie in the download
 
 
 @dataclass
@@ -156,7 +164,9 @@ class TrainerConfig:
     sample_prompts: list[str] = field(default_factory=lambda: [""])  # "" starts from EOS
     checkpoint_every_steps: int | None = None  # null: at the end
     keep_last: int = 2  # newest checkpoints kept
-    keep_best: bool = True  # keep, and write at once, the checkpoint of the lowest val/loss
+    keep_best: bool = True  # keep, and write at once, the checkpoint of the best best_metric
+    best_metric: str = "val/loss"  # val/loss | val/ppl; of a classifier val/loss | val/accuracy | val/f1 | val/mcc
+    early_stopping_patience: int | None = None  # end after so many evaluations in a row without a better one
     stop_after_steps: int | None = None  # end early, after a checkpoint; the schedule is unchanged
     loss_scale_init: float = 65536.0  # fp16 only: the first loss scale
     loss_scale_factor: float = 2.0  # up after a window of finite updates, down after a non-finite one

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mindspore import Tensor
 
-from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
+from gpt2x.config import CommonConfig, HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.layout import validate_layout
+from gpt2x.layout import validate_layout, world_size
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
@@ -83,6 +83,19 @@ def open_pretrained(
     own = source_tokenizer(source, tokenizer)
     check_vocabulary(own, source.model, f"load={load}")
     return source, own, padded_for(source.model, parallel, f"load={load}")
+
+
+def require_single(config: CommonConfig, model: ModelConfig) -> None:
+    """Refuse to run a classifier by several processes.
+
+    Raises:
+        UserError: naming the layout.
+    """
+    if model.labels and world_size(config.parallel) > 1:
+        raise UserError(
+            f"parallel={config.parallel.name}: load={config.load} holds a classifier, which one process evaluates and "
+            "asks; use parallel=single"
+        )
 
 
 def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:

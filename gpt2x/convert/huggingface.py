@@ -45,6 +45,8 @@ WEIGHT_FILES = (
 )
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 PREFIX = "transformer."
+HEADS = ("lm_head.", "score.")  # beside the transformer
+CLASSIFIER = "GPT2ForSequenceClassification"
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants that old versions stored
 
 # transformers' names (activations.py, ACT2FN) to ours; all of a line are one formula
@@ -96,6 +98,8 @@ def open_huggingface(path: Path) -> HuggingFaceSource:
     """
     model = model_from_config(read_json(path / "config.json"), path)
     stored = _logical_names(_open_weights(path), path)
+    if model.labels:
+        stored.pop("lm_head.weight", None)
     if model.tie_embeddings and "lm_head.weight" in stored:
         both = lazy_tensors({name: stored[name] for name in ("lm_head.weight", "wte.weight") if name in stored})
         del stored["lm_head.weight"]
@@ -162,7 +166,22 @@ def model_from_config(config: dict[str, Any], path: Path) -> ModelConfig:
         attention_dropout=None if numbers["attn_pdrop"] == dropout else numbers["attn_pdrop"],
         initializer_range=numbers["initializer_range"],
         tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        labels=labels_from_config(config, path) if CLASSIFIER in architectures else None,
     )
+
+
+def labels_from_config(config: dict[str, Any], path: Path) -> list[str]:
+    """The classes that a config.json names, or transformers' default names for their number, two unless stated.
+
+    Raises:
+        UserError: Ids that do not count from 0.
+    """
+    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    if set(names) != {str(i) for i in range(len(names))}:
+        raise UserError(
+            f"load={path}: config.json has id2label with the ids {', '.join(names)}: they must count from 0"
+        )
+    return [str(names[str(i)]) for i in range(len(names))]
 
 
 def option_name(shape: tuple[int, int, int, int]) -> str | None:
@@ -177,8 +196,13 @@ def option_name(shape: tuple[int, int, int, int]) -> str | None:
 
 def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> dict[str, Any]:
     """The config.json with which transformers computes what gpt2x computes."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
+    classifier: dict[str, Any] = {}
+    if model.labels:  # transformers finds a text's last token by pad_token_id
+        id2label = {str(i): label for i, label in enumerate(model.labels)}
+        label2id = {label: i for i, label in enumerate(model.labels)}
+        classifier = {"id2label": id2label, "label2id": label2id, "pad_token_id": eos_id}
+    return classifier | {
+        "architectures": [CLASSIFIER if model.labels else "GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_layer": model.num_layers,
         "n_head": model.num_heads,
@@ -230,7 +254,7 @@ def export_huggingface(source: Source, output: Path) -> None:
 
 def _write_weights(weights: LazyTensors, folder: Path) -> None:
     """One file, or several and their index, as transformers' save_pretrained."""
-    boxes = {name if name.startswith("lm_head.") else PREFIX + name: weights.box(name) for name in weights}
+    boxes = {name if name.startswith(HEADS) else PREFIX + name: weights.box(name) for name in weights}
     files = split(boxes)
     if len(files) == 1:
         write_safetensors(folder / "model.safetensors", boxes, {"format": "pt"})

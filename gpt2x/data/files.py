@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpt2x.data.documents import Piece, document, pieces_of
@@ -71,7 +71,7 @@ def read_lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
+        raise not_utf8(path) from error
 
 
 def hash_files(paths: list[Path]) -> str:
@@ -84,7 +84,7 @@ def hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _not_utf8(path: Path) -> UserError:
+def not_utf8(path: Path) -> UserError:
     """Look for the first invalid byte; the decoder only knows its place in a buffer."""
     offset = 0
     with path.open("rb") as file:
@@ -109,7 +109,7 @@ def _read_text(path: Path, column: str) -> Iterator[Piece]:
                 while chunk := file.read(CHUNK_CHARS):
                     yield chunk
         except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
+            raise not_utf8(path) from error
 
     return pieces_of(chunks())
 
@@ -128,7 +128,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
             )
         if column not in row:
             raise UserError(
-                f"{path}, line {number} has no key {column!r}; it has {_list(row)}. "
+                f"{path}, line {number} has no key {column!r}; it has {list_names(row)}. "
                 f"Set dataset.text_column to the one that holds the text."
             )
         if not isinstance(row[column], str):
@@ -147,7 +147,7 @@ def _read_csv(path: Path, column: str) -> Iterator[Piece]:
             header = next(rows, [])
             if column not in header:
                 raise UserError(
-                    f"{path} has no column {column!r}; its header line has {_list(header)}. "
+                    f"{path} has no column {column!r}; its header line has {list_names(header)}. "
                     f"Set dataset.text_column to the one that holds the text."
                 )
             index = header.index(column)
@@ -161,7 +161,7 @@ def _read_csv(path: Path, column: str) -> Iterator[Piece]:
                     )
                 yield from document(row[index])
     except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
+        raise not_utf8(path) from error
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num} is not CSV: {error}. Correct the line.") from error
 
@@ -177,7 +177,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
     with file:
         if column not in file.schema_arrow.names:
             raise UserError(
-                f"{path} has no column {column!r}; it has {_list(file.schema_arrow.names)}. "
+                f"{path} has no column {column!r}; it has {list_names(file.schema_arrow.names)}. "
                 f"Set dataset.text_column to the one that holds the text."
             )
         kind = file.schema_arrow.field(column).type
@@ -188,7 +188,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
                 yield from document(text or "")
 
 
-def _list(names: list[str] | dict[str, object]) -> str:
+def list_names(names: Iterable[str]) -> str:
+    """Names, quoted, as a list for people."""
     return ", ".join(map(repr, names)) or "none"
 
 

@@ -6,7 +6,7 @@ L is the number of columns of a row (`block_len`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,26 @@ class Split:
 
 
 def write_blocks(file: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
-    """Write rows of int32 `input_ids`, `attention_mask` and `labels` (= input_ids), as the reference does.
+    """Write rows of `input_ids`, `attention_mask` and `labels` (= input_ids), as the reference does.
+
+    Args:
+        file: As for `write_rows`.
+        batches: Pairs of ids and mask, int32 (rows, L) each.
+
+    Returns:
+        Number of rows.
+    """
+    return write_rows(file, ((ids, mask, ids) for ids, mask in batches), "gpt2x language model blocks")
+
+
+def write_rows(file: Path, batches: Iterable[tuple[np.ndarray, ...]], description: str) -> int:
+    """Write rows of int32 `input_ids`, `attention_mask` and `labels`.
 
     Args:
         file: A new file; its index is written beside it as `<file>.db`. The name is stored inside: the folder may be
             renamed, the file not.
-        batches: Pairs of ids and mask, int32 (rows, L) each.
+        batches: ids, mask and labels, int32 (rows, …) each.
+        description: Of the schema.
 
     Returns:
         Number of rows.
@@ -50,12 +64,12 @@ def write_blocks(file: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -
     from mindspore.mindrecord import FileWriter
 
     writer = FileWriter(str(file), shard_num=1)
-    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, "gpt2x language model blocks")
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, description)
     rows = 0
-    for ids, mask in batches:
-        if len(ids):
-            writer.write_raw_data([dict(zip(COLUMNS, (i, m, i), strict=True)) for i, m in zip(ids, mask, strict=True)])
-            rows += len(ids)
+    for batch in batches:
+        if len(batch[0]):
+            writer.write_raw_data([dict(zip(COLUMNS, row, strict=True)) for row in zip(*batch, strict=True)])
+            rows += len(batch[0])
     if rows:
         writer.commit()
     return rows
@@ -105,12 +119,31 @@ def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -
         UserError: Missing files, other columns, rows of another length, ids outside the vocabulary, labels that are
             not input_ids, damaged files.
     """
+
+    def fault_of(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> str:
+        return _fault(ids, mask, labels, block_len, vocab_size)
+
+    num_blocks, num_tokens = scan_rows(key, files, fault_of)
+    return Split(tuple(files), num_blocks, block_len, num_tokens, 0, 0, None)
+
+
+def scan_rows(key: str, files: list[Path], fault_of: Callable[..., str]) -> tuple[int, int]:
+    """Read all rows of MindRecord files once; the number of rows, and of tokens that attention_mask covers.
+
+    Args:
+        key: What the user gave.
+        files: MindRecord files of one schema.
+        fault_of: What is wrong with a row's ids, mask and labels, and the fix; empty when nothing is.
+
+    Raises:
+        UserError: Missing or damaged files, other columns, a faulty row.
+    """
     for file in files:
         for part in (file, file.with_name(file.name + ".db")):
             if not part.is_file():
                 raise UserError(f"{key}: {part} is missing. A MindRecord file and its .db index belong together.")
     try:
-        return _scan(key, files, block_len, vocab_size)
+        return _scan(key, files, fault_of)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
         reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
@@ -120,25 +153,25 @@ def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -
         ) from error
 
 
-def _scan(key: str, files: list[Path], block_len: int, vocab_size: int) -> Split:
+def _scan(key: str, files: list[Path], fault_of: Callable[..., str]) -> tuple[int, int]:
     import mindspore.dataset as ds
 
     names = [str(file) for file in files]
     columns = ds.MindDataset(names, num_parallel_workers=1, shuffle=False).get_col_names()
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(
-            f"{key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Language model blocks need "
+            f"{key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Rows need "
             f"{', '.join(COLUMNS)}; prepare it anew: python -m gpt2x.data.prepare."
         )
     num_blocks = num_tokens = 0
     for file in files:
         rows = ds.MindDataset([str(file)], columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
         for row, (ids, mask, labels) in enumerate(rows.create_tuple_iterator(num_epochs=1, output_numpy=True)):
-            if fault := _fault(ids, mask, labels, block_len, vocab_size):
+            if fault := fault_of(ids, mask, labels):
                 raise UserError(f"{key}: row {row} of {file.name} holds {fault}")
             num_blocks += 1
             num_tokens += int(mask.sum())
-    return Split(tuple(files), num_blocks, block_len, num_tokens, 0, 0, None)
+    return num_blocks, num_tokens
 
 
 def _fault(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray, block_len: int, vocab_size: int) -> str:

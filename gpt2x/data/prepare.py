@@ -38,6 +38,7 @@ class PreparedData:
     tokenizer: Tokenizer
     fingerprint: str
     facts: dict[str, object]
+    labels: tuple[str, ...] = ()  # of labelled texts: names of the classes in the order of their ids
 
 
 def prepare(
@@ -73,14 +74,14 @@ def prepare(
         raise UserError(f"seq_len={seq_len} is too short: a block needs at least two tokens. Give seq_len=2 or more.")
     cache = Path(cache).expanduser().absolute()
     records = find_records(dataset, splits)
-    corpus = None if len(records) == len(splits) else _corpus(dataset, set(records), cache)
-    chosen = own_tokenizer or _tokenizer(tokenizer, corpus, cache, dataset)
+    corpus = None if len(records) == len(splits) else corpus_beside(dataset, set(records), cache)
+    chosen = own_tokenizer or find_tokenizer(tokenizer, corpus, cache, dataset)
     made: dict[str, Split | None] = {"train": None, "val": None}
     digests, notes, rates = [chosen.fingerprint], [], []
     for split in splits:
         if split in records:
             key, files = records[split]
-            known = _known_facts(key, split, files, chosen)
+            known = known_facts(key, split, files, chosen)
             made[split] = replace(open_records(key, files, length, chosen.vocab_size), **known)
             digests.append(hash_files(files))
         elif corpus is not None and corpus.has(split):
@@ -102,10 +103,10 @@ def prepare(
         "tokens_per_s": sum(tokens for tokens, _ in rates) / sum(s for _, s in rates) if rates else None,
         "notes": [*notes, *(corpus.notes if corpus else [])],
     }
-    return PreparedData(made["train"], made["val"], chosen, _digest(digests), facts)
+    return PreparedData(made["train"], made["val"], chosen, digest_of(digests), facts)
 
 
-def _corpus(dataset: DatasetConfig, in_records: set[str], cache: Path) -> Corpus | None:
+def corpus_beside(dataset: DatasetConfig, in_records: set[str], cache: Path) -> Corpus | None:
     """The reader of the splits that are not MindRecord files; None when nothing else is given."""
     rest = replace(
         dataset,
@@ -118,7 +119,12 @@ def _corpus(dataset: DatasetConfig, in_records: set[str], cache: Path) -> Corpus
     return open_corpus(rest, cache)
 
 
-def _tokenizer(config: TokenizerConfig, corpus: Corpus | None, cache: Path, dataset: DatasetConfig) -> Tokenizer:
+def find_tokenizer(config: TokenizerConfig, corpus: Corpus | None, cache: Path, dataset: DatasetConfig) -> Tokenizer:
+    """The tokenizer of `config.path`, or one trained on the training part, once.
+
+    Raises:
+        UserError: No path and nothing to train on, or no vocab_size.
+    """
     if config.path is not None:
         return Tokenizer.load(config.path, config.eos_token)
     if corpus is None or not corpus.has("train"):
@@ -138,7 +144,7 @@ def _tokenizer(config: TokenizerConfig, corpus: Corpus | None, cache: Path, data
         Tokenizer.train(texts, size, config.eos_token).save(directory)
         return {"trained_on": dataset.corpus}
 
-    directory = cache / "tokenizers" / f"bpe-{_digest(key)[:16]}"
+    directory = cache / "tokenizers" / f"bpe-{digest_of(key)[:16]}"
     build_once(directory, train)
     return Tokenizer.load(directory)
 
@@ -147,7 +153,7 @@ def _blocks(
     dataset: DatasetConfig, corpus: Corpus, split: str, tokenizer: Tokenizer, block_len: int, cache: Path
 ) -> tuple[Split, str, tuple[int, float] | None]:
     """The blocks of one split, their digest, and tokens and seconds of encoding and writing (None: were cached)."""
-    digest = _digest(
+    digest = digest_of(
         [FORMAT, _settings(dataset, split), corpus.content_hash(split), tokenizer.fingerprint, block_len, split]
     )
     directory = cache / "datasets" / f"{dataset.corpus}-{split}-{digest[:16]}"
@@ -182,7 +188,7 @@ def _blocks(
     return Split(files=(directory / name,), **facts), digest, rate
 
 
-def _known_facts(key: str, split: str, files: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
+def known_facts(key: str, split: str, files: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
     """What the rows do not tell, from the meta.json that `output=` leaves beside them; nothing without one."""
     stored = read_meta(files[0].parent) or {}
     if split not in stored.get("splits", {}):
@@ -211,7 +217,8 @@ def _settings(dataset: DatasetConfig, split: str) -> dict[str, object]:
     }
 
 
-def _digest(facts: list[Any]) -> str:
+def digest_of(facts: list[Any]) -> str:
+    """sha256 of plain data."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -236,7 +243,12 @@ def run(config: PrepareConfig) -> None:
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={config.output} is not an empty directory; nothing is overwritten. Give another one.")
     cache = Path(config.paths.cache)
-    data = prepare(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
+    if config.dataset.corpus == "labelled":
+        from gpt2x.data.classes import prepare_labelled
+
+        data = prepare_labelled(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
+    else:
+        data = prepare(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
     if output is not None:
         data = _export(data, output)
     _print_table(data)
@@ -253,7 +265,12 @@ def _export(data: PreparedData, output: Path) -> PreparedData:
                     shutil.copyfile(part, temporary / part.name)
         data.tokenizer.save(temporary / "tokenizer")
         facts = {name: {k: v for k, v in asdict(split).items() if k != "files"} for name, split in made.items()}
-        return {"splits": facts, "tokenizer_fingerprint": data.tokenizer.fingerprint, "fingerprint": data.fingerprint}
+        return {
+            "splits": facts,
+            "labels": list(data.labels),
+            "tokenizer_fingerprint": data.tokenizer.fingerprint,
+            "fingerprint": data.fingerprint,
+        }
 
     if output.is_dir():
         output.rmdir()  # empty; renaming a directory over it is not portable

@@ -1,7 +1,8 @@
-"""`evaluate.py`: the perplexity of trained weights under named protocols."""
+"""`evaluate.py`: the perplexity of trained weights under named protocols, or a classifier's scores."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,11 +25,11 @@ from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.evaluate.turns import ALONE, Turns
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, load_pretrained, open_pretrained
+from gpt2x.pretrained import Pretrained, load_pretrained, open_pretrained, require_single
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
-from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, create_tracker, run_tags
+from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.tracking.provenance import package_versions
 
 Texts = Mapping[str, TokenStream | Split]  # by protocol
@@ -46,6 +47,11 @@ def run(config: EvaluateConfig) -> None:
     set_up_device(config.hardware)
     mesh = Mesh(config.parallel, config.hardware.device_target)
     pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+    if pretrained.model.labels:
+        from gpt2x.evaluate.classifier import evaluate_classifier
+
+        evaluate_classifier(config, pretrained, run_dir, target, tracker)
+        return
     evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
@@ -55,10 +61,33 @@ def run(config: EvaluateConfig) -> None:
     hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
     data_hash = "+".join(dict.fromkeys(hashes.values()))
     require_same(mesh, f"the content of dataset={config.dataset.name}", data_hash)
+    with tracked(config, tracker, run_dir, f"{name}/{config.dataset.name}", data_hash):
+        for note in notes(texts, evaluation):
+            console.notice(note)
+        results = evaluate(pretrained, texts, evaluation, Turns(mesh))
+        if mesh.is_main:
+            metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
+            log_metrics(tracker, run_dir, step, metrics)
+            write_json(target, report(config, evaluation, pretrained, step, hashes, results))
+            tracker.log_artifact(target)
+        lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
+        print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
+        console.notice(f"results: {target}")
+
+
+def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapping[str, float]) -> None:
+    """Into metrics.jsonl, and the tracker."""
+    time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
+    tracker.log_metrics(step or 0, time_s, metrics)
+
+
+@contextlib.contextmanager
+def tracked(config: EvaluateConfig, tracker: Tracker, run_dir: Path, run_name: str, data_hash: str) -> Iterator[None]:
+    """Open the tracker's run and close it with the status that fits."""
     tracker.start(
         RunInfo(
             experiment=config.tracker.experiment or "evaluate",
-            run_name=config.tracker.run_name or f"{name}/{config.dataset.name}",
+            run_name=config.tracker.run_name or run_name,
             run_dir=run_dir,
             params=asdict(config),
             tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=data_hash),
@@ -67,18 +96,7 @@ def run(config: EvaluateConfig) -> None:
     status = "FAILED"
     try:
         tracker.log_artifact(run_dir / "config.yaml")
-        for note in notes(texts, evaluation):
-            console.notice(note)
-        results = evaluate(pretrained, texts, evaluation, Turns(mesh))
-        if mesh.is_main:
-            metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
-            time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
-            tracker.log_metrics(step or 0, time_s, metrics)
-            write_json(target, report(config, evaluation, pretrained, step, hashes, results))
-            tracker.log_artifact(target)
-        lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
-        print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
-        console.notice(f"results: {target}")
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -98,7 +116,10 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
     source, tokenizer, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
-    read_texts(config, source.model, tokenizer)
+    if source.model.labels:
+        require_single(config, source.model)
+    else:
+        read_texts(config, source.model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir
 
@@ -235,12 +256,19 @@ def report(
     hashes: Mapping[str, str], results: list[Result],
 ) -> dict[str, object]:  # fmt: skip
     """`results.json`: the results and all that is needed to get them again."""
+    found = {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results}
+    return {"results": found} | circumstances(config, evaluation, pretrained, step, dict(hashes))
+
+
+def circumstances(
+    config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None, data_sha256: object
+) -> dict[str, object]:
+    """What results were found with."""
     return {
-        "results": {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results},
         "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
         "model": asdict(pretrained.model),
         "dataset": asdict(config.dataset),
-        "data_sha256": dict(hashes),
+        "data_sha256": data_sha256,
         "tokenizer_fingerprint": pretrained.tokenizer.fingerprint,
         "evaluation": asdict(evaluation),
         "hardware": {"name": config.hardware.name, "precision": config.hardware.precision},

@@ -1,4 +1,6 @@
-"""What `predict.py` does: prompts from the command line or a file, completions to the terminal or a JSONL file."""
+"""What `predict.py` does: prompts from the command line or a file; completions, or a classifier's answers, to the
+terminal or a JSONL file.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ from gpt2x.generate.replicas import Replicas
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import load_pretrained, open_pretrained
+from gpt2x.pretrained import load_pretrained, open_pretrained, require_single
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Console, console
 from gpt2x.runtime.device import set_up_device
 
 
 def run(config: PredictConfig) -> None:
-    """Complete the prompts of `config`.
+    """Complete the prompts of `config`, or classify them.
 
     Raises:
         UserError: for a mistake in prompts, output, model or decoding options; all but those that need the model's
@@ -44,6 +46,12 @@ def run(config: PredictConfig) -> None:
         mesh = Mesh(config.parallel, config.hardware.device_target)
         require_same(mesh, "the hash of all prompts", hashlib.sha256(json.dumps(prompts).encode()).hexdigest())
         pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+        if pretrained.model.labels:
+            from gpt2x.generate.classify import classify
+
+            require_single(config, pretrained.model)
+            classify(config, pretrained, prompts, lines)
+            return
         generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor)
         seed = config.seed if config.generation.seed is None else config.generation.seed
         reader = shown if lines is None else lines  # of the main process; the others show nothing
@@ -69,7 +77,8 @@ def prepare_launch(config: PredictConfig) -> Path:
         UserError: no prompts, a file that cannot be read, no model, or one that does not fit the layout.
     """
     read_prompts(config)
-    open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    source, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    require_single(config, source.model)
     run_dir = output_dir()
     save_config(config, run_dir / "config.yaml")
     return run_dir
@@ -141,13 +150,17 @@ class Lines:
         """Nothing: a line is a whole completion."""
 
     def completion(self, index: int, completion: Completion) -> None:
-        """Write a line.
+        """Write a line."""
+        self.write(json_line(completion))
+
+    def write(self, line: str) -> None:
+        """Write a line that is given with its end.
 
         Raises:
             UserError: it cannot be written.
         """
         try:
-            self.stream.write(json_line(completion))
+            self.stream.write(line)
             self.stream.flush()
         except OSError as error:
             raise cannot_write(self.output, error) from None

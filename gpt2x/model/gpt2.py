@@ -177,7 +177,8 @@ class GPT2(nn.Cell):
         self.dropout = kernels.Dropout(rate, 0, model.hidden_size) if rate > 0 else None
         self.h = nn.CellList([Block(model, hardware, layer) for layer in range(model.num_layers)])
         self.ln_f = LayerNorm(model, hardware)
-        self.lm_head = None if model.tie_embeddings else Embedding(num_rows, model.hidden_size)
+        has_own_head = not (model.tie_embeddings or model.labels)  # a classifier's is in gpt2x.model.classifier
+        self.lm_head = Embedding(num_rows, model.hidden_size) if has_own_head else None
         self.cross_entropy = kernels.CrossEntropy()
         self.padding = None
         if num_rows > model.vocab_size:

@@ -57,7 +57,9 @@ def outer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         "ln_f.weight": (hidden,),
         "ln_f.bias": (hidden,),
     }
-    if not model.tie_embeddings:
+    if model.labels:
+        shapes["score.weight"] = (len(model.labels), hidden)
+    elif not model.tie_embeddings:
         shapes["lm_head.weight"] = (model.vocab_size, hidden)
     return shapes
 
@@ -78,10 +80,11 @@ def num_params(model: ModelConfig) -> int:
 
 
 def num_matmul_params(model: ModelConfig) -> int:
-    """Parameters that a token is multiplied with: all matrices but the embeddings, and the head."""
+    """Parameters that a token is multiplied with: all matrices but the embeddings, and a language model's head."""
     matrices = sum(math.prod(shape) for shape in block_shapes(model).values() if len(shape) == 2)
     assert model.vocab_size is not None
-    return model.num_layers * matrices + model.vocab_size * model.hidden_size
+    head = 0 if model.labels else model.vocab_size * model.hidden_size
+    return model.num_layers * matrices + head
 
 
 def forward_flops_per_token(model: ModelConfig, seq_len: int) -> float:

@@ -153,7 +153,7 @@ def step_memory(
     if is_cpu:
         gradient_copies = CPU_GRADIENT_COPIES + CPU_SUM_COPIES * accumulates(parallel, micro_batches)
     logits = 0.0
-    if place.is_last_stage:
+    if place.is_last_stage and not model.labels:
         columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
         logits = FP32 * micro_batch_size * seq_len * columns * (CPU_LOGITS_COPIES if is_cpu else LOGITS_COPIES)
     return Memory(

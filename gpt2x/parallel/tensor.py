@@ -16,6 +16,7 @@ from mindspore import Tensor, nn, ops
 from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model import stats
+from gpt2x.model.classifier import Classifier
 from gpt2x.model.gpt2 import GPT2, Embedding, FeedForward, Linear, SelfAttention, name_parameters, recompute_blocks
 from gpt2x.parallel.collectives import (
     AllGather,
@@ -249,5 +250,5 @@ def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
     recompute = mesh.place.parallel.recompute
     with nn.utils.no_init_parameters():
         if mesh.tensor is None:
-            return GPT2(model, hardware, recompute)
+            return (Classifier if model.labels else GPT2)(model, hardware, recompute)
         return TensorParallelGPT2(model, hardware, mesh, recompute)

@@ -123,7 +123,7 @@ class StepReport:
     """What an optimizer step was like; fields that are None are not shown."""
 
     step: int  # steps done, this one included
-    loss: float  # nats a token
+    loss: float  # nats a token, or a text
     lr: float | None = None
     grad_norm: float | None = None  # before clipping
     epoch: float | None = None
@@ -132,6 +132,7 @@ class StepReport:
     mfu: float | None = None  # 0..1
     memory_gb: float | None = None
     skipped_steps: int = 0  # updates left out so far because of non-finite gradients
+    is_per_token: bool = True  # the loss has a perplexity
 
 
 class Progress:
@@ -259,7 +260,7 @@ def _fields(report: StepReport, time_left_s: float | None) -> list[str]:
     fields = [
         None if report.epoch is None else f"epoch {report.epoch:.2f}",
         f"loss {report.loss:.4f}",
-        f"ppl {_perplexity(report.loss)}",
+        f"ppl {_perplexity(report.loss)}" if report.is_per_token else None,
         None if report.lr is None else f"lr {report.lr:.1e}",
         None if report.grad_norm is None else f"|g| {report.grad_norm:.2f}",
         None if report.loss_scale is None else f"scale {report.loss_scale:g}",

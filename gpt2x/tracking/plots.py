@@ -13,14 +13,21 @@ from gpt2x.tracking import jsonl
 _REFERENCE_COLORS = ("#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")
 
 
-def plot_loss(metrics_path: Path, png_path: Path, title: str, references: Mapping[str, float] | None = None) -> None:
+def plot_loss(
+    metrics_path: Path,
+    png_path: Path,
+    title: str,
+    references: Mapping[str, float] | None = None,
+    unit: str = "token",
+) -> None:
     """Draws training and validation loss over steps, with the learning rate below.
 
     Args:
         metrics_path: a `metrics.jsonl`; of a step that appears twice the last line counts.
         png_path: replaced in one go.
         title: above the picture.
-        references: losses to compare with (nats a token), by name; each is a dashed line.
+        references: losses to compare with (nats a unit), by name; each is a dashed line.
+        unit: what the loss is a mean over; tokens have a perplexity too.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -50,13 +57,14 @@ def plot_loss(metrics_path: Path, png_path: Path, title: str, references: Mappin
         top.plot(val_steps, val_loss, "o-", color="#d62728", markersize=4, linewidth=1.2, label=label)
     for (name, value), color in zip((references or {}).items(), _REFERENCE_COLORS * 9, strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name}, {value:.3f}")
-    top.set_ylabel("loss (nats per token)")
+    top.set_ylabel(f"loss (nats per {unit})")
     top.grid(alpha=0.25)
     if train_steps or val_steps or references:
         top.legend(loc="upper right", fontsize=9, framealpha=0.9)
-    perplexity = top.secondary_yaxis("right", functions=(_identity, _identity))
-    perplexity.set_ylabel("perplexity")
-    perplexity.yaxis.set_major_formatter(lambda loss, _: _perplexity(loss))
+    if unit == "token":
+        perplexity = top.secondary_yaxis("right", functions=(_identity, _identity))
+        perplexity.set_ylabel("perplexity")
+        perplexity.yaxis.set_major_formatter(lambda loss, _: _perplexity(loss))
 
     bottom.plot(lr_steps, lr, color="#555555", linewidth=1.2)
     bottom.set_ylabel("learning rate")

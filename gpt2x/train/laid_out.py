@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2x.config import ParallelConfig
+from gpt2x.config import ModelConfig, ParallelConfig
 from gpt2x.evaluate.scoring import StageScorer
 from gpt2x.evaluate.validation import Validation
 from gpt2x.layout import micro_batch_size, num_micro_batches
@@ -11,7 +11,6 @@ from gpt2x.optim.adamw import AdamW
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import Links, Stage
 from gpt2x.parallel.reduction import Held, Publication, Reduction
-from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.train.pipeline_step import PipelineStep
 from gpt2x.train.start import Start
 from gpt2x.train.step import TrainStep
@@ -27,7 +26,7 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
     publication = Publication(held, mesh.shard) if mesh.shard else None
     if parallel.pipeline == 1:
         return TrainStep(
-            WeightedLoss(net), parameters, optimizer, num_micro_batches(parallel, trainer), trainer.grad_clip,
+            start.task.loss(net), parameters, optimizer, num_micro_batches(parallel, trainer), trainer.grad_clip,
             has_dropout, reduction, publication,
         )  # fmt: skip
     assert reduction is not None
@@ -39,7 +38,7 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
 
 
 def build_validation(start: Start, net: GPT2, mesh: Mesh) -> Validation:
-    """The validation loss by all processes."""
+    """A language model's validation loss by all processes."""
     config, split = start.config, start.data.val
     assert split is not None
     batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
@@ -50,6 +49,6 @@ def build_validation(start: Start, net: GPT2, mesh: Mesh) -> Validation:
     return Validation(net, split, batch_size, max_batches=config.trainer.max_eval_batches, mesh=mesh, scorer=scorer)
 
 
-def samples_are_drawn(parallel: ParallelConfig) -> bool:
-    """Whether text can be sampled while training: each process needs all layers, and a token at a time."""
-    return parallel.pipeline == 1 and not parallel.sequence_parallel
+def samples_are_drawn(model: ModelConfig, parallel: ParallelConfig) -> bool:
+    """Whether text can be sampled while training: by a language model's head, all layers, and a token at a time."""
+    return not model.labels and parallel.pipeline == 1 and not parallel.sequence_parallel

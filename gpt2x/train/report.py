@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from gpt2x.data.mindrecord import Split
-from gpt2x.data.unigram import unigram_perplexity
 from gpt2x.layout import Place, micro_batch_size, num_micro_batches, world_size
 from gpt2x.model import stats
 from gpt2x.parallel.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.train.start import Start
-
-UNIGRAM_MAX_TOKENS = 50_000_000  # counting more would delay the start
-
-
-def unigram_of(start: Start) -> float | None:
-    """The perplexity that token counts alone reach, where there is validation text and counting is quick."""
-    train, val = start.train_split, start.data.val
-    if val is None or train.num_tokens > UNIGRAM_MAX_TOKENS:
-        return None
-    return unigram_perplexity(train, val, start.data.tokenizer.vocab_size)
-
-
-def describe_split(split: Split) -> str:
-    """A split in one line."""
-    words = f", {split.num_words:,} words" if split.num_words else ""
-    return f"{split.num_tokens:,} tokens in {split.num_blocks:,} blocks of {split.block_len}{words}"
+from gpt2x.train.tasks import Baseline
 
 
 def describe_model(start: Start) -> dict[str, str]:
@@ -53,17 +36,19 @@ def describe_model(start: Start) -> dict[str, str]:
     }
 
 
-def show_panel(start: Start, peak_tflops: float, unigram: float | None) -> None:
+def show_panel(start: Start, peak_tflops: float, baseline: Baseline | None) -> None:
     """Print the start panel, and notices about data that the run does not see."""
     config, data = start.config, start.data
     trainer, hardware = config.trainer, config.hardware
     facts = {
-        "training": describe_split(start.train_split),
-        "validation": describe_split(data.val) if data.val else "none",
+        "training": start.task.describe(start.train_split),
+        "validation": start.task.describe(data.val) if data.val else "none",
         "tokenizer": f"{data.facts['tokenizer']}, {data.tokenizer.vocab_size:,} tokens",
     }
-    if unigram:
-        facts["unigram perplexity"] = f"{unigram:,.1f} a validation token: what token counts alone reach"
+    if data.labels:
+        facts["labels"] = ", ".join(data.labels)
+    if baseline:
+        facts[baseline.key] = baseline.text
     run = {
         "steps": f"{start.total_steps:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
         f"({config.parallel.data} x {num_micro_batches(config.parallel, trainer)} x "
@@ -85,9 +70,10 @@ def notices(start: Start) -> list[str]:
     found = [str(note) for note in notes] if isinstance(notes, list) else []
     tail = train.num_blocks % config.trainer.global_batch_size
     if tail:
-        found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} blocks, other ones each time")
+        rows = "texts" if data.labels else "blocks"
+        found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, other ones each time")
     for name, split in (("training", train), ("validation", data.val)):
-        if split and split.dropped_tokens:
+        if split and split.dropped_tokens and not data.labels:
             found.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
     if (start.model.vocab_size or 0) > data.tokenizer.vocab_size:
         found.append(

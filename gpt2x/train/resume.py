@@ -22,7 +22,7 @@ FREE_KEYS = ("resume", "paths", "launch", "parallel", "plan", "num_devices", "tr
              "model.pad_vocab_multiple", "trainer.micro_batch_size", "trainer.stop_after_steps",
              "trainer.log_every_steps", "trainer.eval_every_steps", "trainer.sample_every_steps",
              "trainer.sample_prompts", "trainer.max_eval_batches", "trainer.checkpoint_every_steps",
-             "trainer.keep_last", "trainer.keep_best")  # fmt: skip
+             "trainer.keep_last", "trainer.keep_best", "trainer.early_stopping_patience")  # fmt: skip
 BOUND_KEYS = ("hardware.precision",)  # the exceptions: other numbers, and another loss scale
 
 
@@ -40,8 +40,9 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     now, then = flatten(asdict(config)), flatten(stored)
     if config.load is None:
         then["load"] = now["load"]  # where the run once started from need not be said again
-    if "null" in (now["model.vocab_size"], then.get("model.vocab_size")):
-        then["model.vocab_size"] = now["model.vocab_size"]  # the tokenizer decides
+    for key in ("model.vocab_size", "model.labels"):
+        if "null" in (now[key], then.get(key, "null")):
+            then[key] = now[key]  # the tokenizer decides, or the data
     return [
         f"{key}: {then.get(key)} -> {now.get(key)}"
         for key in sorted(now.keys() | then.keys())

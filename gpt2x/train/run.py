@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,13 +13,15 @@ from gpt2x.cli import output_dir, remove_empty, save_config
 from gpt2x.config import TrainConfig
 from gpt2x.parallel.agreement import from_main
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.placement import Readable
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops, set_up_device
 from gpt2x.tracking import NoTracker, RunInfo, Tracker, create_tracker, run_tags
-from gpt2x.train.report import show_panel, unigram_of
+from gpt2x.train.report import show_panel
 from gpt2x.train.resume import copy_history
 from gpt2x.train.start import Start, decide
+from gpt2x.train.tasks import Baseline
 
 if TYPE_CHECKING:
     from gpt2x.train.trainer import Trainer
@@ -41,12 +42,12 @@ def run(config: TrainConfig) -> None:
         open_run_dir(start)
     peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
     trainer = build_trainer(start, mesh, tracker, peak_tflops)
-    unigram = unigram_of(start)
-    show_panel(start, peak_tflops, unigram)
+    baseline = start.task.baseline(start)
+    show_panel(start, peak_tflops, baseline)
     with tracked(start, tracker):
         trainer.fit()
         if mesh.is_main:
-            finish(trainer, unigram)
+            finish(trainer, baseline)
 
 
 def prepare_launch(config: TrainConfig) -> Path:
@@ -94,10 +95,21 @@ def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float
     if start.resumption:
         trainer.restore(start.resumption.saved)
     elif start.source:
-        trainer.load(start.source.weights())
+        trainer.load(with_head(start))
     else:
         trainer.load(initial_weights(start.model, start.config.seed))
     return trainer
+
+
+def with_head(start: Start) -> Readable:
+    """The loaded weights, with a fresh head where they have none for these labels."""
+    from gpt2x.model.classifier import WithFreshHead
+
+    assert start.source is not None
+    weights = start.source.weights()
+    if not start.model.labels or start.model.labels == start.source.model.labels:
+        return weights
+    return WithFreshHead(weights, start.model, start.config.seed)
 
 
 @contextlib.contextmanager
@@ -129,17 +141,20 @@ def tracked(start: Start, tracker: Tracker) -> Iterator[None]:
         tracker.finish(status)
 
 
-def finish(trainer: Trainer, unigram: float | None) -> None:
+def finish(trainer: Trainer, baseline: Baseline | None) -> None:
     """The loss curve, and the last words on the terminal."""
     from gpt2x.tracking.plots import plot_loss
 
     run_dir, state = trainer.run_dir, trainer.state
-    references = {f"unigram model, ppl {unigram:,.0f}": math.log(unigram)} if unigram else {}
+    references = {baseline.name: baseline.loss} if baseline else {}
     title = f"{trainer.model.name} on {trainer.config.dataset.name}"
-    plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references)
-    if state.step < trainer.total_steps:
+    plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
+    metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
+    if trainer.has_stopped_early:
+        console.notice(f"stopped early at step {state.step}: {patience} evaluations in a row without a better {metric}")
+    elif state.step < trainer.total_steps:
         console.notice(f"stopped after step {state.step} of {trainer.total_steps}; go on with resume=auto")
-    elif state.best_loss is not None:
-        against = f"; a unigram model has {unigram:,.1f}" if unigram else ""
-        console.notice(f"best validation perplexity {math.exp(state.best_loss):.2f} at step {state.best_step}{against}")
+    if state.best_value is not None and (trainer.has_stopped_early or state.step == trainer.total_steps):
+        against = f"; {baseline.comparison}" if baseline else ""
+        console.notice(f"{trainer.task.summary(metric, state.best_value)} at step {state.best_step}{against}")
     console.notice(f"run directory: {run_dir}")

@@ -11,7 +11,7 @@ from gpt2x.cli import known_models
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.convert import Source, check_model_matches, check_weights, load_source
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.prepare import PreparedData, prepare
+from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -19,6 +19,7 @@ from gpt2x.layout import validate_layout
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.train.resume import Resumption, find_resumption
 from gpt2x.train.samples import sample_generation
+from gpt2x.train.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Start:
     resumption: Resumption | None
     run_dir: Path
     total_steps: int
+
+    @property
+    def task(self) -> Task:
+        """What the run trains for."""
+        return TASKS[self.config.task.objective]
 
     @property
     def train_split(self) -> Split:
@@ -62,17 +68,17 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     source = load_source(config.load) if config.load and not resumption else None
     data = prepare_data(config, source, resumption)
     check_same_data(config, data, resumption)
-    model = resolve_model(config, data.tokenizer, source, resumption)
+    model = resolve_model(config, data, source, resumption)
     validate_layout(config.parallel, model)
     if source:
-        check_weights(source.weights(), model, origin=f"load={config.load}")
+        check_weights(source.weights(), replace(model, labels=source.model.labels), origin=f"load={config.load}")
     sample_generation(config, model, data.tokenizer)
     total_steps = check_steps(config, data, resumption)
     return Start(config, model, data, source, resumption, resumption.run_dir if resumption else run_dir, total_steps)
 
 
 def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumption | None) -> PreparedData:
-    """Blocks of seq_len + 1 tokens by the run's own tokenizer: a checkpoint's, where there is one."""
+    """The task's data by the run's own tokenizer: a checkpoint's, where there is one."""
     own: Tokenizer | None = None
     if resumption:
         assert resumption.saved.tokenizer_dir is not None
@@ -80,8 +86,7 @@ def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumpt
     elif source:
         own = source_tokenizer(source, config.tokenizer)
         check_vocabulary(own, source.model, f"load={config.load}")
-    cache = Path(config.paths.cache).expanduser()
-    return prepare(config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, own_tokenizer=own)
+    return TASKS[config.task.objective].prepare(config, own)
 
 
 def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumption | None) -> None:
@@ -98,14 +103,14 @@ def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumpt
 
 
 def resolve_model(
-    config: TrainConfig, tokenizer: Tokenizer, source: Source | None, resumption: Resumption | None
+    config: TrainConfig, data: PreparedData, source: Source | None, resumption: Resumption | None
 ) -> ModelConfig:
-    """The model with its vocabulary known.
+    """The model with its vocabulary and its task's head known.
 
     Sizes must be a loaded checkpoint's. Activation, eps and tying follow it, since its weights were trained with
     them; dropout and padding are the run's to choose.
     """
-    model = config.model
+    model, tokenizer = config.model, data.tokenizer
     if resumption:  # the padding is of the layout, and not saved
         return replace(resumption.saved.model, pad_vocab_multiple=model.pad_vocab_multiple)
     if source:
@@ -118,13 +123,18 @@ def resolve_model(
     if model.vocab_size is None:
         model = replace(model, vocab_size=tokenizer.vocab_size)
     check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")
-    return model
+    return TASKS[config.task.objective].fit_model(model, data, source.model if source else None)
 
 
 def check_steps(config: TrainConfig, data: PreparedData, resumption: Resumption | None) -> int:
     """The run's total steps; refuses a corpus below one batch, a warmup beyond the end, a stop behind the start."""
     trainer = config.trainer
     assert data.train is not None
+    if trainer.early_stopping_patience is not None and data.val is None:
+        raise UserError(
+            f"trainer.early_stopping_patience={trainer.early_stopping_patience}: dataset={config.dataset.name} has no "
+            "validation part; give dataset.val_path, or trainer.early_stopping_patience=null"
+        )
     per_epoch = num_batches(data.train, trainer.global_batch_size, drop_last=True)
     if per_epoch == 0:
         raise UserError(

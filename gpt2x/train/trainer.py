@@ -29,7 +29,7 @@ from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
-from gpt2x.train.laid_out import build_step, build_validation, samples_are_drawn
+from gpt2x.train.laid_out import build_step, samples_are_drawn
 from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation
 from gpt2x.train.start import Start
 
@@ -43,10 +43,11 @@ class LoopState:
     skipped_in_a_row: int = 0
     epoch: int = 0
     batch: int = 0  # batches of this epoch already used
-    tokens_seen: int = 0
+    units_seen: int = 0  # that counted in the loss: tokens, or a classifier's texts
     loss_scale: LossScale = field(default_factory=lambda: LossScale(1.0, 1.0, 1))
     best_step: int | None = None
-    best_loss: float | None = None
+    best_value: float | None = None  # of trainer.best_metric
+    evaluations_without_gain: int = 0  # in a row
     data_fingerprint: str = ""  # of the blocks that `batch` counts
 
     @classmethod
@@ -82,7 +83,8 @@ class Trainer:
         self.held = held_parameters(net, model, mesh)
         self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held])
         self.train_step = build_step(start, net, mesh, self.held, self.optimizer)
-        self.validation = None if data.val is None else build_validation(start, net, mesh)
+        self.task = start.task
+        self.validation = None if data.val is None else self.task.validation(start, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data.tokenizer)
         self.state = LoopState(data_fingerprint=data.fingerprint)
@@ -91,7 +93,7 @@ class Trainer:
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
             )
         self.flops_per_token = stats.train_flops_per_token(model, trainer.seq_len)
-        self.batch_tokens = trainer.global_batch_size * trainer.seq_len
+        self.batch_units = self.task.global_units(config)
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
 
     # ---- state
@@ -123,7 +125,8 @@ class Trainer:
         if saved.run_config["hardware"]["precision"] != self.config.hardware.precision:
             self.state.loss_scale = fresh.loss_scale
         if saved.path.parent.parent != self.run_dir:  # a branch has its own best
-            self.state.best_step = self.state.best_loss = None
+            self.state.best_step = self.state.best_value = None
+            self.state.evaluations_without_gain = 0
         if self.mesh.is_main:
             self.metrics.rewind(self.state.step)
             rewind_samples(self.run_dir / "samples.txt", self.state.step)
@@ -183,18 +186,18 @@ class Trainer:
 
     def step_inputs(self, batch: Batch, rate: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of `TrainStep` for this process' rows of a global batch."""
-        counted = batch["attention_mask"][:, 1:].astype(np.float32)
+        ids, counted = self.task.inputs(self.config, batch)
         shape = (self.num_micro_batches, len(counted) // self.num_micro_batches, -1)
         key = dropout_key(self.config.seed, self.state.step)
         inputs = (
-            batch["input_ids"].reshape(shape),
-            (counted / np.float32(self.batch_tokens)).reshape(shape),
+            ids.reshape(shape),
+            (counted / np.float32(self.batch_units)).reshape(shape),
             Tensor(key, ms.int32),
             Tensor(self.state.loss_scale.scale, ms.float32),
             *self.optimizer.scalars(rate, self.state.num_updates + 1),
         )
         first_row = self.mesh.place.data * len(counted)
-        return inputs, {"first_row": first_row, "share": float(counted.sum(dtype=np.float64) / self.batch_tokens)}
+        return inputs, {"first_row": first_row, "share": float(counted.sum(dtype=np.float64) / self.batch_units)}
 
     # ---- loop
 
@@ -204,11 +207,11 @@ class Trainer:
         stop = min(self.total_steps, trainer.stop_after_steps or self.total_steps)
         with Progress(self.total_steps, state.step, trainer.log_every_steps) as progress:
             source = self.batches()
-            while state.step < stop:
+            while state.step < stop and not self.has_stopped_early:
                 started = time.perf_counter()
-                metrics = self.update(next(source), progress)
+                metrics, num_tokens = self.update(next(source), progress)
                 elapsed = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
-                tokens_per_s = self.batch_tokens / elapsed
+                tokens_per_s = num_tokens / elapsed
                 metrics["perf/tokens_per_s"] = tokens_per_s
                 peak = self.mesh.size * self.peak_tflops * 1e12
                 metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / peak
@@ -218,8 +221,14 @@ class Trainer:
                 self.after_update(metrics, progress, is_last=state.step == self.total_steps, is_stop=state.step == stop)
             source.close()
 
-    def update(self, batch: Batch, progress: Progress) -> dict[str, float]:
-        """One optimizer update; the metrics of it."""
+    @property
+    def has_stopped_early(self) -> bool:
+        """Whether the last evaluations brought nothing better."""
+        patience = self.config.trainer.early_stopping_patience
+        return patience is not None and self.state.evaluations_without_gain >= patience
+
+    def update(self, batch: Batch, progress: Progress) -> tuple[dict[str, float], int]:
+        """One optimizer update; the metrics of it, and the tokens that went through the model, padding included."""
         state, metrics = self.state, {}
         rate = learning_rate(
             self.config.schedule, self.config.optimizer.learning_rate, state.step + 1, self.total_steps
@@ -233,7 +242,7 @@ class Trainer:
         scale = state.loss_scale.scale
         loss, norm, finite, share = self.train_step(*inputs, **rows)
         state.step += 1
-        state.tokens_seen += round(share * self.batch_tokens)
+        state.units_seen += round(share * self.batch_units)
         state.loss_scale.update(finite)
         if finite:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
@@ -243,8 +252,8 @@ class Trainer:
         if self.config.hardware.precision == "fp16":
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.steps_per_epoch
-        metrics["train/tokens"] = float(state.tokens_seen)
-        return metrics
+        metrics[f"train/{self.task.unit}s"] = float(state.units_seen)
+        return metrics, self.config.trainer.global_batch_size * (inputs[0].shape[-1] - 1)
 
     def skip(self, norm: float, scale: float) -> None:
         """Say that an update was left out; end the run when too many in a row were."""
@@ -270,6 +279,7 @@ class Trainer:
             mfu=metrics["perf/mfu"],
             memory_gb=metrics["perf/memory_gb"],
             skipped_steps=self.state.step - self.state.num_updates,
+            is_per_token=self.task.unit == "token",
         )
 
     def after_update(self, metrics: dict[str, float], progress: Progress, *, is_last: bool, is_stop: bool) -> None:
@@ -284,8 +294,8 @@ class Trainer:
                 found = self.validation.run()
             metrics |= found
             progress.evaluation(step, found)
-            if math.isfinite(found["val/loss"]) and found["val/loss"] < (self.state.best_loss or math.inf):
-                self.state.best_step, self.state.best_loss = step, found["val/loss"]
+            self.remember(found[trainer.best_metric])
+            is_stop = is_stop or self.has_stopped_early
         if self.mesh.is_main:
             written = self.metrics.append(step, metrics)
             self.tracker.log_metrics(step, written, metrics)
@@ -297,10 +307,19 @@ class Trainer:
             with progress.busy("sampling"):
                 self.write_samples()
 
+    def remember(self, value: float) -> None:
+        """Whether an evaluation's best_metric is the best so far; of losses and perplexities the lowest is."""
+        state, best = self.state, self.state.best_value
+        is_lower_better = self.config.trainer.best_metric in ("val/loss", "val/ppl")
+        if math.isfinite(value) and (best is None or (value < best if is_lower_better else value > best)):
+            state.best_step, state.best_value, state.evaluations_without_gain = state.step, value, 0
+        else:
+            state.evaluations_without_gain += 1
+
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
         prompts, place = self.config.trainer.sample_prompts, self.mesh.place
-        if not prompts or not samples_are_drawn(self.config.parallel) or place.data > 0:
+        if not prompts or not samples_are_drawn(self.model, self.config.parallel) or place.data > 0:
             return  # the other replicas wait in the next update
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
         try:

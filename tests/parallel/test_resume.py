@@ -39,7 +39,7 @@ def check(run_dir, single, first_step=1):
     assert found.norm <= 1e-4
     assert found.weights <= 1e-4
     mine, theirs = (saved(path, STOP).loop_state for path in (run_dir, single))
-    assert mine.pop("best_loss") == pytest.approx(theirs.pop("best_loss"), rel=1e-5)
+    assert mine.pop("best_value") == pytest.approx(theirs.pop("best_value"), rel=1e-5)
     assert mine == theirs
 
 

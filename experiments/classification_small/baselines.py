@@ -1,0 +1,58 @@
+"""python experiments/classification_small/baselines.py DATASET FOLDER NUM_TEXTS RESULTS: rows of results.csv.
+
+Beside a classifier's results.json: the most frequent class, and TF-IDF of words and word pairs with logistic
+regression (scikit-learn, its defaults), fitted on NUM_TEXTS training texts drawn by seed 0 and on all.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from gpt2x import cli
+from gpt2x.data.classes import label_ids
+from gpt2x.data.labelled import Labelled
+from gpt2x.evaluate.metrics import METRICS, confusion_matrix, standard_error
+
+
+def main(name: str, folder: str, num_texts: str, results: str) -> None:
+    """Print the rows of one data set."""
+    cli.register_schemas()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        overrides = [f"dataset={name}", f"dataset.path={folder}", "seq_len=8"]
+        dataset = cli.to_typed("prepare", compose("prepare", overrides)).dataset
+    corpus = Labelled(dataset, Path())
+    names = corpus.labels()
+    texts = {split: [example.text for example in corpus.examples(split)] for split in ("train", "val")}
+    labels = {split: np.array(label_ids(corpus, split, names)) for split in ("train", "val")}
+    all_texts = len(texts["train"])
+    seen = np.random.default_rng(0).permutation(all_texts)[: int(num_texts)]
+
+    rows = []
+    found = json.loads(Path(results).read_text(encoding="utf-8"))["results"]
+    rows.append(("gpt2x", min(int(num_texts), all_texts), [(found[key]["value"], found[key]["standard_error"])
+                                                           for key in METRICS]))  # fmt: skip
+    majority = np.full(len(labels["val"]), np.bincount(labels["train"]).argmax())
+    rows.append(("most frequent class", all_texts, scores(labels["val"], majority, len(names))))
+    for chosen in dict.fromkeys((tuple(seen), tuple(range(all_texts)))):
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
+        model.fit([texts["train"][i] for i in chosen], labels["train"][list(chosen)])
+        rows.append(("TF-IDF", len(chosen), scores(labels["val"], model.predict(texts["val"]), len(names))))
+    for model, count, values in rows:
+        cells = [f"{value:.4f},{error:.4f}" for value, error in values]
+        print(f"{name},{model},{count},{len(labels['val'])},{','.join(cells)}")
+
+
+def scores(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> list[tuple[float, float]]:
+    """Each metric with its standard error."""
+    confusion = confusion_matrix(labels, predicted, num_labels)
+    return [(metric(confusion), standard_error(metric, confusion)) for metric in METRICS.values()]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,126 @@
+"""Class probabilities of texts, and what they come to over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from gpt2x.data.classes import compact
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.sampling import Batch, batches
+from gpt2x.evaluate.metrics import METRICS, confusion_matrix
+from gpt2x.evaluate.turns import ALONE, Turns
+from gpt2x.model.classifier import Classifier
+from gpt2x.parallel.mesh import Mesh
+
+
+class ClassScorer(nn.Cell):
+    """Log-probabilities of the classes for batches of B texts, without dropout.
+
+    Fewer rows than B are filled up to B, and lengths to a power of two, so that few graphs serve a split.
+
+    Args:
+        net: the model; its weights are read at each call.
+        batch_size: B.
+        seq_len: tokens of a text that are kept at most, its first.
+    """
+
+    def __init__(self, net: Classifier, batch_size: int, seq_len: int):
+        super().__init__(auto_prefix=False)
+        self.net, self.batch_size, self.seq_len = net, batch_size, seq_len
+
+    def construct(self, ids, last):
+        """ids (B, T) int32, last (B, T) fp32: 1 at a text's last token -> logits (B, K) fp32."""
+        return self.net.class_logits(self.net(ids, None), last)
+
+    def score(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """ids and attention mask (R, L), padded on either side, R <= B -> (R, K) float64, in nats."""
+        rows, lengths = compact(ids, mask, self.seq_len)
+        missing = self.batch_size - len(rows)
+        last = np.pad(last_tokens(lengths, rows.shape[1]), ((0, missing), (0, 0)))
+        logits = self(Tensor(np.pad(rows, ((0, missing), (0, 0)))), Tensor(last)).asnumpy()[: len(ids)]
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def last_tokens(lengths: np.ndarray, width: int) -> np.ndarray:
+    """(B, width) fp32: 1 at place length - 1 of each row."""
+    return (np.arange(width) == lengths[:, None] - 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of the texts of a split.
+
+    Attributes:
+        labels: the true classes, (R,).
+        log_probabilities: (R, K).
+    """
+
+    labels: np.ndarray
+    log_probabilities: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The likeliest classes, (R,)."""
+        return self.log_probabilities.argmax(axis=1)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Negative log-likelihood of each true class in nats, (R,)."""
+        return -np.take_along_axis(self.log_probabilities, self.labels[:, None], axis=1)[:, 0]
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(K, K): rows are true classes, columns predicted ones."""
+        return confusion_matrix(self.labels, self.predicted, self.log_probabilities.shape[1])
+
+
+def predict(
+    scorer: ClassScorer, split: Split, *, max_batches: int | None = None, turns: Turns = ALONE,
+    track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda found: found,
+) -> Predictions:  # fmt: skip
+    """The predictions for this replica's batches of a split, in their order."""
+    labels: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    rows: Iterator[Batch] = batches(
+        split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
+    )
+    for batch in track(turns.own(islice(rows, max_batches))):
+        found.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
+        labels.append(batch["labels"].reshape(-1).astype(np.int64))
+    num_labels = scorer.net.score.weight.shape[0]
+    return Predictions(
+        np.concatenate([np.empty(0, np.int64), *labels]), np.concatenate([np.empty((0, num_labels)), *found])
+    )
+
+
+class ClassValidation:
+    """A classifier's validation during training; made once and run many times.
+
+    Args:
+        net: the model, with the weights that it has at each run.
+        split: labelled rows.
+        batch_size: texts a forward pass; has no influence on the result.
+        seq_len: tokens of a text that are kept at most.
+        max_batches: from the start of the split; None: all of it.
+        mesh: the processes, of which each replica takes its turn at a batch.
+    """
+
+    def __init__(
+        self, net: Classifier, split: Split, batch_size: int, seq_len: int, max_batches: int | None, mesh: Mesh
+    ):
+        self.scorer, self.split, self.max_batches = ClassScorer(net, batch_size, seq_len), split, max_batches
+        self.turns = Turns(mesh)
+
+    def run(self) -> dict[str, float]:
+        """`val/loss` in nats a text, `val/accuracy`, `val/f1` (the mean over classes) and `val/mcc`."""
+        found = predict(self.scorer, self.split, max_batches=self.max_batches, turns=self.turns)
+        counts = found.confusion
+        confusion = np.array([self.turns.total(float(count)) for count in counts.flat]).reshape(counts.shape)
+        loss = self.turns.total(float(found.losses.sum())) / confusion.sum()
+        return {"val/loss": loss} | {f"val/{name}": metric(confusion) for name, metric in METRICS.items()}
