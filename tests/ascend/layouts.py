@@ -64,6 +64,7 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     from gpt2x.optim.adamw import AdamW
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
+    from gpt2x.parallel.placement import placements
     from gpt2x.parallel.reduction import held_parameters
     from gpt2x.parallel.tensor import build_net
     from gpt2x.train.laid_out import build_step
@@ -74,7 +75,7 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     keep_stage(net, config.model, mesh.place)
     if case.spoil:
         case.spoil(net)
-    held = held_parameters(net, config.model, mesh)
+    held = held_parameters(net, config.model, mesh, placements(config.model, mesh.place))
     optimizer = AdamW(config.optimizer, [part.trained for part in held])
     start = Start(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
     step = build_step(start, net, mesh, held, optimizer)
