@@ -14,7 +14,7 @@ from gpt2x.convert import Source, check_weights, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.layout import Place, validate_layout
-from gpt2x.lora.adapter import Adapter, check_base, check_fits, fingerprint, named
+from gpt2x.lora.adapter import Adapter, check_base, check_fits, named
 from gpt2x.lora.merge import changed, merged
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import require_same
@@ -103,10 +103,8 @@ def open_adapters(directories: list[str], source: Source) -> dict[str, Adapter]:
     found = named(directories)
     for adapter in found.values():
         check_fits(adapter, source.model, str(source.path))
-    if launch.is_deciding() and any(adapter.fingerprint for adapter in found.values()):
-        own = fingerprint(source.weights())
-        for adapter in found.values():
-            check_base(adapter, own, str(source.path))
+        if launch.is_deciding():
+            check_base(adapter, source.weights(), str(source.path))
     return found
 
 

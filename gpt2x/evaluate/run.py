@@ -24,7 +24,7 @@ from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.evaluate.turns import ALONE, Turns
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, load_pretrained, open_pretrained
+from gpt2x.pretrained import Pretrained, load_pretrained, open_adapters, open_pretrained, use_adapter
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
@@ -46,6 +46,7 @@ def run(config: EvaluateConfig) -> None:
     set_up_device(config.hardware)
     mesh = Mesh(config.parallel, config.hardware.device_target)
     pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+    adapters = open_adapters(config.adapters, pretrained.source)
     evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
@@ -69,15 +70,21 @@ def run(config: EvaluateConfig) -> None:
         tracker.log_artifact(run_dir / "config.yaml")
         for note in notes(texts, evaluation):
             console.notice(note)
-        results = evaluate(pretrained, texts, evaluation, Turns(mesh))
+        found = {}
+        for adapter in adapters.values() or [None]:
+            if adapter is not None:
+                use_adapter(pretrained, adapter, mesh)
+            found[adapter.name if adapter else ""] = evaluate(pretrained, texts, evaluation, Turns(mesh))
         if mesh.is_main:
-            metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
+            metrics = metrics_of(found)
             time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
             tracker.log_metrics(step or 0, time_s, metrics)
-            write_json(target, report(config, evaluation, pretrained, step, hashes, results))
+            write_json(target, report(config, evaluation, pretrained, step, hashes, found))
             tracker.log_artifact(target)
         lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
-        print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
+        for adapter_name, results in found.items():
+            title = f"{name}{' ' * bool(adapter_name)}{adapter_name} on {config.dataset.name} ({evaluation.split})"
+            print_table(f"{title}, {lengths}", results)
         console.notice(f"results: {target}")
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -98,6 +105,7 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
     source, tokenizer = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    open_adapters(config.adapters, source)
     read_texts(config, source.model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir
@@ -156,6 +164,16 @@ def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig,
         else:
             results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, turns))
     return results
+
+
+def metrics_of(found: Mapping[str, list[Result]]) -> dict[str, float]:
+    """`eval/PROTOCOL/loss` and `ppl`; of an adapter `eval/ADAPTER/PROTOCOL/...`."""
+    return {
+        f"eval/{f'{name}/' if name else ''}{r.protocol}/{key}": float(getattr(r, key))
+        for name, results in found.items()
+        for r in results
+        for key in ("loss", "ppl")
+    }
 
 
 def resolve(evaluation: EvaluationConfig, model: ModelConfig) -> EvaluationConfig:
@@ -232,11 +250,17 @@ def progress(protocol: str) -> Track:
 
 def report(
     config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None,
-    hashes: Mapping[str, str], results: list[Result],
+    hashes: Mapping[str, str], found: Mapping[str, list[Result]],
 ) -> dict[str, object]:  # fmt: skip
-    """`results.json`: the results and all that is needed to get them again."""
+    """`results.json`: the results, by adapter where there are some, and all that is needed to get them again."""
+
+    def by_protocol(results: list[Result]) -> dict[str, object]:
+        return {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results}
+
+    tables = {name: by_protocol(results) for name, results in found.items()}
     return {
-        "results": {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results},
+        "results": tables if config.adapters else tables[""],
+        "adapters": config.adapters,
         "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
         "model": asdict(pretrained.model),
         "dataset": asdict(config.dataset),

@@ -162,16 +162,16 @@ def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
         )
 
 
-def check_base(adapter: Adapter, found: str, load: str) -> None:
-    """Refuse other frozen weights, of the fingerprint `found`, than an adapter was trained beside, where it says which.
+def check_base(adapter: Adapter, weights: LazyTensors, load: str) -> None:
+    """Refuse other weights than those that an adapter was trained beside, where it says which.
 
     Raises:
         UserError: naming where they were.
     """
-    if adapter.fingerprint not in (None, found):
+    if adapter.fingerprint is not None and adapter.fingerprint != (found := fingerprint(weights)):
         raise UserError(
             f"adapters={adapter.path} was trained beside other weights than those of load={load} (sha256 "
-            f"{str(adapter.fingerprint)[:12]}, here {found[:12]}): give load={adapter.base}, or where they are now"
+            f"{adapter.fingerprint[:12]}, here {found[:12]}): give load={adapter.base}, or where they are now"
         )
 
 

@@ -112,8 +112,8 @@ def check_adapters(
         return None, found
     adapter = open_adapter(config.adapters[0])
     check_fits(adapter, model, str(config.load))
-    if found:
-        check_base(adapter, found, str(config.load))
+    if launch.is_deciding():
+        check_base(adapter, source.weights(), str(config.load))
     shapes = {name: values.shape for name, values in adapter.factors().items()}
     scales = {product.scale for product in adapter.products.values()}
     if shapes != factor_shapes(config.lora, model) or not all(map(partial(math.isclose, scaling(config.lora)), scales)):
