@@ -61,8 +61,10 @@ def merged_logits(model, weights, adapter, ids):
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wikitext2-causal-r8", "rotten-tomatoes-seqcls-r8-allproj"])
 def test_a_trained_adapter_computes_what_peft_computes(shared_data, tmp_path, name):
+    torch = pytest.importorskip("torch")
     model = known_models()["gpt2_small"]
     weights, ids = dict(initial_weights(model, 0)), random_ids(model, (2, 48))
     adapter = open_adapter(shared_data / "adapters" / name)
@@ -72,15 +74,12 @@ def test_a_trained_adapter_computes_what_peft_computes(shared_data, tmp_path, na
     if TRAINED[name]:  # for a classifier, whose head a language model has not: the transformer's part of it
         directory = tmp_path / "transformer"
         export_peft(adapter, directory)
+    with torch.no_grad():
+        without = theirs(torch.tensor(ids.astype(np.int64))).logits.numpy()
     expected = logits_by_peft(theirs, directory, ids)
+    print(abs(ours - expected).max(), abs(without - expected).max())
     assert abs(ours - expected).max() <= 1e-4
-    assert abs(ours - merged_logits(model, weights, adapter_without(adapter), ids)).max() > 1e-2
-
-
-def adapter_without(adapter):
-    from dataclasses import replace
-
-    return replace(adapter, products={})
+    assert abs(without - expected).max() > 1e-2
 
 
 @pytest.mark.parametrize(("name", "extras"), TRAINED.items())
@@ -194,7 +193,7 @@ def test_wrong_directories_are_refused(directory, tmp_path):
     save_file(
         {name: value for name, value in tensors.items() if name != first}, directory / "adapter_model.safetensors"
     )
-    with pytest.raises(UserError, match="incomplete: h.0.attn.c_attn"):
+    with pytest.raises(UserError, match=r"incomplete: h\.0\.attn\.c_attn"):
         open_adapter(directory)
     (directory / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
