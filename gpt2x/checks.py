@@ -260,7 +260,11 @@ def validate_lora(config: TrainConfig) -> None:
         f"adapters=[{','.join(config.adapters)}]: training goes on from one adapter; give one of them",
     )
     require(
-        config.load is not None or config.resume is not None or is_plan(config),
+        not is_plan(config),
+        f"plan={config.plan} predicts the training of all weights, not lora={lora.name}; drop lora=, for an upper bound",
+    )
+    require(
+        config.load is not None or config.resume is not None,
         f"lora={lora.name} trains adapters beside frozen weights, and load=null leaves these random: give load=DIR "
         "(a gpt2x checkpoint or a Hugging Face directory)",
     )

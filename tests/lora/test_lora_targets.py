@@ -57,6 +57,7 @@ def test_rank_stabilized_scaling_divides_by_the_root():
         (["adapters=[a,b]"], ["adapters=[a,b]", "one of them"]),
         (["lora=none", "adapters=[a]"], ["adapters=[a]", "--merge"]),
         (["parallel=pp2", "lora.targets=[h.0.attn.q]"], ["layers 1 to 1", "parallel.pipeline=2"]),
+        (["plan=true"], ["plan=true", "lora=r8", "drop lora="]),
         (["lora=r9"], ["lora=r9", "r16, r64, r8"]),
     ],
 )
