@@ -261,7 +261,7 @@ def validate_lora(config: TrainConfig) -> None:
     )
     require(
         not is_plan(config),
-        f"plan={config.plan.lower()} predicts training of all weights, not lora={lora.name}; drop lora=, for an upper bound",
+        f"plan={config.plan.lower()} predicts full training, not lora={lora.name}; drop lora=, for an upper bound",
     )
     require(
         config.load is not None or config.resume is not None,
