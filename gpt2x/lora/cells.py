@@ -6,7 +6,7 @@ Legend: R rows (tokens), r rank.
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 
 from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
@@ -33,9 +33,8 @@ class Factors(nn.Cell):
         super().__init__()
         self.lora_A = zeros(*inputs.shape)
         self.lora_B = zeros(*outputs.shape)
-        rank = inputs.shape[1]
-        self.before = Tensor(np.zeros((rank, before), np.float32)) if before else None
-        self.behind = Tensor(np.zeros((rank, behind), np.float32)) if behind else None
+        # Not a concatenation with zeros: of many of those MindSpore 2.10 takes exponentially long to compile a graph
+        self.pad = ops.Pad(((0, 0), (before, behind))) if before or behind else None
         self.dtype, self.dropout = dtype, dropout
 
     def enter(self, rows, randomness):
@@ -46,11 +45,7 @@ class Factors(nn.Cell):
 
     def spread(self):
         """B among all columns of the linear (r, out), zeros around it."""
-        columns = self.lora_B
-        if self.before is not None:
-            columns = ops.concat((self.before, columns), 1)
-        if self.behind is not None:
-            columns = ops.concat((columns, self.behind), 1)
+        columns = self.lora_B if self.pad is None else self.pad(self.lora_B)
         return ops.cast(columns, self.dtype)
 
 
@@ -64,13 +59,11 @@ class Adapters(nn.Cell):
     def construct(self, x, randomness):
         """x (..., in); randomness as in `GPT2.construct` -> (R, out)."""
         rows = x.reshape(-1, x.shape[-1])
-        entered, spread = (), ()
+        total = None
         for part in self.parts:
-            entered = entered + (part.enter(rows, randomness),)  # noqa: RUF005 - graphs parse no unpacking
-            spread = spread + (part.spread(),)  # noqa: RUF005
-        if len(self.parts) == 1:
-            return ops.matmul(entered[0] * self.scale, spread[0])
-        return ops.matmul(ops.concat(entered, 1) * self.scale, ops.concat(spread, 0))
+            added = ops.matmul(part.enter(rows, randomness) * self.scale, part.spread())
+            total = added if total is None else total + added
+        return total
 
 
 def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) -> None:
