@@ -6,7 +6,7 @@ Legend: R rows (tokens), r rank.
 from __future__ import annotations
 
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
@@ -122,7 +122,7 @@ def input_dropout(lora: LoraConfig, model: ModelConfig, module: str, inputs: Pla
     place = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
     dropout = kernels.Dropout(lora.dropout, place, inputs.logical_shape[0])
     first = inputs.boxes[0].start[0]
-    dropout.columns = dropout.columns[:, first : first + inputs.shape[0]]
+    dropout.columns = Tensor(dropout.columns.asnumpy()[:, first : first + inputs.shape[0]])
     return dropout
 
 
