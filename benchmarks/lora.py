@@ -47,6 +47,7 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     set_up_device(hardware)
     model = replace(known_models()[chosen.model], vocab_size=50257)
     lora = option("lora", lora_name, LoraConfig)
+    lora.dropout = lora.dropout if chosen.dropout is None else chosen.dropout
     mesh = Mesh(ParallelConfig(name="single"))
     net = build_net(model, hardware, mesh)
     trained, values = placements(model, mesh.place), initial_weights(model, 0)
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--lora", nargs="+", default=["none", "r8", "r64"], help="options of conf/lora")
+    parser.add_argument("--dropout", type=float, help="lora.dropout")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -8,13 +8,11 @@ columns of `attn.c_attn`.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.layout import Place
 from gpt2x.model import stats
-from gpt2x.parallel.memory import FP32, Memory
-from gpt2x.parallel.placement import Placement, holds, placement, placements
+from gpt2x.parallel.placement import Placement, holds, placement
 from gpt2x.targets import FUSED, SEGMENTS, adapted_modules
 
 Shape = tuple[int, ...]
@@ -80,16 +78,3 @@ def train_flops_per_token(lora: LoraConfig, model: ModelConfig, seq_len: int) ->
     value instead of six.
     """
     return 2 * stats.forward_flops_per_token(model, seq_len) + 6 * num_trainable(lora, model)
-
-
-def without_frozen(memory: Memory, model: ModelConfig, lora: LoraConfig, place: Place) -> Memory:
-    """The memory of a training step, with gradients and optimizer states of a process' factors alone."""
-    full = sum(math.prod(part.shape) for part in placements(model, place).values())
-    own = sum(math.prod(part.shape) for part in factor_placements(lora, model, place).values())
-    return replace(
-        memory,
-        weights=memory.weights + FP32 * own,
-        gradients=memory.gradients * own / full,
-        optimizer=memory.optimizer * own / full,
-        buffers=min(memory.buffers, 2 * FP32 * own),
-    )

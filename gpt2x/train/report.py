@@ -5,7 +5,8 @@ from __future__ import annotations
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.unigram import unigram_perplexity
 from gpt2x.layout import Place, micro_batch_size, num_micro_batches, world_size
-from gpt2x.lora.shapes import num_trainable, train_flops_per_token, without_frozen
+from gpt2x.lora.memory import adapter_memory
+from gpt2x.lora.shapes import num_trainable, train_flops_per_token
 from gpt2x.model import stats
 from gpt2x.parallel.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
@@ -42,7 +43,8 @@ def describe_model(start: Start) -> dict[str, str]:
     )
     lora = start.config.lora
     if lora.rank is not None:
-        memory = without_frozen(memory, model, lora, Place(parallel, 0))
+        rows = micro_batch_size(parallel, trainer) * trainer.seq_len
+        memory = adapter_memory(memory, model, lora, Place(parallel, 0), hardware, rows)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // start.config.launch.num_nodes)
     weights = f"from {start.source.path}" if start.source else f"random, seed {start.config.seed}"
