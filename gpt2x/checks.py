@@ -16,7 +16,8 @@ from gpt2x.config import (
     TrainConfig,
 )
 from gpt2x.errors import UserError
-from gpt2x.layout import divisors, validate_batch, validate_layout, validate_parallel, world_size
+from gpt2x.layout import divisors, stage_layers, validate_batch, validate_layout, validate_parallel, world_size
+from gpt2x.targets import adapted_modules
 
 ACTIVATIONS = ("gelu_new", "gelu", "fast_gelu")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts", "polynomial")
@@ -205,6 +206,7 @@ def validate_train(config: TrainConfig) -> None:
         "trainer.max_steps and trainer.max_epochs are both null; give one of them",
     )
     validate_layout(config.parallel, config.model)
+    validate_lora(config)
     validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,
@@ -263,6 +265,45 @@ def require_labelled(dataset: DatasetConfig, reason: str) -> None:
     )
 
 
+def validate_lora(config: TrainConfig) -> None:
+    """Check adapters: the numbers, the targets, and what they stand beside."""
+    lora, parallel = config.lora, config.parallel
+    if lora.rank is None:
+        require(
+            not config.adapters,
+            f"adapters=[{','.join(config.adapters)}]: training goes on from an adapter with lora=, and adapts what it "
+            "adapts; to train all weights instead, merge it first (python -m gpt2x.convert --merge)",
+        )
+        return
+    require_at_least("lora.rank", lora.rank, 1)
+    require(lora.alpha is not None, "lora.alpha=null: give the scale of the adapters, such as lora.alpha=16")
+    require_above_zero("lora.alpha", lora.alpha)
+    require_share("lora.dropout", lora.dropout)
+    modules = adapted_modules(lora, config.model.num_layers)
+    layers = {int(name.split(".")[1]) for name in modules}
+    for stage in range(parallel.pipeline):
+        own = stage_layers(config.model.num_layers, parallel.pipeline, stage)
+        require(
+            not layers.isdisjoint(own),
+            f"lora.targets=[{','.join(lora.targets)}] adapts nothing in layers {own.start} to {own.stop - 1}, which "
+            f"stage {stage} of parallel.pipeline={parallel.pipeline} has: it would have nothing to train; use a layout "
+            "with parallel.pipeline=1, or targets in the layers of every stage",
+        )
+    require(
+        len(config.adapters) <= 1,
+        f"adapters=[{','.join(config.adapters)}]: training goes on from one adapter; give one of them",
+    )
+    require(
+        not is_plan(config),
+        f"plan={config.plan.lower()} predicts full training, not lora={lora.name}; drop lora=, for an upper bound",
+    )
+    require(
+        config.load is not None or config.resume is not None,
+        f"lora={lora.name} trains adapters beside frozen weights, and load=null leaves these random: give load=DIR "
+        "(a gpt2x checkpoint or a Hugging Face directory)",
+    )
+
+
 def is_plan(config: TrainConfig) -> bool:
     """Whether nothing is to be run."""
     return config.plan.lower() != "false"
@@ -305,6 +346,10 @@ def validate_predict(config: PredictConfig) -> None:
     require(
         config.load is not None,
         "load=null: predict.py needs trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face directory)",
+    )
+    require(
+        config.adapter is None or bool(config.adapters),
+        f"adapter={config.adapter} names none, since adapters=[]; give adapters=[DIR]",
     )
     require(
         (config.prompts is None) != (config.prompts_file is None),

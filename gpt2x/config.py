@@ -123,6 +123,18 @@ class HardwareConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (Hu et al., arXiv:2106.09685), see docs/lora.md."""
+
+    name: str = MISSING
+    rank: int | None = MISSING  # columns of A, rows of B; null: no adapters, the whole model is trained
+    alpha: float | None = MISSING  # their product is multiplied with alpha / rank
+    dropout: float = 0.1  # on what enters an adapter
+    targets: list[str] = field(default_factory=lambda: ["q", "v"])  # modules or patterns: q, k, v, c_attn, c_proj, c_fc
+    rank_stabilized: bool = False  # alpha / sqrt(rank) instead (Kalajdzievski, arXiv:2312.03732)
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101), states in fp32."""
 
@@ -226,6 +238,7 @@ class CommonConfig:
 
     seed: int = 0  # weights, order of batches, dropout, samples
     load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
+    adapters: list[str] = field(default_factory=list)  # on load: runs of lora=, their checkpoints, PEFT directories
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -243,6 +256,7 @@ class TrainConfig(CommonConfig):
     num_devices: int | None = None  # plan=search: how many devices; null: the layout's
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -264,6 +278,7 @@ class PredictConfig(CommonConfig):
     """`predict.py`."""
 
     prompts: list[str] | None = None
+    adapter: str | None = None  # which of several adapters: the name of its run or directory
     prompts_file: str | None = None  # .txt: a prompt a line; .jsonl: the key `prompt`
     output: str | None = None  # JSONL file, "-" for stdout; null: text on the terminal
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
+from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.config import CommonConfig, HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.layout import validate_layout, world_size
+from gpt2x.layout import Place, validate_layout, world_size
+from gpt2x.lora.adapter import Adapter, check_base, check_fits, named
+from gpt2x.lora.merge import changed, merged
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
@@ -30,12 +33,14 @@ class Pretrained:
         model: as the directory states it.
         tokenizer: its own.
         source: where it comes from.
+        adapter: what is merged into the net's weights.
     """
 
     net: GPT2
     model: ModelConfig
     tokenizer: Tokenizer
     source: Source
+    adapter: Adapter | None = None
 
 
 def load_pretrained(
@@ -58,11 +63,61 @@ def load_pretrained(
     mesh = mesh or Mesh(ParallelConfig(name="single"))
     source, own, model = open_pretrained(load, tokenizer, mesh.place.parallel, verify=not launch.is_launched())
     require_same(mesh, f"load={load}", source.path.name)
-    net, weights = build_net(model, hardware, mesh), source.weights()
-    parts = placements(model, mesh.place)
-    for parameter in net.get_parameters():
-        parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name)))
+    net = build_net(model, hardware, mesh)
+    read_weights(net, source.weights(), model, mesh.place)
     return Pretrained(net, source.model, own, source)
+
+
+def read_weights(net: GPT2, weights: LazyTensors, model: ModelConfig, place: Place) -> None:
+    """Set what `net` holds of a model, tensor by tensor; its other parameters are left as they are."""
+    parts = placements(model, place)
+    for parameter in net.get_parameters():
+        if parameter.name in parts:
+            parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name)))
+
+
+def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
+    """Merge an adapter into the weights of a loaded model, in place of the one before it.
+
+    Args:
+        pretrained: the model; its graphs may have run.
+        adapter: one that fits it (`open_adapters`).
+        mesh: the processes.
+    """
+    before = changed(pretrained.adapter) if pretrained.adapter else set()
+    weights = merged(pretrained.source.weights(), adapter)
+    parts = placements(pretrained.model, mesh.place)
+    for parameter in pretrained.net.get_parameters():
+        if parameter.name in before | changed(adapter):
+            ops.assign(parameter, Tensor(parts[parameter.name].read(weights, parameter.name)))
+    pretrained.adapter = adapter
+
+
+def open_adapters(directories: list[str], source: Source) -> dict[str, Adapter]:
+    """Adapters by name, each checked to fit the model that they are to change, and its weights.
+
+    Raises:
+        UserError: one cannot be read, is of another model, or was trained beside other weights; or two have one name.
+    """
+    found = named(directories)
+    for adapter in found.values():
+        check_fits(adapter, source.model, str(source.path))
+        if launch.is_deciding():
+            check_base(adapter, source.weights(), str(source.path))
+    return found
+
+
+def choose_adapter(adapters: dict[str, Adapter], name: str | None) -> Adapter | None:
+    """The adapter called `name`, or the only one; None where there is none.
+
+    Raises:
+        UserError: there are several and `name` is none of them.
+    """
+    if name is None and len(adapters) <= 1:
+        return next(iter(adapters.values()), None)
+    if name not in adapters:
+        raise UserError(f"adapter={name or 'null'} is none of adapters=; give adapter= one of: {', '.join(adapters)}")
+    return adapters[name]
 
 
 def open_pretrained(

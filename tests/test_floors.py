@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gpt2x"
 FLOORS = {
-    0: ("errors", "config", "checks", "layout"),
+    0: ("errors", "config", "checks", "layout", "targets"),
     1: ("cli", "ops", "model", "data", "optim", "tracking", "runtime"),
-    2: ("checkpoint", "convert", "pretrained", "tasks", "parallel"),
+    2: ("checkpoint", "convert", "lora", "pretrained", "tasks", "parallel"),
     3: ("train", "generate", "evaluate"),
     4: ("build", "worker"),
 }

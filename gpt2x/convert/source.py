@@ -80,6 +80,11 @@ def load_source(path: Path | str, *, verify: bool = True) -> GPT2XSource | Huggi
         path = complete[-1]
     if (path / MANIFEST).is_file():
         checkpoint = open_checkpoint(path)
+        if "adapter" in checkpoint.groups():
+            raise UserError(
+                f"load={path} is an adapter and holds no model: give its base and the adapter, as "
+                f"load={checkpoint.loop_state['base_path']} 'adapters=[{path}]'"
+            )
         if verify:
             checkpoint.verify()
         source = GPT2XSource(checkpoint)
@@ -87,6 +92,8 @@ def load_source(path: Path | str, *, verify: bool = True) -> GPT2XSource | Huggi
         return source
     if (path / "config.json").is_file():
         return open_huggingface(path)
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"load={path} is a PEFT adapter and holds no model: give load=BASE 'adapters=[{path}]'")
     raise UserError(
         f"load={path} is neither a gpt2x checkpoint ({MANIFEST}) nor a Hugging Face GPT-2 "
         f"(config.json with {', '.join(WEIGHT_FILES)}): none of these files is there"

@@ -25,7 +25,7 @@ from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.evaluate.turns import ALONE, Turns
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, load_pretrained, open_pretrained, require_single
+from gpt2x.pretrained import Pretrained, load_pretrained, open_adapters, open_pretrained, require_single, use_adapter
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
@@ -52,6 +52,7 @@ def run(config: EvaluateConfig) -> None:
 
         evaluate_classifier(config, pretrained, run_dir, target, tracker)
         return
+    adapters = open_adapters(config.adapters, pretrained.source)
     evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
@@ -64,14 +65,19 @@ def run(config: EvaluateConfig) -> None:
     with tracked(config, tracker, run_dir, f"{name}/{config.dataset.name}", data_hash):
         for note in notes(texts, evaluation):
             console.notice(note)
-        results = evaluate(pretrained, texts, evaluation, Turns(mesh))
+        found = {}
+        for adapter in adapters.values() or [None]:
+            if adapter is not None:
+                use_adapter(pretrained, adapter, mesh)
+            found[adapter.name if adapter else ""] = evaluate(pretrained, texts, evaluation, Turns(mesh))
         if mesh.is_main:
-            metrics = {f"eval/{r.protocol}/{key}": float(getattr(r, key)) for r in results for key in ("loss", "ppl")}
-            log_metrics(tracker, run_dir, step, metrics)
-            write_json(target, report(config, evaluation, pretrained, step, hashes, results))
+            log_metrics(tracker, run_dir, step, metrics_of(found))
+            write_json(target, report(config, evaluation, pretrained, step, hashes, found))
             tracker.log_artifact(target)
         lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
-        print_table(f"{name} on {config.dataset.name} ({evaluation.split}), {lengths}", results)
+        for adapter_name, results in found.items():
+            title = f"{name}{' ' * bool(adapter_name)}{adapter_name} on {config.dataset.name} ({evaluation.split})"
+            print_table(f"{title}, {lengths}", results)
         console.notice(f"results: {target}")
 
 
@@ -116,6 +122,7 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
     source, tokenizer, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    open_adapters(config.adapters, source)
     if source.model.labels:
         require_single(config, source.model)
     else:
@@ -177,6 +184,16 @@ def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig,
         else:
             results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, turns))
     return results
+
+
+def metrics_of(found: Mapping[str, list[Result]]) -> dict[str, float]:
+    """`eval/PROTOCOL/loss` and `ppl`; of an adapter `eval/ADAPTER/PROTOCOL/...`."""
+    return {
+        f"eval/{f'{name}/' if name else ''}{r.protocol}/{key}": float(getattr(r, key))
+        for name, results in found.items()
+        for r in results
+        for key in ("loss", "ppl")
+    }
 
 
 def resolve(evaluation: EvaluationConfig, model: ModelConfig) -> EvaluationConfig:
@@ -253,11 +270,16 @@ def progress(protocol: str) -> Track:
 
 def report(
     config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None,
-    hashes: Mapping[str, str], results: list[Result],
+    hashes: Mapping[str, str], found: Mapping[str, list[Result]],
 ) -> dict[str, object]:  # fmt: skip
-    """`results.json`: the results and all that is needed to get them again."""
-    found = {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results}
-    return {"results": found} | circumstances(config, evaluation, pretrained, step, dict(hashes))
+    """`results.json`: the results, by adapter where there are some, and all that is needed to get them again."""
+
+    def by_protocol(results: list[Result]) -> dict[str, object]:
+        return {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results}
+
+    tables = {name: by_protocol(results) for name, results in found.items()}
+    content = {"results": tables if config.adapters else tables[""]}
+    return content | circumstances(config, evaluation, pretrained, step, dict(hashes))
 
 
 def circumstances(
@@ -265,6 +287,7 @@ def circumstances(
 ) -> dict[str, object]:
     """What results were found with."""
     return {
+        "adapters": config.adapters,
         "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
         "model": asdict(pretrained.model),
         "dataset": asdict(config.dataset),

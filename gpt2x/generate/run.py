@@ -26,7 +26,14 @@ from gpt2x.generate.replicas import Replicas
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import load_pretrained, open_pretrained, require_single
+from gpt2x.pretrained import (
+    choose_adapter,
+    load_pretrained,
+    open_adapters,
+    open_pretrained,
+    require_single,
+    use_adapter,
+)
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Console, console
 from gpt2x.runtime.device import set_up_device
@@ -46,6 +53,9 @@ def run(config: PredictConfig) -> None:
         mesh = Mesh(config.parallel, config.hardware.device_target)
         require_same(mesh, "the hash of all prompts", hashlib.sha256(json.dumps(prompts).encode()).hexdigest())
         pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+        adapter = choose_adapter(open_adapters(config.adapters, pretrained.source), config.adapter)
+        if adapter is not None:
+            use_adapter(pretrained, adapter, mesh)
         if pretrained.model.labels:
             from gpt2x.generate.classify import classify
 
@@ -77,7 +87,8 @@ def prepare_launch(config: PredictConfig) -> Path:
         UserError: no prompts, a file that cannot be read, no model, or one that does not fit the layout.
     """
     read_prompts(config)
-    source, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    source, _, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
+    choose_adapter(open_adapters(config.adapters, source), config.adapter)
     require_single(config, source.model)
     run_dir = output_dir()
     save_config(config, run_dir / "config.yaml")

@@ -33,18 +33,20 @@ class Linear(nn.Cell):
         self.weight = zeros(in_size, out_size)
         self.bias = zeros(out_size)
         self.out_size, self.dtype = out_size, dtype
+        self.branch = None  # a Cell beside the product, of (x, randomness), whose rows (R, out) are added to it
 
-    def product(self, x):
+    def product(self, x, randomness=None):
         """x (..., in) -> (R, out), without the bias, for the R rows of x."""
-        return ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
+        rows = ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
+        return rows if self.branch is None else rows + self.branch(x, randomness)
 
     def add_bias(self, rows, shape):
         """rows (R, out) -> (*shape, out)."""
         return ops.bias_add(rows, ops.cast(self.bias, self.dtype)).reshape((*shape, self.out_size))
 
-    def construct(self, x):
-        """x (..., in) -> (..., out)."""
-        return self.add_bias(self.product(x), x.shape[:-1])
+    def construct(self, x, randomness=None):
+        """x (..., in) -> (..., out); randomness as in `GPT2.construct`."""
+        return self.add_bias(self.product(x, randomness), x.shape[:-1])
 
 
 class LayerNorm(nn.Cell):
@@ -93,14 +95,14 @@ class SelfAttention(nn.Cell):
         """x (B, T, D) -> (B, N, T, H)."""
         return x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
 
-    def queries_keys_values(self, x):
+    def queries_keys_values(self, x, randomness=None):
         """x (B, T, D) -> three times (B, N, T, H)."""
-        q, k, v = ops.split(self.c_attn(x), self.hidden_size, axis=-1)  # each (B, T, D)
+        q, k, v = ops.split(self.c_attn(x, randomness), self.hidden_size, axis=-1)  # each (B, T, D)
         return self.heads(q), self.heads(k), self.heads(v)
 
-    def merge(self, x):
+    def merge(self, x, randomness=None):
         """x (B, N, T, H) -> (B, T, D), projected."""
-        return self.c_proj(x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size))
+        return self.c_proj(x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size), randomness)
 
     def keep_mask(self, randomness, batch_size, length):
         """Dropout multipliers of the attention weights (B, N, T, T), or None."""
@@ -112,8 +114,8 @@ class SelfAttention(nn.Cell):
 
     def construct(self, x, randomness):
         """x (B, T, D) -> (B, T, D)."""
-        q, k, v = self.queries_keys_values(x)
-        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, x.shape[0], x.shape[1])))
+        q, k, v = self.queries_keys_values(x, randomness)
+        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, x.shape[0], x.shape[1])), randomness)
 
 
 class FeedForward(nn.Cell):
@@ -126,9 +128,9 @@ class FeedForward(nn.Cell):
         self.c_proj = Linear(stats.ffn_size(model), model.hidden_size, dtype)
         self.activation = kernels.activation(model.activation, hardware.device_target)
 
-    def construct(self, x):
+    def construct(self, x, randomness=None):
         """x (..., D) -> (..., D)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        return self.c_proj(self.activation(self.c_fc(x, randomness)), randomness)
 
 
 class Block(nn.Cell):
@@ -153,7 +155,7 @@ class Block(nn.Cell):
 
     def feed_forward(self, x, randomness):
         """The second half of the block: x (B, T, D) -> (B, T, D)."""
-        return self.add(x, self.mlp(self.ln_2(x)), self.mlp_dropout, randomness)
+        return self.add(x, self.mlp(self.ln_2(x), randomness), self.mlp_dropout, randomness)
 
     def construct(self, x, randomness):
         """x (B, T, D) -> (B, T, D)."""

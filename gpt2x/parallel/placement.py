@@ -98,7 +98,16 @@ SPLIT = (
     ("mlp.c_fc.weight", 1, 1),
     ("mlp.c_fc.bias", 0, 1),
     ("mlp.c_proj.weight", 0, 1),
+    # factors of adapters: of a column linear B's columns, of a row linear A's rows; the other factor is copied
+    ("attn.q.lora_B", 1, 1),
+    ("attn.k.lora_B", 1, 1),
+    ("attn.v.lora_B", 1, 1),
+    ("attn.c_attn.lora_B", 1, 3),
+    ("attn.c_proj.lora_A", 0, 1),
+    ("mlp.c_fc.lora_B", 1, 1),
+    ("mlp.c_proj.lora_A", 0, 1),
 )
+FACTORS = ("lora_A", "lora_B")
 
 
 def placements(model: ModelConfig, place: Place) -> dict[str, Placement]:
@@ -159,11 +168,17 @@ def shard_rows(shape: Shape, place: Place) -> range | None:
     return range(place.shard * size, (place.shard + 1) * size)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Whole logical tensors of which boxes are read."""
+
+    tensors: Mapping[str, np.ndarray]
+
+    def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
+        """A box of a tensor."""
+        return self.tensors[name][tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+
+
 def local_weights(weights: Mapping[str, np.ndarray], parts: Mapping[str, Placement]) -> dict[str, np.ndarray]:
-    """The local tensors of whole logical ones (fresh weights, tests)."""
-
-    class Whole:
-        def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
-            return weights[name][tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
-
-    return {name: part.read(Whole(), name) for name, part in parts.items()}
+    """The local tensors of whole logical ones (tests)."""
+    return {name: part.read(Whole(weights), name) for name, part in parts.items()}

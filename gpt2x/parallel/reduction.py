@@ -6,6 +6,7 @@ same order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -16,7 +17,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.collectives import AllGather, AllReduce, Group, ReduceScatter
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Placement, owns, placements, shard_rows
+from gpt2x.parallel.placement import FACTORS, Placement, is_split, owns, shard_rows
 
 BUCKET_ELEMENTS = 8 << 20  # 32 MB in fp32
 RUN = 16  # buckets that one loop goes through
@@ -61,7 +62,8 @@ class Held:
         trained: what the optimizer updates: `parameter`, or this process' rows of it (ZeRO-1).
         rows: those rows; None where they are all.
         is_owned: of all copies within a replica, this one counts.
-        is_partial: under sequence parallelism its gradient is of this process' tokens alone.
+        is_partial: a copy whose gradient is of this process' share alone, of the tokens (sequence parallelism) or, for
+            a factor of an adapter, of the other factor.
         is_tied: the first stage and the last both have it, each with a part of its gradient.
     """
 
@@ -80,20 +82,28 @@ class Held:
         return self.placement if self.rows is None else self.placement.rows(self.rows.start, self.rows.stop)
 
 
-def held_parameters(net: GPT2, model: ModelConfig, mesh: Mesh) -> list[Held]:
-    """The parameters that this process trains: those whose rows are shared first, partial gradients side by side."""
+def held_parameters(net: GPT2, model: ModelConfig, mesh: Mesh, trained: Mapping[str, Placement]) -> list[Held]:
+    """The parameters that this process trains: those whose rows are shared first, partial gradients side by side.
+
+    Args:
+        net: this process' part of the model.
+        model: its configuration.
+        mesh: the processes.
+        trained: what is trained of `net`, by name; the rest is frozen.
+    """
     place = mesh.place
     parameters = {parameter.name: parameter for parameter in net.get_parameters()}
     found = []
-    for name, placement in placements(model, place).items():
+    for name, placement in trained.items():
         parameter, rows = parameters[name], shard_rows(placement.shape, place)
-        trained = parameter
+        updated = parameter
         if rows is not None:
             shape = (len(rows), *placement.shape[1:])
-            trained = Parameter(initializer("zeros", shape, ms.float32), name=f"master.{name}")
+            updated = Parameter(initializer("zeros", shape, ms.float32), name=f"master.{name}")
         partial = place.parallel.sequence_parallel and is_of_tokens(name)
+        partial = partial or (place.parallel.tensor > 1 and name.endswith(FACTORS) and not is_split(name, place))
         tied = name == "wte.weight" and model.tie_embeddings and mesh.embedding is not None
-        found.append(Held(name, placement, parameter, trained, rows, owns(name, place), partial, tied))
+        found.append(Held(name, placement, parameter, updated, rows, owns(name, place), partial, tied))
     shared = [held for held in found if held.rows is not None]
     whole = [held for held in found if held.rows is None]
     return [

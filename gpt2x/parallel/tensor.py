@@ -39,10 +39,10 @@ class ColumnLinear(Linear):
         super().__init__(in_size, out_size, dtype)
         self.enter = enter
 
-    def construct(self, x):
+    def construct(self, x, randomness=None):
         """x (B, T or t, in) -> (B, T, out)."""
         x = self.enter(x)
-        return self.add_bias(self.product(x), x.shape[:-1])
+        return self.add_bias(self.product(x, randomness), x.shape[:-1])
 
 
 class RowLinear(Linear):
@@ -52,9 +52,9 @@ class RowLinear(Linear):
         super().__init__(in_size, out_size, dtype)
         self.leave = leave
 
-    def construct(self, x):
+    def construct(self, x, randomness=None):
         """x (B, T, in) -> (B, T or t, out)."""
-        x = self.leave(self.product(x).reshape((*x.shape[:-1], self.out_size)))
+        x = self.leave(self.product(x, randomness).reshape((*x.shape[:-1], self.out_size)))
         return self.add_bias(x.reshape(-1, self.out_size), x.shape[:-1])
 
 
@@ -83,8 +83,8 @@ class HeadShare(SelfAttention):
 
     def construct(self, x, randomness):
         """x (B, T or t, D) -> the same shape."""
-        q, k, v = self.queries_keys_values(x)
-        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, q.shape[0], q.shape[2])))
+        q, k, v = self.queries_keys_values(x, randomness)
+        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, q.shape[0], q.shape[2])), randomness)
 
 
 class FeedForwardShare(FeedForward):

@@ -20,7 +20,8 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
     """The update of this process."""
     config, model = start.config, start.model
     trainer, parallel = config.trainer, config.parallel
-    has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout))
+    lora_dropout = 0.0 if config.lora.rank is None else config.lora.dropout
+    has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout, lora_dropout))
     parameters = [part.parameter for part in held]
     reduction = Reduction(held, mesh) if mesh.size > 1 else None
     publication = Publication(held, mesh.shard) if mesh.shard else None

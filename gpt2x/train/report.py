@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from gpt2x.layout import Place, micro_batch_size, num_micro_batches, world_size
+from gpt2x.lora.memory import adapter_memory
+from gpt2x.lora.shapes import num_trainable, train_flops_per_token
 from gpt2x.model import stats
 from gpt2x.parallel.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
@@ -22,16 +24,33 @@ def describe_model(start: Start) -> dict[str, str]:
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
     )
+    lora = start.config.lora
+    if lora.rank is not None:
+        rows = micro_batch_size(parallel, trainer) * trainer.seq_len
+        memory = adapter_memory(memory, model, lora, Place(parallel, 0), hardware, rows)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // start.config.launch.num_nodes)
     weights = f"from {start.source.path}" if start.source else f"random, seed {start.config.seed}"
     if start.resumption:
         weights = f"from {start.resumption.saved.path}"
+    flops = stats.train_flops_per_token(model, trainer.seq_len)
+    adapted = {}
+    if lora.rank is not None:
+        flops = train_flops_per_token(lora, model, trainer.seq_len)
+        number = num_trainable(lora, model)
+        frozen = f"{start.source.path}" if start.source else ""
+        adapted = {
+            "trained": f"{number:,} ({number / stats.num_params(model):.2%}): rank {lora.rank} on "
+            f"{', '.join(lora.targets)}, beside {frozen}"
+        }
+        if not start.resumption:
+            weights = f"from {start.adapter.path}" if start.adapter else f"fresh adapters, seed {start.config.seed}"
     return {
         "parameters": f"{stats.num_params(model):,} ({model.num_layers} layers, {model.num_heads} heads, "
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
+        **adapted,
         "weights": weights,
-        "FLOPs a token": f"{stats.train_flops_per_token(model, trainer.seq_len):.3g} (forward and backward)",
+        "FLOPs a token": f"{flops:.3g} (forward and backward)",
         "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
     }
 

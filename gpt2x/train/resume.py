@@ -38,11 +38,14 @@ class Resumption:
 def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     """'key: stored -> now' for every key whose change makes the continuation another run."""
     now, then = flatten(asdict(config)), flatten(stored)
-    if config.load is None:
-        then["load"] = now["load"]  # where the run once started from need not be said again
+    for key, value in (("load", config.load), ("adapters", config.adapters or None)):
+        if value is None:
+            then[key] = now[key]  # where the run once started from need not be said again
     for key in ("model.vocab_size", "model.labels"):
         if "null" in (now[key], then.get(key, "null")):
             then[key] = now[key]  # the tokenizer decides, or the data
+    if now["lora.rank"] == then.get("lora.rank", "null") == "null":  # nothing is adapted
+        now, then = ({key: v for key, v in values.items() if not key.startswith("lora.")} for values in (now, then))
     return [
         f"{key}: {then.get(key)} -> {now.get(key)}"
         for key in sorted(now.keys() | then.keys())
@@ -83,7 +86,7 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
             f"start a new run from it with load={path}"
         )
     found = differences(config, saved.run_config)
-    wrong = [line for line in found if line.startswith("model.")]
+    wrong = [line for line in found if line.startswith(("model.", "lora."))]
     if wrong:
         raise UserError(f"resume={config.resume}: {path} is of another model ({'; '.join(wrong)}); give its options")
     return Resumption(saved, run_dir, found)

@@ -84,20 +84,32 @@ def open_run_dir(start: Start) -> None:
 
 def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
     """This process' part of the model with its weights, and the loop around it at the position where it goes on."""
+    from gpt2x.lora.cells import add_adapters, initial_factors
     from gpt2x.model.gpt2 import initial_weights
     from gpt2x.parallel.pipeline import keep_stage
+    from gpt2x.parallel.placement import Whole
     from gpt2x.parallel.tensor import build_net
+    from gpt2x.pretrained import read_weights
     from gpt2x.train.trainer import Trainer
 
-    net = build_net(start.model, start.config.hardware, mesh)
-    keep_stage(net, start.model, mesh.place)
+    model, lora = start.model, start.config.lora
+    net = build_net(model, start.config.hardware, mesh)
+    if lora.rank is not None:
+        add_adapters(net, model, lora, mesh)
+    keep_stage(net, model, mesh.place)
+    if lora.rank is not None:
+        assert start.source is not None
+        read_weights(net, start.source.weights(), model, mesh.place)
     trainer = Trainer(start, net, mesh, tracker, peak_tflops)
     if start.resumption:
         trainer.restore(start.resumption.saved)
+    elif lora.rank is not None:
+        fresh = initial_factors(lora, model, start.config.seed)
+        trainer.load(Whole(start.adapter.factors() if start.adapter else fresh))
     elif start.source:
         trainer.load(with_head(start))
     else:
-        trainer.load(initial_weights(start.model, start.config.seed))
+        trainer.load(initial_weights(model, start.config.seed))
     return trainer
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gpt2x import checkpoint
@@ -16,7 +18,11 @@ from gpt2x.data.sampling import num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.layout import validate_layout
+from gpt2x.lora.adapter import Adapter, check_base, check_fits, fingerprint, open_adapter
+from gpt2x.lora.shapes import factor_shapes
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
+from gpt2x.runtime import launch
+from gpt2x.targets import scaling
 from gpt2x.train.resume import Resumption, find_resumption
 from gpt2x.train.samples import sample_generation
 from gpt2x.train.tasks import TASKS, Task
@@ -33,6 +39,8 @@ class Start:
     resumption: Resumption | None
     run_dir: Path
     total_steps: int
+    adapter: Adapter | None = None  # of adapters=, which training goes on from
+    base_fingerprint: str = ""  # of the weights that lora= freezes; main processes have it
 
     @property
     def task(self) -> Task:
@@ -65,7 +73,7 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     """
     checkpoint.require_writable(Path(config.paths.outputs).expanduser())
     resumption = find_resumption(config, run_dir) if config.resume else None
-    source = load_source(config.load) if config.load and not resumption else None
+    source = open_source(config, resumption)
     data = prepare_data(config, source, resumption)
     check_same_data(config, data, resumption)
     model = resolve_model(config, data, source, resumption)
@@ -74,7 +82,54 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
         check_weights(source.weights(), replace(model, labels=source.model.labels), origin=f"load={config.load}")
     sample_generation(config, model, data.tokenizer)
     total_steps = check_steps(config, data, resumption)
-    return Start(config, model, data, source, resumption, resumption.run_dir if resumption else run_dir, total_steps)
+    adapter, fingerprint = check_adapters(config, model, source, resumption)
+    run_dir = resumption.run_dir if resumption else run_dir
+    return Start(config, model, data, source, resumption, run_dir, total_steps, adapter, fingerprint)
+
+
+def open_source(config: TrainConfig, resumption: Resumption | None) -> Source | None:
+    """What `load=` names; resumed, the frozen weights of lora=, which its checkpoints only refer to."""
+    if resumption is None:
+        return load_source(config.load) if config.load else None
+    if config.lora.rank is None:
+        return None
+    return load_source(config.load or resumption.saved.loop_state["base_path"])
+
+
+def check_adapters(
+    config: TrainConfig, model: ModelConfig, source: Source | None, resumption: Resumption | None
+) -> tuple[Adapter | None, str]:
+    """The adapter that training goes on from, and the fingerprint of the frozen weights.
+
+    Raises:
+        UserError: the weights are not those of a resumed run, or the adapter is not one that lora= would train.
+    """
+    if config.lora.rank is None:
+        return None, ""
+    assert source is not None
+    found = fingerprint(source.weights()) if launch.worker_rank() == 0 else ""
+    stored = resumption.saved.loop_state["base_fingerprint"] if resumption else found
+    if found and found != stored:
+        raise UserError(
+            f"resume={config.resume}: the frozen weights at {source.path} are not those that the adapter was trained "
+            f"beside (sha256 {stored[:12]}, here {found[:12]}): give load=DIR with the first ones"
+        )
+    if not config.adapters or resumption:
+        return None, found
+    adapter = open_adapter(config.adapters[0])
+    check_fits(adapter, model, str(config.load))
+    if launch.is_deciding():
+        check_base(adapter, source.weights(), str(config.load))
+    shapes = {name: values.shape for name, values in adapter.factors().items()}
+    scales = {product.scale for product in adapter.products.values()}
+    if shapes != factor_shapes(config.lora, model) or not all(map(partial(math.isclose, scaling(config.lora)), scales)):
+        modules = sorted({module.split(".", 2)[2] for module in adapter.products})
+        ranks = sorted({product.rank for product in adapter.products.values()})
+        raise UserError(
+            f"adapters=[{config.adapters[0]}] is not what lora= would train: it has rank {ranks} at scale "
+            f"{sorted(scales)} on {', '.join(modules)}; give lora.rank, lora.alpha and lora.targets of it"
+        )
+    return adapter, found
 
 
 def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumption | None) -> PreparedData:

@@ -18,13 +18,15 @@ from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.layout import num_micro_batches
+from gpt2x.lora.adapter import GROUP
+from gpt2x.lora.shapes import factor_placements, train_flops_per_token
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.adamw import AdamW
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Readable
+from gpt2x.parallel.placement import Readable, placements
 from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
@@ -49,6 +51,8 @@ class LoopState:
     best_value: float | None = None  # of trainer.best_metric
     evaluations_without_gain: int = 0  # in a row
     data_fingerprint: str = ""  # of the blocks that `batch` counts
+    base_path: str | None = None  # of the frozen weights that adapters stand beside
+    base_fingerprint: str = ""  # of those weights
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
@@ -80,26 +84,42 @@ class Trainer:
         config, model, data = start.config, start.model, start.data
         trainer, parallel = config.trainer, config.parallel
         self.num_micro_batches = num_micro_batches(parallel, trainer)
-        self.held = held_parameters(net, model, mesh)
+        self.is_adapter = config.lora.rank is not None
+        trained = (
+            factor_placements(config.lora, model, mesh.place) if self.is_adapter else placements(model, mesh.place)
+        )
+        self.held = held_parameters(net, model, mesh, trained)
         self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held])
         self.train_step = build_step(start, net, mesh, self.held, self.optimizer)
         self.task = start.task
         self.validation = None if data.val is None else self.task.validation(start, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data.tokenizer)
-        self.state = LoopState(data_fingerprint=data.fingerprint)
+        base = str(start.source.path.absolute()) if self.is_adapter and start.source else None
+        self.state = LoopState(
+            data_fingerprint=data.fingerprint, base_path=base, base_fingerprint=start.base_fingerprint
+        )
         if config.hardware.precision == "fp16":
             self.state.loss_scale = LossScale(
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
             )
-        self.flops_per_token = stats.train_flops_per_token(model, trainer.seq_len)
+        self.flops_per_token = (
+            train_flops_per_token(config.lora, model, trainer.seq_len)
+            if self.is_adapter
+            else stats.train_flops_per_token(model, trainer.seq_len)
+        )
         self.batch_units = self.task.global_units(config)
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
 
     # ---- state
 
+    @property
+    def group(self) -> str:
+        """What a checkpoint calls the tensors that are trained."""
+        return GROUP if self.is_adapter else "weights"
+
     def load(self, weights: Readable) -> None:
-        """Set this process' parameters from logical tensors."""
+        """Set what this process trains from logical tensors."""
         for held in self.held:
             values = held.placement.read(weights, held.name)
             self.set_values(held.parameter, values)
@@ -115,13 +135,14 @@ class Trainer:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer, position in the data, schedule, loss scale."""
-        self.load(saved.tensors("weights"))
+        self.load(saved.tensors(self.group))
         states = saved.tensors("optimizer")
         for kind, parameters in (("mean", self.optimizer.mean), ("square", self.optimizer.square)):
             for held, parameter in zip(self.held, parameters, strict=True):
                 self.set_values(parameter, held.trained_placement.read(states, f"{kind}.{held.name}"))
         fresh, self.state = self.state, LoopState.from_dict(saved.loop_state)
         self.state.data_fingerprint = fresh.data_fingerprint
+        self.state.base_path, self.state.base_fingerprint = fresh.base_path, fresh.base_fingerprint
         if saved.run_config["hardware"]["precision"] != self.config.hardware.precision:
             self.state.loss_scale = fresh.loss_scale
         if saved.path.parent.parent != self.run_dir:  # a branch has its own best
@@ -132,7 +153,7 @@ class Trainer:
             rewind_samples(self.run_dir / "samples.txt", self.state.step)
 
     def owned_tensors(self) -> dict[str, dict[str, checkpoint.Sliced]]:
-        """Weights and optimizer states that this process writes: each value is one process'."""
+        """Trained tensors and optimizer states that this process writes: each value is one process'."""
         place, shards = self.mesh.place, self.config.parallel.optimizer_shards
         weights, states = {}, {}
         for held, mean, square in zip(self.held, self.optimizer.mean, self.optimizer.square, strict=True):
@@ -143,7 +164,7 @@ class Trainer:
                 for kind, parameter in (("mean", mean), ("square", square)):
                     parts = held.trained_placement.parts(parameter.asnumpy())
                     states[f"{kind}.{held.name}"] = checkpoint.Sliced(shape, parts)
-        return {"weights": weights, "optimizer": states}
+        return {self.group: weights, "optimizer": states}
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step_N`, then remove what keep_last and keep_best do not keep."""

@@ -61,9 +61,12 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     import mindspore as ms
     from mindspore import Tensor
 
+    from gpt2x.lora.cells import add_adapters
+    from gpt2x.lora.shapes import factor_placements
     from gpt2x.optim.adamw import AdamW
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
+    from gpt2x.parallel.placement import placements
     from gpt2x.parallel.reduction import held_parameters
     from gpt2x.parallel.tensor import build_net
     from gpt2x.train.laid_out import build_step
@@ -71,10 +74,14 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
 
     mesh = Mesh(config.parallel, "Ascend", rank)
     net = build_net(config.model, config.hardware, mesh)
+    trained = placements(config.model, mesh.place)
+    if config.lora.rank is not None:
+        add_adapters(net, config.model, config.lora, mesh)
+        trained = factor_placements(config.lora, config.model, mesh.place)
     keep_stage(net, config.model, mesh.place)
     if case.spoil:
         case.spoil(net)
-    held = held_parameters(net, config.model, mesh)
+    held = held_parameters(net, config.model, mesh, trained)
     optimizer = AdamW(config.optimizer, [part.trained for part in held])
     start = Start(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
     step = build_step(start, net, mesh, held, optimizer)
@@ -167,6 +174,7 @@ CASES: dict[str, Case] = {
     "tp_accumulated_bf16": Case(f"{small('bf16')} {layout('dp4_tp8', 4, 2)}", **TENSOR),
     "tp_dropout_bf16": Case(f"{small('bf16')} {TP} model.dropout=0.1 model.attention_dropout=0", **TENSOR),
     "sp_bf16": Case(f"{small('bf16')} {SP}", **TENSOR),
+    "lora_tp_bf16": Case(f"{small('bf16')} {TP} lora=r8 lora.targets=[q,v,c_proj,c_fc] load=base", **TENSOR),
     "dp_fp16": Case(f"{small('fp16')} {layout('dp8', 8)}", data=3),
     "zero_bf16": Case(f"{small('bf16')} {layout('dp8_zero', 8)}", data=3),
     "decode_fp16": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True),

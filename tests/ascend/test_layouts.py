@@ -117,6 +117,17 @@ def test_sequence_parallel_update(tmp_path):
     check_sequence(compiled("sp_bf16", tmp_path), SMALL, 1)
 
 
+def test_tensor_parallel_update_of_adapters(tmp_path):
+    """Beside what a full update sums over the tensor axis, the gradients of the copied factors, in one bucket; the
+    first block needs no gradient of its input.
+    """
+    found = compiled("lora_tp_bf16", tmp_path)
+    all_reduces, scatters, gathers = collectives(found["WholeStep"])
+    assert all_reduces == 5 * SMALL + 3 + 2
+    assert (scatters, gathers) == (1, 0)
+    assert found["WholeStep"]["Adam"] == 2 * 5 * SMALL
+
+
 def test_update_of_replicas(tmp_path):
     check_replicas(compiled("dp_fp16", tmp_path), SMALL, 1)
 

@@ -59,8 +59,11 @@ class Distance:
     states: float
 
 
-def distance(run_dir: Path, reference: Path, *, step: int, first: int = 1) -> Distance:
-    """How far a run is from another at the checkpoint of `step`, its curve compared from step `first` to there."""
+def distance(run_dir: Path, reference: Path, *, step: int, first: int = 1, group: str = "weights") -> Distance:
+    """How far a run is from another at the checkpoint of `step`, its curve compared from step `first` to there.
+
+    `group` names what is trained in the checkpoint: weights, or adapter.
+    """
     steps = range(first, step + 1)
     mine, theirs = runs.curve(run_dir), runs.curve(reference)
     keys = ("train/lr", "train/epoch", "train/tokens")
@@ -73,7 +76,7 @@ def distance(run_dir: Path, reference: Path, *, step: int, first: int = 1) -> Di
         loss=max(relative(mine[number][0], theirs[number][0]) for number in steps),
         norm=max(relative(mine[number][2], theirs[number][2]) for number in steps),
         validation=max(relative(validation[0][number][0], validation[1][number][0]) for number in evaluated),
-        weights=max(np.abs(a - b).max() for _, a, b in pairs("weights", run_dir, reference, step)),
+        weights=max(np.abs(a - b).max() for _, a, b in pairs(group, run_dir, reference, step)),
         states=max(relative(a, b) for _, a, b in pairs("optimizer", run_dir, reference, step)),
     )
 

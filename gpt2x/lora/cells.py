@@ -1,0 +1,149 @@
+"""Adapters as cells, put beside the linears of a built model.
+
+Legend: R rows (tokens), r rank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from gpt2x import ops as kernels
+from gpt2x.config import LoraConfig, ModelConfig
+from gpt2x.lora.shapes import A, B, factor_placements, factor_shapes, linear_of, split
+from gpt2x.model.gpt2 import GPT2, Linear, zeros
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.placement import Placement
+from gpt2x.targets import MODULES, SEGMENTS, scaling
+
+
+class Factors(nn.Cell):
+    """The two factors of a module.
+
+    Args:
+        inputs: the placement of A: rows that are inputs of this process.
+        outputs: the placement of B.
+        before: columns of the linear before the module's, on this process.
+        behind: columns behind them.
+        dtype: of the computation.
+        dropout: on the input; None for none.
+    """
+
+    def __init__(self, inputs: Placement, outputs: Placement, before: int, behind: int, dtype, dropout: nn.Cell | None):
+        super().__init__()
+        self.lora_A = zeros(*inputs.shape)
+        self.lora_B = zeros(*outputs.shape)
+        # Not a concatenation with zeros: of many of those MindSpore 2.10 takes exponentially long to compile a graph
+        self.pad = ops.Pad(((0, 0), (before, behind))) if before or behind else None
+        self.dtype, self.dropout = dtype, dropout
+
+    def enter(self, rows, randomness):
+        """rows (R, in) -> (R, r)."""
+        if self.dropout is not None and randomness is not None:
+            rows = self.dropout(rows, randomness[0], randomness[-1])  # the last: of all tokens, which a linear has
+        return ops.matmul(rows, ops.cast(self.lora_A, self.dtype))
+
+    def spread(self):
+        """B among all columns of the linear (r, out), zeros around it."""
+        columns = self.lora_B if self.pad is None else self.pad(self.lora_B)
+        return ops.cast(columns, self.dtype)
+
+
+class Adapters(nn.Cell):
+    """What the adapted modules of one linear add to its product: s (x A) B."""
+
+    def __init__(self, parts: list[Factors], scale: float):
+        super().__init__()
+        self.parts, self.scale = nn.CellList(parts), scale
+
+    def construct(self, x, randomness):
+        """x (..., in); randomness as in `GPT2.construct` -> (R, out)."""
+        rows = x.reshape(-1, x.shape[-1])
+        total = None
+        for part in self.parts:
+            added = ops.matmul(part.enter(rows, randomness) * self.scale, part.spread())
+            total = added if total is None else total + added
+        return total
+
+
+def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) -> None:
+    """Put adapters without values beside the linears of `net` that `lora` targets, and freeze all else.
+
+    The factors of column linears have B's columns of this process, those of row linears A's rows; the other factor is
+    a copy, of whose gradient a process has its share's part (`gpt2x.parallel.reduction.Held.is_partial`).
+
+    Args:
+        net: this process' part of the model, of all layers; each linear computes what it did where A B is zero.
+        model: its configuration.
+        lora: with a rank.
+        mesh: the processes.
+    """
+    place = mesh.place
+    names = {id(parameter): parameter.name for parameter in net.get_parameters()}
+    for parameter in net.get_parameters():
+        parameter.requires_grad = False
+    found = factor_placements(lora, model, place)
+    by_linear: dict[str, list[str]] = {}
+    for name in found:
+        if name.endswith(A):
+            module = name.removesuffix(f".{A}")
+            by_linear.setdefault(linear_of(module)[0], []).append(module)
+    for path, modules in by_linear.items():
+        linear = linear_at(net, path)
+        parts = []
+        for module in modules:
+            inputs, outputs = found[f"{module}.{A}"], found[f"{module}.{B}"]
+            segment, width = linear_of(module)[1], outputs.shape[1]
+            before, behind = (0, 0) if segment is None else (segment * width, (len(SEGMENTS) - 1 - segment) * width)
+            dropout = input_dropout(lora, model, module, inputs)
+            part = Factors(inputs, outputs, before, behind, linear.dtype, dropout)
+            names |= {id(part.lora_A): f"{module}.{A}", id(part.lora_B): f"{module}.{B}"}
+            parts.append(part)
+        linear.branch = Adapters(parts, scaling(lora))
+        if place.parallel.recompute == "block":
+            linear.branch.recompute()
+    for parameter in net.get_parameters():
+        parameter.name = names[id(parameter)]  # cells rename what they are given
+
+
+def linear_at(net: GPT2, path: str) -> Linear:
+    """The linear of a name such as `h.0.attn.c_attn`."""
+    layer, part = split(path)
+    cell = net.h[int(layer.removeprefix("h."))]
+    for name in part.split("."):
+        cell = getattr(cell, name)
+    return cell
+
+
+def input_dropout(lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement) -> kernels.Dropout | None:
+    """The dropout before a module's A, whose mask is one device's whatever the layout; None where the rate is 0."""
+    if lora.dropout == 0:
+        return None
+    place = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
+    dropout = kernels.Dropout(lora.dropout, place, inputs.logical_shape[0])
+    first = inputs.boxes[0].start[0]
+    dropout.columns = Tensor(dropout.columns.asnumpy()[:, first : first + inputs.shape[0]])
+    return dropout
+
+
+def initial_factors(lora: LoraConfig, model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    """Fresh factors: A uniform in +-1 / sqrt(in), B zero, so that an adapter begins by changing nothing.
+
+    PEFT's default (peft/tuners/lora/layer.py, `reset_lora_parameters`: Kaiming's uniform with a = sqrt(5)). A module's
+    values depend on the seed and its name alone.
+    """
+    found = {}
+    for name, shape in factor_shapes(lora, model).items():
+        module, _, factor = name.rpartition(".")
+        if factor == B:
+            found[name] = np.zeros(shape, np.float32)
+        else:  # another stream of the seed than that of any tensor of the model (gpt2x.model.gpt2.InitialWeights)
+            generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, 2**63 + number_of(module)]))
+            found[name] = (generator.random(shape, np.float32) * 2 - 1) * np.float32(shape[0] ** -0.5)
+    return found
+
+
+def number_of(module: str) -> int:
+    """A number that no other module of a model has, whichever are adapted."""
+    layer, part = split(module)
+    return int(layer.removeprefix("h.")) * len(MODULES) + MODULES.index(part)

@@ -1,0 +1,46 @@
+"""Bytes of a training step whose weights are frozen, from those of full training (no mindspore)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gpt2x.config import HardwareConfig, LoraConfig, ModelConfig
+from gpt2x.layout import Place
+from gpt2x.lora.shapes import A, factor_placements
+from gpt2x.model import stats
+from gpt2x.parallel.memory import CPU_GRADIENT_COPIES, FP32, Memory
+from gpt2x.parallel.placement import placements
+
+# Measured by benchmarks/lora.py on GPT-2 small: what the CPU's graph keeps beside frozen weights, in copies of them,
+# and of an adapter's dropout, in fp32 values of its input.
+CPU_FROZEN_COPIES, CPU_DROPOUT_UNITS = 2.3, 17
+
+
+def adapter_memory(
+    full: Memory, model: ModelConfig, lora: LoraConfig, place: Place, hardware: HardwareConfig, rows: int
+) -> Memory:
+    """The estimate for adapters.
+
+    Args:
+        full: that of training all weights (`gpt2x.parallel.memory.step_memory`).
+        model: with its vocabulary known.
+        lora: with a rank.
+        place: the process.
+        hardware: whether memory is reused as on Ascend or measured as on the CPU.
+        rows: tokens of a micro batch.
+    """
+    is_cpu = hardware.device_target == "CPU"
+    factors = factor_placements(lora, model, place)
+    own = sum(math.prod(part.shape) for part in factors.values())
+    weights = sum(math.prod(part.shape) for part in placements(model, place).values())
+    kept = CPU_DROPOUT_UNITS * FP32 if is_cpu else FP32 + stats.BYTES[hardware.precision]  # mask and product
+    inputs = sum(part.shape[0] for name, part in factors.items() if name.endswith(A)) if lora.dropout else 0
+    return replace(
+        full,
+        weights=full.weights + FP32 * own,
+        gradients=FP32 * (CPU_FROZEN_COPIES * weights + CPU_GRADIENT_COPIES * own if is_cpu else own),
+        optimizer=full.optimizer * own / weights,
+        activations=full.activations + kept * rows * inputs,
+        buffers=min(full.buffers, 2 * FP32 * own),
+    )

@@ -1,0 +1,200 @@
+"""PEFT's adapter directories (huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py), in and out.
+
+PEFT stores `lora_A` (r, in) and `lora_B` (out, r), the transposes of ours, and adapts GPT-2's queries, keys and values
+as one module, `c_attn`. Adapters of q, k and v are written as one of the sum of their ranks: the A of each below the
+other, the B of each in its own rows and columns, zeros elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors, write_safetensors
+from gpt2x.convert.huggingface import read_json, require_empty
+from gpt2x.convert.torch_pickle import open_torch
+from gpt2x.errors import UserError
+from gpt2x.lora.adapter import Adapter, Product
+from gpt2x.lora.shapes import linear_of, split
+from gpt2x.runtime.files import new_directory
+from gpt2x.targets import MODULES, SEGMENTS
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_torch}
+PREFIX = "base_model.model."
+FACTOR = re.compile(rf"(?:transformer\.)?(h\.\d+\.(?:{'|'.join(map(re.escape, MODULES[len(SEGMENTS) :]))}))\.lora_(A|B)"
+                    r"(?:\.default)?\.weight")  # fmt: skip
+# what changes the maths, and what it is where it is off
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "layer_replication": (None,),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+}
+
+
+def open_peft(path: Path) -> Adapter:
+    """The adapter of a PEFT directory; tensors beside the adapters are its `extras`.
+
+    Raises:
+        UserError: it is no LoRA adapter of GPT-2, uses what gpt2x has not, or its files are incomplete.
+    """
+    config = read_json(path / CONFIG_FILE)
+    where = f"adapters={path}: {CONFIG_FILE}"
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{where} has peft_type {config.get('peft_type')!r}: gpt2x reads 'LORA'")
+    for key, values in UNSUPPORTED.items():
+        if config.get(key) not in values:
+            raise UserError(f"{where} has {key}={config[key]!r}, which gpt2x has not; merge it with PEFT first")
+    factors: dict[str, dict[str, np.ndarray]] = {}
+    extras: dict[str, np.ndarray] = {}
+    for name, stored in open_weights(path).items():
+        short = name.removeprefix(PREFIX)
+        if match := FACTOR.fullmatch(short):
+            factors.setdefault(match[1], {})[match[2]] = np.ascontiguousarray(stored.read().T, np.float32)
+        else:
+            extras[short] = stored.read()
+    unknown = [name for name in extras if "lora_" in name]
+    halves = [module for module, pair in factors.items() if len(pair) < 2 or pair["A"].shape[1] != pair["B"].shape[0]]
+    if unknown or halves or not factors:
+        fault = f"unknown: {', '.join(unknown[:5])}" if unknown else f"incomplete: {', '.join(halves) or 'all'}"
+        raise UserError(
+            f"adapters={path}: the tensors are not those of LoRA on GPT-2's {', '.join(MODULES[len(SEGMENTS) :])} "
+            f"({fault}); give an adapter of a GPT-2"
+        )
+    scales = {module: scale_of(config, f"transformer.{module}", pair["A"].shape[1], where)
+              for module, pair in factors.items()}  # fmt: skip
+    return Adapter(
+        path=path,
+        products={module: Product(pair["A"], pair["B"], scales[module]) for module, pair in factors.items()},
+        dropout=float(config.get("lora_dropout") or 0.0),
+        rank_stabilized=bool(config.get("use_rslora")),
+        base=config.get("base_model_name_or_path"),
+        extras=extras,
+    )
+
+
+def scale_of(config: dict[str, Any], module: str, rank: int, where: str) -> float:
+    """What PEFT multiplies a module's product with: alpha / r or alpha / sqrt(r), alpha by `alpha_pattern`.
+
+    Raises:
+        UserError: the configuration's numbers are none, or its rank is not that of the tensors.
+    """
+    alpha = by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    stated = by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
+        raise UserError(f"{where} has lora_alpha={alpha!r} for {module}: it must be a number")
+    if stated != rank:
+        raise UserError(f"{where} has r={stated!r}, but {module} has rank {rank}: its files do not belong together")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that fits the end of a module's name (peft/utils/other.py, get_pattern_key)."""
+    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, default)
+
+
+def open_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of whichever weight file is there, unread."""
+    for name, open_file in WEIGHT_FILES.items():
+        if (path / name).is_file():
+            return open_file(path / name)
+    raise UserError(f"adapters={path} has {CONFIG_FILE} but no weights: neither of {', '.join(WEIGHT_FILES)} is there")
+
+
+def fused(adapter: Adapter) -> dict[str, Product]:
+    """The adapter with what stands beside q, k and v as one module `c_attn` a layer, of the sum of their ranks."""
+    by_linear: dict[str, list[str]] = {}
+    for module in adapter.products:
+        by_linear.setdefault(linear_of(module)[0], []).append(module)
+    return {linear: join([(linear_of(module)[1], adapter.products[module]) for module in modules])
+            for linear, modules in by_linear.items()}  # fmt: skip
+
+
+def join(parts: list[tuple[int | None, Product]]) -> Product:
+    """One product of several, each of a third of the columns; a product of all columns comes alone."""
+    (segment, product), *others = parts
+    if segment is None:
+        return product
+    width = product.b.shape[1]
+    scale = product.scale
+    assert all(other.scale == scale and other.b.shape[1] == width for _, other in others)
+    b = np.zeros((sum(part.rank for _, part in parts), len(SEGMENTS) * width), np.float32)
+    row = 0
+    for third, part in parts:
+        assert third is not None
+        b[row : row + part.rank, third * width : (third + 1) * width] = part.b
+        row += part.rank
+    return Product(np.concatenate([part.a for _, part in parts], axis=1), b, scale)
+
+
+def peft_config(adapter: Adapter, products: dict[str, Product]) -> dict[str, Any]:
+    """The adapter_config.json with which PEFT computes what gpt2x computes.
+
+    Rank and alpha are the most frequent ones; what differs stands in `rank_pattern` and `alpha_pattern`. Alpha follows
+    from the scale and the written rank, which for a joined c_attn is the sum of its parts'.
+    """
+    ranks = {module: product.rank for module, product in products.items()}
+    alphas = {
+        module: plain(product.scale * (math.sqrt(product.rank) if adapter.rank_stabilized else product.rank))
+        for module, product in products.items()
+    }
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    parts = {split(module)[1] for module in products}
+    is_everywhere = len(products) == len(parts) * (adapter.num_layers or 0)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted(parts if is_everywhere else products),
+        "rank_pattern": {re.escape(module): value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(module): value for module, value in alphas.items() if value != alpha},
+        "use_rslora": adapter.rank_stabilized,
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+
+
+def plain(value: float) -> float | int:
+    """A whole number where it is one up to rounding."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
+
+
+def export_peft(adapter: Adapter, output: Path) -> None:
+    """Write a directory that PEFT loads onto transformers' GPT-2.
+
+    Args:
+        adapter: its `extras` are not written.
+        output: a directory that does not exist or is empty.
+
+    Raises:
+        UserError: `output` holds files, or cannot be written.
+    """
+    require_empty(output)
+    products = fused(adapter)
+    tensors = {}
+    for module, product in products.items():
+        tensors[f"{PREFIX}transformer.{module}.lora_A.weight"] = np.ascontiguousarray(product.a.T)
+        tensors[f"{PREFIX}transformer.{module}.lora_B.weight"] = np.ascontiguousarray(product.b.T)
+    with new_directory(output) as temporary:
+        write_safetensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        content = json.dumps(peft_config(adapter, products), indent=2, sort_keys=True)
+        (temporary / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")

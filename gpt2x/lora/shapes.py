@@ -1,0 +1,80 @@
+"""Names and shapes of the factors of adapters (no mindspore).
+
+A module `M` of weight W (in, out) gets `M.lora_A` (in, r) and `M.lora_B` (r, out), and computes x (W + s A B): the
+layout of GPT-2's `Conv1D`, so that A B has W's. `M` is a linear, or one of `attn.q`, `attn.k`, `attn.v`: a third of the
+columns of `attn.c_attn`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gpt2x.config import LoraConfig, ModelConfig
+from gpt2x.layout import Place
+from gpt2x.model import stats
+from gpt2x.parallel.placement import Placement, holds, placement
+from gpt2x.targets import FUSED, SEGMENTS, adapted_modules
+
+Shape = tuple[int, ...]
+A, B = "lora_A", "lora_B"
+
+
+def linear_of(module: str) -> tuple[str, int | None]:
+    """The linear that computes a module, and which third of its columns; None: all."""
+    layer, part = split(module)
+    return (f"{layer}.{FUSED}", SEGMENTS.index(part)) if part in SEGMENTS else (module, None)
+
+
+def split(module: str) -> tuple[str, str]:
+    """`h.0.attn.q` -> `h.0`, `attn.q`."""
+    _, number, part = module.split(".", 2)
+    return f"h.{number}", part
+
+
+def module_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) of every module that can be adapted."""
+    block = stats.block_shapes(model)
+    shapes = {}
+    for layer in range(model.num_layers):
+        for name, shape in block.items():
+            part = name.removesuffix(".weight")
+            if len(shape) == 2:
+                shapes[f"h.{layer}.{part}"] = (shape[0], shape[1])
+        shapes |= {f"h.{layer}.{part}": (model.hidden_size, model.hidden_size) for part in SEGMENTS}
+    return shapes
+
+
+def factor_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
+    """Shapes of the factors of all adapted modules, by name.
+
+    Raises:
+        UserError: `lora.targets` does not fit the model.
+    """
+    assert lora.rank is not None
+    modules = module_shapes(model)
+    shapes: dict[str, Shape] = {}
+    for module in adapted_modules(lora, model.num_layers):
+        num_inputs, num_outputs = modules[module]
+        shapes |= {f"{module}.{A}": (num_inputs, lora.rank), f"{module}.{B}": (lora.rank, num_outputs)}
+    return shapes
+
+
+def factor_placements(lora: LoraConfig, model: ModelConfig, place: Place) -> dict[str, Placement]:
+    """The factors that a process holds."""
+    return {
+        name: placement(name, shape, model, place)
+        for name, shape in factor_shapes(lora, model).items()
+        if holds(name, model, place)
+    }
+
+
+def num_trainable(lora: LoraConfig, model: ModelConfig) -> int:
+    """Values that are trained."""
+    return sum(math.prod(shape) for shape in factor_shapes(lora, model).values())
+
+
+def train_flops_per_token(lora: LoraConfig, model: ModelConfig, seq_len: int) -> float:
+    """Forward and backward a token: no gradient of the frozen weights is computed, so theirs cost four operations a
+    value instead of six.
+    """
+    return 2 * stats.forward_flops_per_token(model, seq_len) + 6 * num_trainable(lora, model)

@@ -1,0 +1,200 @@
+"""PEFT directories both ways: its logits are ours, for trained adapters and for ours; every wrong one is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gpt2x.cli import known_models
+from gpt2x.config import ModelConfig
+from gpt2x.errors import UserError
+from gpt2x.lora.adapter import check_fits, named, open_adapter
+from gpt2x.lora.merge import merged
+from gpt2x.lora.peft import export_peft
+from gpt2x.model.gpt2 import initial_weights
+from tests.lora.adapted import EVERYWHERE, adapter_of, lora_config, random_factors
+from tests.lora.test_lora_cells import lazy
+from tests.models import build, random_ids, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's use
+TRAINED = {
+    "wikitext2-causal-r8": [],
+    "agnews-seqcls-r8": ["score.weight"],
+    "rotten-tomatoes-seqcls-r8-allproj": ["score.weight"],
+}
+
+
+def torch_model(model: ModelConfig, weights):
+    """transformers' GPT-2 with given weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=model.num_layers, n_head=model.num_heads, n_embd=model.hidden_size, n_positions=model.max_seq_len,
+        vocab_size=model.vocab_size, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(config)
+    state = {f"transformer.{name}": torch.tensor(value) for name, value in weights.items()}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    return theirs.eval()
+
+
+def logits_by_peft(theirs, directory, ids):
+    """What PEFT computes with the adapter of a directory beside transformers' model."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    adapted = peft.PeftModel.from_pretrained(theirs, directory).eval()
+    with torch.no_grad():
+        return adapted(torch.tensor(ids.astype(np.int64))).logits.numpy()
+
+
+def merged_logits(model, weights, adapter, ids):
+    from gpt2x.model.gpt2 import load_weights
+    from tests.lora.adapted import logits_of
+
+    net = build(model)
+    load_weights(net, dict(merged(lazy(weights), adapter)))
+    return logits_of(net, ids)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wikitext2-causal-r8", "rotten-tomatoes-seqcls-r8-allproj"])
+def test_a_trained_adapter_computes_what_peft_computes(shared_data, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    model = known_models()["gpt2_small"]
+    weights, ids = dict(initial_weights(model, 0)), random_ids(model, (2, 48))
+    adapter = open_adapter(shared_data / "adapters" / name)
+    ours = merged_logits(model, weights, adapter, ids)
+    theirs = torch_model(model, weights)
+    directory = shared_data / "adapters" / name
+    if TRAINED[name]:  # for a classifier, whose head a language model has not: the transformer's part of it
+        directory = tmp_path / "transformer"
+        export_peft(adapter, directory)
+    with torch.no_grad():
+        without = theirs(torch.tensor(ids.astype(np.int64))).logits.numpy()
+    expected = logits_by_peft(theirs, directory, ids)
+    print(abs(ours - expected).max(), abs(without - expected).max())
+    assert abs(ours - expected).max() <= 1e-4
+    assert abs(without - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(("name", "extras"), TRAINED.items())
+def test_trained_adapters_are_read_and_what_is_beside_them_is_shown(shared_data, name, extras):
+    adapter = open_adapter(shared_data / "adapters" / name)
+    check_fits(adapter, known_models()["gpt2_small"], "x")
+    assert adapter.name == name
+    assert list(adapter.extras) == extras
+    assert {product.scale for product in adapter.products.values()} == {4.0}
+    assert len(adapter.products) == 12 * (3 if "allproj" in name else 1)
+    with pytest.raises(UserError, match="another model than load=x"):
+        check_fits(adapter, known_models()["gpt2_medium"], "x")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("targets", "rank_stabilized"),
+    [
+        (["q", "v"], False),
+        (EVERYWHERE, True),
+        (["c_attn", "c_fc"], True),
+        (["h.0.attn.k", "h.1.attn.q", "h.1.attn.k", "h.1.mlp.*"], False),
+    ],
+)
+def test_peft_computes_what_an_exported_adapter_computes(tmp_path, targets, rank_stabilized):
+    model = tiny_model()
+    lora = lora_config(targets=targets, rank_stabilized=rank_stabilized)
+    adapter = adapter_of(random_factors(lora, model), lora, model)
+    export_peft(adapter, tmp_path / "peft")
+    weights, ids = dict(initial_weights(model, 0)), random_ids(model, (2, 16))
+    expected = logits_by_peft(torch_model(model, weights), tmp_path / "peft", ids)
+    assert abs(merged_logits(model, weights, adapter, ids) - expected).max() <= 1e-5
+    back = open_adapter(tmp_path / "peft")
+    again = dict(merged(lazy(weights), back))
+    assert all(abs(again[name] - value).max() <= 1e-6 for name, value in merged(lazy(weights), adapter).items())
+
+
+@pytest.mark.parity
+def test_pefts_own_files_are_read(tmp_path):
+    """As PEFT writes them, with patterns of rank and alpha, and as old versions did, as .bin."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = tiny_model()
+    weights, ids = dict(initial_weights(model, 0)), random_ids(model, (2, 16))
+    config = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=["c_attn", "mlp.c_proj"], rank_pattern={"h.1.attn.c_attn": 8},
+        alpha_pattern={r"h\.\d+\.mlp\.c_proj": 20}, fan_in_fan_out=True, use_rslora=True, init_lora_weights=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(torch_model(model, weights), config).eval()
+    adapted.save_pretrained(tmp_path / "safetensors")
+    adapted.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    with torch.no_grad():
+        expected = adapted(torch.tensor(ids.astype(np.int64))).logits.numpy()
+    for kind in ("safetensors", "bin"):
+        ours = merged_logits(model, weights, open_adapter(tmp_path / kind), ids)
+        assert abs(ours - expected).max() <= 1e-5
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A sound PEFT directory."""
+    lora, model = lora_config(targets=["q", "v"]), tiny_model()
+    export_peft(adapter_of(random_factors(lora, model), lora, model), tmp_path / "sound")
+    return tmp_path / "sound"
+
+
+def test_the_configuration_of_joined_adapters(directory):
+    config = json.loads((directory / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (8, 16, ["attn.c_attn"])
+    assert config["fan_in_fan_out"] is True
+    tensors = load_file(directory / "adapter_model.safetensors")
+    b = tensors["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"]
+    assert b.shape == (96, 8)
+    assert not b[32:64].any()
+    assert not b[:32, 4:].any()
+
+
+def change(directory, **values):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"r": 4}, "r=4, but transformer.h.0.attn.c_attn has rank 8"),
+        ({"lora_alpha": "x"}, "lora_alpha='x'"),
+    ],
+)
+def test_configurations_that_gpt2x_has_not_are_refused(directory, values, words):
+    change(directory, **values)
+    with pytest.raises(UserError) as caught:
+        open_adapter(directory)
+    assert words in str(caught.value)
+
+
+def test_wrong_directories_are_refused(directory, tmp_path):
+    with pytest.raises(UserError, match="is no directory"):
+        open_adapter(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a gpt2x checkpoint"):
+        open_adapter(tmp_path / "empty")
+    shutil.copytree(directory, tmp_path / "b" / "sound")
+    with pytest.raises(UserError, match="two are called sound"):
+        named([str(directory), str(tmp_path / "b" / "sound")])
+    tensors = load_file(directory / "adapter_model.safetensors")
+    first = next(name for name in tensors if "lora_B" in name)
+    save_file(
+        {name: value for name, value in tensors.items() if name != first}, directory / "adapter_model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"incomplete: h\.0\.attn\.c_attn"):
+        open_adapter(directory)
+    (directory / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        open_adapter(directory)
