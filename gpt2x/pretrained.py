@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mindspore import Tensor, ops
 
-from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.config import CommonConfig, HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.layout import Place, validate_layout, world_size
-from gpt2x.lora.adapter import Adapter, check_base, check_fits, named
+from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits, named
 from gpt2x.lora.merge import changed, merged
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import placements
+from gpt2x.parallel.placement import Readable, placements
 from gpt2x.parallel.tensor import build_net
 from gpt2x.runtime import launch
 
@@ -30,7 +30,7 @@ class Pretrained:
 
     Attributes:
         net: what this process holds of the model.
-        model: as the directory states it.
+        model: as the directory states it; with the head of its adapters, a classifier.
         tokenizer: its own.
         source: where it comes from.
         adapter: what is merged into the net's weights.
@@ -44,7 +44,11 @@ class Pretrained:
 
 
 def load_pretrained(
-    load: str, hardware: HardwareConfig, tokenizer: TokenizerConfig, mesh: Mesh | None = None
+    load: str,
+    hardware: HardwareConfig,
+    tokenizer: TokenizerConfig,
+    mesh: Mesh | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Pretrained:
     """Build the model that the directory `load` describes, with its weights and tokenizer.
 
@@ -55,20 +59,25 @@ def load_pretrained(
         hardware: the device.
         tokenizer: for a directory that has none.
         mesh: the processes, by data and tensor axes; None: this one alone.
+        adapters: those that the model will be used with; the first is merged into its weights (`use_adapter`).
 
     Raises:
-        UserError: for a directory that is no checkpoint, weights that do not fit, a tokenizer that disagrees, or a
-            model that cannot be shared out as `mesh` is.
+        UserError: for a directory that is no checkpoint, weights that do not fit, a tokenizer that disagrees, a
+            model that cannot be shared out as `mesh` is, or adapters that are of another model, were trained beside
+            other weights, or make different models of it.
     """
     mesh = mesh or Mesh(ParallelConfig(name="single"))
-    source, own, model = open_pretrained(load, tokenizer, mesh.place.parallel, verify=not launch.is_launched())
+    source, own, model = open_pretrained(
+        load, tokenizer, mesh.place.parallel, adapters, verify=not launch.is_launched()
+    )
     require_same(mesh, f"load={load}", source.path.name)
     net = build_net(model, hardware, mesh)
-    read_weights(net, source.weights(), model, mesh.place)
-    return Pretrained(net, source.model, own, source)
+    first = adapters[0] if adapters else None
+    read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.place)
+    return Pretrained(net, replace(source.model, labels=model.labels), own, source, first)
 
 
-def read_weights(net: GPT2, weights: LazyTensors, model: ModelConfig, place: Place) -> None:
+def read_weights(net: GPT2, weights: Readable, model: ModelConfig, place: Place) -> None:
     """Set what `net` holds of a model, tensor by tensor; its other parameters are left as they are."""
     parts = placements(model, place)
     for parameter in net.get_parameters():
@@ -81,9 +90,11 @@ def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
 
     Args:
         pretrained: the model; its graphs may have run.
-        adapter: one that fits it (`open_adapters`).
+        adapter: one of those that the model was loaded with.
         mesh: the processes.
     """
+    if adapter is pretrained.adapter:
+        return
     before = changed(pretrained.adapter) if pretrained.adapter else set()
     weights = merged(pretrained.source.weights(), adapter)
     parts = placements(pretrained.model, mesh.place)
@@ -93,42 +104,44 @@ def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
     pretrained.adapter = adapter
 
 
-def open_adapters(directories: list[str], source: Source) -> dict[str, Adapter]:
-    """Adapters by name, each checked to fit the model that they are to change, and its weights.
+def open_adapters(directories: list[str]) -> list[Adapter]:
+    """Adapters, each with a name of its own.
 
     Raises:
-        UserError: one cannot be read, is of another model, or was trained beside other weights; or two have one name.
+        UserError: one cannot be read, or two have one name.
     """
-    found = named(directories)
-    for adapter in found.values():
-        check_fits(adapter, source.model, str(source.path))
-        if launch.is_deciding():
-            check_base(adapter, source.weights(), str(source.path))
-    return found
+    return list(named(directories).values())
 
 
-def choose_adapter(adapters: dict[str, Adapter], name: str | None) -> Adapter | None:
-    """The adapter called `name`, or the only one; None where there is none.
+def choose_adapter(directories: list[str], name: str | None) -> list[Adapter]:
+    """The adapter called `name`, or the only one; none where there is none.
 
     Raises:
-        UserError: there are several and `name` is none of them.
+        UserError: one cannot be read, or there are several and `name` is none of them.
     """
+    adapters = named(directories)
     if name is None and len(adapters) <= 1:
-        return next(iter(adapters.values()), None)
+        return list(adapters.values())
     if name not in adapters:
         raise UserError(f"adapter={name or 'null'} is none of adapters=; give adapter= one of: {', '.join(adapters)}")
-    return adapters[name]
+    return [adapters[name]]
 
 
 def open_pretrained(
-    load: str, tokenizer: TokenizerConfig, parallel: ParallelConfig, *, verify: bool = True
+    load: str,
+    tokenizer: TokenizerConfig,
+    parallel: ParallelConfig,
+    adapters: Sequence[Adapter] = (),
+    *,
+    verify: bool = True,
 ) -> tuple[Source, Tokenizer, ModelConfig]:
-    """The weights, unread, the tokenizer and the padded model of the directory `load`, each checked.
+    """The weights, unread, the tokenizer and the padded, adapted model of the directory `load`, each checked.
 
     Args:
         load: as for `load_pretrained`.
         tokenizer: for a directory that has none.
         parallel: the layout.
+        adapters: those that the model will be used with.
         verify: whether to hash the weights; a launcher does it for its processes.
 
     Raises:
@@ -137,7 +150,12 @@ def open_pretrained(
     source = load_source(load, verify=verify)
     own = source_tokenizer(source, tokenizer)
     check_vocabulary(own, source.model, f"load={load}")
-    return source, own, padded_for(source.model, parallel, f"load={load}")
+    for adapter in adapters:
+        check_fits(adapter, source.model, load)
+        if launch.is_deciding():
+            check_base(adapter, source.weights(), load)
+    model = adapted_model(source.model, adapters, load)
+    return source, own, padded_for(model, parallel, f"load={load}")
 
 
 def require_single(config: CommonConfig, model: ModelConfig) -> None:

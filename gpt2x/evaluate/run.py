@@ -46,13 +46,13 @@ def run(config: EvaluateConfig) -> None:
     tracker = NoTracker() if launch.worker_rank() else create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
     mesh = Mesh(config.parallel, config.hardware.device_target)
-    pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
+    adapters = open_adapters(config.adapters)
+    pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh, adapters)
     if pretrained.model.labels:
         from gpt2x.evaluate.classifier import evaluate_classifier
 
         evaluate_classifier(config, pretrained, run_dir, target, tracker)
         return
-    adapters = open_adapters(config.adapters, pretrained.source)
     evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
@@ -66,7 +66,7 @@ def run(config: EvaluateConfig) -> None:
         for note in notes(texts, evaluation):
             console.notice(note)
         found = {}
-        for adapter in adapters.values() or [None]:
+        for adapter in adapters or [None]:
             if adapter is not None:
                 use_adapter(pretrained, adapter, mesh)
             found[adapter.name if adapter else ""] = evaluate(pretrained, texts, evaluation, Turns(mesh))
@@ -121,12 +121,12 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     """
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
-    source, tokenizer, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
-    open_adapters(config.adapters, source)
-    if source.model.labels:
-        require_single(config, source.model)
+    adapters = open_adapters(config.adapters)
+    _, tokenizer, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
+    if model.labels:
+        require_single(config, model)
     else:
-        read_texts(config, source.model, tokenizer)
+        read_texts(config, model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir
 

@@ -29,10 +29,8 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.pretrained import (
     choose_adapter,
     load_pretrained,
-    open_adapters,
     open_pretrained,
     require_single,
-    use_adapter,
 )
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Console, console
@@ -52,10 +50,8 @@ def run(config: PredictConfig) -> None:
         set_up_device(config.hardware)
         mesh = Mesh(config.parallel, config.hardware.device_target)
         require_same(mesh, "the hash of all prompts", hashlib.sha256(json.dumps(prompts).encode()).hexdigest())
-        pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh)
-        adapter = choose_adapter(open_adapters(config.adapters, pretrained.source), config.adapter)
-        if adapter is not None:
-            use_adapter(pretrained, adapter, mesh)
+        adapters = choose_adapter(config.adapters, config.adapter)
+        pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh, adapters)
         if pretrained.model.labels:
             from gpt2x.generate.classify import classify
 
@@ -87,9 +83,9 @@ def prepare_launch(config: PredictConfig) -> Path:
         UserError: no prompts, a file that cannot be read, no model, or one that does not fit the layout.
     """
     read_prompts(config)
-    source, _, _ = open_pretrained(str(config.load), config.tokenizer, config.parallel)
-    choose_adapter(open_adapters(config.adapters, source), config.adapter)
-    require_single(config, source.model)
+    adapters = choose_adapter(config.adapters, config.adapter)
+    _, _, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
+    require_single(config, model)
     run_dir = output_dir()
     save_config(config, run_dir / "config.yaml")
     return run_dir

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_
 from gpt2x.checkpoint.tensors import LazyTensors, pieces
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.errors import UserError
-from gpt2x.lora.shapes import A, B, factor_shapes, module_shapes
+from gpt2x.lora.shapes import A, B, module_shapes, trained_shapes
+from gpt2x.model.stats import HEAD
 from gpt2x.targets import adapted_modules, scaling
 
 GROUP = "adapter"  # of tensors in a checkpoint
@@ -49,7 +50,8 @@ class Adapter:
         base: where the weights are that it was trained on, as far as it says.
         fingerprint: of those weights; None where it does not say.
         num_layers: of the model; None where it does not say.
-        extras: tensors beside the adapters, by name: a classifier's `score.weight`.
+        head: a classifier's `score.weight` (K, D), which was trained with the adapters; None: of a language model.
+        labels: its classes' names; None where it does not say, or has no head.
     """
 
     path: Path
@@ -59,7 +61,8 @@ class Adapter:
     base: str | None = None
     fingerprint: str | None = None
     num_layers: int | None = None
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    head: np.ndarray | None = None
+    labels: list[str] | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +74,12 @@ class Adapter:
         """The factors as logical tensors."""
         named = {f"{module}.{A}": product.a for module, product in self.products.items()}
         return named | {f"{module}.{B}": product.b for module, product in self.products.items()}
+
+    def adapted(self, model: ModelConfig) -> ModelConfig:
+        """What a model becomes with it: a classifier, where it has a head; classes without names as transformers'."""
+        if self.head is None:
+            return model
+        return replace(model, labels=self.labels or [f"LABEL_{i}" for i in range(len(self.head))])
 
 
 def is_adapter(path: Path) -> bool:
@@ -123,7 +132,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Adapter:
     """
     lora, model = lora_config(checkpoint.run_config), checkpoint.model
     tensors = checkpoint.tensors(GROUP)
-    if tensors.shapes != factor_shapes(lora, model):
+    if tensors.shapes != trained_shapes(lora, model):
         raise UserError(
             f"checkpoint {checkpoint.path}: its adapter's tensors are not those of lora.rank={lora.rank} and "
             f"lora.targets=[{','.join(lora.targets)}]; use another checkpoint"
@@ -139,6 +148,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Adapter:
         base=checkpoint.loop_state["base_path"],
         fingerprint=checkpoint.loop_state["base_fingerprint"],
         num_layers=model.num_layers,
+        head=tensors[HEAD] if model.labels else None,
+        labels=model.labels,
     )
 
 
@@ -154,6 +165,8 @@ def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
         for module, product in adapter.products.items()
         if (product.a.shape[0], product.b.shape[1]) != shapes.get(module)
     ]
+    if adapter.head is not None and adapter.head.shape[1] != model.hidden_size:
+        faults.append(f"{HEAD} {adapter.head.shape} instead of (classes, {model.hidden_size})")
     if faults:
         shown = ", ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise UserError(
@@ -178,6 +191,22 @@ def check_base(adapter: Adapter, weights: LazyTensors, load: str) -> None:
 def of_base(adapter: Adapter) -> str:
     """Where an adapter says that its base is, as the end of a message."""
     return f": {adapter.base}" if adapter.base else ""
+
+
+def adapted_model(model: ModelConfig, adapters: Sequence[Adapter], load: str) -> ModelConfig:
+    """What a model becomes with any of some adapters, each of which fits it.
+
+    Raises:
+        UserError: one has a head and another none, or their classes differ: no one model serves them all.
+    """
+    found = [adapter.adapted(model) for adapter in adapters] or [model]
+    if any(other.labels != found[0].labels for other in found):
+        kinds = "; ".join(
+            f"{adapter.name}: {', '.join(other.labels) if other.labels else 'a language model'}"
+            for adapter, other in zip(adapters, found, strict=True)
+        )
+        raise UserError(f"load={load}: adapters= make different models of it ({kinds}): use them in several calls")
+    return found[0]
 
 
 def named(directories: list[str]) -> dict[str, Adapter]:

@@ -12,6 +12,7 @@ from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.lora.shapes import A, B, factor_placements, factor_shapes, linear_of, split
 from gpt2x.model.gpt2 import GPT2, Linear, zeros
+from gpt2x.model.stats import HEAD
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement
 from gpt2x.targets import MODULES, SEGMENTS, scaling
@@ -67,7 +68,7 @@ class Adapters(nn.Cell):
 
 
 def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) -> None:
-    """Put adapters without values beside the linears of `net` that `lora` targets, and freeze all else.
+    """Put adapters without values beside the linears of `net` that `lora` targets; freeze all else but a class head.
 
     The factors of column linears have B's columns of this process, those of row linears A's rows; the other factor is
     a copy, of whose gradient a process has its share's part (`gpt2x.parallel.reduction.Held.is_partial`).
@@ -81,7 +82,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
     place = mesh.place
     names = {id(parameter): parameter.name for parameter in net.get_parameters()}
     for parameter in net.get_parameters():
-        parameter.requires_grad = False
+        parameter.requires_grad = parameter.name == HEAD
     found = factor_placements(lora, model, place)
     by_linear: dict[str, list[str]] = {}
     for name in found:

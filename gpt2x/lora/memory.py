@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpt2x.config import HardwareConfig, LoraConfig, ModelConfig
 from gpt2x.layout import Place
-from gpt2x.lora.shapes import A, factor_placements
+from gpt2x.lora.shapes import A, trained_placements
 from gpt2x.model import stats
 from gpt2x.parallel.memory import CPU_GRADIENT_COPIES, FP32, Memory
 from gpt2x.parallel.placement import placements
@@ -31,11 +31,11 @@ def adapter_memory(
         rows: tokens of a micro batch.
     """
     is_cpu = hardware.device_target == "CPU"
-    factors = factor_placements(lora, model, place)
-    own = sum(math.prod(part.shape) for part in factors.values())
+    trained = trained_placements(lora, model, place)
+    own = sum(math.prod(part.shape) for part in trained.values())
     weights = sum(math.prod(part.shape) for part in placements(model, place).values())
     kept = CPU_DROPOUT_UNITS * FP32 if is_cpu else FP32 + stats.BYTES[hardware.precision]  # mask and product
-    inputs = sum(part.shape[0] for name, part in factors.items() if name.endswith(A)) if lora.dropout else 0
+    inputs = sum(part.shape[0] for name, part in trained.items() if name.endswith(A)) if lora.dropout else 0
     return replace(
         full,
         weights=full.weights + FP32 * own,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors, write_safetensors
 from gpt2x.convert.huggingface import read_json, require_empty
@@ -22,6 +23,7 @@ from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.shapes import linear_of, split
+from gpt2x.model.stats import HEAD
 from gpt2x.runtime.files import new_directory
 from gpt2x.targets import MODULES, SEGMENTS
 
@@ -45,7 +47,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def open_peft(path: Path) -> Adapter:
-    """The adapter of a PEFT directory; tensors beside the adapters are its `extras`.
+    """The adapter of a PEFT directory, with a classifier's head where it has one.
 
     Raises:
         UserError: it is no LoRA adapter of GPT-2, uses what gpt2x has not, or its files are incomplete.
@@ -65,13 +67,14 @@ def open_peft(path: Path) -> Adapter:
             factors.setdefault(match[1], {})[match[2]] = np.ascontiguousarray(stored.read().T, np.float32)
         else:
             extras[short] = stored.read()
-    unknown = [name for name in extras if "lora_" in name]
+    head = extras.pop(HEAD, None)
+    unknown = list(extras)
     halves = [module for module, pair in factors.items() if len(pair) < 2 or pair["A"].shape[1] != pair["B"].shape[0]]
     if unknown or halves or not factors:
         fault = f"unknown: {', '.join(unknown[:5])}" if unknown else f"incomplete: {', '.join(halves) or 'all'}"
         raise UserError(
             f"adapters={path}: the tensors are not those of LoRA on GPT-2's {', '.join(MODULES[len(SEGMENTS) :])} "
-            f"({fault}); give an adapter of a GPT-2"
+            f"and a classifier's {HEAD} ({fault}); give an adapter of a GPT-2"
         )
     scales = {module: scale_of(config, f"transformer.{module}", pair["A"].shape[1], where)
               for module, pair in factors.items()}  # fmt: skip
@@ -81,7 +84,8 @@ def open_peft(path: Path) -> Adapter:
         dropout=float(config.get("lora_dropout") or 0.0),
         rank_stabilized=bool(config.get("use_rslora")),
         base=config.get("base_model_name_or_path"),
-        extras=extras,
+        head=None if head is None else np.ascontiguousarray(head, np.float32),
+        labels=None if head is None else labels_of(path),
     )
 
 
@@ -112,6 +116,16 @@ def open_weights(path: Path) -> dict[str, StoredTensor]:
         if (path / name).is_file():
             return open_file(path / name)
     raise UserError(f"adapters={path} has {CONFIG_FILE} but no weights: neither of {', '.join(WEIGHT_FILES)} is there")
+
+
+def labels_of(path: Path) -> list[str] | None:
+    """The classes that `export_peft` noted in the weight file; PEFT's own files name none."""
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        return None
+    with safe_open(file, "numpy") as opened:
+        noted = (opened.metadata() or {}).get("labels")
+    return None if noted is None else json.loads(noted)
 
 
 def fused(adapter: Adapter) -> dict[str, Product]:
@@ -156,7 +170,7 @@ def peft_config(adapter: Adapter, products: dict[str, Product]) -> dict[str, Any
     is_everywhere = len(products) == len(parts) * (adapter.num_layers or 0)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if adapter.head is None else "SEQ_CLS",
         "base_model_name_or_path": adapter.base,
         "r": rank,
         "lora_alpha": alpha,
@@ -169,7 +183,7 @@ def peft_config(adapter: Adapter, products: dict[str, Product]) -> dict[str, Any
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": None if adapter.head is None else ["score"],
     }
 
 
@@ -182,7 +196,7 @@ def export_peft(adapter: Adapter, output: Path) -> None:
     """Write a directory that PEFT loads onto transformers' GPT-2.
 
     Args:
-        adapter: its `extras` are not written.
+        adapter: of its labels PEFT knows the number alone; their names go into the weight file's metadata.
         output: a directory that does not exist or is empty.
 
     Raises:
@@ -194,7 +208,12 @@ def export_peft(adapter: Adapter, output: Path) -> None:
     for module, product in products.items():
         tensors[f"{PREFIX}transformer.{module}.lora_A.weight"] = np.ascontiguousarray(product.a.T)
         tensors[f"{PREFIX}transformer.{module}.lora_B.weight"] = np.ascontiguousarray(product.b.T)
+    metadata = {"format": "pt"}
+    if adapter.head is not None:
+        tensors[f"{PREFIX}{HEAD}"] = adapter.head
+        if adapter.labels:
+            metadata["labels"] = json.dumps(adapter.labels)
     with new_directory(output) as temporary:
-        write_safetensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_safetensors(temporary / "adapter_model.safetensors", tensors, metadata)
         content = json.dumps(peft_config(adapter, products), indent=2, sort_keys=True)
         (temporary / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")

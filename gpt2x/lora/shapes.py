@@ -12,7 +12,8 @@ import math
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.layout import Place
 from gpt2x.model import stats
-from gpt2x.parallel.placement import Placement, holds, placement
+from gpt2x.model.stats import HEAD, outer_shapes
+from gpt2x.parallel.placement import Placement, holds, placement, placements
 from gpt2x.targets import FUSED, SEGMENTS, adapted_modules
 
 Shape = tuple[int, ...]
@@ -68,9 +69,20 @@ def factor_placements(lora: LoraConfig, model: ModelConfig, place: Place) -> dic
     }
 
 
+def trained_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
+    """Shapes of all that is trained: the factors, and a classifier's head."""
+    return factor_shapes(lora, model) | {name: shape for name, shape in outer_shapes(model).items() if name == HEAD}
+
+
+def trained_placements(lora: LoraConfig, model: ModelConfig, place: Place) -> dict[str, Placement]:
+    """All that is trained, as a process holds it."""
+    head = {name: part for name, part in placements(model, place).items() if name == HEAD}
+    return factor_placements(lora, model, place) | head
+
+
 def num_trainable(lora: LoraConfig, model: ModelConfig) -> int:
     """Values that are trained."""
-    return sum(math.prod(shape) for shape in factor_shapes(lora, model).values())
+    return sum(math.prod(shape) for shape in trained_shapes(lora, model).values())
 
 
 def train_flops_per_token(lora: LoraConfig, model: ModelConfig, seq_len: int) -> float:

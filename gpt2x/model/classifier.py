@@ -13,8 +13,7 @@ from mindspore import nn, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model.gpt2 import GPT2, initial_weights, name_parameters, zeros
-
-HEAD = "score.weight"
+from gpt2x.model.stats import HEAD
 
 
 class Score(nn.Cell):

@@ -7,6 +7,7 @@ import math
 from gpt2x.config import HardwareConfig, ModelConfig
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+HEAD = "score.weight"  # of a classifier
 
 
 def ffn_size(model: ModelConfig) -> int:
@@ -58,7 +59,7 @@ def outer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         "ln_f.bias": (hidden,),
     }
     if model.labels:
-        shapes["score.weight"] = (len(model.labels), hidden)
+        shapes[HEAD] = (len(model.labels), hidden)
     elif not model.tie_embeddings:
         shapes["lm_head.weight"] = (model.vocab_size, hidden)
     return shapes

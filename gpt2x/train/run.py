@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpt2x.cli import output_dir, remove_empty, save_config
 from gpt2x.config import TrainConfig
+from gpt2x.model.stats import HEAD
 from gpt2x.parallel.agreement import from_main
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
@@ -84,10 +85,9 @@ def open_run_dir(start: Start) -> None:
 
 def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
     """This process' part of the model with its weights, and the loop around it at the position where it goes on."""
-    from gpt2x.lora.cells import add_adapters, initial_factors
+    from gpt2x.lora.cells import add_adapters
     from gpt2x.model.gpt2 import initial_weights
     from gpt2x.parallel.pipeline import keep_stage
-    from gpt2x.parallel.placement import Whole
     from gpt2x.parallel.tensor import build_net
     from gpt2x.pretrained import read_weights
     from gpt2x.train.trainer import Trainer
@@ -98,19 +98,31 @@ def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float
         add_adapters(net, model, lora, mesh)
     keep_stage(net, model, mesh.place)
     if lora.rank is not None:
-        assert start.source is not None
-        read_weights(net, start.source.weights(), model, mesh.place)
+        read_weights(net, with_head(start), model, mesh.place)
     trainer = Trainer(start, net, mesh, tracker, peak_tflops)
     if start.resumption:
         trainer.restore(start.resumption.saved)
     elif lora.rank is not None:
-        fresh = initial_factors(lora, model, start.config.seed)
-        trainer.load(Whole(start.adapter.factors() if start.adapter else fresh))
+        trainer.load(first_adapter(start))
     elif start.source:
         trainer.load(with_head(start))
     else:
         trainer.load(initial_weights(model, start.config.seed))
     return trainer
+
+
+def first_adapter(start: Start) -> Readable:
+    """What lora= trains, as it begins: the adapter that training goes on from, or a fresh one; a classifier's head."""
+    from gpt2x.lora.cells import initial_factors
+    from gpt2x.parallel.placement import Whole
+
+    model, adapter = start.model, start.adapter
+    values = adapter.factors() if adapter else initial_factors(start.config.lora, model, start.config.seed)
+    if model.labels:
+        shape = (len(model.labels), model.hidden_size)
+        is_trained = adapter is not None and adapter.head is not None
+        values[HEAD] = adapter.head if is_trained else with_head(start).read(HEAD, (0, 0), shape)
+    return Whole(values)
 
 
 def with_head(start: Start) -> Readable:

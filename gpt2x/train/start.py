@@ -129,6 +129,12 @@ def check_adapters(
             f"adapters=[{config.adapters[0]}] is not what lora= would train: it has rank {ranks} at scale "
             f"{sorted(scales)} on {', '.join(modules)}; give lora.rank, lora.alpha and lora.targets of it"
         )
+    if adapter.head is not None and adapter.adapted(model).labels != model.labels:
+        raise UserError(
+            f"adapters=[{config.adapters[0]}] has a head for {', '.join(adapter.adapted(model).labels or [])}, but "
+            f"task={config.task.name} on dataset={config.dataset.name} is for "
+            f"{', '.join(model.labels or ['language modeling'])}; give a data set with these classes"
+        )
     return adapter, found
 
 

@@ -19,7 +19,7 @@ from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.layout import num_micro_batches
 from gpt2x.lora.adapter import GROUP
-from gpt2x.lora.shapes import factor_placements, train_flops_per_token
+from gpt2x.lora.shapes import train_flops_per_token, trained_placements
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.adamw import AdamW
@@ -86,7 +86,7 @@ class Trainer:
         self.num_micro_batches = num_micro_batches(parallel, trainer)
         self.is_adapter = config.lora.rank is not None
         trained = (
-            factor_placements(config.lora, model, mesh.place) if self.is_adapter else placements(model, mesh.place)
+            trained_placements(config.lora, model, mesh.place) if self.is_adapter else placements(model, mesh.place)
         )
         self.held = held_parameters(net, model, mesh, trained)
         self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held])

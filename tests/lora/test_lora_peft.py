@@ -19,11 +19,7 @@ from tests.lora.test_lora_cells import lazy
 from tests.models import build, random_ids, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's use
-TRAINED = {
-    "wikitext2-causal-r8": [],
-    "agnews-seqcls-r8": ["score.weight"],
-    "rotten-tomatoes-seqcls-r8-allproj": ["score.weight"],
-}
+TRAINED = {"wikitext2-causal-r8": None, "agnews-seqcls-r8": 4, "rotten-tomatoes-seqcls-r8-allproj": 2}  # classes
 
 
 def torch_model(model: ModelConfig, weights):
@@ -39,6 +35,18 @@ def torch_model(model: ModelConfig, weights):
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"}
     assert not unexpected
+    return theirs.eval()
+
+
+def torch_classifier(model: ModelConfig, weights, num_labels: int):
+    """transformers' classifier with given weights of the transformer, and a head of zeros."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    whole = torch_model(model, weights)
+    whole.config.num_labels, whole.config.pad_token_id = num_labels, 0
+    theirs = transformers.GPT2ForSequenceClassification(whole.config)
+    theirs.transformer = whole.transformer
+    torch.nn.init.zeros_(theirs.score.weight)
     return theirs.eval()
 
 
@@ -62,18 +70,15 @@ def merged_logits(model, weights, adapter, ids):
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wikitext2-causal-r8", "rotten-tomatoes-seqcls-r8-allproj"])
-def test_a_trained_adapter_computes_what_peft_computes(shared_data, tmp_path, name):
+def test_a_trained_adapter_computes_what_peft_computes(shared_data):
+    """Those of classifiers, with their heads: tests/lora/test_lora_heads.py."""
     torch = pytest.importorskip("torch")
     model = known_models()["gpt2_small"]
     weights, ids = dict(initial_weights(model, 0)), random_ids(model, (2, 48))
-    adapter = open_adapter(shared_data / "adapters" / name)
+    adapter = open_adapter(shared_data / "adapters" / "wikitext2-causal-r8")
     ours = merged_logits(model, weights, adapter, ids)
     theirs = torch_model(model, weights)
-    directory = shared_data / "adapters" / name
-    if TRAINED[name]:  # for a classifier, whose head a language model has not: the transformer's part of it
-        directory = tmp_path / "transformer"
-        export_peft(adapter, directory)
+    directory = shared_data / "adapters" / "wikitext2-causal-r8"
     with torch.no_grad():
         without = theirs(torch.tensor(ids.astype(np.int64))).logits.numpy()
     expected = logits_by_peft(theirs, directory, ids)
@@ -82,12 +87,15 @@ def test_a_trained_adapter_computes_what_peft_computes(shared_data, tmp_path, na
     assert abs(without - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize(("name", "extras"), TRAINED.items())
-def test_trained_adapters_are_read_and_what_is_beside_them_is_shown(shared_data, name, extras):
+@pytest.mark.parametrize(("name", "num_labels"), TRAINED.items())
+def test_trained_adapters_are_read_with_their_heads(shared_data, name, num_labels):
     adapter = open_adapter(shared_data / "adapters" / name)
     check_fits(adapter, known_models()["gpt2_small"], "x")
     assert adapter.name == name
-    assert list(adapter.extras) == extras
+    assert (adapter.head is None) == (num_labels is None)
+    if num_labels:
+        assert adapter.head.shape == (num_labels, 768)
+        assert adapter.labels is None
     assert {product.scale for product in adapter.products.values()} == {4.0}
     assert len(adapter.products) == 12 * (3 if "allproj" in name else 1)
     with pytest.raises(UserError, match="another model than load=x"):
