@@ -282,6 +282,20 @@ def format_duration(seconds: float | None) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
+def format_interval(interval: tuple[float, float] | None, sign: str = "") -> str:
+    """`[20.36, 20.81]`: as many decimals as tell two digits of its length; nothing for None."""
+    if interval is None:
+        return ""
+    low, high = interval
+    decimals = decimals_of(high - low)
+    return f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+
+
+def decimals_of(length: float) -> int:
+    """How many decimals tell two digits of an interval's length."""
+    return min(max(1 - math.floor(math.log10(length)), 0), 6) if length > 0 else 4
+
+
 def _perplexity(loss: float) -> str:
     ppl = math.exp(loss) if loss < 700 else math.inf
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.2e}"
