@@ -246,6 +246,7 @@ def circumstances(
     """What results were found with."""
     return {
         "adapters": config.adapters,
+        "seed": config.seed,
         "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
         "model": asdict(pretrained.model),
         "dataset": asdict(config.dataset),

@@ -282,18 +282,21 @@ def format_duration(seconds: float | None) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
-def format_interval(interval: tuple[float, float] | None, sign: str = "") -> str:
-    """`[20.36, 20.81]`: as many decimals as tell two digits of its length; nothing for None."""
-    if interval is None:
-        return ""
-    low, high = interval
-    decimals = decimals_of(high - low)
-    return f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """`[20.36, 20.81]`; nothing for None."""
+    return "" if interval is None else "[{}, {}]".format(*_alike(*interval))
 
 
-def decimals_of(length: float) -> int:
-    """How many decimals tell two digits of an interval's length."""
-    return min(max(1 - math.floor(math.log10(length)), 0), 6) if length > 0 else 4
+def format_estimate(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """`20.58 [20.36, 20.81]`; `sign="+"` shows both signs."""
+    return f"{value:{sign}.4f}" if interval is None else "{2} [{0}, {1}]".format(*_alike(*interval, value, sign=sign))
+
+
+def _alike(low: float, high: float, *others: float, sign: str = "") -> list[str]:
+    """An interval's ends, and other values, with as many decimals as tell three digits of the interval's length."""
+    decimals = min(max(2 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
+    form = f"{sign}.2e" if max(map(abs, (low, high, *others))) >= 1e6 else f"{sign}.{decimals}f"
+    return [format(number, form) for number in (low, high, *others)]
 
 
 def _perplexity(loss: float) -> str:
