@@ -7,6 +7,7 @@ Legend: n windows or texts of an evaluation, or (..., n) of the draws.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -110,10 +111,12 @@ def _intervals(
     number = len(columns[0])
     if number < MEANINGFUL or not all(np.isfinite(column).all() for column in columns):
         return {}
-    found = stats.bootstrap(
-        columns, lambda *drawn, axis: statistic(list(drawn)), paired=True, vectorized=True, method="percentile",
-        n_resamples=resamples, batch=max(1, VALUES_AT_ONCE // number), rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # infinite perplexities, left out below
+        found = stats.bootstrap(
+            columns, lambda *drawn, axis: statistic(list(drawn)), paired=True, vectorized=True, method="percentile",
+            n_resamples=resamples, batch=max(1, VALUES_AT_ONCE // number), rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
     pairs = zip(metrics, found.low.tolist(), found.high.tolist(), strict=True)
     return {metric: (low, high) for metric, low, high in pairs if np.isfinite([low, high]).all()}
 

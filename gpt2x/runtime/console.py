@@ -293,8 +293,8 @@ def format_estimate(value: float, interval: tuple[float, float] | None, sign: st
 
 
 def _alike(low: float, high: float, *others: float, sign: str = "") -> list[str]:
-    """An interval's ends, and other values, with as many decimals as tell three digits of the interval's length."""
-    decimals = min(max(2 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
+    """An interval's ends, and other values, with as many decimals as tell two digits of the interval's length."""
+    decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
     form = f"{sign}.2e" if max(map(abs, (low, high, *others))) >= 1e6 else f"{sign}.{decimals}f"
     return [format(number, form) for number in (low, high, *others)]
 
