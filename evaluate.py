@@ -1,10 +1,11 @@
 """Evaluate a trained model: python evaluate.py load=DIR dataset=wikitext2
 
+Several at once, and their comparison: python evaluate.py -m load=A,B dataset=C,D
 All keys and options: python evaluate.py --help
 """
 
-from gpt2x.build import RUNS
+from gpt2x.build import RUNS, compare
 from gpt2x.cli import hydra_entry
 
 if __name__ == "__main__":
-    hydra_entry("evaluate", RUNS["evaluate"])
+    hydra_entry("evaluate", RUNS["evaluate"], compare)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.checks import is_plan, require_devices
-from gpt2x.cli import is_multirun
+from gpt2x.cli import Job, is_multirun
 from gpt2x.config import TrainConfig
 from gpt2x.errors import RunError
 from gpt2x.layout import world_size
@@ -59,6 +59,13 @@ def start(name: str, config: Any) -> None:
         raise
     finally:
         console.rich.show_cursor()  # which a bar that was cut off has hidden
+
+
+def compare(sweep_dir: Path, jobs: list[Job]) -> None:
+    """Put what the jobs of a sweep of `evaluate.py` measured into one table."""
+    from gpt2x.evaluate.comparison import compare
+
+    compare(sweep_dir, jobs)
 
 
 def close_tracking(run_dir: Path, status: str) -> None:

@@ -336,6 +336,7 @@ def validate_evaluate(config: EvaluateConfig) -> None:
     require_choice("dataset.protocol", config.dataset.protocol, CORPUS_PROTOCOLS)
     for key in ("stride", "seq_len", "batch_size"):
         require_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 1)
+    require_at_least("evaluation.bootstrap_resamples", config.evaluation.bootstrap_resamples, 0)
 
 
 def validate_predict(config: PredictConfig) -> None:

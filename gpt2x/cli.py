@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +40,27 @@ VALIDATIONS: dict[str, Callable[[Any], None]] = {
     "predict": checks.validate_predict,
     "prepare": lambda config: None,
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra ran, once or as one of a multirun, at its end.
+
+    Attributes:
+        number: in the multirun.
+        overrides: of the command line, for this job.
+        choices: the option of each group.
+        values: the composed configuration, valid or not.
+        run_dir: where it wrote; gone where it wrote nothing.
+        failure: None where it succeeded.
+    """
+
+    number: int
+    overrides: list[str]
+    choices: dict[str, str]
+    values: Any
+    run_dir: Path
+    failure: RunError | None
 
 
 def register_schemas() -> None:
@@ -79,8 +100,12 @@ def load_config(name: str, path: Path) -> Any:
     return to_typed(name, OmegaConf.load(path))
 
 
-def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
+def hydra_entry(
+    name: str, run: Callable[[Any], None], end_sweep: Callable[[Path, list[Job]], None] | None = None
+) -> None:
     """Compose `conf/<name>.yaml` with the command line and hand the typed configuration to `run`.
+
+    After a multirun `end_sweep` is given the sweep's directory and its jobs.
 
     A user's mistake ends the program with one message and status 2; in a multirun the other jobs run nevertheless.
     Under a user's own msrun every process comes here: one leaves a run directory, and the scheduler serves the others.
@@ -89,11 +114,13 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
     register_schemas()
 
     started: list[bool] = []
-    failures: list[RunError] = []  # kept from Hydra, which would print a line of its own and end a sweep
+    jobs: list[Job] = []  # with failures that are kept from Hydra, which would print a line of its own and end a sweep
+    sweep: list[Path] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def job(values: Any) -> None:
         started.append(True)
+        settings, failure = HydraConfig.get(), None
         try:
             config = to_typed(name, values)
             if isinstance(config, schema.CommonConfig):  # others run as one process
@@ -104,13 +131,17 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
             else:
                 run(config)
         except UserError as error:
-            failures.append(RunError(str(error), status=2))
-        except RunError as failure:
-            job = HydraConfig.get().job
+            failure = RunError(str(error), status=2)
+        except RunError as error:
+            job = settings.job
             message = f"job {job.num} ({job.override_dirname}) failed" if is_multirun() else ""
-            failures.append(RunError(message, failure.status))
+            failure = RunError(message, error.status)
         finally:
             remove_empty(output_dir())
+        if is_multirun():
+            sweep.append(Path(os.path.abspath(settings.sweep.dir)))
+        overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
+        jobs.append(Job(settings.job.get("num", 0), overrides, choices, values, output_dir(), failure))
 
     def guarded_job() -> None:
         if launch.is_under_msrun():
@@ -126,8 +157,11 @@ def hydra_entry(name: str, run: Callable[[Any], None]) -> None:
             raise UserError(
                 f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable"
             ) from None
+        if sweep and end_sweep:
+            end_sweep(sweep[0], jobs)
+        failures = [job.failure for job in jobs if job.failure]
         if failures:
-            message = "; ".join(str(failure) for failure in failures if str(failure))
+            message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
             raise RunError(message, min(failure.status for failure in failures))
 
     if launch.is_under_msrun():
@@ -202,7 +236,7 @@ def explain(error: BaseException, root: type) -> str:
     group = re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)/([^'/]+)'", message)
     if group:
         folder, option = group.groups()
-        options = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+        options = sorted(re.findall(r"^\t(\S+)$", message, re.MULTILINE))  # those of --config-dir as well
         return f"{folder}={option} is not an option; {suggestion(option, options)}options: {', '.join(options)}"
     full_key = re.search(r"full_key: (\S+)", message)
     unknown = (

@@ -211,6 +211,7 @@ class EvaluationConfig:
     stride: int | None = None  # strided; null: half of seq_len
     seq_len: int | None = None  # null: the model's max_seq_len
     batch_size: int = 8  # windows a forward pass; has no influence on strided and word
+    bootstrap_resamples: int | None = 1000  # drawn for 95 % intervals, by the run's seed; 0 or null: no intervals
 
 
 @dataclass
@@ -236,7 +237,7 @@ class PathsConfig:
 class CommonConfig:
     """Keys that every entry point has."""
 
-    seed: int = 0  # weights, order of batches, dropout, samples
+    seed: int = 0  # weights, order of batches, dropout, samples, the bootstrap's draws
     load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
     adapters: list[str] = field(default_factory=list)  # on load: runs of lora=, their checkpoints, PEFT directories
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn
 from gpt2x.data.classes import compact
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import Batch, batches
+from gpt2x.evaluate.bootstrap import TextScores
 from gpt2x.evaluate.metrics import METRICS, confusion_matrix
 from gpt2x.evaluate.turns import ALONE, Turns
 from gpt2x.model.classifier import Classifier
@@ -78,6 +79,17 @@ class Predictions:
     def confusion(self) -> np.ndarray:
         """(K, K): rows are true classes, columns predicted ones."""
         return confusion_matrix(self.labels, self.predicted, self.log_probabilities.shape[1])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Loss, accuracy, f1 and mcc."""
+        confusion = self.confusion
+        return {"loss": float(self.losses.mean())} | {name: metric(confusion) for name, metric in METRICS.items()}
+
+    @property
+    def scores(self) -> TextScores:
+        """What the metrics are made from, text by text."""
+        return TextScores(self.losses, self.labels, self.predicted)
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""What a confusion matrix says of a classifier, and how sure that is (imports no mindspore).
+"""What a confusion matrix says of a classifier (imports no mindspore).
 
 A confusion matrix C (K, K) counts: rows are true classes, columns predicted ones.
 """
@@ -58,25 +58,6 @@ def matthews(confusion: np.ndarray) -> float:
 
 
 METRICS: dict[str, Callable[[np.ndarray], float]] = {"accuracy": accuracy, "f1": macro_f1, "mcc": matthews}
-
-
-def standard_error(metric: Callable[[np.ndarray], float], confusion: np.ndarray) -> float:
-    """The jackknife's (Efron and Stein, 1981): the metric with one text left out, which only its cell decides.
-
-    sqrt((n - 1) / n sum_i (m_i - mean)^2); for accuracy p it is sqrt(p (1 - p) / (n - 1)). NaN below two texts.
-    """
-    cells = np.argwhere(confusion)
-    total = int(confusion.sum())
-    if total < 2:
-        return float("nan")
-    counts = confusion[tuple(cells.T)]
-    values = np.empty(len(cells))
-    for number, cell in enumerate(cells):
-        without = confusion.copy()
-        without[tuple(cell)] -= 1
-        values[number] = metric(without)
-    mean = np.average(values, weights=counts)
-    return float(np.sqrt((total - 1) / total * (counts * (values - mean) ** 2).sum()))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -8,13 +8,14 @@ Legend: B batch, R <= B rows of a batch, L window length (`seq_len`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
 
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import batches
+from gpt2x.evaluate.bootstrap import WindowScores
 from gpt2x.evaluate.scoring import Scorer, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
 from gpt2x.evaluate.turns import ALONE, Turns
@@ -37,6 +38,12 @@ class Result:
     total_nll: float  # nats, over the tokens scored
     seq_len: int
     stride: int
+    scores: WindowScores = field(compare=False, repr=False)  # whose loss is `loss`, but for rounding
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is compared."""
+        return {"loss": self.loss, "ppl": self.ppl}
 
 
 def reference(
@@ -63,15 +70,17 @@ def reference(
     else:
         num_blocks, dropped = divmod(source.num_tokens, seq_len)
         blocks = islice(windows(source, seq_len, seq_len), num_blocks)
-    means, total, count = [], 0.0, 0
+    means, scores, total, count = [], [], 0.0, 0
     for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len, turns):
         means.append(nll.sum() / counts.sum())
+        scores.append((nll / counts.sum(), counts / counts.sum()))
         total, count = total + float(nll.sum()), count + int(counts.sum())
     total, count = turns.total(total), int(turns.total(count))
     loss = turns.total(float(np.sum(means))) / turns.total(len(means))
     return Result(
-        "reference", loss, perplexity(loss), "token", count, count, num_blocks, dropped, total, seq_len, seq_len
-    )
+        "reference", loss, perplexity(loss), "token", count, count, num_blocks, dropped, total, seq_len, seq_len,
+        _gathered(scores, scorer, turns),
+    )  # fmt: skip
 
 
 def strided(
@@ -88,15 +97,19 @@ def strided(
     excepted. The loss weighs the mean of each window by the number of its new tokens less one, as that loop does:
     right for the first window, whose first token has no prediction, one too few for the others.
     """
-    total, weighted, weights, count = 0.0, 0.0, 0, 0
+    scores, total, weighted, weights, count = [], 0.0, 0.0, 0, 0
     number = num_windows(stream.num_tokens, seq_len, stride)
     for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len, turns):
-        weighted += float((nll / np.maximum(counts, 1) * (num_new - 1)).sum())
+        scores.append((nll / np.maximum(counts, 1) * (num_new - 1), num_new - 1))
+        weighted += float(scores[-1][0].sum())
         weights += int((num_new - 1).sum())
         total, count = total + float(nll.sum()), count + int(counts.sum())
     total, count = turns.total(total), int(turns.total(count))
     loss = turns.total(weighted) / turns.total(weights)
-    return Result("strided", loss, perplexity(loss), "token", count, count, number, 0, total, seq_len, stride)
+    return Result(
+        "strided", loss, perplexity(loss), "token", count, count, number, 0, total, seq_len, stride,
+        _gathered(scores, scorer, turns),
+    )  # fmt: skip
 
 
 def word(
@@ -114,15 +127,26 @@ def word(
     token; the sum is divided by the number of words, whatever the tokenizer made of them.
     """
     stride = min(stride, seq_len - 1)
-    total, count = 0.0, 0
+    scores, total, count = [], 0.0, 0
     parts = chain([np.array([eos_id], np.int32)], stream)
     number = num_windows(stream.num_tokens + 1, seq_len, stride)
     for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len, turns):
+        scores.append((nll, counts))
         total, count = total + float(nll.sum()), count + int(counts.sum())
     total, count = turns.total(total), int(turns.total(count))
     num_words, unit = stream.words
     loss = total / num_words
-    return Result("word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride)
+    found = _gathered(scores, scorer, turns)
+    return Result(
+        "word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride,
+        replace(found, weight=found.weight * (num_words / count)),  # words of a window by its share of the tokens
+    )  # fmt: skip
+
+
+def _gathered(scores: list[tuple[np.ndarray, np.ndarray]], scorer: Scorer, turns: Turns) -> WindowScores:
+    """Of all windows, in their order; `scores` are of each batch of this replica."""
+    nll, weight = (turns.in_order([part[column] for part in scores], scorer.batch_size) for column in (0, 1))
+    return WindowScores(nll, weight)
 
 
 def _rows(split: Split, batch_size: int) -> Iterator[Window]:

@@ -1,28 +1,25 @@
-"""`evaluate.py`: the perplexity of trained weights under named protocols, or a classifier's scores."""
+"""`evaluate.py`: one flow for every kind of model; what is measured of each is a `Measurement`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-
-from rich.progress import Progress
+from typing import Any, Protocol
 
 from gpt2x import __version__
-from gpt2x.cli import output_dir, save_config
+from gpt2x.cli import is_multirun, output_dir, save_config
 from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
 from gpt2x.convert import GPT2XSource
-from gpt2x.data.files import hash_files
-from gpt2x.data.mindrecord import Split
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.evaluate.protocols import Result, Track, reference, strided, word
-from gpt2x.evaluate.scoring import Scorer
-from gpt2x.evaluate.text import TokenStream, Window, open_texts
-from gpt2x.evaluate.turns import ALONE, Turns
+from gpt2x.evaluate.bootstrap import Intervals, Scores, flat, intervals, save_scores
+from gpt2x.evaluate.classifier import ClassMeasurement
+from gpt2x.evaluate.perplexity import PerplexityMeasurement
+from gpt2x.evaluate.turns import Turns
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.pretrained import Pretrained, load_pretrained, open_adapters, open_pretrained, require_single, use_adapter
@@ -32,11 +29,43 @@ from gpt2x.runtime.device import set_up_device
 from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.tracking.provenance import package_versions
 
-Texts = Mapping[str, TokenStream | Split]  # by protocol
+RESULTS, SCORES = "results.json", "scores.npz"
+
+
+class Measured(Protocol):
+    """A model's metrics, and what each window or text contributed to them."""
+
+    metrics: dict[str, float]
+    scores: Scores
+
+
+class Measurement(Protocol):
+    """What is measured of a kind of model, by name: a protocol, or "" where there is one only.
+
+    Making one raises UserError for all that the user can put right.
+    """
+
+    evaluation: EvaluationConfig  # without nulls
+    data_sha256: object  # for results.json
+    data_hash: str
+    extent: str  # what the results are over, for a title
+    notes: Iterator[str] | list[str]
+
+    def run(self, pretrained: Pretrained, turns: Turns) -> Mapping[str, Any]:
+        """Measure: a `Measured` each."""
+
+    def report(self, found: Mapping[str, Any], intervals: Mapping[str, Intervals]) -> dict[str, object]:
+        """The part of `results.json`."""
+
+    def save(self, folder: Path, prefix: str, title: str, found: Mapping[str, Any]) -> list[Path]:
+        """Write further files into `folder`, their names behind `prefix`."""
+
+    def show(self, title: str, found: Mapping[str, Any], intervals: Mapping[str, Intervals]) -> None:
+        """Print a table."""
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluate as `config` says: a table, `results.json`, and the tracker.
+    """Evaluate as `config` says: a table, `results.json`, `scores.npz`, and the tracker.
 
     Raises:
         UserError: for anything the user can put right, before anything is evaluated.
@@ -48,37 +77,75 @@ def run(config: EvaluateConfig) -> None:
     mesh = Mesh(config.parallel, config.hardware.device_target)
     adapters = open_adapters(config.adapters)
     pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh, adapters)
-    if pretrained.model.labels:
-        from gpt2x.evaluate.classifier import evaluate_classifier
-
-        evaluate_classifier(config, pretrained, run_dir, target, tracker)
-        return
-    evaluation, texts = read_texts(config, pretrained.model, pretrained.tokenizer)
+    measurement = measurement_of(config, pretrained.model, pretrained.tokenizer)
     step = trained_steps(pretrained)
 
     if launch.is_deciding():
         save_config(config, run_dir / "config.yaml")
     name = display_name(pretrained)
-    hashes = {protocol: content_hash(text) for protocol, text in texts.items()}
-    data_hash = "+".join(dict.fromkeys(hashes.values()))
-    require_same(mesh, f"the content of dataset={config.dataset.name}", data_hash)
-    with tracked(config, tracker, run_dir, f"{name}/{config.dataset.name}", data_hash):
-        for note in notes(texts, evaluation):
+    require_same(mesh, f"the content of dataset={config.dataset.name}", measurement.data_hash)
+    with tracked(config, tracker, run_dir, f"{name}/{config.dataset.name}", measurement.data_hash):
+        for note in measurement.notes:
             console.notice(note)
         found = {}
         for adapter in adapters or [None]:
             if adapter is not None:
                 use_adapter(pretrained, adapter, mesh)
-            found[adapter.name if adapter else ""] = evaluate(pretrained, texts, evaluation, Turns(mesh))
-        if mesh.is_main:
-            log_metrics(tracker, run_dir, step, metrics_of(found))
-            write_json(target, report(config, evaluation, pretrained, step, hashes, found))
-            tracker.log_artifact(target)
-        lengths = f"seq_len {evaluation.seq_len}, stride {evaluation.stride}"
-        for adapter_name, results in found.items():
-            title = f"{name}{' ' * bool(adapter_name)}{adapter_name} on {config.dataset.name} ({evaluation.split})"
-            print_table(f"{title}, {lengths}", results)
+            found[adapter.name if adapter else ""] = measurement.run(pretrained, Turns(mesh))
+        if not mesh.is_main:
+            return
+        limits = {adapter: intervals_of(measured, config) for adapter, measured in found.items()}
+        log_metrics(tracker, run_dir, step, metrics_of(found, limits))
+        tables = {adapter: measurement.report(measured, limits[adapter]) for adapter, measured in found.items()}
+        content = {"results": tables if config.adapters else tables[""]}
+        write_json(target, content | circumstances(config, measurement, pretrained, step))
+        save_scores(run_dir / SCORES, {key: each.scores for key, each in by_key(found).items()})
+        files = [target, run_dir / SCORES]
+        for adapter, measured in found.items():
+            title = f"{name}{' ' * bool(adapter)}{adapter} on {config.dataset.name} ({config.evaluation.split})"
+            files += measurement.save(target.parent, f"{adapter}_" if adapter else "", title, measured)
+            measurement.show(f"{title}, {measurement.extent}", measured, limits[adapter])
+        for file in files:
+            tracker.log_artifact(file)
         console.notice(f"results: {target}")
+
+
+def measurement_of(config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer) -> Measurement:
+    """What is measured of `model`."""
+    if model.labels:
+        require_single(config, model)
+        return ClassMeasurement(config, model, tokenizer)
+    return PerplexityMeasurement(config, model, tokenizer)
+
+
+def intervals_of(found: Mapping[str, Measured], config: EvaluateConfig) -> dict[str, Intervals]:
+    """The 95 % interval of each metric, by name; none where they are not wanted."""
+    resamples = config.evaluation.bootstrap_resamples
+    return {
+        name: intervals(measured.scores, resamples, config.seed) if resamples else {}
+        for name, measured in found.items()
+    }
+
+
+def by_key(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept by adapter and name, by `ADAPTER/NAME` with what is there of the two."""
+    return {
+        "/".join(part for part in (adapter, name) if part): measured
+        for adapter, by_name in found.items()
+        for name, measured in by_name.items()
+    }
+
+
+def metrics_of(
+    found: Mapping[str, Mapping[str, Measured]], limits: Mapping[str, Mapping[str, Intervals]]
+) -> dict[str, float]:
+    """`eval/[ADAPTER/][PROTOCOL/]METRIC`, and `METRIC_low` and `METRIC_high`, the ends of its interval."""
+    found_limits = by_key(limits)
+    return {
+        "/".join(part for part in ("eval", key, metric) if part): value
+        for key, measured in by_key(found).items()
+        for metric, value in flat(measured.metrics, found_limits[key]).items()
+    }
 
 
 def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapping[str, float]) -> None:
@@ -119,28 +186,18 @@ def prepare_launch(config: EvaluateConfig) -> Path:
     Raises:
         UserError: for anything the user can put right.
     """
+    if is_multirun() and config.output:
+        raise UserError(
+            f"output={config.output} would be written by every job of the sweep: leave output out, and each job has a "
+            "results.json of its own"
+        )
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
     run_dir, _ = places(config)
     adapters = open_adapters(config.adapters)
     _, tokenizer, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
-    if model.labels:
-        require_single(config, model)
-    else:
-        read_texts(config, model, tokenizer)
+    measurement_of(config, model, tokenizer)
     save_config(config, run_dir / "config.yaml")
     return run_dir
-
-
-def read_texts(config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer) -> tuple[EvaluationConfig, Texts]:
-    """The evaluation without nulls, and the text of each protocol.
-
-    Raises:
-        UserError: lengths that do not fit the model, no text, or too short a one.
-    """
-    evaluation = resolve(config.evaluation, model)
-    texts = open_texts(config.dataset, evaluation, tokenizer, Path(config.paths.cache).expanduser())
-    check_texts(texts, evaluation)
-    return evaluation, texts
 
 
 def places(config: EvaluateConfig) -> tuple[Path, Path]:
@@ -150,7 +207,7 @@ def places(config: EvaluateConfig) -> tuple[Path, Path]:
         UserError: the file cannot be written.
     """
     run_dir = output_dir()
-    target = Path(config.output).expanduser() if config.output else run_dir / "results.json"
+    target = Path(config.output).expanduser() if config.output else run_dir / RESULTS
     if launch.worker_rank() == 0:
         check_target(target)
     return run_dir, target
@@ -170,62 +227,6 @@ def display_name(pretrained: Pretrained) -> str:
     return f"{pretrained.model.name} {place}"
 
 
-def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig, turns: Turns = ALONE) -> list[Result]:
-    """The results in the order of `evaluation.protocols`; its seq_len and stride are set (`resolve`)."""
-    scorer = Scorer(pretrained.net, evaluation.batch_size)
-    length, stride = evaluation.seq_len, evaluation.stride
-    results = []
-    for protocol, text in texts.items():
-        track = progress(protocol)
-        if protocol == "reference":
-            results.append(reference(scorer, text, length, track, turns))
-        elif protocol == "strided":
-            results.append(strided(scorer, text, length, stride, track, turns))
-        else:
-            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, turns))
-    return results
-
-
-def metrics_of(found: Mapping[str, list[Result]]) -> dict[str, float]:
-    """`eval/PROTOCOL/loss` and `ppl`; of an adapter `eval/ADAPTER/PROTOCOL/...`."""
-    return {
-        f"eval/{f'{name}/' if name else ''}{r.protocol}/{key}": float(getattr(r, key))
-        for name, results in found.items()
-        for r in results
-        for key in ("loss", "ppl")
-    }
-
-
-def resolve(evaluation: EvaluationConfig, model: ModelConfig) -> EvaluationConfig:
-    """`evaluation` with its nulls filled in: seq_len the model's positions, stride half of seq_len."""
-    longest = model.max_seq_len
-    length = evaluation.seq_len or longest
-    if not 2 <= length <= longest:
-        raise UserError(
-            f"evaluation.seq_len={length} does not fit the model, which has {longest} positions: "
-            f"use evaluation.seq_len={longest} or less (2 at least), or null"
-        )
-    stride = evaluation.stride or max(length // 2, 1)
-    if stride > length:
-        raise UserError(
-            f"evaluation.stride={stride} exceeds evaluation.seq_len={length}: tokens between two windows would not be "
-            f"counted; use evaluation.stride={length} or less, or null (half of seq_len)"
-        )
-    return replace(evaluation, seq_len=length, stride=stride)
-
-
-def check_texts(texts: Texts, evaluation: EvaluationConfig) -> None:
-    """Refuse a text that is too short for one of the protocols, before any of them runs."""
-    for protocol, text in texts.items():
-        least = evaluation.seq_len if protocol == "reference" else 2
-        if isinstance(text, TokenStream) and text.num_tokens < least:
-            raise UserError(
-                f"the {evaluation.split} text has {text.num_tokens} tokens, fewer than the {least} that "
-                f"evaluation.protocols={protocol} needs at least (evaluation.seq_len={evaluation.seq_len}): give more "
-                "text, a shorter evaluation.seq_len, or evaluation.protocols=[strided,word]"
-            )
-
-
 def check_target(target: Path) -> None:
     """Refuse a results file that could not be written at the end."""
     if target.is_dir():
@@ -239,61 +240,19 @@ def check_target(target: Path) -> None:
         raise UserError(f"output={target} cannot be written ({error.strerror}): give another file") from error
 
 
-def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
-    """What a user should know of the texts before reading the numbers."""
-    for text in dict.fromkeys(texts.values()):
-        if isinstance(text, TokenStream):
-            used_by = ", ".join(protocol for protocol, other in texts.items() if other is text)
-            yield f"text of {used_by}: {text.form}, {text.num_tokens:,} tokens"
-            yield from text.notes
-    if isinstance(stream := texts.get("reference"), TokenStream) and (tail := stream.num_tokens % evaluation.seq_len):
-        yield f"reference drops the last {tail:,} tokens, which fill no block of {evaluation.seq_len:,}"
-
-
-def content_hash(text: TokenStream | Split) -> str:
-    """sha256 of the files that a text is made from."""
-    return text.content_hash if isinstance(text, TokenStream) else hash_files(list(text.files))
-
-
-def progress(protocol: str) -> Track:
-    """A bar over the windows of `protocol`; nothing where no bar can be drawn."""
-
-    def track(found: Iterable[Window], total: int) -> Iterable[Window]:
-        if not console.is_interactive:
-            yield from found
-            return
-        with Progress(console=console.rich, transient=True) as bar:
-            yield from bar.track(found, total=total, description=protocol)
-
-    return track
-
-
-def report(
-    config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None,
-    hashes: Mapping[str, str], found: Mapping[str, list[Result]],
-) -> dict[str, object]:  # fmt: skip
-    """`results.json`: the results, by adapter where there are some, and all that is needed to get them again."""
-
-    def by_protocol(results: list[Result]) -> dict[str, object]:
-        return {r.protocol: {k: v for k, v in asdict(r).items() if k != "protocol"} for r in results}
-
-    tables = {name: by_protocol(results) for name, results in found.items()}
-    content = {"results": tables if config.adapters else tables[""]}
-    return content | circumstances(config, evaluation, pretrained, step, dict(hashes))
-
-
 def circumstances(
-    config: EvaluateConfig, evaluation: EvaluationConfig, pretrained: Pretrained, step: int | None, data_sha256: object
+    config: EvaluateConfig, measurement: Measurement, pretrained: Pretrained, step: int | None
 ) -> dict[str, object]:
     """What results were found with."""
     return {
         "adapters": config.adapters,
+        "seed": config.seed,
         "load": {"path": str(pretrained.source.path.absolute()), "kind": pretrained.source.kind, "step": step},
         "model": asdict(pretrained.model),
         "dataset": asdict(config.dataset),
-        "data_sha256": data_sha256,
+        "data_sha256": measurement.data_sha256,
         "tokenizer_fingerprint": pretrained.tokenizer.fingerprint,
-        "evaluation": asdict(evaluation),
+        "evaluation": asdict(measurement.evaluation),
         "hardware": {"name": config.hardware.name, "precision": config.hardware.precision},
         "parallel": config.parallel.name,
         "versions": {"gpt2x": __version__} | package_versions(),
@@ -305,9 +264,3 @@ def write_json(target: Path, content: object) -> None:
     part = target.with_name(f".{target.name}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, target)
-
-
-def print_table(title: str, results: list[Result]) -> None:
-    """One row a protocol, with what its loss is a mean over."""
-    rows = [(r.protocol, r.loss, r.ppl, f"{r.num_units:,} {r.unit}s", r.num_tokens, r.num_windows) for r in results]
-    console.table(title, ("protocol", "loss", "PPL", "mean over", "tokens", "windows"), rows)

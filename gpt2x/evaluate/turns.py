@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+
+from gpt2x.layout import Place
 from gpt2x.parallel.mesh import Mesh
 
 T = TypeVar("T")
@@ -33,9 +36,27 @@ class Turns:
         """The sum of the replicas' values, added in float64; every process asks for it."""
         if self.mesh is None:
             return value
-        place = self.mesh.place
-        counts = place.tensor == 0 and place.is_last_stage  # one process of each replica knows the scores
-        return float(self.mesh.gather(value if counts else 0.0).sum())
+        return float(self.mesh.gather(value if _counts(self.mesh.place) else 0.0).sum())
+
+    def in_order(self, batches: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+        """What all replicas found, (n,) fp64: batch after batch, each of `batch_size` values but the last.
+
+        Every process asks for it, with the batches of its replica.
+        """
+        found = np.concatenate([np.empty(0), *batches])
+        if self.mesh is None:
+            return found
+        places = [Place(self.mesh.place.parallel, rank) for rank in range(self.mesh.size)]
+        lengths = self.mesh.gather(len(found)).astype(int)
+        padded = self.mesh.gather(np.pad(found, (0, lengths.max() - len(found))))
+        parts = {place.data: padded[place.rank, : lengths[place.rank]] for place in places if _counts(place)}
+        starts = range(0, lengths.max(), batch_size)
+        return np.concatenate([parts[data][start : start + batch_size] for start in starts for data in sorted(parts)])
+
+
+def _counts(place: Place) -> bool:
+    """Whether it is the process of its replica that knows the scores."""
+    return place.tensor == 0 and place.is_last_stage
 
 
 ALONE = Turns()

@@ -91,13 +91,13 @@ class Mesh:
         """It talks to the user, the tracker and the disk."""
         return self.rank == 0
 
-    def gather(self, value: float) -> np.ndarray:
-        """Each rank's value, exactly: fp64 (size,)."""
-        slots = np.zeros((self.size, 3), np.float32)  # an fp64 as the sum of three fp32, added to zeros alone
-        rest = np.float64(value)
+    def gather(self, value: float | np.ndarray) -> np.ndarray:
+        """Each rank's value, exactly: fp64 (size,); of arrays, all of one shape, (size, *shape)."""
+        rest = np.array(value, np.float64)
+        slots = np.zeros((self.size, 3, *rest.shape), np.float32)  # an fp64 is the sum of three fp32, here with zeros
         for index in range(3):
-            slots[self.rank, index] = part = np.float32(rest)
-            rest = rest - np.float64(part) if np.isfinite(part) else np.float64(0)
+            slots[self.rank, index] = part = rest.astype(np.float32)
+            rest = np.subtract(rest, part, out=np.zeros_like(rest), where=np.isfinite(part))
         found = self.all_reduce(Tensor(slots)).asnumpy() if self.world else slots
         return found.astype(np.float64).sum(axis=1)
 

@@ -282,6 +282,23 @@ def format_duration(seconds: float | None) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """`[20.36, 20.81]`; nothing for None."""
+    return "" if interval is None else "[{}, {}]".format(*_alike(*interval))
+
+
+def format_estimate(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """`20.58 [20.36, 20.81]`; `sign="+"` shows both signs."""
+    return f"{value:{sign}.4f}" if interval is None else "{2} [{0}, {1}]".format(*_alike(*interval, value, sign=sign))
+
+
+def _alike(low: float, high: float, *others: float, sign: str = "") -> list[str]:
+    """An interval's ends, and other values, with as many decimals as tell two digits of the interval's length."""
+    decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
+    form = f"{sign}.2e" if max(map(abs, (low, high, *others))) >= 1e6 else f"{sign}.{decimals}f"
+    return [format(number, form) for number in (low, high, *others)]
+
+
 def _perplexity(loss: float) -> str:
     ppl = math.exp(loss) if loss < 700 else math.inf
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.2e}"

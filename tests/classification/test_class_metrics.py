@@ -1,16 +1,14 @@
-"""Metrics of a confusion matrix: by hand, against scikit-learn, their standard errors, the picture."""
+"""Metrics of a confusion matrix: by hand, against scikit-learn, the picture."""
 
 import numpy as np
 import pytest
 
 from gpt2x.evaluate.metrics import (
-    METRICS,
     accuracy,
     class_scores,
     confusion_matrix,
     macro_f1,
     matthews,
-    standard_error,
 )
 from gpt2x.tracking.confusion import plot_confusion
 
@@ -50,27 +48,6 @@ def test_scikit_learn_agrees(num_labels, kind):
     for mine, theirs in zip((ours.precision, ours.recall, ours.f1, ours.support), (precision, recall, f1, support),
                             strict=True):  # fmt: skip
         assert np.allclose(mine, theirs, atol=1e-12)
-
-
-def test_standard_errors_are_the_jackknifes():
-    assert standard_error(accuracy, CONFUSION) == pytest.approx(np.sqrt(0.75 * 0.25 / 11))
-    labels, predicted = np.repeat([0, 0, 1, 1], [5, 1, 2, 4]), np.repeat([0, 1, 0, 1], [5, 1, 2, 4])
-    for metric in METRICS.values():
-        values = [
-            metric(confusion_matrix(np.delete(labels, i), np.delete(predicted, i), 2)) for i in range(len(labels))
-        ]
-        expected = np.sqrt(11 / 12 * ((np.array(values) - np.mean(values)) ** 2).sum())
-        assert standard_error(metric, CONFUSION) == pytest.approx(expected)
-    assert np.isnan(standard_error(accuracy, np.array([[1, 0], [0, 0]])))
-
-
-def test_a_bootstrap_comes_to_the_same_error():
-    random = np.random.default_rng(0)
-    confusion = np.array([[180, 40, 9], [30, 150, 21], [14, 25, 131]])
-    drawn = random.multinomial(confusion.sum(), (confusion / confusion.sum()).ravel(), 2000).reshape(-1, 3, 3)
-    for metric in METRICS.values():
-        spread = np.std([metric(sample) for sample in drawn])
-        assert standard_error(metric, confusion) == pytest.approx(spread, rel=0.1)
 
 
 def test_the_picture_is_written(tmp_path):

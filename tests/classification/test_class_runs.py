@@ -72,7 +72,7 @@ def test_evaluate(trained, tmp_path):
     results, last = report["results"], curve(run_dir, "val/loss", "val/accuracy", "val/f1", "val/mcc")[40]
     for key, value in zip(("loss", "accuracy", "f1", "mcc"), last, strict=True):
         assert results[key]["value"] == pytest.approx(value, rel=1e-5)
-        assert results[key]["standard_error"] >= 0
+        assert results[key]["low"] <= results[key]["value"] <= results[key]["high"]
     assert np.sum(results["confusion"]) == results["num_texts"] == 33
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(results["accuracy"]["value"])

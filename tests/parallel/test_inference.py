@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -9,6 +10,7 @@ from gpt2x import cli
 from gpt2x.checkpoint import open_checkpoint
 from gpt2x.config import ModelConfig, ParallelConfig
 from gpt2x.errors import UserError
+from gpt2x.evaluate.bootstrap import load_scores
 from gpt2x.layout import Place
 from gpt2x.model import stats
 from tests.train.runs import run_dirs, small, start, train
@@ -45,7 +47,8 @@ def evaluated(trained, layout, tmp_path):
 
 @pytest.fixture(scope="module")
 def single_evaluation(trained, tmp_path_factory):
-    return evaluated(trained, "single", tmp_path_factory.mktemp("single"))
+    directory = tmp_path_factory.mktemp("single")
+    return directory, *evaluated(trained, "single", directory)
 
 
 def table(out):
@@ -57,9 +60,10 @@ def table(out):
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2_tp2"])
 def test_evaluation_in_a_layout(trained, single_evaluation, layout, tmp_path):
     out, found = evaluated(trained, layout, tmp_path)
-    single_out, wanted = single_evaluation
+    single_path, single_out, wanted = single_evaluation
     assert table(out) == table(single_out)
     for protocol, values in wanted["results"].items():
+        assert values["ppl_low"] < values["ppl"] < values["ppl_high"]
         assert values["num_windows"] % 8 in (1, 2, 3)  # the last batch is not whole, and one replica's alone
         exact = {key: value for key, value in values.items() if not isinstance(value, float)}
         assert exact.items() <= found["results"][protocol].items()
@@ -67,6 +71,10 @@ def test_evaluation_in_a_layout(trained, single_evaluation, layout, tmp_path):
             assert found["results"][protocol][key] == pytest.approx(values[key], rel=1e-6)
     assert (found.pop("parallel"), wanted["parallel"]) == (layout, "single")
     assert all(found[key] == wanted[key] for key in found if key != "results")
+    scores, same = (load_scores(path / "run" / "scores.npz") for path in (tmp_path, single_path))
+    for protocol in scores:
+        assert np.array_equal(scores[protocol].weight, same[protocol].weight)
+        assert np.allclose(scores[protocol].nll, same[protocol].nll, rtol=0 if layout == "dp2" else 1e-6, atol=0)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 

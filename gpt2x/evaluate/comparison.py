@@ -1,0 +1,236 @@
+"""What all jobs of a sweep of `evaluate.py` measured, as one table: rows are checkpoints, columns are data sets.
+
+Each job left its metrics in `metrics.jsonl`, what they are made from in `scores.npz`, and what they were found with in
+`results.json`; a job that failed left nothing, and the table says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gpt2x.cli import Job, load_config
+from gpt2x.config import EvaluateConfig
+from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
+from gpt2x.evaluate.run import RESULTS, SCORES, write_json
+from gpt2x.runtime.console import console, format_estimate
+from gpt2x.tracking import RunInfo, create_tracker, run_tags
+from gpt2x.tracking.jsonl import read
+
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one job, as in `comparison.csv`; of a job that failed only what it was to be."""
+
+    job: int
+    checkpoint: str
+    adapter: str
+    dataset: str
+    metric: str = ""  # [PROTOCOL/]METRIC
+    value: float | None = None
+    low: float | None = None  # of the 95 % interval
+    high: float | None = None
+    difference: float | None = None  # to the first row of this metric and data set
+    difference_low: float | None = None
+    difference_high: float | None = None
+    status: str = "finished"  # finished | failed
+
+    @property
+    def model(self) -> str:
+        """What was evaluated, for a line of the table."""
+        return " + ".join(filter(None, (self.checkpoint, self.adapter)))
+
+    @property
+    def estimate(self) -> str:
+        """`20.58 [20.36, 20.81]`."""
+        return _estimate(self.value, self.low, self.high)
+
+    @property
+    def difference_estimate(self) -> str:
+        """The same of the difference; "" where there is none."""
+        return _estimate(self.difference, self.difference_low, self.difference_high, "+")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished job left behind."""
+
+    metrics: dict[str, float]
+    scores: dict[str, Scores]  # by `[ADAPTER/][PROTOCOL]`
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, run_dir: Path) -> Outcome:
+        """Read the job's run directory."""
+        facts = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
+        return cls(read(run_dir / "metrics.jsonl")[-1], load_scores(run_dir / SCORES), facts)
+
+    @property
+    def text(self) -> object:
+        """What two outcomes share whose windows or texts are the same."""
+        return self.facts["data_sha256"], self.facts["tokenizer_fingerprint"]
+
+
+def compare(sweep_dir: Path, jobs: Sequence[Job]) -> None:
+    """Print the table, write `comparison.json` and `comparison.csv` into `sweep_dir`, and track them as a run.
+
+    Does nothing where no job finished.
+    """
+    finished = [job for job in jobs if job.failure is None]
+    if not finished:
+        return
+    config = load_config("evaluate", finished[0].run_dir / "config.yaml")
+    outcomes = {job.number: Outcome.of(job.run_dir) for job in finished}
+    rows = rows_of(jobs, outcomes, config)
+    report = {
+        "rows": [asdict(row) for row in rows],
+        "jobs": [
+            {
+                "job": job.number,
+                "overrides": job.overrides,
+                "run_dir": str(job.run_dir),
+                "error": str(job.failure or ""),
+            }
+            for job in jobs
+        ],
+        "seed": config.seed,
+        "bootstrap_resamples": config.evaluation.bootstrap_resamples,
+    }
+    files = sweep_dir / "comparison.json", sweep_dir / "comparison.csv"
+    write_json(files[0], report)
+    write_csv(files[1], rows)
+    show(rows)
+    for remark in remarks(rows, outcomes):
+        console.notice(remark)
+    console.notice(f"comparison: {files[0]}")
+    track(config, sweep_dir, jobs, files)
+
+
+def rows_of(jobs: Sequence[Job], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
+    """The metrics of all jobs, each with its difference to the first that has the same windows."""
+    rows: list[Row] = []
+    firsts: dict[tuple[str, str], tuple[object, Scores]] = {}  # by data set and protocol
+    for job, (checkpoint, dataset) in zip(jobs, labels(jobs), strict=True):
+        outcome = outcomes.get(job.number)
+        if outcome is None:
+            rows.append(Row(job.number, checkpoint, "", dataset, status=FAILED))
+            continue
+        for key, scores in outcome.scores.items():
+            adapter, _, protocol = key.partition("/") if outcome.facts["adapters"] else ("", "", key)
+            text, first = firsts.setdefault((dataset, protocol), (outcome.text, scores))
+            resamples = config.evaluation.bootstrap_resamples if first is not scores and text == outcome.text else None
+            found = differences(scores, first, resamples, config.seed) if resamples else {}
+            for metric in scores.METRICS:
+                name = "/".join(filter(None, ("eval", key, metric)))
+                difference, interval = found.get(metric, (None, (None, None)))
+                value, low, high = (outcome.metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+                metric = "/".join(filter(None, (protocol, metric)))
+                rows.append(
+                    Row(job.number, checkpoint, adapter, dataset, metric, value, low, high, difference, *interval)
+                )
+    return rows
+
+
+def labels(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    """What each job's checkpoint and data set are called: by what the jobs do not share.
+
+    Keys that differ between jobs are added, those of `dataset` to the data set, others to the checkpoint.
+    """
+    given = [dict(override.partition("=")[::2] for override in job.overrides) for job in jobs]
+    keys = dict.fromkeys(key for keys in given for key in keys if key not in ("load", "dataset"))
+    checkpoints = [[name] for name in shortened([str(job.values.load) for job in jobs])]
+    datasets = [[job.choices["dataset"]] for job in jobs]
+    for key in keys:
+        values = [keys_of_job.get(key, "") for keys_of_job in given]
+        if len(set(values)) > 1:
+            targets = datasets if key.startswith("dataset.") else checkpoints
+            for target, value in zip(targets, shortened(values), strict=True):
+                target.append(f"{key.removeprefix('dataset.')}={value}")
+    return [
+        (" ".join(checkpoint), " ".join(dataset)) for checkpoint, dataset in zip(checkpoints, datasets, strict=True)
+    ]
+
+
+def shortened(values: list[str]) -> list[str]:
+    """Paths without the folder that all of them are in; other values as they are."""
+    if not any(os.sep in value for value in values):
+        return values
+    paths = [Path(value).expanduser().absolute() for value in values]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [os.path.relpath(path, shared) for path in paths]
+
+
+def write_csv(target: Path, rows: Iterable[Row]) -> None:
+    """A line a row, with a header."""
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table: under each metric its models, under each model its difference to the first."""
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    models = list(dict.fromkeys((row.checkpoint, row.model) for row in rows if row.metric))
+    models += [(row.checkpoint, row.checkpoint) for row in rows if row.checkpoint not in dict(models)]
+    failed = {(row.checkpoint, row.dataset) for row in rows if row.status == FAILED}
+    cells = {(row.metric, row.model, row.dataset): row for row in rows}
+    metrics = list(dict.fromkeys(row.metric for row in rows if row.metric))
+    lines: list[list[str]] = []
+    for metric in metrics:
+        if metric.removesuffix("loss") + "ppl" in metrics:  # says the same
+            continue
+        lines.append([metric, *[""] * len(datasets)])
+        for checkpoint, model in dict.fromkeys(models):
+            found = [cells.get((metric, model, dataset)) for dataset in datasets]
+            if not any(found) and any(row.metric and row.model == model for row in rows):  # of another kind
+                continue
+            lines.append([f"  {model}"])
+            lines[-1] += [
+                row.estimate if row else FAILED if (checkpoint, dataset) in failed else ""
+                for row, dataset in zip(found, datasets, strict=True)
+            ]
+            if any(row and row.difference is not None for row in found):
+                lines.append(["    difference", *[row.difference_estimate if row else "" for row in found]])
+    console.table("Comparison, with 95 % intervals", ["", *datasets], lines)
+
+
+def _estimate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    interval = None if low is None or high is None else (low, high)
+    return "" if value is None else format_estimate(value, interval, sign)
+
+
+def remarks(rows: Sequence[Row], outcomes: dict[int, Outcome]) -> list[str]:
+    """What a reader has to know who compares the rows."""
+    found = []
+    if any(row.difference is not None for row in rows):
+        found.append("difference: to the first of its metric and data set; of both the same windows or texts are drawn")
+    tokenizers = {outcome.facts["tokenizer_fingerprint"] for outcome in outcomes.values()}
+    if len(tokenizers) > 1 and any("/" in row.metric for row in rows):
+        found.append(f"{len(tokenizers)} tokenizers: between them only word/ppl compares, the others are per token")
+    return found
+
+
+def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[Job], files: Iterable[Path]) -> None:
+    """A run of its own beside those of the jobs."""
+    settings = replace(config.tracker, run_name=None, system_metrics=False)
+    tracker = create_tracker(settings, Path(config.paths.outputs).expanduser())
+    tracker.start(
+        RunInfo(
+            experiment=settings.experiment or "evaluate",
+            run_name=f"comparison {sweep_dir.name}",
+            run_dir=sweep_dir,
+            params={"job": {str(job.number): " ".join(job.overrides) for job in jobs}},
+            tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name),
+        )
+    )
+    for file in files:
+        tracker.log_artifact(file)
+    tracker.finish("FINISHED")
