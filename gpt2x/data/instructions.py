@@ -58,8 +58,8 @@ class Instructions(Examples[Instruction]):
                 num_empty += 1
             else:
                 raise UserError(
-                    f"{place} has an empty 'output': there is no response to learn. Write one, remove the row, or leave "
-                    "out all such rows with dataset.skip_empty=true."
+                    f"{place} has an empty 'output': there is no response to learn. Write one, remove the row, or "
+                    "leave out all such rows with dataset.skip_empty=true."
                 )
         if num_empty:
             self.notes.append(f"{num_empty} rows of {path.name} with an empty output are left out (dataset.skip_empty)")
@@ -109,7 +109,7 @@ def read_list(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         hint = " One object a line is .jsonl: rename the file." if "Extra data" in str(error) else ""
         raise UserError(f"{path} is not JSON: {error}. Correct it.{hint}") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path} holds {type(rows).__name__}, not a list of objects, as [{{\"instruction\": …}}, …].")
+        raise UserError(f'{path} holds {type(rows).__name__}, not a list of objects, as [{{"instruction": …}}, …].')
     decode, at, line, counted = json.JSONDecoder().raw_decode, text.index("["), 1, 0
     for row in rows:
         while text[at] in "[, \t\r\n":  # the JSON is known to be well formed
