@@ -107,11 +107,9 @@ def test_the_template_goes_with_an_export(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("packing", "layout"),
     [
-        (PACKED, ("trainer.micro_batch_size=2",)),
-        (APART, ("trainer.micro_batch_size=2",)),
         (PACKED, ("parallel=zero2", "trainer.micro_batch_size=2")),
         (APART, ("parallel=zero2", "trainer.micro_batch_size=2")),
-        (PACKED, ("parallel=tp2", "parallel.sequence_parallel=true")),
+        (PACKED, ("parallel=tp2", "parallel.sequence_parallel=true", "model.pad_vocab_multiple=2")),
         (APART, ("parallel=pp2",)),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
