@@ -29,6 +29,7 @@ CORPUS_PROTOCOLS = ("clean", "reference")
 METRICS = {
     "language_modeling": ("val/loss", "val/ppl"),
     "classification": ("val/loss", "val/accuracy", "val/f1", "val/mcc"),
+    "instruction": ("val/loss", "val/ppl"),
 }  # of a validation, by objective
 
 
@@ -201,6 +202,8 @@ def validate_train(config: TrainConfig) -> None:
     )
     if config.task.objective == "classification":
         validate_classification(config)
+    if config.task.objective == "instruction":
+        validate_instruction(config)
     require(
         trainer.max_steps is not None or trainer.max_epochs is not None,
         "trainer.max_steps and trainer.max_epochs are both null; give one of them",
@@ -253,6 +256,21 @@ def validate_classification(config: TrainConfig) -> None:
         parallel.tensor == parallel.pipeline == 1,
         f"parallel={parallel.name} (parallel.tensor={parallel.tensor}, parallel.pipeline={parallel.pipeline}): "
         f"task={config.task.name} runs under data layouts; use parallel=single, or dp2 and its like",
+    )
+
+
+def validate_instruction(config: TrainConfig) -> None:
+    """Refuse text without responses, and packed rows where stages exchange hidden states alone."""
+    require(
+        config.dataset.corpus == "instructions",
+        f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use dataset=alpaca, or "
+        "dataset=instructions for your own .json or .jsonl",
+    )
+    require(
+        config.parallel.pipeline == 1 or not config.dataset.packing,
+        f"dataset.packing=true: pipeline stages (parallel={config.parallel.name}, parallel.pipeline="
+        f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, or a "
+        "layout with parallel.pipeline=1",
     )
 
 

@@ -16,9 +16,9 @@ from omegaconf import MISSING
 class TaskConfig:
     """What a run is for; `name` is also the MLflow experiment."""
 
-    name: str = MISSING  # pretrain | finetune | classification
+    name: str = MISSING  # pretrain | finetune | classification | instruction
     requires_load: bool = MISSING  # start from `load=`, never from random weights
-    objective: str = "language_modeling"  # language_modeling | classification
+    objective: str = "language_modeling"  # language_modeling | classification | instruction
 
 
 @dataclass
@@ -59,7 +59,7 @@ class DatasetConfig:
     """Where text comes from. A `.mindrecord` path is used as it is."""
 
     name: str = MISSING
-    corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text | labelled
+    corpus: str = MISSING  # the reader in gpt2x.data.corpora: pydocs | wikitext2 | text | labelled | instructions
     path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
     train_path: str | None = None  # training text alone
     val_path: str | None = None  # validation text alone
@@ -76,6 +76,9 @@ class DatasetConfig:
     label_names: dict[str, str] | None = None  # labelled: names of the classes by their value; null: the values
     line_break: str | None = None  # labelled: markup in a text that stands for a newline
     archive_folder: str = ""  # labelled: where the files lie in the download
+    template: str = "alpaca"  # instructions: alpaca, or a YAML file of your own (docs/instructions.md)
+    packing: bool = True  # instructions: several examples a row, apart from each other; false: one
+    skip_empty: bool = False  # instructions: leave out rows with an empty output instead of refusing them
 
 
 @dataclass
@@ -280,7 +283,8 @@ class PredictConfig(CommonConfig):
 
     prompts: list[str] | None = None
     adapter: str | None = None  # which of several adapters: the name of its run or directory
-    prompts_file: str | None = None  # .txt: a prompt a line; .jsonl: the key `prompt`
+    prompts_file: str | None = None  # .txt: a prompt a line; .jsonl: keys `prompt`, or `instruction` and `input`
+    template: str | None = "checkpoint"  # around prompts: the one tuned with, if any; a name or a file; null: none
     output: str | None = None  # JSONL file, "-" for stdout; null: text on the terminal
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 

@@ -163,6 +163,15 @@ def compressed_causal_mask() -> Tensor:
     return Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1))
 
 
+def hidden_keys(starts):
+    """starts (B, T) int32, the column at which each token's text begins -> (B, T, T) bool: true where the key of a
+    column is hidden from the query of a row, since it is behind it or of a text before.
+    """
+    columns = ops.arange(starts.shape[1]).astype(ms.int32)
+    keys, queries = columns.reshape(1, 1, -1), columns.reshape(1, -1, 1)
+    return ops.logical_or(keys > queries, keys < starts.reshape(starts.shape[0], -1, 1))
+
+
 class Attention(nn.Cell):
     """Causal scaled dot-product attention (Vaswani et al., arXiv:1706.03762), weights kept for the gradient."""
 
@@ -170,9 +179,15 @@ class Attention(nn.Cell):
         super().__init__()
         self.kernel = AttentionKernel(head_dim, max_seq_len)
 
-    def construct(self, q, k, v, keep):
-        """q, k, v (B, N, T, H); keep (B, N, T, T) dropout multipliers or None -> (B, N, T, H)."""
-        return self.kernel(q, k, v, keep)[0]
+    def construct(self, q, k, v, keep, hidden=None):
+        """Attend to keys that are not hidden.
+
+        q, k, v: (B, N, T, H).
+        keep: (B, N, T, T) dropout multipliers, or None.
+        hidden: `hidden_keys` (B, T, T), or None: those behind the query.
+        Returns (B, N, T, H).
+        """
+        return self.kernel(q, k, v, keep, hidden)[0]
 
 
 class AttentionKernel(nn.Cell):
@@ -193,16 +208,21 @@ class AttentionKernel(nn.Cell):
         self.row = Tensor(np.ones((1, max_seq_len), np.float32))
         self.product, self.add_row = ops.MatMul(), ops.BiasAdd()
 
-    def construct(self, q, k, v, keep):
+    def construct(self, q, k, v, keep, hidden):
         """-> output (B, N, T, H) and weights (B, N, T, T) in fp32: each query's over its own and earlier keys."""
-        length = q.shape[2]
+        batch_size, num_heads, length = q.shape[:3]
         scores = ops.cast(self.scores(q * self.scale, k), ms.float32)
-        masked = self.add_row(scores.reshape(-1, length * length), self.future[:length, :length].reshape(-1))
+        if hidden is None:
+            masked = self.add_row(scores.reshape(-1, length * length), self.future[:length, :length].reshape(-1))
+        else:
+            penalty = ops.cast(hidden, ms.float32).reshape(batch_size, 1, -1) * -1e9
+            heads = ops.ones((batch_size, num_heads, 1), ms.float32)
+            masked = scores.reshape(batch_size, num_heads, -1) + self.mix(heads, penalty)
         weights = self.softmax(masked.reshape(scores.shape))
         dropped = weights if keep is None else weights * keep
         return self.mix(ops.cast(dropped, v.dtype), v), weights
 
-    def bprop(self, q, k, v, keep, out, dout):
+    def bprop(self, q, k, v, keep, hidden, out, dout):
         """Gradients of q, k and v."""
         weights = out[1]
         dropped = weights if keep is None else weights * keep
@@ -215,7 +235,8 @@ class AttentionKernel(nn.Cell):
         dscores = ops.cast(weights * (dweights - rows), q.dtype)
         dq = self.mix(dscores, k) * self.scale
         dk = self.mix_transposed(dscores, q) * self.scale
-        return dq, dk, dv, None if keep is None else ops.zeros_like(keep)
+        no_keep = None if keep is None else ops.zeros_like(keep)
+        return dq, dk, dv, no_keep, None if hidden is None else ops.zeros_like(hidden)
 
 
 class AttentionAscend(nn.Cell):
@@ -232,14 +253,15 @@ class AttentionAscend(nn.Cell):
         self.written_out = Attention(head_dim, max_seq_len)
         self.mask = compressed_causal_mask() if flash else None
 
-    def construct(self, q, k, v, keep):
-        """q, k, v (B, N, T, H); keep (B, N, T, T) dropout multipliers or None -> (B, N, T, H)."""
+    def construct(self, q, k, v, keep, hidden=None):
+        """As `Attention.construct`."""
         if self.flash and keep is None and q.dtype != ms.float32:
+            mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
             return ops.flash_attention_score(
-                q, k, v, self.num_heads, attn_mask=self.mask, scalar_value=self.scale,
-                input_layout="BNSD", sparse_mode=2,
+                q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale,
+                input_layout="BNSD", sparse_mode=2 if hidden is None else 0,
             )  # fmt: skip
-        return self.written_out(q, k, v, keep)
+        return self.written_out(q, k, v, keep, hidden)
 
 
 class CrossEntropy(nn.Cell):

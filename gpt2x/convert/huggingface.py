@@ -26,6 +26,7 @@ from gpt2x.checkpoint.write import numbered, split
 from gpt2x.config import ModelConfig
 from gpt2x.convert.names import check_weights
 from gpt2x.convert.torch_pickle import open_torch
+from gpt2x.data.template import FILE as TEMPLATE_FILE
 from gpt2x.data.tokenizer import DEFAULT_EOS, declared_eos
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
@@ -287,12 +288,12 @@ def holds_tokenizer(directory: Path) -> bool:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies those of the five files of a tokenizer that are there.
+    """Copies those of the five files of a tokenizer that are there, and the template of prompts.
 
     An end-of-text token that only the model's config.json names is written into tokenizer_config.json, since
     config.json is not copied.
     """
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     token = declared_eos(source, _tokens(source).get)

@@ -16,6 +16,7 @@ from typing import Protocol
 from gpt2x.config import DatasetConfig
 from gpt2x.data.documents import Piece, SeededSplit, document
 from gpt2x.data.files import hash_files, read_documents, text_files
+from gpt2x.data.instructions import Instructions
 from gpt2x.data.labelled import Labelled
 from gpt2x.data.wikitext import Wikitext2
 from gpt2x.errors import UserError
@@ -138,6 +139,7 @@ CORPORA: dict[str, Callable[[DatasetConfig, Path], Corpus]] = {
     "wikitext2": Wikitext2,
     "text": Text,
     "labelled": Labelled,
+    "instructions": Instructions,
 }
 
 

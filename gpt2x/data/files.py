@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gpt2x.data.documents import Piece, document, pieces_of
@@ -72,6 +72,21 @@ def read_lines(path: Path) -> Iterator[str]:
             yield from file
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """(place, object) of each line of a .jsonl."""
+    for number, line in enumerate(read_lines(path), 1):
+        if line.isspace():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{place} is not JSON: {error}. Correct or remove the line.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is not a JSON object. Correct the line.")
+        yield place, row
 
 
 def hash_files(paths: list[Path]) -> str:

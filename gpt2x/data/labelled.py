@@ -10,16 +10,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from gpt2x.config import DatasetConfig
 from gpt2x.data.documents import Piece, document
-from gpt2x.data.download import fetch_archive
-from gpt2x.data.files import MAX_CSV_FIELD_CHARS, list_names, not_utf8, read_lines, require_file
+from gpt2x.data.examples import Examples
+from gpt2x.data.files import MAX_CSV_FIELD_CHARS, list_names, not_utf8, read_objects, require_file
 from gpt2x.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-VAL_NAMES = ("dev", "val", "valid", "validation", "test")  # in place of `train` in a file's name, the first found
 
 
 class Example(NamedTuple):
@@ -30,83 +27,22 @@ class Example(NamedTuple):
     place: str
 
 
-class Labelled:
-    """The corpus reader of labelled texts; as plain text a document is one of them.
+class Labelled(Examples[Example]):
+    """The corpus reader of labelled texts; as plain text a document is one of them."""
 
-    `dataset.path` is a file, divided by the seed, or a folder with a file whose name holds `train` and one with `dev`,
-    `val` or `test` in its place; `train_path` and `val_path` name them instead. All examples are held in memory.
+    suffixes = SUFFIXES
 
-    Raises:
-        UserError: no such files, a row without a text or a label, malformed CSV or JSON; with file and line.
-    """
-
-    separate = True
-
-    def __init__(self, config: DatasetConfig, cache: Path) -> None:
-        self._config = config
-        self.notes: list[str] = []
-        given = {"train": config.train_path, "val": config.val_path}
-        files = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
-        keys = {split: f"dataset.{split}_path" for split in files}
-        if config.path is not None or not files:
-            place, key = self._place(cache)
-            found = find_splits(place, key) if place.is_dir() else {"train": place}
-            files, keys = found | files, dict.fromkeys(found, key) | keys
-        self._examples = {split: read_examples(file, keys[split], config) for split, file in files.items()}
-        if "val" not in files and files.get("train") and config.path is not None:
-            self._divide(config.path)
-
-    def _place(self, cache: Path) -> tuple[Path, str]:
-        """The file or folder, and the key that it comes from."""
-        config = self._config
-        if config.path is not None:
-            return Path(config.path).expanduser(), "dataset.path"
-        if config.url is None or config.sha256 is None:
-            origin = f" (published at {config.url}; with its dataset.sha256=… it is downloaded)" if config.url else ""
-            raise UserError(
-                f"dataset.path is null: give dataset={config.name} a local dataset.path=FILE_OR_FOLDER "
-                f"({', '.join(SUFFIXES)}), or dataset.train_path and dataset.val_path{origin}"
-            )
-        folder, _ = fetch_archive(config.url, config.sha256, cache)
-        return folder / config.archive_folder, "dataset.url"
-
-    def _divide(self, path: str) -> None:
-        """Draw round(val_fraction * examples) for validation, a function of the seed and of their number."""
-        config, examples = self._config, self._examples["train"]
-        if not 0 < config.val_fraction < 1:
-            raise UserError(f"dataset.val_fraction={config.val_fraction} must lie between 0 and 1, such as 0.1.")
-        count = round(config.val_fraction * len(examples))
-        if not 0 < count < len(examples):
-            raise UserError(
-                f"dataset.path={path} has {len(examples)} examples, too few to draw dataset.val_fraction="
-                f"{config.val_fraction} of them; give more, or dataset.train_path and dataset.val_path"
-            )
-        random = np.random.Generator(np.random.Philox(config.split_seed))
-        drawn = set(random.permutation(len(examples))[:count].tolist())
-        self._examples = {
-            "train": [example for i, example in enumerate(examples) if i not in drawn],
-            "val": [example for i, example in enumerate(examples) if i in drawn],
-        }
-        self.notes.append(f"{count} of {len(examples)} examples drawn for validation (seed {config.split_seed})")
-
-    def has(self, split: str) -> bool:
-        """There are examples for `split`."""
-        return split in self._examples
+    def read(self, path: Path, key: str) -> list[Example]:
+        """As `read_examples`."""
+        return read_examples(path, key, self._config)
 
     def content_hash(self, split: str) -> str:
         """sha256 of texts and labels, in order."""
-        return hashlib.sha256(json.dumps([e[:2] for e in self._examples[split]]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([e[:2] for e in self.examples(split)]).encode()).hexdigest()
 
     def pieces(self, split: str) -> Iterator[Piece]:
         """The texts."""
-        return chain.from_iterable(document(example.text) for example in self._examples[split])
-
-    def num_words(self, split: str) -> None:
-        """Not defined."""
-
-    def examples(self, split: str) -> list[Example]:
-        """Texts and labels."""
-        return self._examples[split]
+        return chain.from_iterable(document(example.text) for example in self.examples(split))
 
     def labels(self) -> list[str]:
         """Names of the classes in the order of their ids: the training part's values, sorted, numbers as numbers.
@@ -114,7 +50,7 @@ class Labelled:
         Raises:
             UserError: fewer than two, or two values of one name.
         """
-        values = {example.value for example in self._examples.get("train") or self._examples["val"]}
+        values = {example.value for example in self.examples("train" if self.has("train") else "val")}
         numeric = all(value.removeprefix("-").isdecimal() for value in values)
         ordered = sorted(values, key=int if numeric else str)
         names = [self.name_of(value) for value in ordered]
@@ -128,25 +64,6 @@ class Labelled:
     def name_of(self, value: str) -> str:
         """A class' name by its value in the files."""
         return (self._config.label_names or {}).get(value, value)
-
-
-def find_splits(folder: Path, key: str) -> dict[str, Path]:
-    """The files of a folder: the training file and the one named like it, or a single file for both.
-
-    Raises:
-        UserError: none, or several that may be meant.
-    """
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()}
-    training = [name for name in files if "train" in name]
-    if len(training) == 1:
-        pair = next((other for word in VAL_NAMES if (other := training[0].replace("train", word)) in files), None)
-        return {"train": files[training[0]]} | ({"val": files[pair]} if pair else {})
-    if len(files) == 1:
-        return {"train": next(iter(files.values()))}
-    raise UserError(
-        f"{key}={folder} has no single file of {', '.join(SUFFIXES)} whose name holds `train` (found: "
-        f"{list_names(files)}); give dataset.train_path and dataset.val_path"
-    )
 
 
 def read_examples(path: Path, key: str, config: DatasetConfig) -> list[Example]:
@@ -221,18 +138,3 @@ def read_table(path: Path, config: DatasetConfig) -> Iterator[tuple[str, Mapping
         raise not_utf8(path) from error
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num} is not CSV: {error}. Correct the line.") from error
-
-
-def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """(place, object) of each line of a .jsonl."""
-    for number, line in enumerate(read_lines(path), 1):
-        if line.isspace():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{place} is not JSON: {error}. Correct or remove the line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{place} is not a JSON object with text and label. Correct the line.")
-        yield place, row

@@ -19,6 +19,7 @@ from gpt2x.data.corpora import Corpus, open_corpus
 from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split, find_records, open_records, write_blocks
 from gpt2x.data.packing import Packer
+from gpt2x.data.template import Template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -39,6 +40,13 @@ class PreparedData:
     fingerprint: str
     facts: dict[str, object]
     labels: tuple[str, ...] = ()  # of labelled texts: names of the classes in the order of their ids
+    template: Template | None = None  # of instructions
+
+    def save_tokenizer(self, directory: Path) -> None:
+        """Write the tokenizer, and the template of prompts where there is one."""
+        self.tokenizer.save(directory)
+        if self.template is not None:
+            self.template.save(directory)
 
 
 def prepare(
@@ -247,6 +255,15 @@ def run(config: PrepareConfig) -> None:
         from gpt2x.data.classes import prepare_labelled
 
         data = prepare_labelled(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
+    elif config.dataset.corpus == "instructions":
+        from gpt2x.data.responses import prepare_instructions
+
+        if output is not None:
+            raise UserError(
+                f"output={config.output}: rows of instructions are kept in paths.cache alone, where train.py finds "
+                "them; drop output="
+            )
+        data = prepare_instructions(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
     else:
         data = prepare(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
     if output is not None:

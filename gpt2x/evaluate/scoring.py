@@ -32,17 +32,21 @@ class Scorer(nn.Cell):
         self.batch_size = batch_size
         self.is_exact = ms.get_context("device_target") == "CPU"
 
-    def construct(self, ids):
-        """ids (B, L) int32 -> logits (B * (L - 1), V) on the CPU, nll (B * (L - 1),) fp32 elsewhere."""
+    def construct(self, ids, starts=None):
+        """ids (B, L) int32, starts as in `GPT2.construct` -> logits (B * (L - 1), V) on the CPU, nll (B * (L - 1),)
+        fp32 elsewhere.
+        """
         if self.is_exact:
-            return self.net.logits(self.net(ids[:, :-1], None))
-        return self.losses(ids, None)
+            return self.net.logits(self.net(ids[:, :-1], None, starts))
+        return self.losses(ids, None, starts)
 
-    def score(self, ids: np.ndarray) -> np.ndarray:
-        """ids (R, L) int32 with R <= B -> nll of `ids[:, 1:]` in nats, (R, L - 1) float64."""
-        missing = self.batch_size - len(ids)
-        rows = np.pad(ids, ((0, missing), (0, 0))) if missing else ids
-        found = self(Tensor(rows)).asnumpy()[: len(ids) * (ids.shape[1] - 1)]
+    def score(self, ids: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
+        """ids (R, L) int32 with R <= B, and of rows of several texts the columns (R, L - 1) at which these begin
+        -> nll of `ids[:, 1:]` in nats, (R, L - 1) float64.
+        """
+        missing = ((0, self.batch_size - len(ids)), (0, 0))
+        begins = None if starts is None else Tensor(np.pad(starts, missing))
+        found = self(Tensor(np.pad(ids, missing)), begins).asnumpy()[: len(ids) * (ids.shape[1] - 1)]
         targets = ids[:, 1:]
         if self.is_exact:
             found = negative_log_likelihoods(found, targets.reshape(-1))
@@ -72,8 +76,8 @@ class StageScorer(nn.Cell):
             return self.stage.net.logits(x)
         return self.stage.net.head_loss(x, ids[:, 1:].reshape(-1))
 
-    def score(self, ids: np.ndarray) -> np.ndarray:
-        """As `Scorer.score`; zeros on every stage but the last."""
+    def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
+        """As `Scorer.score`, of rows of one text; zeros on every stage but the last."""
         missing = self.batch_size - len(ids)
         rows = Tensor(np.pad(ids, ((0, missing), (0, 0))) if missing else ids)
         x = self.links.receive_forward()

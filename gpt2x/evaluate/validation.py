@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
+import numpy as np
+
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import batches
+from gpt2x.data.sampling import Batch, batches
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
 from gpt2x.evaluate.turns import Turns
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
+
+Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+"""Of a batch: the tokens that a scorer takes, which of their targets count (R, T) bool, and `starts` or None."""
+
+
+def all_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, None]:
+    """Of blocks: all that attention_mask covers."""
+    return batch["input_ids"], batch["attention_mask"][:, 1:] > 0, None
 
 
 class Validation:
@@ -22,6 +33,7 @@ class Validation:
         max_batches: from the start of the split; None: all of it.
         mesh: the processes, of which each replica takes its turn at a batch; None: one process.
         scorer: of the blocks; None: `net`'s.
+        targets: what counts of a batch.
     """
 
     def __init__(
@@ -32,9 +44,10 @@ class Validation:
         max_batches: int | None = None,
         mesh: Mesh | None = None,
         scorer: Scorer | StageScorer | None = None,
+        targets: Targets = all_targets,
     ):
         self.split, self.batch_size, self.max_batches, self.turns = split, batch_size, max_batches, Turns(mesh)
-        self.scorer = scorer or Scorer(net, batch_size)
+        self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # that the last run counted
 
     def run(self) -> dict[str, float]:
@@ -42,8 +55,8 @@ class Validation:
         total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
         for batch in self.turns.own(islice(blocks, self.max_batches)):
-            counted = batch["attention_mask"][:, 1:] > 0  # (R, T)
-            total += self.scorer.score(batch["input_ids"])[counted].sum()
+            ids, counted, starts = self.targets(batch)
+            total += self.scorer.score(ids, starts)[counted].sum()
             count += int(counted.sum())
         total, count = self.turns.total(total), int(self.turns.total(count))
         self.num_tokens = count

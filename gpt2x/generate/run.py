@@ -19,9 +19,9 @@ from rich.text import Text
 
 from gpt2x.cli import output_dir, save_config
 from gpt2x.config import PredictConfig
-from gpt2x.data.files import read_lines, require_file
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion, Generator
+from gpt2x.generate.prompts import Prompt, choose_template, filled, read_prompts
 from gpt2x.generate.replicas import Replicas
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.parallel.agreement import require_same
@@ -45,7 +45,6 @@ def run(config: PredictConfig) -> None:
             tokenizer before anything is loaded.
     """
     prompts = read_prompts(config)
-    shown = Shown(prompts, streams=console.is_interactive)
     with results(None if launch.worker_rank() else config.output, len(prompts)) as lines:
         set_up_device(config.hardware)
         mesh = Mesh(config.parallel, config.hardware.device_target)
@@ -56,14 +55,19 @@ def run(config: PredictConfig) -> None:
             from gpt2x.generate.classify import classify
 
             require_single(config, pretrained.model)
-            classify(config, pretrained, prompts, lines)
+            classify(config, pretrained, [prompt.text for prompt in prompts], lines)
             return
+        template = choose_template(config, pretrained.source, adapters)
+        texts = filled(prompts, template, config)
+        shown = Shown([""] * len(texts) if template else texts, streams=console.is_interactive)
+        if lines is not None and template is not None:
+            lines.asked = prompts
         generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor)
         seed = config.seed if config.generation.seed is None else config.generation.seed
         reader = shown if lines is None else lines  # of the main process; the others show nothing
         with shown, InputOrder(reader.text, reader.completion) as order:
             completions = generator.complete(
-                prompts, config.generation, seed, on_text=order.text, on_completion=order.end, replicas=Replicas(mesh)
+                texts, config.generation, seed, on_text=order.text, on_completion=order.end, replicas=Replicas(mesh)
             )
     num_tokens = sum(completion.num_tokens for completion in completions)
     decoding, compiling = (mesh.gather(s).max() for s in (generator.decode_seconds, generator.compile_seconds))
@@ -82,62 +86,25 @@ def prepare_launch(config: PredictConfig) -> Path:
     Raises:
         UserError: no prompts, a file that cannot be read, no model, or one that does not fit the layout.
     """
-    read_prompts(config)
+    prompts = read_prompts(config)
     adapters = choose_adapter(config.adapters, config.adapter)
-    _, _, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
+    source, _, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
+    if not model.labels:
+        filled(prompts, choose_template(config, source, adapters), config)
     require_single(config, model)
     run_dir = output_dir()
     save_config(config, run_dir / "config.yaml")
     return run_dir
 
 
-def json_line(completion: Completion) -> str:
-    """A line of the JSONL output."""
-    values = {
-        "prompt": completion.prompt,
-        "completion": completion.completion,
-        "num_tokens": completion.num_tokens,
-        "tokens_per_s": round(completion.tokens_per_s, 3),
-    }
+def json_line(completion: Completion, asked: Prompt | None = None) -> str:
+    """A line of the JSONL output; of a prompt within a template what was asked, in the keys of training data."""
+    if asked is None:
+        values = {"prompt": completion.prompt, "completion": completion.completion}
+    else:
+        values = {"instruction": asked.text, "input": asked.given, "output": completion.completion}
+    values |= {"num_tokens": completion.num_tokens, "tokens_per_s": round(completion.tokens_per_s, 3)}
     return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def read_prompts(config: PredictConfig) -> list[str]:
-    """The prompts of the command line, or of a .txt (a prompt a line, blank lines left out) or .jsonl file.
-
-    Raises:
-        UserError: no prompts, or a file that cannot be read, with the line.
-    """
-    if config.prompts_file is None:
-        if not config.prompts:
-            raise UserError("prompts=[] is empty: give at least one, as 'prompts=[\"Once upon a time\"]'")
-        return config.prompts
-    path = require_file(Path(config.prompts_file).expanduser(), "prompts_file")
-    suffix = path.suffix.lower()
-    if suffix not in (".txt", ".jsonl"):
-        raise UserError(
-            f"prompts_file={path}: files ending in {suffix or 'nothing'!r} cannot be read; "
-            "give a .txt (a prompt a line) or a .jsonl (key `prompt`)"
-        )
-    lines = [(number, line.rstrip("\n")) for number, line in enumerate(read_lines(path), 1) if line.strip()]
-    if not lines:
-        raise UserError(f"prompts_file={path} has only blank lines: give a prompt a line")
-    return [line if suffix == ".txt" else json_prompt(path, number, line) for number, line in lines]
-
-
-def json_prompt(path: Path, number: int, line: str) -> str:
-    """The key `prompt` of a line of JSON.
-
-    Raises:
-        UserError: naming the file and the line.
-    """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON: {error}. Correct or remove the line.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise UserError(f'{path}, line {number} is no JSON object with a text `prompt`, such as {{"prompt": "To be"}}.')
-    return row["prompt"]
 
 
 @dataclass
@@ -147,18 +114,20 @@ class Lines:
     Attributes:
         output: as the user gave it.
         count: lines written.
+        asked: the prompts, where a template is around them.
     """
 
     output: str
     stream: IO[str]
     count: int = 0
+    asked: list[Prompt] | None = None
 
     def text(self, index: int, text: str) -> None:
         """Nothing: a line is a whole completion."""
 
     def completion(self, index: int, completion: Completion) -> None:
         """Write a line."""
-        self.write(json_line(completion))
+        self.write(json_line(completion, None if self.asked is None else self.asked[index]))
 
     def write(self, line: str) -> None:
         """Write a line that is given with its end.
@@ -246,7 +215,7 @@ class Shown:
     """Completions as text for a reader: number, prompt, completion, and how it went.
 
     Attributes:
-        prompts: of all completions.
+        prompts: of all completions; empty where the response alone is shown.
         streams: whether text is shown as it comes, or with the end of its completion.
     """
 

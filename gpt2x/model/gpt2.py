@@ -112,10 +112,11 @@ class SelfAttention(nn.Cell):
         rows = (rows + ops.arange(self.num_heads).astype(ms.int32).reshape(1, -1, 1, 1)).reshape(-1, 1)
         return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
 
-    def construct(self, x, randomness):
-        """x (B, T, D) -> (B, T, D)."""
+    def construct(self, x, randomness, hidden=None):
+        """x (B, T, D), hidden as in `Attention.construct` -> (B, T, D)."""
         q, k, v = self.queries_keys_values(x, randomness)
-        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, x.shape[0], x.shape[1])), randomness)
+        keep = self.keep_mask(randomness, x.shape[0], x.shape[1])
+        return self.merge(self.attention(q, k, v, keep, hidden), randomness)
 
 
 class FeedForward(nn.Cell):
@@ -157,9 +158,9 @@ class Block(nn.Cell):
         """The second half of the block: x (B, T, D) -> (B, T, D)."""
         return self.add(x, self.mlp(self.ln_2(x), randomness), self.mlp_dropout, randomness)
 
-    def construct(self, x, randomness):
-        """x (B, T, D) -> (B, T, D)."""
-        x = self.add(x, self.attn(self.ln_1(x), randomness), self.attn_dropout, randomness)
+    def construct(self, x, randomness, hidden=None):
+        """x (B, T, D), hidden as in `Attention.construct` -> (B, T, D)."""
+        x = self.add(x, self.attn(self.ln_1(x), randomness, hidden), self.attn_dropout, randomness)
         return self.feed_forward(x, randomness)
 
 
@@ -194,9 +195,10 @@ class GPT2(nn.Cell):
         """ids (B, T) int32, positions (T,) or (B, T) int32 -> (B, T, D) in the compute dtype."""
         return ops.cast(self.wte(ids) + self.wpe(positions), self.dtype)
 
-    def begin(self, ids, randomness):
-        """What enters the first block: ids (B, T) int32 -> (B, T, D)."""
-        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
+    def begin(self, ids, randomness, starts=None):
+        """What enters the first block: ids (B, T) int32, starts as in `construct` -> (B, T, D)."""
+        positions = ops.arange(ids.shape[1]).astype(ms.int32)
+        x = self.embed(ids, positions if starts is None else positions.reshape(1, -1) - starts)
         if self.dropout is not None and randomness is not None:
             x = self.dropout(x, randomness[0], randomness[1])
         return x
@@ -205,17 +207,20 @@ class GPT2(nn.Cell):
         """The last layer norm: x (B, T, D) -> (B, T, D)."""
         return self.ln_f(x)
 
-    def construct(self, ids, randomness):
+    def construct(self, ids, randomness, starts=None):
         """Hidden states after the last layer norm.
 
         ids: (B, T) int32.
         randomness: None (no dropout), or (key, rows): the int32 scalar of (seed, step) and the (B * T, 1) int32
             logical positions of the tokens within the global batch.
+        starts: None, or of rows that hold several texts the column at which each token's text begins, (B, T) int32:
+            positions are counted from there, and nothing before it is attended.
         Returns (B, T, D).
         """
-        x = self.begin(ids, randomness)
+        x = self.begin(ids, randomness, starts)
+        hidden = None if starts is None else kernels.hidden_keys(starts)
         for block in self.h:
-            x = block(x, randomness)
+            x = block(x, randomness, hidden)
         return self.end(x)
 
     def head(self):

@@ -81,10 +81,11 @@ class HeadShare(SelfAttention):
         rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)
         return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
 
-    def construct(self, x, randomness):
-        """x (B, T or t, D) -> the same shape."""
+    def construct(self, x, randomness, hidden=None):
+        """x (B, T or t, D), hidden as in `Attention.construct` -> the shape of x."""
         q, k, v = self.queries_keys_values(x, randomness)
-        return self.merge(self.attention(q, k, v, self.keep_mask(randomness, q.shape[0], q.shape[2])), randomness)
+        keep = self.keep_mask(randomness, q.shape[0], q.shape[2])
+        return self.merge(self.attention(q, k, v, keep, hidden), randomness)
 
 
 class FeedForwardShare(FeedForward):
@@ -210,9 +211,10 @@ class TensorParallelGPT2(GPT2):
         own = tokens[:, self.tensor_index * size : (self.tensor_index + 1) * size]
         return randomness[0], own.reshape(-1, 1), randomness[1]
 
-    def begin(self, ids, randomness):
-        """What enters the first block: ids (B, T) int32 -> (B, T or t, D)."""
-        x = self.embed(ids, ops.arange(ids.shape[1]).astype(ms.int32))
+    def begin(self, ids, randomness, starts=None):
+        """What enters the first block, as `GPT2.begin`: ids (B, T) int32 -> (B, T or t, D)."""
+        positions = ops.arange(ids.shape[1]).astype(ms.int32)
+        x = self.embed(ids, positions if starts is None else positions.reshape(1, -1) - starts)
         if self.dropout is not None and randomness is not None:
             x = self.dropout(x, randomness[0], randomness[1])
         return x if self.split is None else self.split(x)
@@ -222,12 +224,13 @@ class TensorParallelGPT2(GPT2):
         x = self.ln_f(x)
         return x if self.join is None else self.join(x)
 
-    def construct(self, ids, randomness):
+    def construct(self, ids, randomness, starts=None):
         """Hidden states after the last layer norm, as `GPT2.construct`: ids (B, T) int32 -> (B, T, D)."""
-        x = self.begin(ids, randomness)
+        x = self.begin(ids, randomness, starts)
+        hidden = None if starts is None else kernels.hidden_keys(starts)
         randomness = self.spread(randomness, ids.shape[0])
         for block in self.h:
-            x = block(x, randomness)
+            x = block(x, randomness, hidden)
         return self.end(x)
 
     def logits(self, hidden, head=None):

@@ -14,9 +14,9 @@ class TokenLosses(nn.Cell):
         super().__init__(auto_prefix=False)
         self.net = net
 
-    def construct(self, ids, randomness):
-        """ids (B, T + 1) int32; randomness as in `GPT2.construct` -> (B * T,) fp32."""
-        hidden = self.net(ids[:, :-1], randomness)  # (B, T, D)
+    def construct(self, ids, randomness, starts=None):
+        """ids (B, T + 1) int32; randomness and starts as in `GPT2.construct` -> (B * T,) fp32."""
+        hidden = self.net(ids[:, :-1], randomness, starts)  # (B, T, D)
         return self.net.head_loss(hidden, ids[:, 1:].reshape(-1))
 
 

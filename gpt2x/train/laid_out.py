@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpt2x.config import ModelConfig, ParallelConfig
 from gpt2x.evaluate.scoring import StageScorer
-from gpt2x.evaluate.validation import Validation
+from gpt2x.evaluate.validation import Targets, Validation, all_targets
 from gpt2x.layout import micro_batch_size, num_micro_batches
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.adamw import AdamW
@@ -27,8 +27,8 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
     publication = Publication(held, mesh.shard) if mesh.shard else None
     if parallel.pipeline == 1:
         return TrainStep(
-            start.task.loss(net), parameters, optimizer, num_micro_batches(parallel, trainer), trainer.grad_clip,
-            has_dropout, reduction, publication,
+            start.task.loss(config, net), parameters, optimizer, num_micro_batches(parallel, trainer),
+            trainer.grad_clip, has_dropout, reduction, publication,
         )  # fmt: skip
     assert reduction is not None
     links = Links(mesh, model, config.hardware, micro_batch_size(parallel, trainer), trainer.seq_len)
@@ -38,7 +38,7 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
     )  # fmt: skip
 
 
-def build_validation(start: Start, net: GPT2, mesh: Mesh) -> Validation:
+def build_validation(start: Start, net: GPT2, mesh: Mesh, targets: Targets = all_targets) -> Validation:
     """A language model's validation loss by all processes."""
     config, split = start.config, start.data.val
     assert split is not None
@@ -47,7 +47,8 @@ def build_validation(start: Start, net: GPT2, mesh: Mesh) -> Validation:
     if config.parallel.pipeline > 1:
         links = Links(mesh, start.model, config.hardware, batch_size, config.trainer.seq_len)
         scorer = StageScorer(Stage(net, mesh.place), links, batch_size)
-    return Validation(net, split, batch_size, max_batches=config.trainer.max_eval_batches, mesh=mesh, scorer=scorer)
+    max_batches = config.trainer.max_eval_batches
+    return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)
 
 
 def samples_are_drawn(model: ModelConfig, parallel: ParallelConfig) -> bool:

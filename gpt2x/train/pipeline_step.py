@@ -25,7 +25,7 @@ class StageForward(nn.Cell):
     def construct(self, x, ids, key, first_row):
         """x: what enters the stage; ids (b, T + 1) int32, of which the first stage sees the first T."""
         x = ids[:, :-1] if x is None else x
-        return self.stage(x, self.draw.randomness(key, first_row, ids))
+        return self.stage(x, self.draw.randomness(key, first_row, ids.shape[0], ids.shape[1] - 1))
 
 
 class StageBackward(nn.Cell):
@@ -38,7 +38,7 @@ class StageBackward(nn.Cell):
 
     def product(self, x, dy, ids, key, first_row):
         """The scalar whose gradients are those of the loss; fp32, so that fp16 cannot overflow."""
-        y = self.stage(x, self.draw.randomness(key, first_row, ids))
+        y = self.stage(x, self.draw.randomness(key, first_row, ids.shape[0], ids.shape[1] - 1))
         return ops.reduce_sum(ops.cast(y, ms.float32) * ops.cast(dy, ms.float32))
 
     def construct(self, x, dy, ids, key, first_row):
@@ -61,7 +61,7 @@ class LastStage(nn.Cell):
 
     def scaled_loss(self, x, ids, weights, key, first_row, loss_scale):
         """x (b, T, D), ids (b, T + 1), weights (b, T) -> scalar."""
-        hidden = self.stage(x, self.draw.randomness(key, first_row, ids))
+        hidden = self.stage(x, self.draw.randomness(key, first_row, ids.shape[0], ids.shape[1] - 1))
         losses = self.stage.net.head_loss(hidden, ids[:, 1:].reshape(-1))
         return ops.reduce_sum(losses * weights.reshape(-1)) * loss_scale
 

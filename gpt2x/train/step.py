@@ -56,17 +56,16 @@ class Gradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.parameters, self.has_dropout = loss, parameters, has_dropout
 
-    def randomness(self, key, first_row, ids):
-        """The dropout key and the logical positions (B * T, 1) of the tokens of `ids` (B, T + 1)."""
+    def randomness(self, key, first_row, batch_size, length):
+        """The dropout key and the logical positions (B * T, 1) of B rows of T tokens."""
         if not self.has_dropout:
             return None
-        batch_size, length = ids.shape[0], ids.shape[1] - 1
         rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
         return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
 
     def scaled_loss(self, ids, weights, key, first_row, loss_scale):
         """The loss of one micro batch, times the loss scale."""
-        return self.loss(ids, weights, self.randomness(key, first_row, ids)) * loss_scale
+        return self.loss(ids, weights, self.randomness(key, first_row, *weights.shape)) * loss_scale
 
     def construct(self, ids, weights, key, first_row, loss_scale):
         """-> scaled loss, scaled gradients."""
@@ -253,7 +252,7 @@ class TrainStep:
         """One update.
 
         Args:
-            ids: (A, B, T + 1) int32, this process' rows of the global batch.
+            ids: (A, B, T + 1) int32, this process' rows of the global batch; or what the loss takes in their place.
             weights: (A, B, T) fp32, a counted token's share of all the global batch's tokens.
             key: int32 scalar of (seed, step), for dropout.
             loss_scale: fp32 scalar, 1 unless the precision is fp16.

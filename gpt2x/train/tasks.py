@@ -13,6 +13,7 @@ from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.classes import compact, prepare_labelled
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData, prepare
+from gpt2x.data.responses import Inputs, inputs_of, prepare_instructions
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.unigram import unigram_perplexity
@@ -64,11 +65,13 @@ class Task(Protocol):
     def fit_model(self, model: ModelConfig, data: PreparedData, loaded: ModelConfig | None) -> ModelConfig:
         """The model that the data ask for; raises UserError where the loaded one cannot become it."""
 
-    def loss(self, net: Any) -> nn.Cell:
+    def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
         """A Cell of (ids (B, T + 1) int32, weights (B, T) fp32, randomness) -> scalar fp32."""
 
     def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Of a batch: the loss' ids (B, T + 1), and a 1 for each unit that counts, (B, T)."""
+        """Of a batch: the loss' ids (B, T + 1), or what it takes in their place, and a 1 for each unit that counts,
+        (B, T).
+        """
 
     def global_units(self, config: TrainConfig) -> int:
         """Units of a full global batch, by which the loss is divided."""
@@ -105,7 +108,7 @@ class LanguageModeling:
             )
         return replace(model, labels=None)
 
-    def loss(self, net: Any) -> nn.Cell:
+    def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
         """The weighted sum of the tokens' losses."""
         from gpt2x.tasks.language_modeling import WeightedLoss
 
@@ -147,6 +150,53 @@ class LanguageModeling:
         return f"best validation perplexity {math.exp(best) if metric == 'val/loss' else best:.2f}"
 
 
+class Instruction(LanguageModeling):
+    """Responses to instructions; the rows are those of `gpt2x.data.responses`."""
+
+    def prepare(self, config: TrainConfig, own: Tokenizer | None) -> PreparedData:
+        """Rows of seq_len + 1 tokens."""
+        cache = Path(config.paths.cache).expanduser()
+        return prepare_instructions(
+            config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, own_tokenizer=own
+        )
+
+    def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
+        """The weighted sum of the tokens' losses."""
+        if not config.dataset.packing:
+            return super().loss(config, net)
+        from gpt2x.tasks.instruction import PackedLoss
+
+        return PackedLoss(net)
+
+    def rows(self, config: TrainConfig, batch: Batch) -> Inputs:
+        """A batch at the length that serves its longest row; stages exchange rows of seq_len alone."""
+        has_one_length = config.dataset.packing or config.parallel.pipeline > 1
+        return inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
+
+    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The rows, packed ones followed by the columns at which their examples begin, and the responses."""
+        ids, counted, starts = self.rows(config, batch)
+        return (np.concatenate([ids, starts], axis=1) if config.dataset.packing else ids), counted
+
+    def validation(self, start: Start, net: Any, mesh: Mesh) -> Validates:
+        """Loss and perplexity of responses."""
+        from gpt2x.train.laid_out import build_validation
+
+        def targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+            ids, counted, starts = self.rows(start.config, batch)
+            return ids, counted > 0, starts if start.config.dataset.packing else None
+
+        return build_validation(start, net, mesh, targets)
+
+    def describe(self, split: Split) -> str:
+        """Examples, tokens, rows."""
+        rows = f"in {split.num_blocks:,} rows of {split.block_len} at most"
+        return f"{split.num_documents:,} examples, {split.num_tokens:,} tokens {rows}"
+
+    def baseline(self, start: Start) -> Baseline | None:
+        """Not known."""
+
+
 class Classification:
     """Classes of texts."""
 
@@ -163,7 +213,7 @@ class Classification:
         """`model` with the data's labels."""
         return replace(model, labels=list(data.labels))
 
-    def loss(self, net: Any) -> nn.Cell:
+    def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
         """The weighted sum of the texts' losses."""
         from gpt2x.tasks.classification import WeightedClassLoss
 
@@ -222,4 +272,8 @@ def label_counts(split: Split, num_labels: int) -> np.ndarray:
     return counts
 
 
-TASKS: dict[str, Task] = {"language_modeling": LanguageModeling(), "classification": Classification()}
+TASKS: dict[str, Task] = {
+    "language_modeling": LanguageModeling(),
+    "classification": Classification(),
+    "instruction": Instruction(),
+}

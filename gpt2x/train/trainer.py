@@ -175,7 +175,7 @@ class Trainer:
             model=self.model,
             run_config=asdict(self.config),
             loop_state=asdict(self.state),
-            tokenizer_dir_writer=self.data.tokenizer.save,
+            tokenizer_dir_writer=self.data.save_tokenizer,
             rank=self.mesh.rank,
             world_size=self.mesh.size,
             agree=self.mesh.agree,
@@ -274,7 +274,7 @@ class Trainer:
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.steps_per_epoch
         metrics[f"train/{self.task.unit}s"] = float(state.units_seen)
-        return metrics, self.config.trainer.global_batch_size * (inputs[0].shape[-1] - 1)
+        return metrics, self.config.trainer.global_batch_size * inputs[1].shape[-1]
 
     def skip(self, norm: float, scale: float) -> None:
         """Say that an update was left out; end the run when too many in a row were."""

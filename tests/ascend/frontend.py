@@ -139,13 +139,17 @@ def hardware(**changes) -> HardwareConfig:
     return HardwareConfig(**(values | changes))
 
 
-def train(model: ModelConfig, precision: str, *, recompute="none", micro_batches=2, num_targets=LENGTH, break_net=None):
+def train(
+    model: ModelConfig, precision: str, *, recompute="none", micro_batches=2, num_targets=LENGTH, break_net=None,
+    packed=False,
+):  # fmt: skip
     """The whole update: forward, backward, accumulation, clipping, guard, AdamW."""
     import mindspore as ms
     from mindspore import Tensor
 
     from gpt2x.model.gpt2 import GPT2
     from gpt2x.optim.adamw import AdamW
+    from gpt2x.tasks.instruction import PackedLoss
     from gpt2x.tasks.language_modeling import WeightedLoss
     from gpt2x.train.step import TrainStep
 
@@ -153,10 +157,9 @@ def train(model: ModelConfig, precision: str, *, recompute="none", micro_batches
     if break_net:
         break_net(net)
     optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params())
-    step = TrainStep(
-        WeightedLoss(net), net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0
-    )
-    ids = np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32)
+    loss = PackedLoss(net) if packed else WeightedLoss(net)
+    step = TrainStep(loss, net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
+    ids = np.zeros((micro_batches, BATCH, (2 if packed else 1) * LENGTH + 1), np.int32)
     weights = np.zeros((micro_batches, BATCH, num_targets), np.float32)
     inputs = (ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
     return sum((compile_graph(cell, *example) for cell, example in step.graphs(*inputs)), Counter())
@@ -210,6 +213,8 @@ CASES: dict[str, Callable[[], Counter[str]]] = {
     "train_bf16_dropout_recompute": lambda: train(DROPOUT, "bf16", recompute="block", micro_batches=1),
     "train_bf16_accumulation_recompute": lambda: train(SMALL, "bf16", recompute="block"),
     "train_fp32": lambda: train(replace(SMALL, activation="fast_gelu"), "fp32", micro_batches=1),
+    "train_bf16_packed_recompute": lambda: train(SMALL, "bf16", recompute="block", packed=True),
+    "train_fp16_dropout_packed": lambda: train(DROPOUT, "fp16", micro_batches=1, packed=True),
     "train_13b": train_13b,
     "evaluate_fp16": lambda: evaluate(SMALL, "fp16"),
     "decode_prompt_bf16": lambda: decode(SMALL, "bf16", 8),

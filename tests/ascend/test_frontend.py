@@ -45,6 +45,19 @@ def test_recompute_while_micro_batches_accumulate(tmp_path):
     assert operators("train_bf16_accumulation_recompute", tmp_path)["FlashAttentionScore"] == 2 * LAYERS
 
 
+def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(tmp_path):
+    found = operators("train_bf16_packed_recompute", tmp_path)
+    assert found["FlashAttentionScore"] == 2 * LAYERS
+    assert found["FlashAttentionScoreGrad"] == LAYERS
+    assert found["LogicalOr"] >= 1
+
+
+def test_packed_rows_with_dropout_are_written_out(tmp_path):
+    found = operators("train_fp16_dropout_packed", tmp_path)
+    assert found["Softmax"] == LAYERS
+    assert "FlashAttentionScore" not in found
+
+
 @pytest.mark.slow
 def test_update_of_the_13b_model(tmp_path):
     found = operators("train_13b", tmp_path)

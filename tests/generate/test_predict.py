@@ -13,7 +13,8 @@ from gpt2x import cli
 from gpt2x.errors import UserError
 from gpt2x.generate import Completion
 from gpt2x.generate import run as module
-from gpt2x.generate.run import json_line, printable, read_prompts, results, run
+from gpt2x.generate.prompts import Prompt, read_prompts
+from gpt2x.generate.run import json_line, printable, results, run
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.runtime.console import Console
 
@@ -147,10 +148,10 @@ def test_stdout_holds_json_lines_and_nothing_else(saved, tmp_path):
 def test_prompts_files(tmp_path):
     text = tmp_path / "p.txt"
     text.write_text("\ufeffone\r\n\n two\n", encoding="utf-8")
-    assert read_prompts(predict_config("load=x", f"prompts_file={text}")) == ["one", " two"]
+    assert read_prompts(predict_config("load=x", f"prompts_file={text}")) == [Prompt("one"), Prompt(" two")]
     rows = tmp_path / "p.jsonl"
     rows.write_text('{"prompt": "a\\nb", "id": 1}\n\n{"prompt": ""}\n', encoding="utf-8")
-    assert read_prompts(predict_config("load=x", f"prompts_file={rows}")) == ["a\nb", ""]
+    assert read_prompts(predict_config("load=x", f"prompts_file={rows}")) == [Prompt("a\nb"), Prompt("")]
 
 
 @pytest.mark.parametrize(
