@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
@@ -249,10 +250,10 @@ def report(
     }
 
 
-def write_json(target: Path, content: object) -> None:
-    """Replace `target` in one go."""
+def write_json(target: Path, content: object, default: Callable[[Any], object] | None = None) -> None:
+    """Replace `target` in one go; `default` stands in for what JSON has no form for."""
     part = target.with_name(f".{target.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n", encoding="utf-8")
     os.replace(part, target)
 
 
