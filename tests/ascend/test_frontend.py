@@ -56,7 +56,7 @@ def test_update_of_the_13b_model(tmp_path):
 def test_evaluation(case, argmax, tmp_path):
     found = operators(case, tmp_path)
     assert found["FlashAttentionScore"] == LAYERS
-    assert found["Argmax"] == argmax
+    assert found.get("Argmax", 0) == argmax
     assert "FlashAttentionScoreGrad" not in found
 
 
