@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -27,6 +27,7 @@ from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch, scheduler
 from gpt2x.runtime.interrupt import Terminated
 
+Node = TypeVar("Node")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SCHEMAS: dict[str, type] = {
     "train": schema.TrainConfig,
@@ -236,8 +237,8 @@ def explain(error: BaseException, root: type) -> str:
     group = re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)/([^'/]+)'", message)
     if group:
         folder, option = group.groups()
-        options = sorted(re.findall(r"^\t(\S+)$", message, re.MULTILINE))  # those of --config-dir as well
-        return f"{folder}={option} is not an option; {suggestion(option, options)}options: {', '.join(options)}"
+        known = sorted(re.findall(r"^\t(\S+)$", message, re.MULTILINE))  # those of --config-dir as well
+        return unknown_option(folder, option, known)
     full_key = re.search(r"full_key: (\S+)", message)
     unknown = (
         re.search(r"Could not override '([^']+)'", message)
@@ -279,12 +280,31 @@ def similar_keys(key: str, root: type) -> str:
 
 def known_models() -> dict[str, schema.ModelConfig]:
     """The options of `conf/model` by name."""
-    models = {}
-    for path in sorted((CONF / "model").glob("*.yaml")):
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.ModelConfig), OmegaConf.load(path)))
-        assert isinstance(model, schema.ModelConfig)
-        models[path.stem] = model
-    return models
+    return {name: read_option("model", name, schema.ModelConfig) for name in options("model")}
+
+
+def options(group: str) -> list[str]:
+    """The names of the options in `conf/<group>`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def unknown_option(group: str, name: str, known: list[str]) -> str:
+    """What is wrong with an option that a group does not have: a did-you-mean, and those it has."""
+    return f"{group}={name} is not an option; {suggestion(name, known)}options: {', '.join(known)}"
+
+
+def read_option(group: str, name: str, node: type[Node]) -> Node:
+    """The option `name` of `conf/<group>` as its dataclass `node`, for an entry point that Hydra does not compose.
+
+    Raises:
+        UserError: there is no such option.
+    """
+    if name not in (known := options(group)):
+        raise UserError(unknown_option(group, name, known))
+    values = OmegaConf.load(CONF / group / f"{name}.yaml")
+    option = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), values))
+    assert isinstance(option, node)
+    return option
 
 
 def all_keys(root: type, prefix: str = "") -> list[str]:

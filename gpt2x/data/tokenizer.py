@@ -75,9 +75,9 @@ class Tokenizer:
         """The ids of each text; texts are spread over the processor's cores."""
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens included; bytes that form no character become U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of `ids`, special tokens included unless skipped; bytes that form no character become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def save(self, directory: Path) -> None:
         """Write the files that `transformers.AutoTokenizer` and `load` read, into `directory` (made when missing)."""

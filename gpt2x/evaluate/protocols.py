@@ -16,7 +16,7 @@ import numpy as np
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import batches
 from gpt2x.evaluate.bootstrap import WindowScores
-from gpt2x.evaluate.scoring import Scorer, perplexity
+from gpt2x.evaluate.scoring import Scorer, padded, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
 from gpt2x.evaluate.turns import ALONE, Turns
 
@@ -161,9 +161,7 @@ def _score(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each batch of this replica: its windows' summed nll, how many tokens that counts, `num_new`; (R,)."""
     for batch in turns.own(_batches(found, scorer.batch_size)):
-        ids = np.zeros((len(batch), length), np.int32)  # (R, L); a causal model never sees the padding behind
-        for row, window in zip(ids, batch, strict=True):
-            row[: len(window.ids)] = window.ids
+        ids = padded([window.ids for window in batch], length)  # (R, L)
         end = np.array([len(window.ids) for window in batch])
         num_new = np.array([window.num_new for window in batch])
         position = np.arange(1, length)  # of the token that a column scores; token 0 has no prediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,8 +259,8 @@ def circumstances(
     }
 
 
-def write_json(target: Path, content: object) -> None:
-    """Replace `target` in one go."""
+def write_json(target: Path, content: object, default: Callable[[Any], object] | None = None) -> None:
+    """Replace `target` in one go; `default` stands in for what JSON has no form for."""
     part = target.with_name(f".{target.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n", encoding="utf-8")
     os.replace(part, target)

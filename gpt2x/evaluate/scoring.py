@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.pipeline import Links, Stage
@@ -44,13 +46,34 @@ class Scorer(nn.Cell):
         """ids (R, L) int32 with R <= B, and of rows of several texts the columns (R, L - 1) at which these begin
         -> nll of `ids[:, 1:]` in nats, (R, L - 1) float64.
         """
-        missing = ((0, self.batch_size - len(ids)), (0, 0))
-        begins = None if starts is None else Tensor(np.pad(starts, missing))
-        found = self(Tensor(np.pad(ids, missing)), begins).asnumpy()[: len(ids) * (ids.shape[1] - 1)]
         targets = ids[:, 1:]
+        begins = None if starts is None else with_rows(starts, self.batch_size)
+        found = self(with_rows(ids, self.batch_size), begins).asnumpy()[: targets.size]
         if self.is_exact:
             found = negative_log_likelihoods(found, targets.reshape(-1))
         return found.reshape(targets.shape).astype(np.float64)
+
+
+class GreedyScorer(Scorer):
+    """A `Scorer` that tells as well which tokens greedy decoding would have chosen."""
+
+    def construct(self, ids):
+        """As `Scorer.construct`; with nll comes the likeliest token of each place, (B * (L - 1),) int32."""
+        logits = self.net.logits(self.net(ids[:, :-1], None))
+        if self.is_exact:
+            return logits
+        return self.net.cross_entropy(logits, ids[:, 1:].reshape(-1)), ops.Argmax(axis=-1)(logits)
+
+    def score_greedy(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`score`, and whether each of `ids[:, 1:]` is the likeliest token there, (R, L - 1) bool."""
+        targets = ids[:, 1:]
+        found = self(with_rows(ids, self.batch_size))
+        if self.is_exact:
+            logits = found.asnumpy()[: targets.size]
+            nll, likeliest = negative_log_likelihoods(logits, targets.reshape(-1)), logits.argmax(axis=-1)
+        else:
+            nll, likeliest = (values.asnumpy()[: targets.size] for values in found)
+        return nll.reshape(targets.shape).astype(np.float64), likeliest.reshape(targets.shape) == targets
 
 
 class StageScorer(nn.Cell):
@@ -78,8 +101,7 @@ class StageScorer(nn.Cell):
 
     def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
         """As `Scorer.score`, of rows of one text; zeros on every stage but the last."""
-        missing = self.batch_size - len(ids)
-        rows = Tensor(np.pad(ids, ((0, missing), (0, 0))) if missing else ids)
+        rows = with_rows(ids, self.batch_size)
         x = self.links.receive_forward()
         found = self(rows if x is None else x, rows)
         targets = ids[:, 1:]
@@ -90,6 +112,19 @@ class StageScorer(nn.Cell):
         if self.is_exact:
             values = negative_log_likelihoods(values, targets.reshape(-1))
         return values.reshape(targets.shape).astype(np.float64)
+
+
+def with_rows(ids: np.ndarray, batch_size: int) -> Tensor:
+    """ids (R, L) with R <= B -> (B, L), rows of zeros below."""
+    return Tensor(np.pad(ids, ((0, batch_size - len(ids)), (0, 0))))
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
+    """R rows of at most L ids -> (R, L) int32, zeros behind each: a causal model never sees them."""
+    ids = np.zeros((len(rows), length), np.int32)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return ids
 
 
 def negative_log_likelihoods(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -174,9 +174,18 @@ class Generator:
         self._decode(self.encode(prompts), config, seed, on_token, on_round, replicas)
         return [completions[index] for index in range(len(prompts))]
 
-    def generate_ids(self, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int) -> list[list[int]]:
-        """`complete` on tokens: the new ids of each prompt, the EOS that ended it included."""
-        return [row.new for row in self._decode(prompts, config, seed, lambda row: None)]
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        seed: int,
+        on_token: Callable[[Row], None] = lambda row: None,
+    ) -> list[list[int]]:
+        """`complete` on tokens: the new ids of each prompt, the EOS that ended it included.
+
+        `on_token` sees a row after each of its tokens, and ends it by giving it a `finish_reason`.
+        """
+        return [row.new for row in self._decode(prompts, config, seed, on_token)]
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids of each prompt.

@@ -176,6 +176,18 @@ def evaluate(model: ModelConfig, precision: str):
     return compile_graph(losses, Tensor(np.zeros((BATCH, LENGTH + 1), np.int32)), None)
 
 
+def score_greedily(model: ModelConfig, precision: str):
+    """The loss of each token, and the likeliest one."""
+    from mindspore import Tensor
+
+    from gpt2x.evaluate.scoring import GreedyScorer
+    from gpt2x.model.gpt2 import GPT2
+
+    scorer = GreedyScorer(GPT2(model, hardware(precision=precision)), BATCH)
+    scorer.is_exact = False
+    return compile_graph(scorer, Tensor(np.zeros((BATCH, LENGTH + 1), np.int32)))
+
+
 def decode(model: ModelConfig, precision: str, num_tokens: int):
     """A step of the decoder: of a prompt, or of one token a row."""
     from mindspore import Tensor
@@ -217,6 +229,7 @@ CASES: dict[str, Callable[[], Counter[str]]] = {
     "train_fp16_dropout_packed": lambda: train(DROPOUT, "fp16", micro_batches=1, packed=True),
     "train_13b": train_13b,
     "evaluate_fp16": lambda: evaluate(SMALL, "fp16"),
+    "score_greedily_fp16": lambda: score_greedily(SMALL, "fp16"),
     "decode_prompt_bf16": lambda: decode(SMALL, "bf16", 8),
     "decode_token_fp16": lambda: decode(SMALL, "fp16", 1),
     "wrong_head_count": lambda: train(SMALL, "fp16", micro_batches=1, break_net=claim_another_head),

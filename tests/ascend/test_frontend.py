@@ -65,9 +65,11 @@ def test_update_of_the_13b_model(tmp_path):
     assert found["FlashAttentionScore"] == 2 * 40, "recomputed"
 
 
-def test_evaluation(tmp_path):
-    found = operators("evaluate_fp16", tmp_path)
+@pytest.mark.parametrize(("case", "argmax"), [("evaluate_fp16", 0), ("score_greedily_fp16", 1)])
+def test_evaluation(case, argmax, tmp_path):
+    found = operators(case, tmp_path)
     assert found["FlashAttentionScore"] == LAYERS
+    assert found.get("Argmax", 0) == argmax
     assert "FlashAttentionScoreGrad" not in found
 
 

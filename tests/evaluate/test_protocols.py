@@ -5,7 +5,7 @@ import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.evaluate.protocols import reference, strided, word
-from gpt2x.evaluate.scoring import Scorer, perplexity
+from gpt2x.evaluate.scoring import GreedyScorer, Scorer, perplexity
 from gpt2x.evaluate.text import TokenStream
 
 
@@ -173,3 +173,20 @@ def test_word_equals_transformers(torch, model, shakespeare, scorer, stream, ids
     result = word(scorer, Short(), 64, 32, shakespeare.tokenizer.eos_id)
     assert result.total_nll == pytest.approx(total, abs=1e-3)
     assert result.loss == pytest.approx(total / 30, abs=1e-4)
+
+
+@pytest.mark.parametrize("is_exact", [True, False], ids=["cpu", "other device"])
+def test_greedy_choices(shakespeare, scorer, ids, is_exact):
+    """The likeliest tokens, and the losses of a plain scorer; also by the graph that other devices run."""
+    greedy = GreedyScorer(shakespeare.net, 8)
+    greedy.is_exact = is_exact
+    rows = ids[: 3 * 33].reshape(3, 33).astype(np.int32)
+    nll, is_likeliest = greedy.score_greedy(rows)
+    np.testing.assert_allclose(nll, scorer.score(rows), rtol=0, atol=1e-5)
+    alternatives = [scorer.score(np.tile(rows[:1, :9], (8, 1)))[0, -1]]
+    for start in range(0, shakespeare.model.vocab_size, 8):  # every token in the last place
+        tried = np.tile(rows[:1, :9], (8, 1))
+        tried[:, -1] = range(start, start + 8)
+        alternatives += scorer.score(tried)[:, -1].tolist()
+    assert is_likeliest[0, 7] == (alternatives[0] == min(alternatives))
+    assert 0 < is_likeliest.sum() < is_likeliest.size
