@@ -159,12 +159,16 @@ def labels(jobs: Sequence[Job]) -> list[tuple[str, str]]:
 
 
 def shortened(values: list[str]) -> list[str]:
-    """Paths without the folder that all of them are in; other values as they are."""
+    """Paths by the fewest of their last parts that no other path ends in; other values as they are."""
     if not any(os.sep in value for value in values):
         return values
-    paths = [Path(value).expanduser().absolute() for value in values]
-    shared = os.path.commonpath([path.parent for path in paths])
-    return [os.path.relpath(path, shared) for path in paths]
+    paths = [Path(value).expanduser().absolute().parts for value in values]
+
+    def name(path: tuple[str, ...]) -> str:
+        lengths = range(1, len(path) + 1)
+        return os.path.join(*next(path[-n:] for n in lengths if all(p == path for p in paths if p[-n:] == path[-n:])))
+
+    return [name(path) for path in paths]
 
 
 def write_csv(target: Path, rows: Iterable[Row]) -> None:

@@ -162,6 +162,8 @@ def test_labels_say_what_jobs_do_not_share():
         ("y/step_1 evaluation.stride=16", "text val_path=two.txt"),
     ]
     assert labels(jobs[:1]) == [("step_1", "text")]
+    elsewhere = [*jobs, job(2, "/b/hf", "text"), job(3, "/b/hf", "sst2")]
+    assert [checkpoint.split()[0] for checkpoint, _ in labels(elsewhere)] == ["x/step_1", "y/step_1", "hf", "hf"]
 
 
 def test_a_difference_wants_the_same_text_tokenizer_and_windows():
