@@ -43,6 +43,8 @@ def test_every_option_composes(group, option):
         overrides.append("trainer.seq_len=128")
     if option == "classification":
         overrides.append("dataset=sst2")
+    if option == "instruction":
+        overrides.append("dataset=alpaca")
     if group == "parallel":  # a model and a batch that every layout divides
         overrides += ["model.num_layers=16", "model.num_heads=8", "trainer.global_batch_size=512"]
     config = typed(entry_of(group, option), *overrides)
