@@ -176,7 +176,9 @@ class TrainerConfig:
     eval_every_steps: int | None = None  # null: at the end
     max_eval_batches: int | None = None  # null: the whole validation split
     sample_every_steps: int | None = None  # null: with every evaluation
-    sample_prompts: list[str] = field(default_factory=lambda: [""])  # "" starts from EOS
+    sample_prompts: list[str] = field(
+        default_factory=lambda: [""]
+    )  # "" starts from EOS; others go into the template, if any
     checkpoint_every_steps: int | None = None  # null: at the end
     keep_last: int = 2  # newest checkpoints kept
     keep_best: bool = True  # keep, and write at once, the checkpoint of the best best_metric

@@ -41,8 +41,10 @@ def test_every_option_composes(group, option):
     overrides = [f"{group}={option}", *extra]
     if option == "gpt2_52b":
         overrides.append("trainer.seq_len=128")
-    if option in ("classification", "instruction"):
-        overrides.append("dataset=sst2" if option == "classification" else "dataset=alpaca")
+    if option == "classification":
+        overrides.append("dataset=sst2")
+    if option == "instruction":
+        overrides.append("dataset=alpaca")
     if group == "parallel":  # a model and a batch that every layout divides
         overrides += ["model.num_layers=16", "model.num_heads=8", "trainer.global_batch_size=512"]
     config = typed(entry_of(group, option), *overrides)

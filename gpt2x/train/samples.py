@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2x.config import GenerationConfig, ModelConfig, TrainConfig
-from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.prepare import PreparedData
 from gpt2x.errors import UserError
 
 SAMPLE_HEAD = "=== step {} ===\n"
@@ -24,13 +24,19 @@ def rewind_samples(path: Path, step: int) -> None:
             return
 
 
-def sample_generation(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> GenerationConfig:
+def sample_prompts(config: TrainConfig, data: PreparedData) -> list[str]:
+    """trainer.sample_prompts, within the template of prompts where there is one; an empty one stays empty."""
+    prompts, template = config.trainer.sample_prompts, data.template
+    return prompts if template is None else [prompt and template.prompt(prompt) for prompt in prompts]
+
+
+def sample_generation(config: TrainConfig, model: ModelConfig, data: PreparedData) -> GenerationConfig:
     """`config.generation` with max_new_tokens, and min_new_tokens, cut to what a window of max_seq_len has room for.
 
     Raises:
         UserError: when a sample prompt leaves no room for a single token.
     """
-    longest = max((len(tokenizer.encode(prompt)) or 1 for prompt in config.trainer.sample_prompts), default=1)
+    longest = max((len(data.tokenizer.encode(prompt)) or 1 for prompt in sample_prompts(config, data)), default=1)
     room = model.max_seq_len - longest
     if room < 1:
         raise UserError(

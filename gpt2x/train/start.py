@@ -80,7 +80,7 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     validate_layout(config.parallel, model)
     if source:
         check_weights(source.weights(), replace(model, labels=source.model.labels), origin=f"load={config.load}")
-    sample_generation(config, model, data.tokenizer)
+    sample_generation(config, model, data)
     total_steps = check_steps(config, data, resumption)
     adapter, fingerprint = check_adapters(config, model, source, resumption)
     run_dir = resumption.run_dir if resumption else run_dir

@@ -32,7 +32,7 @@ from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.laid_out import build_step, samples_are_drawn
-from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation
+from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation, sample_prompts
 from gpt2x.train.start import Start
 
 
@@ -94,7 +94,7 @@ class Trainer:
         self.task = start.task
         self.validation = None if data.val is None else self.task.validation(start, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
-        self.generation = sample_generation(config, model, data.tokenizer)
+        self.generation = sample_generation(config, model, data)
         base = str(start.source.path.absolute()) if self.is_adapter and start.source else None
         self.state = LoopState(
             data_fingerprint=data.fingerprint, base_path=base, base_fingerprint=start.base_fingerprint
@@ -339,7 +339,7 @@ class Trainer:
 
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
-        prompts, place = self.config.trainer.sample_prompts, self.mesh.place
+        prompts, place = sample_prompts(self.config, self.data), self.mesh.place
         if not prompts or not samples_are_drawn(self.model, self.config.parallel) or place.data > 0:
             return  # the other replicas wait in the next update
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed

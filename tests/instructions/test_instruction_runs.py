@@ -19,10 +19,15 @@ WORDS = ["one", "two", "red", "blue", "cat", "dog"]
 TEMPLATE = {"with_input": "{instruction} {input} =", "without_input": "{instruction} ="}
 MODEL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=64", "model.dropout=0",
          "trainer.seq_len=64", "hardware.peak_tflops=0.1", "tracker=none", "tokenizer.vocab_size=300"]  # fmt: skip
-RUN = ["task=instruction", "task.requires_load=false", "dataset=instructions", "trainer.sample_prompts=[]",
-       "trainer.keep_best=false", "trainer.keep_last=9"]  # fmt: skip
+RUN = ["task=instruction", "task.requires_load=false", "dataset=instructions", "trainer.keep_best=false",
+       "trainer.keep_last=9"]  # fmt: skip
 STEPS = 4
-SHORT = ["trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.eval_every_steps=2"]
+SHORT = [
+    "trainer.sample_prompts=[]",
+    "trainer.global_batch_size=8",
+    f"trainer.max_steps={STEPS}",
+    "trainer.eval_every_steps=2",
+]
 PACKED, APART = "dataset.packing=true", "dataset.packing=false"
 
 pytestmark = pytest.mark.slow
@@ -65,7 +70,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(runs):
-    return runs.of(PACKED, "trainer.global_batch_size=4", "trainer.max_steps=120", "optimizer.learning_rate=5e-3")
+    return runs.of(
+        PACKED,
+        "trainer.sample_prompts=[cat]",
+        "trainer.global_batch_size=4",
+        "trainer.max_steps=120",
+        "optimizer.learning_rate=5e-3",
+    )
 
 
 def test_it_learns_and_its_checkpoint_holds_the_template(tuned):
@@ -74,6 +85,7 @@ def test_it_learns_and_its_checkpoint_holds_the_template(tuned):
     stored = yaml.safe_load((saved.tokenizer_dir / "prompt_template.yaml").read_text(encoding="utf-8"))
     assert stored == TEMPLATE
     saved.verify()
+    assert "=== step 120 ===\ncat =" in (tuned / "samples.txt").read_text(encoding="utf-8")
 
 
 def ask(tmp_path, *overrides):
