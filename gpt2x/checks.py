@@ -210,6 +210,7 @@ def validate_train(config: TrainConfig) -> None:
     )
     validate_layout(config.parallel, config.model)
     validate_lora(config)
+    validate_frozen(config)
     validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,
@@ -226,6 +227,11 @@ def validate_train(config: TrainConfig) -> None:
     require_at_least("trainer.max_skipped_steps", trainer.max_skipped_steps, 0)
     for key in ("learning_rate", "eps"):
         require_above_zero(f"optimizer.{key}", getattr(config.optimizer, key))
+    layer_decay = config.optimizer.layer_decay
+    require(
+        layer_decay is None or 0 < layer_decay <= 1,
+        f"optimizer.layer_decay={layer_decay} must be above 0 and at most 1, as 0.8; null gives every layer one rate",
+    )
     require_at_least("schedule.num_cycles", schedule.num_cycles, 1)
     require_above_zero("schedule.power", schedule.power)
     for key in ("beta1", "beta2"):
@@ -319,6 +325,27 @@ def validate_lora(config: TrainConfig) -> None:
         config.load is not None or config.resume is not None,
         f"lora={lora.name} trains adapters beside frozen weights, and load=null leaves these random: give load=DIR "
         "(a gpt2x checkpoint or a Hugging Face directory)",
+    )
+
+
+def validate_frozen(config: TrainConfig) -> None:
+    """Refuse to freeze what is frozen already, and weights that are not there yet."""
+    frozen, lora = f"trainer.frozen=[{','.join(config.trainer.frozen)}]", config.lora
+    if not config.trainer.frozen:
+        return
+    require(
+        lora.rank is None,
+        f"{frozen}: lora={lora.name} freezes the whole model already, and its adapters are what it trains; drop one "
+        "of the two, and choose the adapted modules by lora.targets",
+    )
+    require(
+        not is_plan(config),
+        f"plan={config.plan.lower()} predicts full training, not {frozen}; drop it, for an upper bound",
+    )
+    require(
+        config.load is not None or config.resume is not None,
+        f"{frozen} keeps weights as they are loaded, and load=null leaves these random: give load=DIR (a gpt2x "
+        "checkpoint or a Hugging Face directory)",
     )
 
 

@@ -148,6 +148,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.1  # not on biases and layer norms
     bias_correction: bool = True  # the reference's Adam has none
+    layer_decay: float | None = None  # each layer's rate is this share of the one's above it; null: one rate for all
 
 
 @dataclass
@@ -172,6 +173,7 @@ class TrainerConfig:
     micro_batch_size: int | None = MISSING  # sequences a forward pass; null: by parallel.micro_batches
     seq_len: int = MISSING  # tokens a sequence
     grad_clip: float | None = 1.0  # global norm; null: off
+    frozen: list[str] = field(default_factory=list)  # tensors or patterns that are not trained: wte.weight, h.[0-3].*
     log_every_steps: int = 10  # lines on a terminal that is not interactive
     eval_every_steps: int | None = None  # null: at the end
     max_eval_batches: int | None = None  # null: the whole validation split

@@ -1,4 +1,4 @@
-"""Which modules of a model `lora.targets` names: arithmetic on names (floor 0; no mindspore).
+"""Which modules `lora.targets` names, and tensors `trainer.frozen`: arithmetic on names (floor 0; no mindspore).
 
 GPT-2 computes queries, keys and values in one linear, `attn.c_attn`. Adapters can stand beside all of it, as PEFT's
 do, or beside the columns of one: `attn.q`, `attn.k`, `attn.v`.
@@ -6,7 +6,9 @@ do, or beside the columns of one: `attn.q`, `attn.k`, `attn.v`.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from gpt2x.config import LoraConfig
@@ -47,8 +49,39 @@ def adapted_modules(lora: LoraConfig, num_layers: int) -> list[str]:
     return [name for name in names if name in found]
 
 
+def trained_tensors(frozen: list[str], names: Collection[str]) -> list[str]:
+    """The tensors that `trainer.frozen` leaves to be trained, in the order of the model.
+
+    A pattern is a tensor's name or its last parts (`wte.weight`, `ln_1.*`, `h.[0-3].*`); it stands for every tensor
+    that it fits, as `lora.targets` do for modules.
+
+    Raises:
+        UserError: a pattern fits nothing, or nothing is left.
+    """
+    for pattern in frozen:
+        if not any(fits(name, pattern) for name in names):
+            raise UserError(
+                f"trainer.frozen=[{','.join(frozen)}]: {pattern!r} fits no tensor; {similar_patterns(pattern, names)}"
+                "tensors are wte.weight, wpe.weight, those of layers as h.0.attn.c_attn.weight, ln_f.weight, and "
+                "patterns of them as 'h.[0-3].*', 'ln_1.*' or 'bias'"
+            )
+    trained = [name for name in names if not any(fits(name, pattern) for pattern in frozen)]
+    if not trained:
+        raise UserError(f"trainer.frozen=[{','.join(frozen)}] leaves nothing to train; give fewer patterns")
+    return trained
+
+
+def similar_patterns(pattern: str, names: Collection[str]) -> str:
+    """'did you mean X? ' or nothing: a module for its tensors, or another spelling."""
+    if any(fits(name, f"{pattern}.*") for name in names):
+        return f"did you mean '{pattern}.*'? "
+    tails = {".".join(parts[at:]) for parts in (name.split(".") for name in names) for at in range(len(parts))}
+    close = difflib.get_close_matches(pattern, sorted(tails), n=1, cutoff=0.75)
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def fits(name: str, target: str) -> bool:
-    """Whether a target stands for the module `name`."""
+    """Whether a target stands for the module, or a pattern for the tensor, `name`."""
     return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
 
 

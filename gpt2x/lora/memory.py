@@ -9,12 +9,12 @@ from gpt2x.config import HardwareConfig, LoraConfig, ModelConfig
 from gpt2x.layout import Place
 from gpt2x.lora.shapes import A, trained_placements
 from gpt2x.model import stats
-from gpt2x.parallel.memory import CPU_GRADIENT_COPIES, FP32, Memory
+from gpt2x.parallel.memory import CPU_FROZEN_COPIES, CPU_GRADIENT_COPIES, FP32, Memory
 from gpt2x.parallel.placement import placements
 
-# Measured by benchmarks/lora.py on GPT-2 small: what the CPU's graph keeps beside frozen weights, in copies of them,
-# and of an adapter's dropout, in fp32 values of its input.
-CPU_FROZEN_COPIES, CPU_DROPOUT_UNITS = 2.3, 17
+# Measured by benchmarks/lora.py on GPT-2 small: what the CPU's graph keeps of an adapter's dropout, in fp32 values of
+# its input.
+CPU_DROPOUT_UNITS = 17
 
 
 def adapter_memory(

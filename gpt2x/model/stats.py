@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 
 from gpt2x.config import HardwareConfig, ModelConfig
 
+EMBEDDINGS = ("wte.weight", "wpe.weight")
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 HEAD = "score.weight"  # of a classifier
 
@@ -41,7 +44,7 @@ def block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all logical tensors; names as in Hugging Face's modeling_gpt2.py without `transformer.`."""
     outer = outer_shapes(model)
-    shapes = {name: outer.pop(name) for name in ("wte.weight", "wpe.weight")}
+    shapes = {name: outer.pop(name) for name in EMBEDDINGS}
     block = block_shapes(model)
     for layer in range(model.num_layers):
         shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
@@ -98,6 +101,32 @@ def forward_flops_per_token(model: ModelConfig, seq_len: int) -> float:
     return 2.0 * num_matmul_params(model) + attention
 
 
-def train_flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Forward and backward: three times the forward pass; recomputation is not counted (model FLOPs)."""
-    return 3 * forward_flops_per_token(model, seq_len)
+def depth(name: str, num_layers: int) -> int:
+    """How deep in the model a tensor stands: 0 the embeddings, with a head tied to them, then the blocks from 1, and
+    num_layers + 1 what is behind them.
+    """
+    if name.startswith("h."):
+        return 1 + int(name.split(".")[1])
+    return 0 if name in EMBEDDINGS else num_layers + 1
+
+
+def train_flops_per_token(model: ModelConfig, seq_len: int, trained: Collection[str] | None = None) -> float:
+    """Forward and backward: three times the forward pass; recomputation is not counted (model FLOPs).
+
+    Args:
+        model: with its vocabulary known.
+        seq_len: tokens of a sequence.
+        trained: the tensors that have gradients; None: all. Blocks before the first of them cost their forward pass
+            alone, those from there on pass gradients through.
+    """
+    forward = forward_flops_per_token(model, seq_len)
+    if trained is None:
+        return 3 * forward
+    shapes, layers = tensor_shapes(model), model.num_layers
+    passed = 1 - max(0, min(depth(name, layers) for name in trained) - 1) / layers  # share of the blocks
+    head = None if model.labels else "wte.weight" if model.tie_embeddings else "lm_head.weight"
+    multiplied = [name for name in trained if len(shapes[name]) == 2 and (name.startswith("h.") or name == head)]
+    of_head = forward_flops_per_token(replace(model, num_layers=0), seq_len)
+    of_attention = forward - 2.0 * num_matmul_params(model)  # no weights: backward is all of inputs, and costs twice
+    of_inputs = of_head + passed * (forward - of_head + of_attention)
+    return forward + of_inputs + 2.0 * sum(math.prod(shapes[name]) for name in multiplied)

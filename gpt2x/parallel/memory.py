@@ -8,13 +8,13 @@ Legend: b sequences of a micro batch, T tokens, D hidden, N heads, F feed-forwar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields, replace
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.layout import Place
 from gpt2x.model import stats
-from gpt2x.parallel.placement import holds, placement, shard_rows
+from gpt2x.parallel.placement import holds, placement, placements, shard_rows
 from gpt2x.runtime.memory import machine_memory_gb
 
 FP32 = 4  # bytes
@@ -29,6 +29,7 @@ USABLE_SHARE = 59 / 64
 # process of the tensor axis or split, and of b N T T; a stage's forward has a graph of its own.
 CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of a model without size
 CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 1.3, 3.5
+CPU_FROZEN_COPIES = 2.3  # of parameters that have no gradients: benchmarks/lora.py on GPT-2 small
 CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS, CPU_FORWARD_UNITS = 20.0, 35.0, 26.0, 12.0
 CPU_SCORE_UNITS, CPU_SCORE_DROPOUT_UNITS = 1.0, 15.0
 
@@ -163,6 +164,30 @@ def step_memory(
         activations=activation_bytes(model, place, hardware, micro_batch_size, micro_batches, seq_len),
         logits=logits,
         buffers=buffer_bytes(parallel, count),
+    )
+
+
+def frozen_memory(
+    full: Memory, model: ModelConfig, place: Place, hardware: HardwareConfig, trained: Collection[str]
+) -> Memory:
+    """The estimate where some tensors alone are trained; activations below them are counted, though not needed.
+
+    Args:
+        full: that of training all (`step_memory`).
+        model: with its vocabulary known.
+        place: the process.
+        hardware: whether memory is reused as on Ascend or measured as on the CPU.
+        trained: names of tensors.
+    """
+    sizes = {name: math.prod(part.shape) for name, part in placements(model, place).items()}
+    own = sum(size for name, size in sizes.items() if name in trained)
+    share, frozen = own / sum(sizes.values()), sum(sizes.values()) - own
+    copies = CPU_FROZEN_COPIES if hardware.device_target == "CPU" else 0
+    return replace(
+        full,
+        gradients=share * full.gradients + FP32 * copies * frozen,
+        optimizer=share * full.optimizer,
+        buffers=min(full.buffers, 2 * FP32 * own),
     )
 
 

@@ -24,7 +24,8 @@ def build_step(start: Start, net: GPT2, mesh: Mesh, held: list[Held], optimizer:
     has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout, lora_dropout))
     parameters = [part.parameter for part in held]
     reduction = Reduction(held, mesh) if mesh.size > 1 else None
-    publication = Publication(held, mesh.shard) if mesh.shard else None
+    is_shared = any(part.rows is not None for part in held)
+    publication = Publication(held, mesh.shard) if mesh.shard and is_shared else None
     if parallel.pipeline == 1:
         return TrainStep(
             start.task.loss(config, net), parameters, optimizer, num_micro_batches(parallel, trainer),

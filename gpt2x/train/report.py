@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from gpt2x.layout import Place, micro_batch_size, num_micro_batches, world_size
 from gpt2x.lora.memory import adapter_memory
 from gpt2x.lora.shapes import num_trainable, train_flops_per_token
 from gpt2x.model import stats
-from gpt2x.parallel.memory import step_memory, usable_bytes
+from gpt2x.parallel.memory import frozen_memory, step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.train.start import Start
 from gpt2x.train.tasks import Baseline
@@ -24,6 +26,8 @@ def describe_model(start: Start) -> dict[str, str]:
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
     )
+    if trainer.frozen:
+        memory = frozen_memory(memory, model, Place(parallel, 0), hardware, start.trained)
     lora = start.config.lora
     if lora.rank is not None:
         rows = micro_batch_size(parallel, trainer) * trainer.seq_len
@@ -33,8 +37,13 @@ def describe_model(start: Start) -> dict[str, str]:
     weights = f"from {start.source.path}" if start.source else f"random, seed {start.config.seed}"
     if start.resumption:
         weights = f"from {start.resumption.saved.path}"
-    flops = stats.train_flops_per_token(model, trainer.seq_len)
+    flops = stats.train_flops_per_token(model, trainer.seq_len, start.trained)
     adapted = {}
+    if trainer.frozen:
+        shapes = stats.tensor_shapes(model)
+        number = sum(math.prod(shapes[name]) for name in start.trained)
+        share = number / stats.num_params(model)
+        adapted = {"trained": f"{number:,} ({share:.2%}): all but {', '.join(trainer.frozen)}"}
     if lora.rank is not None:
         flops = train_flops_per_token(lora, model, trainer.seq_len)
         number = num_trainable(lora, model)

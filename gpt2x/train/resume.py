@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import MISSING
 
 from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
@@ -25,6 +26,9 @@ FREE_KEYS = ("resume", "paths", "launch", "parallel", "plan", "num_devices", "tr
              "trainer.keep_last", "trainer.keep_best", "trainer.early_stopping_patience")  # fmt: skip
 BOUND_KEYS = ("hardware.precision",)  # the exceptions: other numbers, and another loss scale
 
+# What a run had of keys that its version did not know
+DEFAULTS = {key: value for key, value in flatten(asdict(TrainConfig())).items() if value != MISSING}
+
 
 @dataclass(frozen=True)
 class Resumption:
@@ -37,7 +41,7 @@ class Resumption:
 
 def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     """'key: stored -> now' for every key whose change makes the continuation another run."""
-    now, then = flatten(asdict(config)), flatten(stored)
+    now, then = flatten(asdict(config)), DEFAULTS | flatten(stored)
     for key, value in (("load", config.load), ("adapters", config.adapters or None)):
         if value is None:
             then[key] = now[key]  # where the run once started from need not be said again
@@ -86,9 +90,12 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
             f"start a new run from it with load={path}"
         )
     found = differences(config, saved.run_config)
-    wrong = [line for line in found if line.startswith(("model.", "lora."))]
+    wrong = [line for line in found if line.startswith(("model.", "lora.", "trainer.frozen"))]
     if wrong:
-        raise UserError(f"resume={config.resume}: {path} is of another model ({'; '.join(wrong)}); give its options")
+        raise UserError(
+            f"resume={config.resume}: {path} is of another model, or trains other tensors ({'; '.join(wrong)}); give "
+            f"its options, or start a new run from its weights with load={path}"
+        )
     return Resumption(saved, run_dir, found)
 
 

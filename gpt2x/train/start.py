@@ -17,12 +17,14 @@ from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.layout import validate_layout
+from gpt2x.layout import Place, validate_layout
 from gpt2x.lora.adapter import Adapter, check_base, check_fits, fingerprint, open_adapter
 from gpt2x.lora.shapes import factor_shapes
+from gpt2x.model import stats
+from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.runtime import launch
-from gpt2x.targets import scaling
+from gpt2x.targets import scaling, trained_tensors
 from gpt2x.train.resume import Resumption, find_resumption
 from gpt2x.train.samples import sample_generation
 from gpt2x.train.tasks import TASKS, Task
@@ -46,6 +48,11 @@ class Start:
     def task(self) -> Task:
         """What the run trains for."""
         return TASKS[self.config.task.objective]
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the model's tensors that are trained, where no adapters are."""
+        return trained_tensors(self.config.trainer.frozen, stats.tensor_shapes(self.model))
 
     @property
     def train_split(self) -> Split:
@@ -74,6 +81,7 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     checkpoint.require_writable(Path(config.paths.outputs).expanduser())
     resumption = find_resumption(config, run_dir) if config.resume else None
     source = open_source(config, resumption)
+    check_frozen(config, source, resumption)
     data = prepare_data(config, source, resumption)
     check_same_data(config, data, resumption)
     model = resolve_model(config, data, source, resumption)
@@ -94,6 +102,30 @@ def open_source(config: TrainConfig, resumption: Resumption | None) -> Source | 
     if config.lora.rank is None:
         return None
     return load_source(config.load or resumption.saved.loop_state["base_path"])
+
+
+def check_frozen(config: TrainConfig, source: Source | None, resumption: Resumption | None) -> None:
+    """Refuse to freeze what the model has not, all of it, or all of a pipeline stage; before data are prepared.
+
+    Raises:
+        UserError: naming trainer.frozen.
+    """
+    frozen, parallel = config.trainer.frozen, config.parallel
+    loaded = resumption.saved.model if resumption else source.model if source else None
+    if not frozen or loaded is None:
+        return
+    labels = loaded.labels or ["any"] if config.task.objective == "classification" else None
+    model = replace(loaded, labels=labels)
+    trained = trained_tensors(frozen, stats.tensor_shapes(model))
+    for stage in range(min(parallel.pipeline, model.num_layers)):
+        place = Place(parallel, stage * parallel.data * parallel.tensor)
+        if not any(holds(name, model, place) for name in trained):
+            layers = place.layers(model.num_layers)
+            raise UserError(
+                f"trainer.frozen=[{','.join(frozen)}] freezes all of layers {layers.start} to {layers.stop - 1}, which "
+                f"stage {stage} of parallel.pipeline={parallel.pipeline} has: it would have nothing to train; use a "
+                "layout with parallel.pipeline=1, or leave a tensor of every stage to be trained"
+            )
 
 
 def check_adapters(

@@ -22,11 +22,11 @@ from gpt2x.lora.adapter import GROUP
 from gpt2x.lora.shapes import train_flops_per_token, trained_placements
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.optim.adamw import AdamW
+from gpt2x.optim.adamw import AdamW, layer_shares
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Readable, placements
+from gpt2x.parallel.placement import Readable, owns, placements
 from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_memory_gb
@@ -85,11 +85,14 @@ class Trainer:
         trainer, parallel = config.trainer, config.parallel
         self.num_micro_batches = num_micro_batches(parallel, trainer)
         self.is_adapter = config.lora.rank is not None
-        trained = (
+        self.parts = (
             trained_placements(config.lora, model, mesh.place) if self.is_adapter else placements(model, mesh.place)
         )
+        trained = self.parts if self.is_adapter else {n: self.parts[n] for n in start.trained if n in self.parts}
         self.held = held_parameters(net, model, mesh, trained)
-        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held])
+        self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.parts}
+        shares = layer_shares(config.optimizer, [held.name for held in self.held], model.num_layers)
+        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], shares)
         self.train_step = build_step(start, net, mesh, self.held, self.optimizer)
         self.task = start.task
         self.validation = None if data.val is None else self.task.validation(start, net, mesh)
@@ -106,7 +109,7 @@ class Trainer:
         self.flops_per_token = (
             train_flops_per_token(config.lora, model, trainer.seq_len)
             if self.is_adapter
-            else stats.train_flops_per_token(model, trainer.seq_len)
+            else stats.train_flops_per_token(model, trainer.seq_len, start.trained)
         )
         self.batch_units = self.task.global_units(config)
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
@@ -115,16 +118,18 @@ class Trainer:
 
     @property
     def group(self) -> str:
-        """What a checkpoint calls the tensors that are trained."""
+        """What a checkpoint calls the tensors that it holds beside optimizer states."""
         return GROUP if self.is_adapter else "weights"
 
     def load(self, weights: Readable) -> None:
-        """Set what this process trains from logical tensors."""
-        for held in self.held:
-            values = held.placement.read(weights, held.name)
-            self.set_values(held.parameter, values)
-            if held.rows is not None:
-                self.set_values(held.trained, values[held.rows.start : held.rows.stop])
+        """Set what this process keeps in checkpoints, trained or frozen, from logical tensors."""
+        shared = {held.name: held for held in self.held if held.rows is not None}
+        for name, part in self.parts.items():
+            values = part.read(weights, name)
+            self.set_values(self.parameters[name], values)
+            if name in shared:
+                rows = shared[name].rows
+                self.set_values(shared[name].trained, values[rows.start : rows.stop])
 
     def set_values(self, parameter: Parameter, values: np.ndarray) -> None:
         """Give a parameter other values; once a graph has run, `set_data` no longer reaches it (MindSpore 2.10)."""
@@ -153,13 +158,15 @@ class Trainer:
             rewind_samples(self.run_dir / "samples.txt", self.state.step)
 
     def owned_tensors(self) -> dict[str, dict[str, checkpoint.Sliced]]:
-        """Trained tensors and optimizer states that this process writes: each value is one process'."""
+        """Tensors, and optimizer states of the trained ones, that this process writes: each value is one process'."""
         place, shards = self.mesh.place, self.config.parallel.optimizer_shards
         weights, states = {}, {}
+        for name, part in self.parts.items():
+            if owns(name, place) and place.data == 0:
+                values = part.parts(self.parameters[name].asnumpy())
+                weights[name] = checkpoint.Sliced(part.logical_shape, values)
         for held, mean, square in zip(self.held, self.optimizer.mean, self.optimizer.square, strict=True):
             shape = held.placement.logical_shape
-            if held.is_owned and place.data == 0:
-                weights[held.name] = checkpoint.Sliced(shape, held.placement.parts(held.parameter.asnumpy()))
             if held.is_owned and place.data < (1 if held.rows is None else shards):
                 for kind, parameter in (("mean", mean), ("square", square)):
                     parts = held.trained_placement.parts(parameter.asnumpy())
