@@ -15,7 +15,7 @@ from gpt2x.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from gpt2x.errors import UserError
+from gpt2x.errors import require, require_above_zero, require_at_least, require_choice, require_share
 from gpt2x.layout import divisors, stage_layers, validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.targets import adapted_modules
 
@@ -31,32 +31,6 @@ METRICS = {
     "classification": ("val/loss", "val/accuracy", "val/f1", "val/mcc"),
     "instruction": ("val/loss", "val/ppl"),
 }  # of a validation, by objective
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise UserError(message) unless `holds`."""
-    if not holds:
-        raise UserError(message)
-
-
-def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless `value` is one of `choices`."""
-    require(value in choices, f"{key}={value} is not known; choose one of: {', '.join(choices)}")
-
-
-def require_at_least(key: str, value: float | None, least: float) -> None:
-    """Raise UserError when `value` is given and below `least`."""
-    require(value is None or value >= least, f"{key}={value} must be at least {least}")
-
-
-def require_above_zero(key: str, value: float | None) -> None:
-    """Raise UserError when `value` is given and not above 0."""
-    require(value is None or value > 0, f"{key}={value} must be above 0")
-
-
-def require_share(key: str, value: float | None) -> None:
-    """Raise UserError when `value` is given and not in [0, 1)."""
-    require(value is None or 0 <= value < 1, f"{key}={value} must be at least 0 and below 1")
 
 
 def validate_model(model: ModelConfig) -> None:

@@ -18,3 +18,29 @@ class RunError(Exception):
     def __init__(self, message: str = "", status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError(message) unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
+def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `choices`."""
+    require(value in choices, f"{key}={value} is not known; choose one of: {', '.join(choices)}")
+
+
+def require_at_least(key: str, value: float | None, least: float) -> None:
+    """Raise UserError when `value` is given and below `least`."""
+    require(value is None or value >= least, f"{key}={value} must be at least {least}")
+
+
+def require_above_zero(key: str, value: float | None) -> None:
+    """Raise UserError when `value` is given and not above 0."""
+    require(value is None or value > 0, f"{key}={value} must be above 0")
+
+
+def require_share(key: str, value: float | None) -> None:
+    """Raise UserError when `value` is given and not in [0, 1)."""
+    require(value is None or 0 <= value < 1, f"{key}={value} must be at least 0 and below 1")
