@@ -296,7 +296,7 @@ def _alike(low: float, high: float, *others: float, sign: str = "") -> list[str]
     """An interval's ends, and other values, with as many decimals as tell two digits of the interval's length."""
     decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
     form = f"{sign}.2e" if max(map(abs, (low, high, *others))) >= 1e6 else f"{sign}.{decimals}f"
-    return [format(number, form) for number in (low, high, *others)]
+    return [format(number, form).replace("e+0", "e").replace("e+", "e") for number in (low, high, *others)]
 
 
 def _perplexity(loss: float) -> str:

@@ -137,7 +137,7 @@ def test_names_and_shown_numbers():
     assert format_interval((20.3647, 20.8137)) == "[20.36, 20.81]"
     assert format_interval(None) == ""
     assert format_estimate(2249.11, (2047.2, 2453.9)) == "2249 [2047, 2454]"
-    assert format_estimate(2.087e8, (1.71e8, 2.53e8)) == "2.09e+08 [1.71e+08, 2.53e+08]"
+    assert format_estimate(2.087e8, (1.71e8, 2.53e8)) == "2.09e8 [1.71e8, 2.53e8]"
     assert format_estimate(-0.01, (-0.02, 0.01), "+") == "-0.010 [-0.020, +0.010]"
 
 
