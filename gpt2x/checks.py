@@ -121,6 +121,11 @@ def validate_inference(config: CommonConfig, script: str) -> None:
         not parallel.sequence_parallel,
         f"parallel.sequence_parallel=true (parallel={parallel.name}): {layouts}; use parallel.sequence_parallel=false",
     )
+    require(
+        not config.tokenizer.extend,
+        f"tokenizer.extend=true adds rows to an embedding that is then trained, and {script} trains nothing; use "
+        "train.py, and load= what it writes",
+    )
 
 
 def validate_generation(generation: GenerationConfig) -> None:
@@ -184,7 +189,11 @@ def validate_train(config: TrainConfig) -> None:
     )
     validate_layout(config.parallel, config.model)
     validate_lora(config)
-    validate_frozen(config)
+    require(
+        not (config.trainer.frozen and is_plan(config)),
+        f"plan={config.plan.lower()} predicts full training, not trainer.frozen=[{','.join(config.trainer.frozen)}]; "
+        "drop it, for an upper bound",
+    )
     validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,
@@ -299,27 +308,6 @@ def validate_lora(config: TrainConfig) -> None:
         config.load is not None or config.resume is not None,
         f"lora={lora.name} trains adapters beside frozen weights, and load=null leaves these random: give load=DIR "
         "(a gpt2x checkpoint or a Hugging Face directory)",
-    )
-
-
-def validate_frozen(config: TrainConfig) -> None:
-    """Refuse to freeze what is frozen already, and weights that are not there yet."""
-    frozen, lora = f"trainer.frozen=[{','.join(config.trainer.frozen)}]", config.lora
-    if not config.trainer.frozen:
-        return
-    require(
-        lora.rank is None,
-        f"{frozen}: lora={lora.name} freezes the whole model already, and its adapters are what it trains; drop one "
-        "of the two, and choose the adapted modules by lora.targets",
-    )
-    require(
-        not is_plan(config),
-        f"plan={config.plan.lower()} predicts full training, not {frozen}; drop it, for an upper bound",
-    )
-    require(
-        config.load is not None or config.resume is not None,
-        f"{frozen} keeps weights as they are loaded, and load=null leaves these random: give load=DIR (a gpt2x "
-        "checkpoint or a Hugging Face directory)",
     )
 
 

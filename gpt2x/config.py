@@ -52,6 +52,7 @@ class TokenizerConfig:
     path: str | None = None  # directory or hub repository; null: train on the corpus
     vocab_size: int | None = None  # of a trained tokenizer
     eos_token: str = "<|endoftext|>"  # ends each document, starts an empty prompt
+    extend: bool = False  # train: path's tokenizer may add tokens to that of load=, whose embedding then grows
 
 
 @dataclass

@@ -187,12 +187,17 @@ def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> Mod
 
 
 def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
-    """The checkpoint's own tokenizer; the configured one where it has none.
+    """The checkpoint's own tokenizer; the configured one where it has none, or adds tokens with tokenizer.extend.
 
     Raises:
         UserError: when there is neither, or when tokenizer.path names another one than the checkpoint's.
     """
     if source.tokenizer_dir is None:
+        if wanted.extend:
+            raise UserError(
+                f"tokenizer.extend=true: load={source.path} holds no tokenizer to compare tokenizer.path={wanted.path} "
+                "with; put the one that it was trained with into that directory"
+            )
         if wanted.path is None:
             raise UserError(
                 f"load={source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt): "
@@ -200,12 +205,19 @@ def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
             )
         return Tokenizer.load(wanted.path, wanted.eos_token)
     own = Tokenizer.load(source.tokenizer_dir)
-    if wanted.path is not None and Path(wanted.path).expanduser().exists():  # a hub's name may be out of reach
+    if wanted.path is not None and (wanted.extend or Path(wanted.path).expanduser().exists()):  # a hub may be far
         other = Tokenizer.load(wanted.path)
         if other.fingerprint != own.fingerprint:
+            if wanted.extend and other.extends(own):
+                return other
+            fix = "drop tokenizer.path"
+            if other.extends(own):
+                fix += ", or train with the tokens that it adds by tokenizer.extend=true"
+            elif wanted.extend:
+                fix = f"tokenizer.extend=true takes one whose first {own.vocab_size} ids and end-of-text are the same"
             raise UserError(
                 f"tokenizer.path={wanted.path} ({other.vocab_size} tokens) is not the tokenizer that "
-                f"load={source.path} was trained with ({own.vocab_size} tokens): drop tokenizer.path"
+                f"load={source.path} was trained with ({own.vocab_size} tokens): {fix}"
             )
     return own
 

@@ -65,6 +65,7 @@ class Tokenizer:
             and pre.get("use_regex", True)
             and not self._adds_prefix_space
             and state["normalizer"] is None
+            and not any(token["rstrip"] or re.search(r"\s", token["content"]) for token in state["added_tokens"])
         )
 
     def encode(self, text: str) -> list[int]:
@@ -78,6 +79,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of `ids`, special tokens included unless skipped; bytes that form no character become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def extends(self, other: Tokenizer) -> bool:
+        """Whether every id of `other` has the same token here, and the same one ends a text."""
+        mine, theirs = (tokenizer._backend.get_vocab(with_added_tokens=True) for tokenizer in (self, other))
+        return self.eos_token == other.eos_token and all(mine.get(token) == id for token, id in theirs.items())
 
     def save(self, directory: Path) -> None:
         """Write the files that `transformers.AutoTokenizer` and `load` read, into `directory` (made when missing)."""

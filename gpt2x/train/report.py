@@ -68,10 +68,11 @@ def show_panel(start: Start, peak_tflops: float, baseline: Baseline | None) -> N
     """Print the start panel, and notices about data that the run does not see."""
     config, data = start.config, start.data
     trainer, hardware = config.trainer, config.hardware
+    tokenizer = config.tokenizer.path if start.num_added_rows else data.facts["tokenizer"]
     facts = {
         "training": start.task.describe(start.train_split),
         "validation": start.task.describe(data.val) if data.val else "none",
-        "tokenizer": f"{data.facts['tokenizer']}, {data.tokenizer.vocab_size:,} tokens",
+        "tokenizer": f"{tokenizer}, {data.tokenizer.vocab_size:,} tokens",
     }
     if data.labels:
         facts["labels"] = ", ".join(data.labels)
@@ -111,6 +112,12 @@ def notices(start: Start) -> list[str]:
     if config.hardware.flash_attention and not stats.uses_flash_attention(start.model, config.hardware):
         found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
     if start.source:
+        if start.num_added_rows:
+            found.append(
+                f"tokenizer.extend: {start.num_added_rows} rows added to the embedding's "
+                f"{start.source.model.vocab_size:,}, each the mean of those, for tokens of "
+                f"tokenizer.path={config.tokenizer.path}"
+            )
         for key in ("activation", "layer_norm_eps", "tie_embeddings"):
             wanted, own = getattr(config.model, key), getattr(start.model, key)
             if wanted != own:

@@ -48,6 +48,8 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     for key in ("model.vocab_size", "model.labels"):
         if "null" in (now[key], then.get(key, "null")):
             then[key] = now[key]  # the tokenizer decides, or the data
+    if now["tokenizer.extend"] == "true":  # so does it here
+        then["model.vocab_size"] = now["model.vocab_size"]
     if now["lora.rank"] == then.get("lora.rank", "null") == "null":  # nothing is adapted
         now, then = ({key: v for key, v in values.items() if not key.startswith("lora.")} for values in (now, then))
     return [

@@ -126,11 +126,13 @@ def first_adapter(start: Start) -> Readable:
 
 
 def with_head(start: Start) -> Readable:
-    """The loaded weights, with a fresh head where they have none for these labels."""
+    """The loaded weights, with rows for added tokens, and a fresh head where they have none for these labels."""
+    from gpt2x.convert.vocabulary import grown
     from gpt2x.model.classifier import WithFreshHead
 
     assert start.source is not None
-    weights = start.source.weights()
+    assert start.model.vocab_size is not None
+    weights = grown(start.source.weights(), start.model.vocab_size)
     if not start.model.labels or start.model.labels == start.source.model.labels:
         return weights
     return WithFreshHead(weights, start.model, start.config.seed)

@@ -17,14 +17,14 @@ from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, validate_layout
+from gpt2x.layout import validate_layout
 from gpt2x.lora.adapter import Adapter, check_base, check_fits, fingerprint, open_adapter
 from gpt2x.lora.shapes import factor_shapes
 from gpt2x.model import stats
-from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.runtime import launch
 from gpt2x.targets import scaling, trained_tensors
+from gpt2x.train.loaded import check_added_rows, check_changes, check_frozen
 from gpt2x.train.resume import Resumption, find_resumption
 from gpt2x.train.samples import sample_generation
 from gpt2x.train.tasks import TASKS, Task
@@ -55,6 +55,11 @@ class Start:
         return trained_tensors(self.config.trainer.frozen, stats.tensor_shapes(self.model))
 
     @property
+    def num_added_rows(self) -> int:
+        """Rows that the loaded tables of tokens get for tokenizer.extend."""
+        return (self.model.vocab_size or 0) - (self.source.model.vocab_size or 0) if self.source else 0
+
+    @property
     def train_split(self) -> Split:
         """The training blocks."""
         assert self.data.train is not None
@@ -78,16 +83,19 @@ def decide(config: TrainConfig, run_dir: Path) -> Start:
     Raises:
         UserError: for anything the user can put right; the run directory is still untouched.
     """
+    check_changes(config)
     checkpoint.require_writable(Path(config.paths.outputs).expanduser())
     resumption = find_resumption(config, run_dir) if config.resume else None
     source = open_source(config, resumption)
-    check_frozen(config, source, resumption)
+    check_frozen(config, resumption.saved.model if resumption else source.model if source else None)
     data = prepare_data(config, source, resumption)
     check_same_data(config, data, resumption)
     model = resolve_model(config, data, source, resumption)
     validate_layout(config.parallel, model)
     if source:
-        check_weights(source.weights(), replace(model, labels=source.model.labels), origin=f"load={config.load}")
+        loaded = replace(model, labels=source.model.labels, vocab_size=source.model.vocab_size)
+        check_weights(source.weights(), loaded, origin=f"load={config.load}")
+        check_added_rows(config.trainer.frozen, model, source.model)
     sample_generation(config, model, data)
     total_steps = check_steps(config, data, resumption)
     adapter, fingerprint = check_adapters(config, model, source, resumption)
@@ -102,30 +110,6 @@ def open_source(config: TrainConfig, resumption: Resumption | None) -> Source | 
     if config.lora.rank is None:
         return None
     return load_source(config.load or resumption.saved.loop_state["base_path"])
-
-
-def check_frozen(config: TrainConfig, source: Source | None, resumption: Resumption | None) -> None:
-    """Refuse to freeze what the model has not, all of it, or all of a pipeline stage; before data are prepared.
-
-    Raises:
-        UserError: naming trainer.frozen.
-    """
-    frozen, parallel = config.trainer.frozen, config.parallel
-    loaded = resumption.saved.model if resumption else source.model if source else None
-    if not frozen or loaded is None:
-        return
-    labels = loaded.labels or ["any"] if config.task.objective == "classification" else None
-    model = replace(loaded, labels=labels)
-    trained = trained_tensors(frozen, stats.tensor_shapes(model))
-    for stage in range(min(parallel.pipeline, model.num_layers)):
-        place = Place(parallel, stage * parallel.data * parallel.tensor)
-        if not any(holds(name, model, place) for name in trained):
-            layers = place.layers(model.num_layers)
-            raise UserError(
-                f"trainer.frozen=[{','.join(frozen)}] freezes all of layers {layers.start} to {layers.stop - 1}, which "
-                f"stage {stage} of parallel.pipeline={parallel.pipeline} has: it would have nothing to train; use a "
-                "layout with parallel.pipeline=1, or leave a tensor of every stage to be trained"
-            )
 
 
 def check_adapters(
@@ -178,7 +162,8 @@ def prepare_data(config: TrainConfig, source: Source | None, resumption: Resumpt
         own = Tokenizer.load(resumption.saved.tokenizer_dir)
     elif source:
         own = source_tokenizer(source, config.tokenizer)
-        check_vocabulary(own, source.model, f"load={config.load}")
+        if not config.tokenizer.extend:
+            check_vocabulary(own, source.model, f"load={config.load}")
     return TASKS[config.task.objective].prepare(config, own)
 
 
@@ -208,6 +193,9 @@ def resolve_model(
         return replace(resumption.saved.model, pad_vocab_multiple=model.pad_vocab_multiple)
     if source:
         found = source.model
+        if config.tokenizer.extend:  # the tokenizer decides, whatever the model says
+            found = replace(found, vocab_size=max(found.vocab_size or 0, tokenizer.vocab_size))
+            model = replace(model, vocab_size=None)
         model = replace(
             model, activation=found.activation, layer_norm_eps=found.layer_norm_eps, tie_embeddings=found.tie_embeddings
         )

@@ -1,0 +1,40 @@
+"""Loaded weights with rows for the tokens that a tokenizer adds (no mindspore)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, pieces
+from gpt2x.parallel.placement import VOCABULARY
+
+
+def grown(weights: LazyTensors, num_rows: int) -> LazyTensors:
+    """The weights with `num_rows` rows in each table of tokens; rows that are there stay bit for bit.
+
+    A new row is the mean of the old ones (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models",
+    2021; transformers' `resize_token_embeddings`, which adds noise of 1e-9 of their covariance). In the head a mean's
+    logit is the mean of the old logits, so that k new tokens of n take at most k / (n + k) of the probability; a random
+    row's can be far above.
+    """
+    tables = {name: weights.specs[name] for name in VOCABULARY if name in weights}
+    if all(spec.shape[0] >= num_rows for spec in tables.values()):
+        return weights
+
+    @cache
+    def mean(name: str) -> np.ndarray:
+        total = sum(piece.sum(axis=0, dtype=np.float64) for piece in pieces(weights.box(name)))
+        return (total / tables[name].shape[0]).astype(tables[name].dtype)
+
+    def read(name: str, start: Shape, shape: Shape) -> np.ndarray:
+        num_old = max(0, min(shape[0], weights.shapes[name][0] - start[0]))
+        if name not in tables or num_old == shape[0]:
+            return weights.read(name, start, shape)
+        old = weights.read(name, (min(start[0], weights.shapes[name][0]), start[1]), (num_old, shape[1]))
+        new = mean(name)[start[1] : start[1] + shape[1]]
+        return np.concatenate([old, np.tile(new, (shape[0] - num_old, 1))])
+
+    return LazyTensors(
+        weights.specs | {name: Spec((num_rows, *spec.shape[1:]), spec.dtype) for name, spec in tables.items()}, read
+    )

@@ -1,0 +1,189 @@
+"""train.py with trainer.frozen, optimizer.layer_decay and tokenizer.extend: checkpoints, resume, exports, refusals."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gpt2x import checkpoint
+from gpt2x.checks import validate_train
+from gpt2x.cli import load_config
+from gpt2x.convert.__main__ import main
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+from gpt2x.model import stats
+from gpt2x.targets import trained_tensors
+from gpt2x.train.loaded import check_added_rows, check_changes, check_frozen
+from tests.models import tiny_model
+from tests.train import runs
+from tests.train.grown import grown_tokenizer
+
+FINETUNE = ("task=finetune", "trainer.frozen=[wpe.weight,'h.[0].*']", "optimizer.layer_decay=0.8",
+            "trainer.max_steps=4", "trainer.eval_every_steps=2", "trainer.checkpoint_every_steps=2",
+            "trainer.keep_last=9", "tokenizer.extend=true")  # fmt: skip
+ADDED = ("<|user|>", "<|assistant|>")
+NAMES = list(stats.tensor_shapes(tiny_model()))
+
+
+# ---- which tensors
+
+
+@pytest.mark.parametrize(
+    ("frozen", "gone"),
+    [
+        (["wte.weight"], ["wte.weight"]),
+        (["h.[0-3].*", "ln_f.*"], [name for name in NAMES if name.startswith(("h.", "ln_f"))]),
+        (["ln_1.*"], [name for name in NAMES if ".ln_1." in name]),
+        (["bias"], [name for name in NAMES if name.endswith("bias")]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_patterns_fit_as_lora_targets_do(frozen, gone):
+    assert gone == [name for name in NAMES if name not in trained_tensors(frozen, NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (["wte"], r"trainer.frozen=\[wte\]: 'wte' fits no tensor; did you mean 'wte.\*'\? tensors are"),
+        (["wpe.weigth"], r"did you mean wpe.weight\?"),
+        (["lm_head.weight"], "'lm_head.weight' fits no tensor"),
+        (["h.7.*"], r"'h.7.\*' fits no tensor"),
+        (["*"], r"trainer.frozen=\[\*\] leaves nothing to train"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_patterns_that_fit_nothing_or_all_are_refused(frozen, message):
+    with pytest.raises(UserError, match=message):
+        trained_tensors(frozen, NAMES)
+
+
+def test_flops_are_of_what_is_trained():
+    for model in (tiny_model(), tiny_model(tie_embeddings=False), tiny_model(labels=["a", "b"])):
+        names = list(stats.tensor_shapes(model))
+        full = stats.train_flops_per_token(model, 16)
+        assert stats.train_flops_per_token(model, 16, names) == full == 3 * stats.forward_flops_per_token(model, 16)
+        end = [name for name in names if name.startswith("ln_f")]
+        head = 0 if model.labels else 2 * 101 * 32  # its input's gradient is all that the last norm needs
+        assert stats.train_flops_per_token(model, 16, end) == stats.forward_flops_per_token(model, 16) + head
+        last = [name for name in names if name.startswith("h.1.")]
+        block = 2 * 12 * 32**2
+        assert stats.train_flops_per_token(model, 16, last) == pytest.approx(
+            stats.forward_flops_per_token(model, 16) + head + 2 * block + 2 * 4 * 32 * 8
+        )
+
+
+# ---- a run
+
+
+class Work:
+    """A base, and a run of 4 steps that fine-tunes it with two tokens more; under `root`."""
+
+    def __init__(self, root):
+        self.root = root
+        runs.train(root, "trainer.max_steps=2")
+        (self.base,) = runs.run_dirs(root)
+        saved = checkpoint.list_checkpoints(self.base)[-1]
+        self.tokenizer = grown_tokenizer(saved / "tokenizer", root / "tokenizer", ADDED)
+        assert main(["--to", "hf", "--output", str(root / "hf"), str(saved)]) == 0
+        with (root / "corpus.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"\n<|user|>the cat sat on a mat<|assistant|>some dogs ran over {i}" for i in range(60))
+        self.printed = self.finetune().stdout
+        self.tuned = next(path for path in runs.run_dirs(root) if path != self.base)
+
+    def finetune(self, *overrides: str):
+        load = (f"load={self.root}/hf", f"tokenizer.path={self.tokenizer}")
+        return runs.train(self.root, *FINETUNE, *load, *overrides)
+
+    def saved(self, step: int) -> checkpoint.Checkpoint:
+        return checkpoint.open_checkpoint(self.tuned / "checkpoints" / f"step_{step}")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return Work(tmp_path_factory.mktemp("finetuning"))
+
+
+def is_frozen(name: str) -> bool:
+    return name == "wpe.weight" or name.startswith("h.0.")
+
+
+def test_frozen_tensors_stay_bit_for_bit_and_have_no_states(work):
+    base, saved = checkpoint.open_checkpoint(checkpoint.list_checkpoints(work.base)[-1]), work.saved(4)
+    saved.verify()
+    assert set(saved.names("weights")) == set(base.names("weights"))
+    for name in base.names("weights"):
+        before, after = base.tensor("weights", name), saved.tensor("weights", name)
+        assert np.array_equal(before, after[: len(before)]) == is_frozen(name), name
+    trained = [name for name in base.names("weights") if not is_frozen(name)]
+    assert set(saved.names("optimizer")) == {f"{kind}.{name}" for kind in ("mean", "square") for name in trained}
+    assert "all but wpe.weight, h.[0].*" in " ".join(work.printed.split())
+
+
+def test_added_rows_are_trained_saved_with_their_tokenizer_and_exported(work, tmp_path):
+    saved = work.saved(4)
+    assert saved.model.vocab_size == 302
+    assert Tokenizer.load(saved.tokenizer_dir).fingerprint == Tokenizer.load(work.tokenizer).fingerprint
+    rows = saved.tensor("weights", "wte.weight")
+    assert rows.shape[0] == 302
+    assert not np.array_equal(rows[300], rows[301])  # both began as the mean
+    assert "tokenizer.extend: 2 rows added to the embedding's 300" in " ".join(work.printed.split())
+    transformers = pytest.importorskip("transformers")
+    assert main(["--to", "hf", "--output", str(tmp_path / "hf"), str(saved.path)]) == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert theirs.config.vocab_size == 302
+    assert np.array_equal(theirs.transformer.wte.weight.detach().numpy(), rows)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("<|assistant|>")["input_ids"] == [301]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(work, tmp_path):
+    outputs = f"paths.outputs={tmp_path}"
+    work.finetune(outputs, "trainer.stop_after_steps=2")
+    runs.train(work.root, *FINETUNE, f"tokenizer.path={work.tokenizer}", outputs, "resume=auto")
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    assert runs.curve(metrics.parent) == runs.curve(work.tuned)
+    mine, theirs = checkpoint.open_checkpoint(metrics.parent / "checkpoints" / "step_4"), work.saved(4)
+    for group in ("weights", "optimizer"):
+        assert set(mine.names(group)) == set(theirs.names(group))
+        for name in theirs.names(group):
+            assert np.array_equal(mine.tensor(group, name), theirs.tensor(group, name)), name
+    done = runs.train(work.root, *FINETUNE, f"resume={mine.path.parent}/step_2", "trainer.frozen=[]", check=False)
+    assert done.returncode == 2
+    assert "trains other tensors (trainer.frozen: " in done.stderr
+    assert f"load={mine.path.parent}/step_2" in done.stderr
+
+
+def test_what_cannot_be_done_is_refused(work):
+    config = load_config("train", work.tuned / "config.yaml")
+
+    def with_changes(**changes):
+        for key, value in changes.items():
+            part, name = key.split("__")
+            group = dataclasses.replace(getattr(values, part), **{name: value}) if name else value
+            setattr(values, part, group)
+        return values
+
+    values = dataclasses.replace(config)
+    check_changes(values)
+    check_frozen(values, tiny_model())
+    with pytest.raises(UserError, match=r"trainer.frozen=.* lora=none freezes the whole model already"):
+        check_changes(with_changes(lora__rank=8))
+    with pytest.raises(UserError, match=r"tokenizer.extend=true adds rows to the embedding, which lora="):
+        check_changes(with_changes(trainer__frozen=[]))
+    with pytest.raises(UserError, match=r"but tokenizer.path=null"):
+        check_changes(with_changes(lora__rank=None, tokenizer__path=None))
+    with pytest.raises(UserError, match=r"tokenizer.extend=true adds rows to the embedding of load=DIR, but load=null"):
+        check_changes(with_changes(load__=None))
+    with pytest.raises(UserError, match=r"trainer.frozen=\[ln_f.\*\] keeps weights as they are loaded, and load=null"):
+        check_changes(with_changes(trainer__frozen=["ln_f.*"]))
+    with pytest.raises(UserError, match=r"freezes all that stage 0 of parallel.pipeline=2 has, layers 0 to 0"):
+        check_frozen(with_changes(trainer__frozen=["h.0.*", "w?e.*"], parallel__pipeline=2), tiny_model())
+    with pytest.raises(UserError, match=r"optimizer.layer_decay=1.2 must be above 0 and at most 1"):
+        validate_train(with_changes(optimizer__layer_decay=1.2, load__="x", tokenizer__path="y", parallel__pipeline=1))
+    with pytest.raises(UserError, match=r"plan=true predicts full training, not trainer.frozen="):
+        validate_train(with_changes(optimizer__layer_decay=None, plan__="true"))
+    check_added_rows(["wpe.weight"], tiny_model(vocab_size=103), tiny_model())
+    check_added_rows(["wte.weight"], tiny_model(), tiny_model())
+    with pytest.raises(UserError, match=r"freezes wte.weight, to which tokenizer.extend=true adds rows"):
+        check_added_rows(["w?e.weight"], tiny_model(vocab_size=103), tiny_model())
