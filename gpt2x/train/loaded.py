@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpt2x.checks import require
 from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.errors import require
 from gpt2x.layout import Place
 from gpt2x.model import stats
 from gpt2x.parallel.placement import VOCABULARY, holds
