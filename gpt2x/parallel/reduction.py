@@ -222,7 +222,8 @@ class Reduction(nn.Cell):
         if self.sum_data is not None:
             previous = self.sum_data(after(ops.stack((loss, share)), previous))
             loss, share = previous[0], previous[1]
-        squares = ops.addn(self.for_each(own_square_sum, gradients, self.counts))
+        squares = self.for_each(own_square_sum, gradients, self.counts)
+        squares = squares[0] if len(squares) == 1 else ops.addn(squares)  # AddN has no kernel for a single constant
         if self.sum_norm is not None:
             own_loss = loss if self.counts_loss else ops.zeros_like(loss)
             pair = self.sum_norm(after(ops.stack((squares, own_loss)), previous))

@@ -10,8 +10,10 @@ from gpt2x import checkpoint
 from tests.parallel.runs import Runs, distance, saved
 from tests.train.grown import grown_tokenizer
 
-STEPS = 6
-TUNING = ("trainer.max_steps=6", "trainer.eval_every_steps=3", "optimizer.layer_decay=0.7", "tokenizer.extend=true")
+STEPS = 4
+SIZES = ("model.num_layers=2", "model.hidden_size=64", "model.num_heads=4", f"trainer.max_steps={STEPS}",
+         "trainer.eval_every_steps=2")  # fmt: skip
+TUNING = ("optimizer.layer_decay=0.7", "tokenizer.extend=true")
 FROZEN = "trainer.frozen=[wpe.weight,'h.0.*','mlp.c_fc.*']"
 
 
@@ -19,10 +21,12 @@ FROZEN = "trainer.frozen=[wpe.weight,'h.0.*','mlp.c_fc.*']"
 def tuned(tmp_path_factory):
     """Runs that fine-tune the model of one first run, whose directory is `tuned.base`."""
     runs = Runs(tmp_path_factory.mktemp("finetuning"))
-    runs.base = runs.of("trainer.max_steps=6")
+    runs.base = runs.of(*SIZES)
     tokenizer = checkpoint.list_checkpoints(runs.base)[-1] / "tokenizer"
     path = grown_tokenizer(tokenizer, runs.directory / "tokenizer", ("<|user|>", "<|assistant|>"))
-    runs.tune = lambda *overrides: runs.of(*TUNING, FROZEN, f"load={runs.base}", f"tokenizer.path={path}", *overrides)
+    runs.tune = lambda *overrides: runs.of(
+        *SIZES, *TUNING, FROZEN, f"load={runs.base}", f"tokenizer.path={path}", *overrides
+    )
     return runs
 
 
