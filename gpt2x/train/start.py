@@ -188,9 +188,10 @@ def resolve_model(
     Sizes must be a loaded checkpoint's. Activation, eps and tying follow it, since its weights were trained with
     them; dropout and padding are the run's to choose.
     """
-    model, tokenizer = config.model, data.tokenizer
+    model = config.model
     if resumption:  # the padding is of the layout, and not saved
         return replace(resumption.saved.model, pad_vocab_multiple=model.pad_vocab_multiple)
+    tokenizer = data.tokenizer
     if source:
         found = source.model
         if config.tokenizer.extend:  # the tokenizer decides, whatever the model says

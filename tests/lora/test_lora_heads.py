@@ -122,6 +122,7 @@ def test_it_is_evaluated_merged_and_exported_as_training_saw_it(work, tmp_path):
                   [f"load={tmp_path}/hf"]):  # fmt: skip
         start("evaluate.py", *model, *data, f"output={tmp_path}/results.json")
         results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
+        (results,) = results.values() if "adapters" in model[-1] else [results]
         assert [results[key]["value"] for key in ("loss", "accuracy")] == pytest.approx(last, rel=1e-5)
         assert set(results["classes"]) == {"fine", "glad", "sad"}
     prompts = json.dumps(["the cat sat glad", "on mats sad", "then fine"])

@@ -137,7 +137,7 @@ class Activations(nn.Cell):
         block = net.h[0]
         ln1 = block.ln_1(x)
         q, k, v = block.attn.queries_keys_values(ln1)
-        mixed, weights = block.attn.attention.kernel(q, k, v, None)
+        mixed, weights = block.attn.attention.kernel(q, k, v, None, None)
         attended = block.attn.merge(mixed)
         residual = x + attended
         ln2 = block.ln_2(residual)
