@@ -227,6 +227,7 @@ def _download(repository: str) -> Path:
     The hub's client retries for half a minute without a network, so the endpoint is asked once beforehand.
     """
     import huggingface_hub
+    import huggingface_hub.constants  # the package names it by itself in some versions only
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     def fetch(name: str, **options: Any) -> str | None:
