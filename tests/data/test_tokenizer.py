@@ -101,7 +101,7 @@ def test_wrong_paths(tmp_path):
 
 
 def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
-    import huggingface_hub
+    import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
