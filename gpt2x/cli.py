@@ -142,7 +142,7 @@ def hydra_entry(
         if is_multirun():
             sweep.append(Path(os.path.abspath(settings.sweep.dir)))
         overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
-        jobs.append(Job(settings.job.get("num", 0), overrides, choices, values, output_dir(), failure))
+        jobs.append(Job(settings.job.num if is_multirun() else 0, overrides, choices, values, output_dir(), failure))
 
     def guarded_job() -> None:
         if launch.is_under_msrun():
