@@ -120,6 +120,7 @@ class HardwareConfig:
     devices_per_node: int = MISSING  # devices in one machine
     flash_attention: bool = MISSING  # the kernel is there
     source: str = MISSING
+    native_kernels: bool = True  # CPU: gpt2x's own kernels; false: MindSpore's operators alone
     efficiency: float | None = None  # share of the peak that matrix products reach (docs/planning.md); null: not known
     memory_gb_per_s: float | None = None  # bandwidth of a device's memory; null: not known
     link_gb_per_s: float | None = None  # from a device to another of its node, each pair a link; null: not known

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "gpt2x"
 FLOORS = {
     0: ("errors", "config", "checks", "layout", "targets"),
-    1: ("cli", "ops", "model", "data", "optim", "tracking", "runtime"),
+    1: ("cli", "native", "ops", "model", "data", "optim", "tracking", "runtime"),
     2: ("checkpoint", "convert", "lora", "pretrained", "tasks", "parallel"),
     3: ("train", "generate", "evaluate"),
     4: ("build", "worker"),

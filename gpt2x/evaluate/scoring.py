@@ -97,7 +97,7 @@ class StageScorer(nn.Cell):
             return x
         if self.is_exact:
             return self.stage.net.logits(x)
-        return self.stage.net.head_loss(x, ids[:, 1:].reshape(-1))
+        return self.stage.net.token_losses(x, ids[:, 1:].reshape(-1))
 
     def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
         """As `Scorer.score`, of rows of one text; zeros on every stage but the last."""

@@ -33,11 +33,15 @@ class Linear(nn.Cell):
         self.weight = zeros(in_size, out_size)
         self.bias = zeros(out_size)
         self.out_size, self.dtype = out_size, dtype
+        self.affine = kernels.linear(dtype)
         self.branch = None  # a Cell beside the product, of (x, randomness), whose rows (R, out) are added to it
 
     def product(self, x, randomness=None):
         """x (..., in) -> (R, out), without the bias, for the R rows of x."""
-        rows = ops.matmul(x.reshape(-1, x.shape[-1]), ops.cast(self.weight, self.dtype))
+        return self.with_branch(self.affine(x.reshape(-1, x.shape[-1]), self.weight), x, randomness)
+
+    def with_branch(self, rows, x, randomness):
+        """rows (R, out) of x (..., in), and what the branch adds to them."""
         return rows if self.branch is None else rows + self.branch(x, randomness)
 
     def add_bias(self, rows, shape):
@@ -46,7 +50,8 @@ class Linear(nn.Cell):
 
     def construct(self, x, randomness=None):
         """x (..., in) -> (..., out); randomness as in `GPT2.construct`."""
-        return self.add_bias(self.product(x, randomness), x.shape[:-1])
+        rows = self.affine(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return self.with_branch(rows, x, randomness).reshape((*x.shape[:-1], self.out_size))
 
 
 class LayerNorm(nn.Cell):
@@ -56,7 +61,8 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = zeros(model.hidden_size)
         self.bias = zeros(model.hidden_size)
-        self.norm = kernels.layer_norm(model.hidden_size, model.layer_norm_eps, hardware.device_target)
+        dtype = kernels.DTYPES[hardware.precision]
+        self.norm = kernels.layer_norm(model.hidden_size, model.layer_norm_eps, hardware.device_target, dtype)
 
     def construct(self, x):
         """x (..., D) -> (..., D)."""
@@ -81,42 +87,33 @@ class SelfAttention(nn.Cell):
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, place: int):
         super().__init__()
         dtype = kernels.DTYPES[hardware.precision]
-        self.num_heads, self.hidden_size = model.num_heads, model.hidden_size
-        self.head_dim = model.hidden_size // model.num_heads
+        self.num_heads, self.head_dim = model.num_heads, model.hidden_size // model.num_heads
         self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
         self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
-        self.attention = kernels.attention(
-            model.num_heads, self.head_dim, model.max_seq_len, hardware.device_target, hardware.flash_attention
-        )
-        rate = model.dropout if model.attention_dropout is None else model.attention_dropout
-        self.dropout = kernels.Dropout(rate, place, model.max_seq_len) if rate > 0 else None
-
-    def heads(self, x):
-        """x (B, T, D) -> (B, N, T, H)."""
-        return x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+        self.attention = attention(model, hardware, place, model.num_heads)
 
     def queries_keys_values(self, x, randomness=None):
         """x (B, T, D) -> three times (B, N, T, H)."""
-        q, k, v = ops.split(self.c_attn(x, randomness), self.hidden_size, axis=-1)  # each (B, T, D)
-        return self.heads(q), self.heads(k), self.heads(v)
+        return self.attention.split(self.c_attn(x, randomness))
 
     def merge(self, x, randomness=None):
         """x (B, N, T, H) -> (B, T, D), projected."""
-        return self.c_proj(x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size), randomness)
+        return self.c_proj(self.attention.merge(x), randomness)
 
-    def keep_mask(self, randomness, batch_size, length):
-        """Dropout multipliers of the attention weights (B, N, T, T), or None."""
-        if self.dropout is None or randomness is None:
-            return None
-        rows = randomness[1].reshape(batch_size, 1, length, 1) * self.num_heads
-        rows = (rows + ops.arange(self.num_heads).astype(ms.int32).reshape(1, -1, 1, 1)).reshape(-1, 1)
-        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
+    def construct(self, x, randomness, starts=None):
+        """x (B, T, D), starts as in `GPT2.construct` -> (B, T, D)."""
+        return self.c_proj(self.attention(self.c_attn(x, randomness), randomness, starts), randomness)
 
-    def construct(self, x, randomness, hidden=None):
-        """x (B, T, D), hidden as in `Attention.construct` -> (B, T, D)."""
-        q, k, v = self.queries_keys_values(x, randomness)
-        keep = self.keep_mask(randomness, x.shape[0], x.shape[1])
-        return self.merge(self.attention(q, k, v, keep, hidden), randomness)
+
+def attention(model: ModelConfig, hardware: HardwareConfig, place: int, num_heads: int, first_head: int = 0) -> nn.Cell:
+    """The attention of some of the heads; `place` is that of its dropout."""
+    rate = model.dropout if model.attention_dropout is None else model.attention_dropout
+    dtype = kernels.DTYPES[hardware.precision]
+    return kernels.attention(
+        num_heads, model.hidden_size // model.num_heads, model.max_seq_len,
+        kernels.dropout(rate, place, model.max_seq_len, dtype),
+        hardware.device_target, dtype, hardware.flash_attention, first_head, model.num_heads,
+    )  # fmt: skip
 
 
 class FeedForward(nn.Cell):
@@ -127,7 +124,7 @@ class FeedForward(nn.Cell):
         dtype = kernels.DTYPES[hardware.precision]
         self.c_fc = Linear(model.hidden_size, stats.ffn_size(model), dtype)
         self.c_proj = Linear(stats.ffn_size(model), model.hidden_size, dtype)
-        self.activation = kernels.activation(model.activation, hardware.device_target)
+        self.activation = kernels.activation(model.activation, hardware.device_target, dtype)
 
     def construct(self, x, randomness=None):
         """x (..., D) -> (..., D)."""
@@ -144,9 +141,9 @@ class Block(nn.Cell):
         self.attn = SelfAttention(model, hardware, place)
         self.ln_2 = LayerNorm(model, hardware)
         self.mlp = FeedForward(model, hardware)
-        has_dropout = model.dropout > 0
-        self.attn_dropout = kernels.Dropout(model.dropout, place + 1, model.hidden_size) if has_dropout else None
-        self.mlp_dropout = kernels.Dropout(model.dropout, place + 2, model.hidden_size) if has_dropout else None
+        dtype = kernels.DTYPES[hardware.precision]
+        self.attn_dropout = kernels.dropout(model.dropout, place + 1, model.hidden_size, dtype)
+        self.mlp_dropout = kernels.dropout(model.dropout, place + 2, model.hidden_size, dtype)
 
     def add(self, x, branch, dropout, randomness):
         """The residual sum, with dropout on the branch."""
@@ -158,9 +155,9 @@ class Block(nn.Cell):
         """The second half of the block: x (B, T, D) -> (B, T, D)."""
         return self.add(x, self.mlp(self.ln_2(x), randomness), self.mlp_dropout, randomness)
 
-    def construct(self, x, randomness, hidden=None):
-        """x (B, T, D), hidden as in `Attention.construct` -> (B, T, D)."""
-        x = self.add(x, self.attn(self.ln_1(x), randomness, hidden), self.attn_dropout, randomness)
+    def construct(self, x, randomness, starts=None):
+        """x (B, T, D), starts as in `GPT2.construct` -> (B, T, D)."""
+        x = self.add(x, self.attn(self.ln_1(x), randomness, starts), self.attn_dropout, randomness)
         return self.feed_forward(x, randomness)
 
 
@@ -177,12 +174,14 @@ class GPT2(nn.Cell):
         self.wte = Embedding(num_rows, model.hidden_size)
         self.wpe = Embedding(model.max_seq_len, model.hidden_size)
         rate = model.dropout if model.embedding_dropout is None else model.embedding_dropout
-        self.dropout = kernels.Dropout(rate, 0, model.hidden_size) if rate > 0 else None
+        self.dropout = kernels.dropout(rate, 0, model.hidden_size, self.dtype)
         self.h = nn.CellList([Block(model, hardware, layer) for layer in range(model.num_layers)])
         self.ln_f = LayerNorm(model, hardware)
         has_own_head = not (model.tie_embeddings or model.labels)  # a classifier's is in gpt2x.model.classifier
         self.lm_head = Embedding(num_rows, model.hidden_size) if has_own_head else None
-        self.cross_entropy = kernels.CrossEntropy()
+        self.cross_entropy = kernels.composed.CrossEntropy()
+        # None: logits exist whole, and `cross_entropy` takes them
+        self.fused_head = kernels.native.HeadLoss(model.vocab_size) if kernels.is_native(self.dtype) else None
         self.padding = None
         if num_rows > model.vocab_size:
             row = np.zeros((1, num_rows), np.float32)
@@ -218,9 +217,8 @@ class GPT2(nn.Cell):
         Returns (B, T, D).
         """
         x = self.begin(ids, randomness, starts)
-        hidden = None if starts is None else kernels.hidden_keys(starts)
         for block in self.h:
-            x = block(x, randomness, hidden)
+            x = block(x, randomness, starts)
         return self.end(x)
 
     def head(self):
@@ -234,9 +232,25 @@ class GPT2(nn.Cell):
         """
         return self.head_product(hidden, head)
 
-    def head_loss(self, hidden, labels):
-        """Each label's negative log-likelihood in nats: hidden (..., D), labels (R,) int32 -> (R,) fp32."""
+    def token_losses(self, hidden, labels):
+        """Each label's negative log-likelihood in nats: hidden (..., D), labels (R,) int32 -> (R,) fp32.
+
+        Of `fused_head` without a gradient: that is `weighted_loss`'s.
+        """
+        if self.fused_head is not None:
+            return self.fused_head.losses(hidden.reshape(-1, self.hidden_size), self.head(), labels)
         return self.cross_entropy(self.head_product(hidden), labels)
+
+    def weighted_loss(self, hidden, labels, weights, is_head_trained):
+        """The sum of weights (R,) times `token_losses`: scalar fp32; is_head_trained: `is_head_trained()`."""
+        if self.fused_head is not None:
+            rows, head = hidden.reshape(-1, self.hidden_size), self.head()
+            return self.fused_head(rows, head, labels, weights, is_head_trained)
+        return ops.reduce_sum(self.token_losses(hidden, labels) * weights)
+
+    def is_head_trained(self) -> bool:
+        """Whether the head's matrix has a gradient; graphs cannot ask."""
+        return (self.wte if self.lm_head is None else self.lm_head).weight.requires_grad
 
     def head_product(self, hidden, head=None):
         """As `logits`."""
@@ -257,7 +271,7 @@ def recompute_blocks(net: GPT2, recompute: str) -> None:
         if recompute == "block":
             block.recompute()
         elif recompute == "attention":
-            block.attn.attention.recompute()
+            block.attn.attention.recompute_weights()
 
 
 class InitialWeights(Mapping[str, np.ndarray]):

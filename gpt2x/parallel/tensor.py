@@ -17,7 +17,16 @@ from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model import stats
 from gpt2x.model.classifier import Classifier
-from gpt2x.model.gpt2 import GPT2, Embedding, FeedForward, Linear, SelfAttention, name_parameters, recompute_blocks
+from gpt2x.model.gpt2 import (
+    GPT2,
+    Embedding,
+    FeedForward,
+    Linear,
+    SelfAttention,
+    attention,
+    name_parameters,
+    recompute_blocks,
+)
 from gpt2x.parallel.collectives import (
     AllGather,
     AllReduce,
@@ -41,8 +50,7 @@ class ColumnLinear(Linear):
 
     def construct(self, x, randomness=None):
         """x (B, T or t, in) -> (B, T, out)."""
-        x = self.enter(x)
-        return self.add_bias(self.product(x, randomness), x.shape[:-1])
+        return super().construct(self.enter(x), randomness)
 
 
 class RowLinear(Linear):
@@ -64,28 +72,10 @@ class HeadShare(SelfAttention):
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, layer: int, group: Group, ends: tuple):
         super().__init__(model, hardware, 1 + 3 * layer)
         dtype, width = kernels.DTYPES[hardware.precision], model.hidden_size // group.size
-        self.all_heads, self.num_heads = model.num_heads, model.num_heads // group.size
-        self.first_head, self.hidden_size = group.index * self.num_heads, width
+        self.num_heads = model.num_heads // group.size
         self.c_attn = ColumnLinear(model.hidden_size, 3 * width, dtype, ends[0])
         self.c_proj = RowLinear(width, model.hidden_size, dtype, ends[1])
-        self.attention = kernels.attention(
-            self.num_heads, self.head_dim, model.max_seq_len, hardware.device_target, hardware.flash_attention
-        )
-
-    def keep_mask(self, randomness, batch_size, length):
-        """Dropout multipliers of this process' attention weights (B, N, T, T), as one device would draw them."""
-        if self.dropout is None or randomness is None:
-            return None
-        rows = randomness[-1].reshape(batch_size, 1, length, 1) * self.all_heads
-        heads = self.first_head + ops.arange(self.num_heads).astype(ms.int32)
-        rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)
-        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
-
-    def construct(self, x, randomness, hidden=None):
-        """x (B, T or t, D), hidden as in `Attention.construct` -> the shape of x."""
-        q, k, v = self.queries_keys_values(x, randomness)
-        keep = self.keep_mask(randomness, q.shape[0], q.shape[2])
-        return self.merge(self.attention(q, k, v, keep, hidden), randomness)
+        self.attention = attention(model, hardware, 1 + 3 * layer, self.num_heads, group.index * self.num_heads)
 
 
 class FeedForwardShare(FeedForward):
@@ -170,7 +160,7 @@ class VocabularyCrossEntropyKernel(nn.Cell):
 class TensorParallelGPT2(GPT2):
     """GPT-2 of which this process computes a share of every layer.
 
-    `logits` are whole on every process; `head_loss`, which training uses, never gathers them.
+    `logits` are whole on every process; `weighted_loss`, which training uses, never gathers them.
     """
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, mesh: Mesh, recompute: str = "none"):
@@ -197,7 +187,7 @@ class TensorParallelGPT2(GPT2):
             if self.padding is not None:
                 first = group.index * num_rows
                 self.padding = Tensor(self.padding.asnumpy()[:, first : first + num_rows])
-            self.gather = AllGather(group)
+            self.gather, self.fused_head = AllGather(group), None
             self.cross_entropy = VocabularyCrossEntropy(group, num_rows)
         name_parameters(self)
         recompute_blocks(self, recompute)
@@ -227,10 +217,9 @@ class TensorParallelGPT2(GPT2):
     def construct(self, ids, randomness, starts=None):
         """Hidden states after the last layer norm, as `GPT2.construct`: ids (B, T) int32 -> (B, T, D)."""
         x = self.begin(ids, randomness, starts)
-        hidden = None if starts is None else kernels.hidden_keys(starts)
         randomness = self.spread(randomness, ids.shape[0])
         for block in self.h:
-            x = block(x, randomness, hidden)
+            x = block(x, randomness, starts)
         return self.end(x)
 
     def logits(self, hidden, head=None):
@@ -241,11 +230,9 @@ class TensorParallelGPT2(GPT2):
         num_rows = logits.shape[0]
         return self.gather(logits).reshape(self.tensor_size, num_rows, -1).transpose(1, 0, 2).reshape(num_rows, -1)
 
-    def head_loss(self, hidden, labels):
+    def token_losses(self, hidden, labels):
         """hidden (..., D), labels (R,) int32 -> nll (R,) fp32."""
-        if self.gather is None:
-            return self.cross_entropy(self.head_product(hidden), labels)
-        return self.cross_entropy(self.head_product(self.enter(hidden)), labels)
+        return super().token_losses(hidden if self.gather is None else self.enter(hidden), labels)
 
 
 def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:

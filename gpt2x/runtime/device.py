@@ -7,12 +7,14 @@ import time
 
 import numpy as np
 
+from gpt2x import native
 from gpt2x.config import HardwareConfig
 from gpt2x.errors import UserError
+from gpt2x.runtime.console import console
 
 
 def set_up_device(hardware: HardwareConfig) -> None:
-    """Choose the device and graph mode; once a process.
+    """Choose the device, its kernels and graph mode; once a process.
 
     Raises:
         UserError: when this MindSpore has no such device.
@@ -28,6 +30,10 @@ def set_up_device(hardware: HardwareConfig) -> None:
             f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has none "
             f"({str(error).strip().splitlines()[0]}); use hardware=cpu"
         ) from None
+    try:
+        native.set_up(hardware.device_target == "CPU" and hardware.native_kernels)
+    except native.Missing as reason:
+        console.warn(f"slower without gpt2x's own kernels: {reason}; hardware.native_kernels=false says this is meant")
 
 
 def measure_peak_tflops(seconds: float = 1.0) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import nn
 
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.tasks.language_modeling import TokenLosses
+from gpt2x.tasks.language_modeling import WeightedLoss
 
 
 class PackedLoss(nn.Cell):
@@ -13,12 +13,11 @@ class PackedLoss(nn.Cell):
 
     def __init__(self, net: GPT2):
         super().__init__(auto_prefix=False)
-        self.losses = TokenLosses(net)
+        self.loss = WeightedLoss(net)
 
     def construct(self, ids, weights, randomness):
         """ids (B, 2 T + 1) int32: T + 1 tokens of a row, and the column at which the example of each of the first T
         begins; weights (B, T) fp32 -> scalar fp32.
         """
         length = weights.shape[1]
-        losses = self.losses(ids[:, : length + 1], randomness, ids[:, length + 1 :])  # (B * T,)
-        return ops.reduce_sum(losses * weights.reshape(-1))
+        return self.loss(ids[:, : length + 1], weights, randomness, ids[:, length + 1 :])

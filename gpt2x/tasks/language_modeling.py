@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import nn
 
 from gpt2x.model.gpt2 import GPT2
 
@@ -17,7 +17,7 @@ class TokenLosses(nn.Cell):
     def construct(self, ids, randomness, starts=None):
         """ids (B, T + 1) int32; randomness and starts as in `GPT2.construct` -> (B * T,) fp32."""
         hidden = self.net(ids[:, :-1], randomness, starts)  # (B, T, D)
-        return self.net.head_loss(hidden, ids[:, 1:].reshape(-1))
+        return self.net.token_losses(hidden, ids[:, 1:].reshape(-1))
 
 
 class WeightedLoss(nn.Cell):
@@ -25,8 +25,9 @@ class WeightedLoss(nn.Cell):
 
     def __init__(self, net: GPT2):
         super().__init__(auto_prefix=False)
-        self.losses = TokenLosses(net)
+        self.net, self.is_head_trained = net, net.is_head_trained()
 
-    def construct(self, ids, weights, randomness):
-        """ids (B, T + 1) int32, weights (B, T) fp32 -> scalar fp32."""
-        return ops.reduce_sum(self.losses(ids, randomness) * weights.reshape(-1))
+    def construct(self, ids, weights, randomness, starts=None):
+        """ids (B, T + 1) int32, weights (B, T) fp32; randomness and starts as in `GPT2.construct` -> scalar fp32."""
+        hidden = self.net(ids[:, :-1], randomness, starts)  # (B, T, D)
+        return self.net.weighted_loss(hidden, ids[:, 1:].reshape(-1), weights.reshape(-1), self.is_head_trained)

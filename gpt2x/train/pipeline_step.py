@@ -58,12 +58,13 @@ class LastStage(nn.Cell):
     def __init__(self, stage: Stage, randomness: Gradients, parameters: ms.ParameterTuple, sums: Sums):
         super().__init__(auto_prefix=False)
         self.stage, self.draw, self.parameters, self.sums = stage, randomness, parameters, sums
+        self.is_head_trained = stage.net.is_head_trained()
 
     def scaled_loss(self, x, ids, weights, key, first_row, loss_scale):
         """x (b, T, D), ids (b, T + 1), weights (b, T) -> scalar."""
         hidden = self.stage(x, self.draw.randomness(key, first_row, ids.shape[0], ids.shape[1] - 1))
-        losses = self.stage.net.head_loss(hidden, ids[:, 1:].reshape(-1))
-        return ops.reduce_sum(losses * weights.reshape(-1)) * loss_scale
+        labels, weights = ids[:, 1:].reshape(-1), weights.reshape(-1)
+        return self.stage.net.weighted_loss(hidden, labels, weights, self.is_head_trained) * loss_scale
 
     def construct(self, x, ids, weights, key, first_row, loss_scale):
         """-> the gradient of x."""

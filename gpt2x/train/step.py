@@ -9,11 +9,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from gpt2x import native
 from gpt2x.optim.adamw import AdamW
 
 # Maps over the parameters: a Python loop over hundreds of tensors exceeds the depth to which MindSpore unrolls.
 square_sum = ops.MultitypeFuncGraph("square_sum")
-multiply = ops.MultitypeFuncGraph("multiply")
 add_to = ops.MultitypeFuncGraph("add_to")
 clear = ops.MultitypeFuncGraph("clear")
 
@@ -24,9 +24,18 @@ def _square_sum(gradient):
     return ops.matmul(row, row.reshape(-1, 1)).reshape(())
 
 
-@multiply.register("Tensor", "Tensor")
-def _multiply(factor, gradient):
-    return gradient * factor
+def square_sums() -> ops.MultitypeFuncGraph:
+    """The sum of a tensor's squares, as a map over tensors."""
+    if not native.is_on():
+        return square_sum
+    kernel = native.operator("square_sum", lambda x: [1])
+    found = ops.MultitypeFuncGraph("native_square_sum")
+
+    @found.register("Tensor")
+    def _native_square_sum(gradient):
+        return kernel(gradient).reshape(())
+
+    return found
 
 
 @add_to.register("Tensor", "Tensor")
@@ -86,24 +95,23 @@ class Update(nn.Cell):
     def __init__(self, optimizer: AdamW, reduction: nn.Cell | None, grad_clip: float | None):
         super().__init__(auto_prefix=False)
         self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
-        self.for_each = ops.HyperMap()
+        self.for_each, self.square_sum = ops.HyperMap(), square_sums()
 
     def construct(self, gradients, loss, share, loss_scale, rate, eps, keep):
         """-> unscaled loss, global norm of the unscaled gradients before clipping, whether it was finite, and the
         share of the batch's tokens that counted.
         """
         if self.reduction is None:
-            squares = ops.addn(self.for_each(square_sum, gradients))
+            squares = ops.addn(self.for_each(self.square_sum, gradients))
         else:
             gradients, squares, loss, share = self.reduction(gradients, loss, share)
         scale = loss_scale * share
         norm = ops.sqrt(squares) / scale
         finite = ops.isfinite(norm)
-        if finite:
-            factor = 1.0 / scale
-            if self.grad_clip is not None:
-                factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
-            self.optimizer(self.for_each(ops.partial(multiply, factor), gradients), rate, eps, keep)
+        factor = 1.0 / scale
+        if self.grad_clip is not None:
+            factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
+        self.optimizer(gradients, factor, finite, rate, eps, keep)
         return loss / scale, norm, finite, share
 
 

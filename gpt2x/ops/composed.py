@@ -1,11 +1,10 @@
-"""The operators whose implementation depends on the device (floor 1).
+"""The operators written out with MindSpore's own (floor 1): any device, any precision.
 
-MindSpore's own operators are the fast ones on Ascend; on the CPU several are an order of magnitude slower than the
-same formula written with matmul and elementwise operators, or have no kernel at all. Each class below holds both,
-and the choice falls once, when the model is built. A broadcasting operator on the CPU keeps index tables of four times
-its output for as long as the graph lives, so rows and columns are spread by products with ones: as fast, and a third
-of a training step's memory less. The CPU forms carry their own `bprop`, because autograd of the
-written-out formulas keeps and re-reads many full-size intermediates. docs/design/ops.md has the measurements.
+On the CPU several of MindSpore's operators are an order of magnitude slower than the same formula written with matmul
+and elementwise operators, or have no kernel at all. A broadcasting operator there keeps index tables of four times its
+output for as long as the graph lives, so rows and columns are spread by products with ones: as fast, and a third of a
+training step's memory less. The cells carry their own `bprop`, because autograd of the written-out formulas keeps and
+re-reads many full-size intermediates. docs/design/ops.md has the measurements.
 
 Legend: B batch, T tokens, D hidden, N heads, H head dim, V vocab, R rows.
 """
@@ -18,10 +17,6 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-
-CPU, ASCEND = "CPU", "Ascend"
-DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
-
 
 class LayerNorm(nn.Cell):
     """Layer normalisation over the last dim (Ba et al., arXiv:1607.06450), computed in fp32.
@@ -82,18 +77,6 @@ class LayerNormKernel(nn.Cell):
         return ops.cast(dx, x.dtype), dweight, dbias
 
 
-class LayerNormAscend(nn.Cell):
-    """Layer normalisation by MindSpore's fused operator, in fp32."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.op = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
-
-    def construct(self, x, weight, bias):
-        """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype."""
-        return ops.cast(self.op(ops.cast(x, ms.float32), weight, bias)[0], x.dtype)
-
-
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_SLOPE
 
@@ -127,14 +110,6 @@ class GeluNewKernel(nn.Cell):
         return (dout[0] * (gate + (y - y * gate) * (x * x * (3 * GELU_CUBIC) + GELU_SLOPE)),)
 
 
-class GeluNewAscend(nn.Cell):
-    """The tanh form of GELU by MindSpore's fused operator."""
-
-    def construct(self, x):
-        """Same shape and dtype as x."""
-        return ops.gelu(x, approximate="tanh")
-
-
 class GeluErf(nn.Cell):
     """GELU by the error function, Hugging Face's `gelu`."""
 
@@ -155,12 +130,6 @@ class FastGelu(nn.Cell):
 def future_penalty(size: int) -> Tensor:
     """(size, size) fp32: -1e9 where the column is behind the row; one for all layers."""
     return Tensor(np.triu(np.full((size, size), -1e9, np.float32), 1))
-
-
-@cache
-def compressed_causal_mask() -> Tensor:
-    """The (2048, 2048) mask of `ops.flash_attention_score` for any length under sparse_mode=2; 1 discards."""
-    return Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1))
 
 
 def hidden_keys(starts):
@@ -237,31 +206,6 @@ class AttentionKernel(nn.Cell):
         dk = self.mix_transposed(dscores, q) * self.scale
         no_keep = None if keep is None else ops.zeros_like(keep)
         return dq, dk, dv, no_keep, None if hidden is None else ops.zeros_like(hidden)
-
-
-class AttentionAscend(nn.Cell):
-    """Causal attention on Ascend: the fused flash kernel where it applies, else written out.
-
-    It applies to fp16 and bf16 without dropout on the weights. The kernel does take a dropout mask, but packed in
-    bits; written out, the mask is the one of the CPU. docs/ascend.md has the arguments of the call.
-    """
-
-    def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, flash: bool):
-        super().__init__()
-        self.num_heads, self.flash = num_heads, flash
-        self.scale = 1.0 / math.sqrt(head_dim)
-        self.written_out = Attention(head_dim, max_seq_len)
-        self.mask = compressed_causal_mask() if flash else None
-
-    def construct(self, q, k, v, keep, hidden=None):
-        """As `Attention.construct`."""
-        if self.flash and keep is None and q.dtype != ms.float32:
-            mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
-            return ops.flash_attention_score(
-                q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale,
-                input_layout="BNSD", sparse_mode=2 if hidden is None else 0,
-            )  # fmt: skip
-        return self.written_out(q, k, v, keep, hidden)
 
 
 class CrossEntropy(nn.Cell):
@@ -349,20 +293,63 @@ class Dropout(nn.Cell):
         return x * ops.cast(self.keep(key, rows, x.shape[-1]), x.dtype).reshape(x.shape)
 
 
-def layer_norm(hidden_size: int, eps: float, device_target: str) -> nn.Cell:
-    """The layer normalisation of the device."""
-    return LayerNorm(hidden_size, eps) if device_target == CPU else LayerNormAscend(hidden_size, eps)
+class Linear(nn.Cell):
+    """x W + b, or x W where there is no b, in x's dtype."""
+
+    def construct(self, x, weight, bias=None):
+        """x (R, K), weight (K, N), bias (N,) or None -> (R, N)."""
+        rows = ops.matmul(x, ops.cast(weight, x.dtype))
+        return rows if bias is None else ops.bias_add(rows, ops.cast(bias, x.dtype))
 
 
-def activation(name: str, device_target: str) -> nn.Cell:
-    """The activation called `name`: gelu_new, gelu or fast_gelu."""
-    if name == "gelu_new":
-        return GeluNew() if device_target == CPU else GeluNewAscend()
-    return {"gelu": GeluErf, "fast_gelu": FastGelu}[name]()
+class HeadAttention(nn.Cell):
+    """Causal attention of tokens whose queries, keys and values stand side by side.
 
+    Args:
+        attend: as `Attention`.
+        num_heads: of this process.
+        head_dim: H.
+        dropout: on the weights, or None.
+        first_head: this process' first among those of all, which number the rows of the dropout's mask.
+        all_heads: of all processes.
+    """
 
-def attention(num_heads: int, head_dim: int, max_seq_len: int, device_target: str, flash: bool) -> nn.Cell:
-    """The causal attention of the device."""
-    if device_target == CPU:
-        return Attention(head_dim, max_seq_len)
-    return AttentionAscend(num_heads, head_dim, max_seq_len, flash)
+    def __init__(
+        self, attend: nn.Cell, num_heads: int, head_dim: int, dropout: Dropout | None, first_head: int, all_heads: int
+    ):
+        super().__init__()
+        self.attend, self.num_heads, self.head_dim, self.hidden_size = attend, num_heads, head_dim, num_heads * head_dim
+        self.dropout, self.first_head, self.all_heads = dropout, first_head, all_heads
+
+    def heads(self, x):
+        """x (B, T, D) -> (B, N, T, H)."""
+        return x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+
+    def split(self, qkv):
+        """qkv (B, T, 3D) -> three times (B, N, T, H)."""
+        q, k, v = ops.split(qkv, self.hidden_size, axis=-1)  # each (B, T, D)
+        return self.heads(q), self.heads(k), self.heads(v)
+
+    def merge(self, x):
+        """x (B, N, T, H) -> (B, T, D)."""
+        return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size)
+
+    def keep_mask(self, randomness, batch_size, length):
+        """Dropout multipliers of the attention weights (B, N, T, T), as one device would draw them; or None."""
+        if self.dropout is None or randomness is None:
+            return None
+        rows = randomness[-1].reshape(batch_size, 1, length, 1) * self.all_heads
+        heads = self.first_head + ops.arange(self.num_heads).astype(ms.int32)
+        rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)
+        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
+
+    def construct(self, qkv, randomness, starts=None):
+        """qkv (B, T, 3D); randomness and starts as in `GPT2.construct`, randomness[-1] of all tokens -> (B, T, D)."""
+        q, k, v = self.split(qkv)
+        keep = self.keep_mask(randomness, qkv.shape[0], qkv.shape[1])
+        hidden = None if starts is None else hidden_keys(starts)
+        return self.merge(self.attend(q, k, v, keep, hidden))
+
+    def recompute_weights(self):
+        """Have the weights computed again in backward instead of kept."""
+        self.attend.recompute()

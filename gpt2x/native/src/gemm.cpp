@@ -1,0 +1,36 @@
+#include "gemm.hpp"
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "parallel.hpp"
+
+namespace gpt2x {
+namespace {
+
+// dnnl_threadpool_interop_sgemm of oneDNN 3.10 (include/oneapi/dnnl/dnnl_threadpool.h), row-major
+using Sgemm = int (*)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t, float,
+                      float*, int64_t, void*);
+Sgemm sgemm = nullptr;
+
+}  // namespace
+
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+          const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  const int status = sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c,
+                           ldc, pool());
+  if (status != 0) throw std::runtime_error("oneDNN's sgemm failed with status " + std::to_string(status));
+}
+
+}  // namespace gpt2x
+
+// Take sgemm from the oneDNN library at `path`: 0, or 1 when it has none.
+extern "C" int gpt2x_open_onednn(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (library != nullptr) gpt2x::sgemm = reinterpret_cast<gpt2x::Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
+  return gpt2x::sgemm == nullptr;
+}
+
+extern "C" int gpt2x_num_threads() { return gpt2x::num_threads(); }
