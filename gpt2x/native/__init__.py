@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -58,9 +59,18 @@ def library() -> tuple[Path, str]:
         kernels = ctypes.CDLL(str(path))
     except OSError as error:
         raise Missing(f"{path.name} does not load ({error})") from None
-    if kernels.gpt2x_open_onednn(str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3").encode()) != 0:
+    if kernels.gpt2x_open(str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3").encode(), num_threads()) != 0:
         raise Missing("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
     return path, name
+
+
+def num_threads() -> int:
+    """One for each core that this process may use, or OMP_NUM_THREADS where that is less.
+
+    Asked of Python's environment: MindSpore writes OMP_NUM_THREADS=1 into the process' own.
+    """
+    cores, limit = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
 
 
 def set_up(is_wanted: bool) -> str | None:

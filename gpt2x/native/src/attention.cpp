@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "dropout.hpp"
+#include "attention.hpp"
 #include "gemm.hpp"
 #include "op.hpp"
 #include "parallel.hpp"
@@ -17,28 +17,16 @@ namespace {
 
 constexpr int64_t kBlock = 6 * kTileRows;  // queries whose scores are computed together
 
-// Inputs that both directions share, from `first` on: starts (B, T) or one number, key (), rows (B T) or one number, settings
-// (has starts, has dropout, this process' first head, heads of all processes, then those of the mask).
-struct Shape {
-  int64_t batch, length, heads, head_dim, hidden, padded_dim, padded_length;
-  const int32_t *starts, *rows, *settings;
-  bool has_starts, has_dropout;
-  DropoutMask mask;
-
-  Shape(const Op& op, int qkv, int lse, int first)
-      : batch(op.dim(qkv, 0)), length(op.dim(qkv, 1)), heads(op.dim(lse, 1)), head_dim(op.dim(qkv, 2) / 3 / heads),
-        hidden(heads * head_dim), padded_dim(round_up(head_dim, kLanes)), padded_length(round_up(length, kTileColumns)),
-        starts(op.ints(first)), rows(op.ints(first + 2)), settings(op.ints(first + 3)), has_starts(settings[0]),
-        has_dropout(settings[1]), mask(*op.ints(first + 1), settings + 4, settings[1] ? op.dim(qkv, 1) : 0) {}
-
-  int64_t begin(int64_t b, int64_t query) const { return has_starts ? starts[b * length + query] : 0; }
-  uint32_t mask_row(int64_t b, int64_t n, int64_t query) const {
-    return mask.row(rows[b * length + query] * settings[3] + settings[2] + static_cast<int32_t>(n));
-  }
-};
+// The inputs from `first` on that both directions share: starts (B, T) or one number, key (), rows (B T) or one number,
+// settings (has starts, has dropout, this process' first head, heads of all processes, then those of the mask).
+AttentionShape shape_of(const Op& op, int qkv, int lse, int first) {
+  const int64_t heads = op.dim(lse, 1);
+  return AttentionShape(op.dim(qkv, 0), op.dim(qkv, 1), heads, op.dim(qkv, 2) / 3 / heads, op.ints(first), op.ints(first + 1),
+                        op.ints(first + 2), op.ints(first + 3));
+}
 
 // Rows (count, H) at `stride`, scaled, to (count, padded H).
-void pack_rows(const float* from, int64_t stride, int64_t count, const Shape& s, float scale, float* to) {
+void pack_rows(const float* from, int64_t stride, int64_t count, const AttentionShape& s, float scale, float* to) {
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t h = 0; h < s.head_dim; ++h) to[r * s.padded_dim + h] = from[r * stride + h] * scale;
     for (int64_t h = s.head_dim; h < s.padded_dim; ++h) to[r * s.padded_dim + h] = 0.0f;
@@ -56,7 +44,7 @@ void pack_transposed(const float* from, int64_t stride, int64_t count, int64_t h
 }
 
 // left (num_rows, H) times panels of `pack_transposed` -> (num_rows, at least num_columns) at `stride`
-void times_panels(const float* left, int64_t num_rows, const Shape& s, const float* panels, int64_t num_columns, float* to,
+void times_panels(const float* left, int64_t num_rows, const AttentionShape& s, const float* panels, int64_t num_columns, float* to,
                   int64_t stride) {
   for (int64_t c = 0; c < num_columns; c += kTileColumns, panels += s.head_dim * kTileColumns)
     for (int64_t r = 0; r < num_rows; r += kTileRows)
@@ -65,7 +53,7 @@ void times_panels(const float* left, int64_t num_rows, const Shape& s, const flo
 }
 
 // weights (num_rows, k) of which row r has r + first_key_end keys, times rows (k, padded H) -> (num_rows, padded H)
-void times_rows(const float* weights, int64_t stride, int64_t num_rows, int64_t first_key_end, const Shape& s,
+void times_rows(const float* weights, int64_t stride, int64_t num_rows, int64_t first_key_end, const AttentionShape& s,
                 const float* right, float* to) {
   for (int64_t h = 0; h < s.padded_dim; h += kTileColumns)
     for (int64_t r = 0; r < num_rows; r += kTileRows) {
@@ -76,7 +64,7 @@ void times_rows(const float* weights, int64_t stride, int64_t num_rows, int64_t 
 }
 
 // transpose of weights (num_rows, num_columns) times rows (num_rows, padded H), added to (num_columns, padded H)
-void add_transposed(const float* weights, int64_t stride, int64_t num_rows, int64_t num_columns, const Shape& s,
+void add_transposed(const float* weights, int64_t stride, int64_t num_rows, int64_t num_columns, const AttentionShape& s,
                     const float* right, float* to) {
   for (int64_t h = 0; h < s.padded_dim; h += kTileColumns)
     for (int64_t c = 0; c < num_columns; c += kTileRows)
@@ -84,15 +72,21 @@ void add_transposed(const float* weights, int64_t stride, int64_t num_rows, int6
                weights + c, 1, stride, right + h, s.padded_dim, to + c * s.padded_dim + h, s.padded_dim, true);
 }
 
-int64_t score_stride(const Shape& s) { return s.padded_length + kLanes; }  // rows on different cache sets
+int64_t score_stride(const AttentionShape& s) { return s.padded_length + kLanes; }  // rows on different cache sets
 
 }  // namespace
 
-// qkv (B, T, 3D), then `Shape`'s -> out (B, T, D), lse (B, N, T): the logarithms of the sums of exponentials
-GPT2X_OP(attention) {
-  const Shape s(op, 0, 6, 1);
-  const float *qkv = op.floats(0), factor = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
-  float *out = op.floats(5), *lse = op.floats(6);
+namespace gpt2x {
+
+AttentionShape::AttentionShape(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, const int32_t* starts,
+                               const int32_t* key, const int32_t* rows, const int32_t* settings)
+    : batch(batch), length(length), heads(heads), head_dim(head_dim), hidden(heads * head_dim),
+      padded_dim(round_up(head_dim, kLanes)), padded_length(round_up(length, kTileColumns)), starts(starts), rows(rows),
+      settings(settings), has_starts(settings[0]), has_dropout(settings[1]),
+      mask(*key, settings + 4, settings[1] ? length : 0) {}
+
+void attend(const AttentionShape& s, const float* qkv, float* out, float* lse) {
+  const float factor = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   const int64_t stride = 3 * s.hidden, pairs = s.batch * s.heads;
   const int64_t parts = std::clamp<int64_t>(2 * num_threads() / std::max<int64_t>(1, pairs), 1, (s.length + kBlock - 1) / kBlock);
   const int64_t queries = round_up((s.length + parts - 1) / parts, kBlock);
@@ -124,7 +118,7 @@ GPT2X_OP(attention) {
 #pragma omp simd reduction(+ : sum)
         for (int64_t k = begin; k <= query; ++k) sum += row[k] = fast_exp(row[k] - largest);
         std::fill(row + query + 1, row + start + count, 0.0f);
-        lse[pair * s.length + query] = largest + std::log(sum);
+        if (lse != nullptr) lse[pair * s.length + query] = largest + std::log(sum);
         scale[r] = 1.0f / sum;
         if (s.has_dropout) {
           const uint32_t hash = s.mask_row(b, n, query);
@@ -140,9 +134,14 @@ GPT2X_OP(attention) {
   });
 }
 
-// dout (B, T, D), qkv (B, T, 3D), out (B, T, D), lse (B, N, T), then `Shape`'s -> dqkv (B, T, 3D)
+}  // namespace gpt2x
+
+// qkv (B, T, 3D), then `shape_of`'s -> out (B, T, D), lse (B, N, T): the logarithms of the sums of exponentials
+GPT2X_OP(attention) { attend(shape_of(op, 0, 6, 1), op.floats(0), op.floats(5), op.floats(6)); }
+
+// dout (B, T, D), qkv (B, T, 3D), out (B, T, D), lse (B, N, T), then `shape_of`'s -> dqkv (B, T, 3D)
 GPT2X_OP(attention_grad) {
-  const Shape s(op, 1, 3, 4);
+  const AttentionShape s = shape_of(op, 1, 3, 4);
   const float *dout = op.floats(0), *qkv = op.floats(1), *out = op.floats(2), *lse = op.floats(3);
   const float factor = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   float* dqkv = op.floats(8);

@@ -26,11 +26,11 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, c
 
 }  // namespace gpt2x
 
-// Take sgemm from the oneDNN library at `path`: 0, or 1 when it has none.
-extern "C" int gpt2x_open_onednn(const char* path) {
+// Take sgemm from the oneDNN library at `path` and start `num_threads` threads, from the main thread: MindSpore binds its own to a
+// core each, and threads keep to the cores of the one that starts them. 0, or 1 when the library has no sgemm.
+extern "C" int gpt2x_open(const char* path, int num_threads) {
+  gpt2x::start_pool(num_threads);
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library != nullptr) gpt2x::sgemm = reinterpret_cast<gpt2x::Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
   return gpt2x::sgemm == nullptr;
 }
-
-extern "C" int gpt2x_num_threads() { return gpt2x::num_threads(); }

@@ -1,10 +1,7 @@
 #include "parallel.hpp"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -20,13 +17,6 @@ void pause() {
 #else
   std::this_thread::yield();
 #endif
-}
-
-int available_threads() {
-  cpu_set_t cores;
-  int found = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
-  const char* limit = std::getenv("OMP_NUM_THREADS");  // what other libraries of the process keep to
-  return limit && std::atoi(limit) > 0 ? std::min(found, std::atoi(limit)) : found;
 }
 
 class Pool : public ThreadpoolInterface {
@@ -83,12 +73,15 @@ class Pool : public ThreadpoolInterface {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
+Pool* instance = nullptr;  // never destroyed: its threads outlive main
+
 }  // namespace
 
-ThreadpoolInterface* pool() {
-  static Pool* const instance = new Pool(available_threads());  // never destroyed: its threads outlive main
-  return instance;
+void start_pool(int num_threads) {
+  if (instance == nullptr) instance = new Pool(num_threads);
 }
+
+ThreadpoolInterface* pool() { return instance; }
 
 int num_threads() { return pool()->get_num_threads(); }
 

@@ -18,6 +18,8 @@ class ThreadpoolInterface {
   virtual ~ThreadpoolInterface() = default;
 };
 
+void start_pool(int num_threads);  // once a process; whoever calls works too
+
 ThreadpoolInterface* pool();
 
 int num_threads();

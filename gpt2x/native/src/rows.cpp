@@ -124,13 +124,10 @@ GPT2X_OP(layer_norm_grad) {
   std::copy_n(total.data() + width, width, op.floats(7));
 }
 
-// x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), as gpt2x.ops.GeluNew
-static constexpr float kSlope = 1.5957691216057308f, kCubic = 0.07135481627260025f;
-
 GPT2X_OP(gelu_new) {
   const float* x = op.floats(0);
   float* y = op.floats(1);
-  for_each(op.size(0), [=](int64_t i) { y[i] = x[i] * sigmoid(x[i] * (x[i] * x[i] * kCubic + kSlope)); });
+  for_each(op.size(0), [=](int64_t i) { y[i] = gpt2x::gelu_new(x[i]); });
 }
 
 // x, dy -> dx
@@ -138,8 +135,8 @@ GPT2X_OP(gelu_new_grad) {
   const float *x = op.floats(0), *dy = op.floats(1);
   float* dx = op.floats(2);
   for_each(op.size(0), [=](int64_t i) {
-    const float square = x[i] * x[i], gate = sigmoid(x[i] * (square * kCubic + kSlope));
-    dx[i] = dy[i] * gate * (1.0f + x[i] * (1.0f - gate) * (square * (3 * kCubic) + kSlope));
+    const float square = x[i] * x[i], gate = sigmoid(x[i] * (square * kGeluCubic + kGeluSlope));
+    dx[i] = dy[i] * gate * (1.0f + x[i] * (1.0f - gate) * (square * (3 * kGeluCubic) + kGeluSlope));
   });
 }
 

@@ -44,4 +44,9 @@ inline float fast_exp(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
+// The tanh form of GELU as x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), as gpt2x.ops.composed.GeluNew.
+constexpr float kGeluSlope = 1.5957691216057308f, kGeluCubic = 0.07135481627260025f;
+
+inline float gelu_new(float x) { return x * sigmoid(x * (x * x * kGeluCubic + kGeluSlope)); }
+
 }  // namespace gpt2x

