@@ -138,6 +138,9 @@ def validate_generation(generation: GenerationConfig) -> None:
         f"generation.max_new_tokens={generation.max_new_tokens}",
     )
     require_at_least("generation.batch_size", generation.batch_size, 1)
+    require_at_least("generation.draft_tokens", generation.draft_tokens, 1)
+    if generation.draft is not None:
+        validate_draft(generation)
     require_at_least("generation.temperature", generation.temperature, 0)
     require_at_least("generation.top_k", generation.top_k, 0)
     top_p = generation.top_p
@@ -158,11 +161,33 @@ def validate_generation(generation: GenerationConfig) -> None:
     )
 
 
+def validate_draft(generation: GenerationConfig) -> None:
+    """Refuse options that change the model's choice: a draft is checked against the likeliest tokens alone."""
+    fixes = {
+        "temperature": not generation.temperature,
+        "top_k": not generation.top_k or generation.temperature == 0,
+        "top_p": not generation.top_p or generation.temperature == 0,
+        "do_sample": not generation.do_sample,
+        "repetition_penalty": generation.repetition_penalty == 1.0,
+        "min_new_tokens": generation.min_new_tokens == 0,
+    }
+    wrong = [f"generation.{key}={getattr(generation, key)}" for key, is_right in fixes.items() if not is_right]
+    require(
+        not wrong,
+        f"generation.draft={generation.draft} decodes greedily, so that the text is the model's own; drop "
+        f"{', '.join(wrong)}, or use generation.draft=null",
+    )
+
+
 def validate_train(config: TrainConfig) -> None:
     """Check `train.py`'s configuration across fields, before any work is done."""
     validate_common(config)
     validate_model(config.model)
     validate_generation(config.generation)
+    require(
+        config.generation.draft is None,
+        f"generation.draft={config.generation.draft} is for predict.py; train.py's samples need generation.draft=null",
+    )
     require_choice("plan", config.plan.lower(), PLANS)
     require_at_least("num_devices", config.num_devices, 1)
     require_choice("schedule.name", config.schedule.name, SCHEDULES)

@@ -208,7 +208,9 @@ class GenerationConfig:
     repetition_penalty: float = 1.0  # Keskar et al., arXiv:1909.05858; over prompt and completion
     eos_ids: list[int] | None = None  # null: the tokenizer's
     seed: int | None = None  # null: the run's seed
-    batch_size: int = 8  # prompts decoded together
+    batch_size: int = 8  # prompts decoded together; when one ends, the next takes its place
+    draft: str | None = None  # a smaller model with the same tokenizer, for speculative decoding: as load; null: off
+    draft_tokens: int = 4  # drafted at a time
 
 
 @dataclass

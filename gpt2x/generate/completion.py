@@ -1,30 +1,32 @@
-"""Prompts in, completions out: batches, graphs, and the loop over tokens (floor 3).
+"""Prompts in, completions out: slots, and the loop over tokens (floor 3).
 
-Legend: B batch, T tokens, V vocab.
+Legend: B batch, V vocab.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from mindspore import Tensor
 
+from gpt2x.checks import validate_draft
 from gpt2x.config import GenerationConfig, HardwareConfig, ModelConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.generate import sampling
-from gpt2x.generate.decoder import Decoder
 from gpt2x.generate.replicas import ALONE, Replicas
+from gpt2x.generate.slots import Slots
+from gpt2x.generate.speculative import draft_steps, speculate
 from gpt2x.generate.streaming import TextStream
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import FromFirst
 from gpt2x.parallel.collectives import Group
 
-LEAST_BUCKET = 32  # tokens; shorter texts share one graph
-LOOKAHEAD = 8  # batches whose prompts are sorted by length together: what is done waits for that many at most
+ROUND_BATCHES = 4  # of replicas, which tell each other what is done after each round
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class Completion:
         completion: the text of the new tokens, without the EOS that ended it.
         ids: the new tokens, with that EOS.
         num_tokens: how many they are.
-        tokens_per_s: num_tokens over the seconds from the start of the row's batch, the prompt included, to its own
-            last token. Compilation of graphs is left out.
+        tokens_per_s: num_tokens over the seconds from when the prompt entered a slot to the last token. Compilation of
+            graphs is left out.
         finish_reason: "eos", or "length" at max_new_tokens.
+        acceptance_rate: the share of drafted tokens that the model took; None without a draft, or where none was asked.
     """
 
     prompt: str
@@ -47,6 +50,7 @@ class Completion:
     num_tokens: int
     tokens_per_s: float
     finish_reason: str
+    acceptance_rate: float | None = None
 
 
 @dataclass
@@ -57,7 +61,10 @@ class Row:
     prompt: list[int]
     new: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    seconds: float = 0.0
+    start: float = 0.0  # when the prompt entered a slot
+    seconds: float = 0.0  # from then to the last token
+    num_drafted: int = 0  # tokens, those behind max_new_tokens left out
+    num_accepted: int = 0  # of them
 
     @property
     def text(self) -> list[int]:
@@ -65,39 +72,41 @@ class Row:
         return self.prompt + self.new
 
 
-def bucket(length: int, max_seq_len: int) -> int:
-    """The next power of two, LEAST_BUCKET at least and max_seq_len at most: each bucket is one graph."""
-    return min(max(LEAST_BUCKET, 1 << (length - 1).bit_length()), max_seq_len)
+class Drafter(NamedTuple):
+    """A smaller model with the tokens of another, for which it drafts."""
+
+    net: GPT2
+    model: ModelConfig
 
 
-def batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
-    """Rows of like length together, so that the first row that is not done is always in the next batch.
-
-    Lengths are sorted within LOOKAHEAD batches of consecutive rows; of these, the batch of the earliest row goes first.
-    """
-    found: list[list[Row]] = []
-    for start in range(0, len(rows), max(1, LOOKAHEAD * batch_size)):
-        window = sorted(rows[start : start + LOOKAHEAD * batch_size], key=lambda row: len(row.prompt), reverse=True)
-        alike = [window[place : place + batch_size] for place in range(0, len(window), batch_size)]
-        found += sorted(alike, key=lambda batch: min(row.index for row in batch))
-    return found
+def shares(rows: list[Row], batch_size: int, count: int) -> list[list[Row]]:
+    """Rows for `count` replicas: in each round of ROUND_BATCHES batches a share for each; all at once for one."""
+    if count == 1:
+        return [rows] if rows else []
+    size = ROUND_BATCHES * batch_size * count
+    windows = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [window[place::count] for window in windows for place in range(min(count, len(window)))]
 
 
 class Generator:
     """Completes prompts with the parameters that `net` has at the time of the call.
 
-    Graphs are compiled when a shape (batch, cache, prompt; lengths in powers of two) is first met, and kept.
+    Up to generation.batch_size prompts have a slot each in a cache (`gpt2x.generate.slots`). When one ends, the next
+    that waits takes its slot (continuous batching: Yu et al., Orca, OSDI 2022).
 
     Args:
         net: the model.
         model: its shape.
         hardware: the device.
         tokenizer: of the texts.
-        tensor: the processes that compute `net` together, which make the same calls: the first one chooses tokens.
+        tensor: the processes that compute `net` together, which make the same calls: the first one draws tokens.
+        draft: decodes greedily ahead of `net`, by config.draft_tokens at a time (`gpt2x.generate.speculative`).
 
     Attributes:
         compile_seconds: spent on compilation so far.
         decode_seconds: spent on decoding so far.
+        num_drafted: drafted tokens so far.
+        num_accepted: of them, those that the model took.
     """
 
     def __init__(
@@ -107,12 +116,14 @@ class Generator:
         hardware: HardwareConfig,
         tokenizer: Tokenizer,
         tensor: Group | None = None,
+        draft: Drafter | None = None,
     ):
         self._from_first = FromFirst(tensor)
-        self.net, self.model, self.hardware, self.tokenizer = net, model, hardware, tokenizer
+        self.net, self.model, self.tokenizer, self.draft = net, model, tokenizer, draft
+        self.slots = Slots(net, model, hardware)
+        self.draft_slots = Slots(draft.net, draft.model, hardware) if draft else None
         self.compile_seconds = self.decode_seconds = 0.0
-        self._decoders: dict[tuple[int, int], Decoder] = {}
-        self._compiled: set[tuple[int, int, int]] = set()
+        self.num_drafted = self.num_accepted = 0
 
     def complete(
         self,
@@ -126,14 +137,15 @@ class Generator:
         """Complete texts; an empty one starts from EOS.
 
         Args:
-            prompts: decoded in `batches` of generation.batch_size, or fewer where each replica would not have one.
+            prompts: decoded in their order, generation.batch_size side by side, or fewer where a replica would have
+                none.
             config: decoding options.
             seed: of sampling; config.seed is the caller's to choose from.
             on_text: gets (index of the prompt, text) as text comes, whole characters only; of another replica's
                 prompt all of it at once.
             on_completion: gets (index of the prompt, completion) as each is done. `streaming.InputOrder` puts both
                 into the order of the prompts.
-            replicas: share the batches; each makes this call, and returns what all have completed.
+            replicas: share the prompts; each makes this call, and returns what all have completed.
 
         Returns:
             Completions in the order of the prompts.
@@ -162,7 +174,9 @@ class Generator:
             if ended:
                 num_tokens = len(row.new)
                 speed = num_tokens / row.seconds
-                end(index, Completion(prompts[index], texts[index], row.new, num_tokens, speed, row.finish_reason))
+                rate = row.num_accepted / row.num_drafted if row.num_drafted else None
+                text, reason = texts[index], row.finish_reason
+                end(index, Completion(prompts[index], text, row.new, num_tokens, speed, reason, rate))
 
         def on_round(rows: list[Row]) -> None:
             for others in replicas.exchange([(row.index, asdict(completions[row.index])) for row in rows]):
@@ -206,7 +220,11 @@ class Generator:
         Raises:
             UserError: naming the prompt by its number, from 1.
         """
-        window, size = self.model.max_seq_len, self.model.vocab_size
+        window, size, key = self.model.max_seq_len, self.model.vocab_size, "model.max_seq_len"
+        if self.draft:
+            validate_draft(config)
+            if self.draft.model.max_seq_len < window:
+                window, key = self.draft.model.max_seq_len, "the draft's max_seq_len"
         for token in self.eos_ids(config):
             if not 0 <= token < size:
                 raise UserError(f"generation.eos_ids: {token} is no token of the model (model.vocab_size={size})")
@@ -222,7 +240,7 @@ class Generator:
                     fix = f"shorten the prompt to {max(1, window - config.max_new_tokens)} tokens or fewer"
                 raise UserError(
                     f"prompt {number} ({excerpt(self.tokenizer.decode(ids))}) has {len(ids)} tokens: with "
-                    f"generation.max_new_tokens={config.max_new_tokens} it exceeds model.max_seq_len={window}; {fix}"
+                    f"generation.max_new_tokens={config.max_new_tokens} it exceeds {key}={window}; {fix}"
                 )
 
     def eos_ids(self, config: GenerationConfig) -> list[int]:
@@ -238,90 +256,97 @@ class Generator:
         on_round: Callable[[list[Row]], None] = lambda rows: None,
         replicas: Replicas = ALONE,
     ) -> list[Row]:
-        """Complete this replica's prompts: `on_token` sees a row after each of its tokens, `on_round` a whole batch."""
+        """Complete this replica's prompts: `on_token` sees a row after each of its tokens, `on_round` a whole share."""
         self.check(prompts, config)
         rows = [Row(index, list(ids)) for index, ids in enumerate(prompts)]
-        # of the last batch too: another size is another graph
-        batch_size = min(config.batch_size, -(-len(rows) // replicas.count))
-        for batch in replicas.rounds(batches(rows, batch_size)):
-            if batch:
-                self._decode_batch(batch, batch_size, config, seed, on_token)
-            on_round(batch or [])
+        # of the last share too: another number of slots is another graph
+        count = min(config.batch_size, -(-len(rows) // replicas.count))
+        for share in replicas.rounds(shares(rows, count, replicas.count)):
+            if share:
+                self._decode_share(share, count, config, seed, on_token)
+            on_round(share or [])
         return rows
 
-    def _decode_batch(
-        self, rows: list[Row], batch_size: int, config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
+    def _decode_share(
+        self, rows: list[Row], count: int, config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
     ) -> None:
-        longest = max(len(row.prompt) for row in rows)
-        width = bucket(longest, self.model.max_seq_len)
-        cache_len = bucket(longest + config.max_new_tokens, self.model.max_seq_len)
-        decoder = self._decoder(batch_size, cache_len, (width, 1))
+        """Complete rows in `count` slots; the next row takes the slot of one that has ended."""
+        self._open(rows, count, config)
         eos_ids = self.eos_ids(config)
+        waiting, slots = deque(rows), dict[int, Row]()
 
-        ids = np.zeros((batch_size, width), np.int32)
-        positions = np.tile(np.arange(width, dtype=np.int32), (batch_size, 1))
-        last = np.zeros(batch_size, np.int32)
-        for place, row in enumerate(rows):
-            ids[place, : len(row.prompt)] = row.prompt
-            last[place] = len(row.prompt) - 1
-        start = time.perf_counter()
-        for step in range(config.max_new_tokens):
-            active = [place for place, row in enumerate(rows) if row.finish_reason is None]
-            if not active:
-                break
-            logits = decoder(Tensor(ids), Tensor(positions), Tensor(last)).asnumpy()  # (B, V)
-            logits = logits[active, : self.model.vocab_size]
-            if not np.isfinite(logits).all():
-                raise UserError(
-                    "the model's logits are not finite: its weights are damaged, or "
-                    f"hardware.precision={self.hardware.precision} overflows; try hardware.precision=fp32"
-                )
-            forbidden = eos_ids if step < config.min_new_tokens else []
-            tokens = self._choose(logits, [rows[place] for place in active], config, seed, step, forbidden)
-            # rows that have ended rewrite place 0 of their own cache, which nobody reads
-            ids, positions = np.zeros((2, batch_size, 1), np.int32)
-            last = np.zeros(batch_size, np.int32)
-            for place, token in zip(active, tokens, strict=True):
-                row = rows[place]
-                ids[place], positions[place] = token, len(row.text)
+        def add(row: Row, tokens: Sequence[int]) -> None:
+            for token in tokens:
                 row.new.append(token)
-                row.seconds = time.perf_counter() - start
+                row.seconds = time.perf_counter() - row.start
                 if token in eos_ids:
                     row.finish_reason = "eos"
                 elif len(row.new) == config.max_new_tokens:
                     row.finish_reason = "length"
                 on_token(row)
+                if row.finish_reason is not None:
+                    break
+
+        start = time.perf_counter()
+        while waiting or slots:
+            for slot in range(count):
+                while waiting and slot not in slots:
+                    row = waiting.popleft()
+                    row.start = time.perf_counter()
+                    found = self.slots.enter(slot, row.prompt)
+                    if self.draft_slots:
+                        self.draft_slots.enter(slot, row.prompt)
+                    add(row, self._choose(found, [row], config, seed))
+                    if row.finish_reason is None:
+                        slots[slot] = row
+            if slots:
+                for slot, tokens in self._next(slots, config, seed).items():
+                    add(slots[slot], tokens)
+            slots = {slot: row for slot, row in slots.items() if row.finish_reason is None}
         self.decode_seconds += time.perf_counter() - start
 
-    def _choose(
-        self, logits: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int, step: int, forbidden: list[int]
-    ) -> list[int]:
-        """The next token of each row, by the first of the processes that compute the logits together.
+    def _open(self, rows: list[Row], count: int, config: GenerationConfig) -> None:
+        """Slots for rows, their graphs compiled."""
+        start = time.perf_counter()
+        self._from_first([0] * count)  # its graph as well
+        lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
+        own, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
+        self.slots.open(count, lengths, config.max_new_tokens, own, is_greedy)
+        if self.draft_slots:
+            self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy)
+        self.compile_seconds += time.perf_counter() - start
 
-        Their logits are the same (the gather adds zeros), but numpy's exponentials may differ between kinds of CPU, and
-        one token that differs would leave one process waiting for ever when its rows have ended.
+    def _next(self, slots: dict[int, Row], config: GenerationConfig, seed: int) -> dict[int, list[int]]:
+        """The next token of the row in each slot; with a draft one or several."""
+        if self.draft_slots is None:
+            found = self.slots.step({slot: (len(row.text) - 1, row.text[-1:]) for slot, row in slots.items()})
+            tokens = self._choose(found[list(slots)], list(slots.values()), config, seed)
+            return {slot: [token] for slot, token in zip(slots, tokens, strict=True)}
+        texts = {slot: row.text for slot, row in slots.items()}
+        found = speculate(self.slots, self.draft_slots, texts, config.draft_tokens)
+        for slot, row in slots.items():
+            num_drafted = min(config.draft_tokens, config.max_new_tokens - len(row.new))
+            num_accepted = min(num_drafted, len(found[slot]) - 1)
+            row.num_drafted, row.num_accepted = row.num_drafted + num_drafted, row.num_accepted + num_accepted
+            self.num_drafted, self.num_accepted = self.num_drafted + num_drafted, self.num_accepted + num_accepted
+        return found
+
+    def _choose(self, found: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int) -> list[int]:
+        """The next token of each row: found (B, 1) by the graph, or drawn by the first process that has these logits.
+
+        All processes of a tensor group have the same logits (the gather adds zeros), so the likeliest token is the same
+        too. But numpy's exponentials may differ between kinds of CPU, and one token that differs would leave one
+        process waiting for ever when its rows have ended.
         """
+        if sampling.is_plain_greedy(config):
+            return found[:, 0].tolist()
         tokens = [0] * len(rows)
         if self._from_first.is_first:
-            draws = [sampling.draw(seed, row.index, step) for row in rows]
-            tokens = sampling.next_tokens(logits, [row.text for row in rows], draws, config, forbidden)
+            for place, row in enumerate(rows):
+                number = sampling.draw(seed, row.index, len(row.new))
+                forbidden = self.eos_ids(config) if len(row.new) < config.min_new_tokens else []
+                (tokens[place],) = sampling.next_tokens(found[place, None], [row.text], [number], config, forbidden)
         return self._from_first(tokens)
-
-    def _decoder(self, batch_size: int, cache_len: int, widths: tuple[int, ...]) -> Decoder:
-        """The decoder of this shape, its graphs for `widths` new tokens compiled."""
-        start = time.perf_counter()
-        decoder = self._decoders.get((batch_size, cache_len))
-        if decoder is None:
-            decoder = Decoder(self.net, self.model, self.hardware, batch_size, cache_len)
-            self._decoders[batch_size, cache_len] = decoder
-            self._from_first([0] * batch_size)  # its graph as well
-        for width in widths:
-            if (batch_size, cache_len, width) not in self._compiled:
-                tokens = Tensor(np.zeros((batch_size, width), np.int32))
-                decoder.compile(tokens, tokens, Tensor(np.zeros(batch_size, np.int32)))
-                self._compiled.add((batch_size, cache_len, width))
-        self.compile_seconds += time.perf_counter() - start
-        return decoder
 
 
 def excerpt(text: str, length: int = 40) -> str:

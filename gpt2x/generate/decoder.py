@@ -57,16 +57,32 @@ class CachedBlock(nn.Cell):
 class Decoder(nn.Cell):
     """GPT-2 with a cache of one shape; it shares the parameters of `net`, also while they are trained.
 
-    One `construct` serves the prompt (T tokens a row) and each step after it (T = 1): two graphs.
+    One `construct` serves prompts (T tokens a row) and each step after them (T = 1): a graph for each T.
+
+    Args:
+        net: the model.
+        model: its shape.
+        hardware: the device.
+        batch_size: B.
+        cache_len: S.
+        name: of the cache; one graph may hold the caches of two decoders.
     """
 
-    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, batch_size: int, cache_len: int):
+    def __init__(
+        self,
+        net: GPT2,
+        model: ModelConfig,
+        hardware: HardwareConfig,
+        batch_size: int,
+        cache_len: int,
+        name: str = "cache",
+    ):
         super().__init__(auto_prefix=False)
         self.net = net
         dtype = kernels.DTYPES[hardware.precision]
         blocks = [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h]
         for layer, block in enumerate(blocks):
-            block.keys.name, block.values.name = f"cache.{layer}.keys", f"cache.{layer}.values"
+            block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"
         self.blocks = nn.CellList(blocks, auto_prefix=False)
         self.batch_size, num_heads = batch_size, net.h[0].attn.num_heads
         first = np.arange(batch_size * num_heads, dtype=np.int32) * cache_len
@@ -82,6 +98,10 @@ class Decoder(nn.Cell):
         last: (B,) int32, the column of ids that holds the row's last token.
         Returns (B, V) fp32.
         """
+        return self.logits(ids, positions, last.reshape(-1, 1))
+
+    def logits(self, ids, positions, columns):
+        """`construct` for several tokens a row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
         length = ids.shape[1]
         # Read before the cache is written: a tied table that is read on both sides of a write is copied, 150 MB a step.
         head = self.net.head()
@@ -91,6 +111,6 @@ class Decoder(nn.Cell):
         x = self.net.embed(ids, positions)  # (B, T, D)
         for block in self.blocks:
             x = block(x, places, mask)
-        rows = ops.arange(self.batch_size).astype(ms.int32) * length + last
-        x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (B, D)
+        rows = ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns  # (B, L)
+        x = ops.gather(x.reshape(-1, x.shape[-1]), rows.reshape(-1), 0)  # (B * L, D)
         return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)

@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """Replicas that complete batches in rounds, one batch each, and exchange what is done after each round.
+    """Replicas that complete prompts in rounds, a share each, and exchange what is done after each round.
 
     An exchange goes through the processes' collectives, so it needs no disk that all of them see. It waits for the
-    slowest: batches of a round are alike in length.
+    slowest.
 
     Args:
         mesh: the processes; None: one.
@@ -29,10 +29,10 @@ class Replicas:
         self.mesh = mesh
         self.index, self.count = (mesh.place.data, mesh.place.parallel.data) if mesh else (0, 1)
 
-    def rounds(self, batches: Sequence[T]) -> Iterator[T | None]:
-        """This replica's batch of each round; None where the last round has none for it."""
-        for start in range(0, len(batches), self.count):
-            yield batches[start + self.index] if start + self.index < len(batches) else None
+    def rounds(self, shares: Sequence[T]) -> Iterator[T | None]:
+        """This replica's share of each round; None where the last round has none for it."""
+        for start in range(0, len(shares), self.count):
+            yield shares[start + self.index] if start + self.index < len(shares) else None
 
     def exchange(self, own: object) -> list[Any]:
         """What the other replicas give at the same time; values of JSON."""

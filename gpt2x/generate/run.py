@@ -20,9 +20,10 @@ from rich.text import Text
 from gpt2x.cli import output_dir, save_config
 from gpt2x.config import PredictConfig
 from gpt2x.errors import UserError
-from gpt2x.generate.completion import Completion, Generator
+from gpt2x.generate.completion import Completion, Drafter, Generator
 from gpt2x.generate.prompts import Prompt, choose_template, filled, read_prompts
 from gpt2x.generate.replicas import Replicas
+from gpt2x.generate.speculative import check_draft, load_draft
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
@@ -50,6 +51,7 @@ def run(config: PredictConfig) -> None:
         mesh = Mesh(config.parallel, config.hardware.device_target)
         require_same(mesh, "the hash of all prompts", hashlib.sha256(json.dumps(prompts).encode()).hexdigest())
         adapters = choose_adapter(config.adapters, config.adapter)
+        tokenizer_dir = check_draft(config)
         pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh, adapters)
         if pretrained.model.labels:
             from gpt2x.generate.classify import classify
@@ -62,7 +64,11 @@ def run(config: PredictConfig) -> None:
         shown = Shown([""] * len(texts) if template else texts, streams=console.is_interactive)
         if lines is not None and template is not None:
             lines.asked = prompts
-        generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor)
+        smaller = load_draft(config, mesh, tokenizer_dir)
+        draft = Drafter(smaller.net, smaller.model) if smaller else None
+        generator = Generator(
+            pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor, draft
+        )
         seed = config.seed if config.generation.seed is None else config.generation.seed
         reader = shown if lines is None else lines  # of the main process; the others show nothing
         with shown, InputOrder(reader.text, reader.completion) as order:
@@ -71,11 +77,13 @@ def run(config: PredictConfig) -> None:
             )
     num_tokens = sum(completion.num_tokens for completion in completions)
     decoding, compiling = (mesh.gather(s).max() for s in (generator.decode_seconds, generator.compile_seconds))
+    drafted, accepted = (mesh.gather(float(n)).sum() for n in (generator.num_drafted, generator.num_accepted))
+    rate = f", {accepted / drafted:.0%} of drafted tokens accepted" if drafted else ""
     count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"
     where = "" if config.output in (None, "-") else f" -> {config.output}"
     if mesh.is_main:
         say(
-            f"{count}{where}, {num_tokens} tokens in {decoding:.1f} s: {num_tokens / decoding:.1f} tokens/s "
+            f"{count}{where}, {num_tokens} tokens in {decoding:.1f} s: {num_tokens / decoding:.1f} tokens/s{rate} "
             f"(compiling graphs, {compiling:.1f} s, is not counted)"
         )
 
@@ -88,6 +96,7 @@ def prepare_launch(config: PredictConfig) -> Path:
     """
     prompts = read_prompts(config)
     adapters = choose_adapter(config.adapters, config.adapter)
+    check_draft(config, verify=True)
     source, _, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
     if not model.labels:
         filled(prompts, choose_template(config, source, adapters), config)
@@ -104,6 +113,8 @@ def json_line(completion: Completion, asked: Prompt | None = None) -> str:
     else:
         values = {"instruction": asked.text, "input": asked.given, "output": completion.completion}
     values |= {"num_tokens": completion.num_tokens, "tokens_per_s": round(completion.tokens_per_s, 3)}
+    if completion.acceptance_rate is not None:
+        values["acceptance_rate"] = round(completion.acceptance_rate, 3)
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 

@@ -25,6 +25,11 @@ def is_sampling(config: GenerationConfig) -> bool:
     return bool(config.do_sample or config.temperature or config.top_k or config.top_p)
 
 
+def is_plain_greedy(config: GenerationConfig) -> bool:
+    """Whether the likeliest token of the model's own logits is taken: a choice that a graph makes by itself."""
+    return not is_sampling(config) and config.repetition_penalty == 1.0 and config.min_new_tokens == 0
+
+
 def next_tokens(
     logits: np.ndarray,
     texts: Sequence[Sequence[int]],
@@ -48,14 +53,26 @@ def next_tokens(
         logits[:, list(forbidden)] = -np.inf
     if not is_sampling(config):
         return logits.argmax(axis=-1).tolist()
+    return [sample(row, number, config) for row, number in zip(logits, draws, strict=True)]
+
+
+def sample(logits: np.ndarray, number: float, config: GenerationConfig) -> int:
+    """The token on which a draw from [0, 1) falls, of logits (V,).
+
+    What top_k and top_p leave is sorted and summed alone: of a vocabulary of 50,257 mostly some hundred tokens.
+    """
     if config.temperature is not None:
         logits = logits / np.float32(config.temperature)
+    ids = None
     if config.top_k:
-        logits = keep_top_k(logits, config.top_k)
+        ids = top_k_ids(logits, config.top_k)
+        logits = logits[ids]
     if config.top_p is not None and config.top_p < 1:
-        logits = keep_top_p(logits, config.top_p)
-    mass = np.cumsum(softmax(logits.astype(np.float64)), axis=-1)  # (B, V)
-    return [int(np.searchsorted(row, draw * row[-1], side="right")) for row, draw in zip(mass, draws, strict=True)]
+        kept = top_p_ids(logits, config.top_p)
+        ids, logits = kept if ids is None else ids[kept], logits[kept]
+    mass = np.cumsum(softmax(logits.astype(np.float64)))
+    place = int(np.searchsorted(mass, number * mass[-1], side="right"))
+    return place if ids is None else int(ids[place])
 
 
 def draw(seed: int, index: int, step: int) -> float:
@@ -77,20 +94,44 @@ def penalise_repetition(logits: np.ndarray, texts: Sequence[Sequence[int]], pena
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """The k largest logits of each row, ties with the k-th included; -inf elsewhere."""
-    size = logits.shape[-1]
-    k = min(k, size)
-    least = np.partition(logits, size - k, axis=-1)[:, size - k, None]  # (B, 1)
-    return np.where(logits < least, -np.inf, logits)
+    return keep(logits, [top_k_ids(row, k) for row in logits])
 
 
 def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
     """The fewest tokens whose probabilities sum to p or more (Holtzman et al., arXiv:1904.09751); -inf elsewhere."""
-    order = np.argsort(logits, axis=-1, kind="stable")  # ascending
-    remove = np.cumsum(softmax(np.take_along_axis(logits, order, axis=-1)), axis=-1) <= 1 - p
-    remove[:, -1] = False  # the likeliest stays
-    removed = np.zeros_like(remove)
-    np.put_along_axis(removed, order, remove, axis=-1)
-    return np.where(removed, -np.inf, logits)
+    return keep(logits, [top_p_ids(row, p) for row in logits])
+
+
+def keep(logits: np.ndarray, ids: Sequence[np.ndarray]) -> np.ndarray:
+    """The logits (B, V) of each row's ids, -inf elsewhere."""
+    kept = np.full_like(logits, -np.inf)
+    for target, row, own in zip(kept, logits, ids, strict=True):
+        target[own] = row[own]
+    return kept
+
+
+def top_k_ids(logits: np.ndarray, k: int) -> np.ndarray:
+    """The ids, ascending, of `keep_top_k` in logits (V,)."""
+    place = max(0, len(logits) - k)
+    return np.flatnonzero(logits >= np.partition(logits, place)[place])
+
+
+def top_p_ids(logits: np.ndarray, p: float) -> np.ndarray:
+    """The ids, ascending, of `keep_top_p` in logits (V,); of equals at the end the later ones.
+
+    Tokens of a probability up to (1 - p) / V hold 1 - p together at most, so they are left out before the rest is
+    sorted.
+    """
+    probabilities = softmax(logits)
+    candidates = probabilities[probabilities > (1 - p) / len(logits) * (1 - 1e-3)]  # rounded towards more of them
+    descending = np.sort(candidates)[::-1]
+    behind = np.cumsum(descending, dtype=np.float64)  # the probability of each candidate and all above it
+    count = max(1, int(np.searchsorted(behind, p, side="left")) + 1)  # whose predecessors hold less than p
+    count = min(count, len(descending))
+    least = descending[count - 1]
+    above = np.flatnonzero(probabilities > least)
+    equal = np.flatnonzero(probabilities == least)
+    return np.sort(np.concatenate([above, equal[len(equal) - (count - len(above)) :]]))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -15,6 +15,12 @@ CPU = HardwareConfig(
 )  # fmt: skip
 
 
+def num_graphs(slots):
+    """How many graphs slots have compiled, those compiled again among them."""
+    cells = {*slots._decoders.values(), *slots._likeliest.values(), *slots._entries.values()}
+    return sum(len(cell.compile_cache) for cell in cells)
+
+
 @pytest.fixture(scope="session")
 def hardware():
     from gpt2x.runtime.device import set_up_device

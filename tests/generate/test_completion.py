@@ -5,7 +5,7 @@ import pytest
 from gpt2x.config import GenerationConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.generate.completion import LOOKAHEAD, Row, batches
+from gpt2x.generate.completion import ROUND_BATCHES, Row, shares
 from gpt2x.generate.streaming import TextStream
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1]]
@@ -70,23 +70,16 @@ def test_completions_of_text(generator, tokenizer):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
-def test_the_first_prompt_that_is_not_done_is_in_the_next_batch(count):
-    rows = [Row(index, [1] * (1 + index * 7 % 11)) for index in range(count)]
-    found = batches(rows, 3)
-    assert sorted(row.index for batch in found for row in batch) == list(range(count))
-    assert all(1 <= len(batch) <= 3 for batch in found)
-    done: set[int] = set()
-    for batch in found:
-        new = {row.index for row in batch}
-        first = min(set(range(count)) - done)
-        assert first in new
-        assert max(new) < first + LOOKAHEAD * 3  # so few wait for it
-        done |= new
-
-
-def test_rows_of_like_length_are_decoded_together():
-    rows = [Row(index, [1] * length) for index, length in enumerate((1, 9, 2, 8))]
-    assert [[len(row.prompt) for row in batch] for batch in batches(rows, 2)] == [[2, 1], [9, 8]]
+def test_each_round_is_shared_out(count):
+    rows = [Row(index, [1]) for index in range(count)]
+    assert shares(rows, 3, 1) == ([rows] if rows else [])  # one process: no rounds
+    found = shares(rows, 3, 2)
+    assert sorted(row.index for share in found for row in share) == list(range(count))
+    assert all(1 <= len(share) <= ROUND_BATCHES * 3 for share in found)
+    for place in range(0, len(found), 2):
+        turn = [row.index for share in found[place : place + 2] for row in share]
+        assert max(turn) < ROUND_BATCHES * 3 * 2 * (place // 2 + 1)  # prompts in their order
+        assert max(map(len, found[place : place + 2])) - min(map(len, found[place : place + 2])) <= 1
 
 
 def test_eos_is_no_text(generator, tokenizer):

@@ -1,0 +1,134 @@
+"""Speculative decoding gives what greedy decoding gives, in fewer passes of the model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt2x.config import GenerationConfig, ModelConfig
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError
+from gpt2x.generate import Generator
+from gpt2x.generate.completion import Drafter
+from gpt2x.generate.run import run
+from gpt2x.generate.speculative import longest_agreed
+from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
+from tests.generate.conftest import MODEL, num_graphs
+from tests.generate.test_predict import predict_config, saved  # noqa: F401
+
+PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1], [77] * 33]
+SMALL = ModelConfig(name="small", num_layers=1, num_heads=2, hidden_size=16, max_seq_len=80, vocab_size=300,
+                    initializer_range=0.3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(hardware):
+    net = GPT2(SMALL, hardware)
+    load_weights(net, initial_weights(SMALL, seed=5))
+    return Drafter(net, SMALL)
+
+
+@pytest.fixture(scope="module")
+def speculators(net, hardware, tokenizer, small):
+    """Generators by their draft: the model itself, and one that has learnt nothing."""
+    drafts = {"agreeing": Drafter(net, MODEL), "other": small}
+    return {name: Generator(net, MODEL, hardware, tokenizer, draft=draft) for name, draft in drafts.items()}
+
+
+@pytest.mark.parametrize("draft", ["agreeing", "other"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("with_eos", [False, True])
+def test_text_is_that_of_greedy_decoding(generator, speculators, draft, batch_size, with_eos):
+    speculator = speculators[draft]
+    config = GenerationConfig(max_new_tokens=23, eos_ids=[], batch_size=batch_size)
+    if with_eos:
+        config.eos_ids = [generator.generate_ids(PROMPTS[:1], config, seed=0)[0][9]]
+    plain_before, before = generator.slots.num_passes, speculator.slots.num_passes
+    expected = generator.generate_ids(PROMPTS, config, seed=0)
+    drafted, accepted = speculator.num_drafted, speculator.num_accepted
+    assert speculator.generate_ids(PROMPTS, config, seed=0) == expected
+    plain, passes = generator.slots.num_passes - plain_before, speculator.slots.num_passes - before
+    rate = (speculator.num_accepted - accepted) / (speculator.num_drafted - drafted)
+    if draft == "other":
+        assert passes <= plain
+        assert rate < 0.5
+    else:
+        assert passes < plain / 2
+        assert rate == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_drafts_of_other_lengths(generator, net, hardware, tokenizer, small, count):
+    config = GenerationConfig(max_new_tokens=12, eos_ids=[], draft_tokens=count)
+    expected = generator.generate_ids([*PROMPTS, [2] * 68], config, seed=0)  # the last up to the last position
+    for draft in (small, Drafter(net, MODEL)):
+        speculator = Generator(net, MODEL, hardware, tokenizer, draft=draft)
+        assert speculator.generate_ids([*PROMPTS, [2] * 68], config, seed=0) == expected
+        before = num_graphs(speculator.slots), num_graphs(speculator.draft_slots)
+        speculator.generate_ids([[4] * 30, *PROMPTS], config, seed=0)
+        assert (num_graphs(speculator.slots), num_graphs(speculator.draft_slots)) == before
+
+
+def test_the_longest_prefix_that_agrees():
+    assert longest_agreed([1, 2, 3], [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert longest_agreed([1, 9, 3], [1, 2, 3, 4]) == [1, 2]
+    assert longest_agreed([9, 2, 3], [1, 2, 3, 4]) == [1]
+
+
+def test_a_draft_with_a_shorter_window(net, hardware, tokenizer):
+    model = ModelConfig(**(vars(SMALL) | {"max_seq_len": 40}))
+    speculator = Generator(net, MODEL, hardware, tokenizer, draft=Drafter(GPT2(model, hardware), model))
+    with pytest.raises(UserError, match=r"prompt 1 .* exceeds the draft's max_seq_len=40; use .*max_new_tokens=20"):
+        speculator.generate_ids([[2] * 20], GenerationConfig(max_new_tokens=30), seed=0)
+
+
+def save_small(folder, model, tokenizer, hardware):
+    from gpt2x.checkpoint import save
+
+    weights = {"weights": dict(initial_weights(model, seed=5))}
+    save(folder, tensors=weights, model=model, run_config={}, loop_state={}, tokenizer_dir_writer=tokenizer.save)
+    return folder
+
+
+def test_predict_with_a_draft(saved, tokenizer, hardware, tmp_path, capfd):  # noqa: F811
+    def rows(*overrides):
+        output = tmp_path / "out.jsonl"
+        run(predict_config(f"load={saved}", 'prompts=["the cat","the dog sat on","a"]', f"output={output}",
+                           "generation.max_new_tokens=12", "generation.batch_size=2", *overrides))  # fmt: skip
+        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+    draft = save_small(tmp_path / "draft", SMALL, tokenizer, hardware)
+    plain, same, other = rows(), rows(f"generation.draft={saved}"), rows(f"generation.draft={draft}")
+    err = capfd.readouterr().err
+    assert err.count("of drafted tokens accepted") == 2
+    assert [row["completion"] for row in plain] == [row["completion"] for row in same]
+    assert [row["completion"] for row in plain] == [row["completion"] for row in other]
+    assert all("acceptance_rate" not in row for row in plain)
+    assert all(0 <= row["acceptance_rate"] <= 1 for row in other if "acceptance_rate" in row)
+    assert np.mean([row["acceptance_rate"] for row in same]) > np.mean([row["acceptance_rate"] for row in other])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["temperature=0.7"], r"generation\.draft=d decodes greedily.*drop generation\.temperature=0\.7, or use"),
+        (["top_k=5", "repetition_penalty=1.2"], r"drop generation\.top_k=5, generation\.repetition_penalty=1\.2"),
+        (["min_new_tokens=3"], r"drop generation\.min_new_tokens=3"),
+        (["do_sample=true"], r"drop generation\.do_sample=True"),
+        (["draft_tokens=0"], r"generation\.draft_tokens=0 must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_a_draft(options, message):
+    with pytest.raises(UserError, match=message):
+        predict_config("load=x", "prompts=[a]", "generation.draft=d", *(f"generation.{option}" for option in options))
+
+
+def test_a_draft_of_other_tokens_is_refused(saved, hardware, tmp_path):  # noqa: F811
+    other = Tokenizer.train(["other words altogether " * 5], 270)
+    model = ModelConfig(**(vars(SMALL) | {"vocab_size": other.vocab_size}))
+    draft = save_small(tmp_path / "other", model, other, hardware)
+    config = predict_config(f"load={saved}", "prompts=[a]", f"generation.draft={draft}")
+    with pytest.raises(UserError, match=rf"generation\.draft={draft} \(.* tokens, .*tokenizer of load={saved} \("):
+        run(config)
+    with pytest.raises(UserError, match=r"generation\.draft=/nowhere: "):
+        run(predict_config(f"load={saved}", "prompts=[a]", "generation.draft=/nowhere"))
