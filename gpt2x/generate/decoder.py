@@ -18,6 +18,7 @@ from mindspore.common.initializer import initializer
 
 from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.generate.fused import FusedLayers, Weights
 from gpt2x.model.gpt2 import GPT2, Block
 
 HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
@@ -54,6 +55,40 @@ class CachedBlock(nn.Cell):
         return self.block.feed_forward(x, None)
 
 
+class CachedLayers(nn.Cell):
+    """From embedded tokens to logits, by the model's own cells."""
+
+    def __init__(self, net: GPT2, batch_size: int, cache_len: int, dtype):
+        super().__init__(auto_prefix=False)
+        self.net = net
+        self.blocks = nn.CellList(
+            [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h], auto_prefix=False
+        )
+        self.first_places = Tensor(first_places(net, batch_size, cache_len))
+        self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
+        self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
+
+    def construct(self, x, positions, rows):
+        """x (B, T, D), positions (B, T), rows (R,): those of the B T wanted -> logits (R, V) in fp32."""
+        length = x.shape[1]
+        # Read before the cache is written: a tied table that is read on both sides of a write is copied, 150 MB a step.
+        head = self.net.head()
+        places = (self.first_places + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
+        visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
+        mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
+        for block in self.blocks:
+            x = block(x, places, mask)
+        x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (R, D)
+        return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
+
+
+def first_places(net: GPT2, batch_size: int, cache_len: int) -> np.ndarray:
+    """The rows of a cache (B * N * S, H) at which those of each row's heads begin, int32 (B, N, 1)."""
+    num_heads = net.h[0].attn.num_heads
+    first = np.arange(batch_size * num_heads, dtype=np.int32) * cache_len
+    return first.reshape(batch_size, num_heads, 1)
+
+
 class Decoder(nn.Cell):
     """GPT-2 with a cache of one shape; it shares the parameters of `net`, also while they are trained.
 
@@ -66,6 +101,7 @@ class Decoder(nn.Cell):
         batch_size: B.
         cache_len: S.
         name: of the cache; one graph may hold the caches of two decoders.
+        weights: for kernels of our own (`gpt2x.generate.fused.is_fused`); None: the model's cells compute.
     """
 
     def __init__(
@@ -76,19 +112,19 @@ class Decoder(nn.Cell):
         batch_size: int,
         cache_len: int,
         name: str = "cache",
+        weights: Weights | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.net = net
-        dtype = kernels.DTYPES[hardware.precision]
-        blocks = [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h]
-        for layer, block in enumerate(blocks):
+        if weights is None:
+            self.layers: nn.Cell = CachedLayers(net, batch_size, cache_len, kernels.DTYPES[hardware.precision])
+        else:
+            self.layers = FusedLayers(net, model, weights, batch_size, cache_len)
+        self.blocks = self.layers.blocks
+        for layer, block in enumerate(self.blocks):
             block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"
-        self.blocks = nn.CellList(blocks, auto_prefix=False)
-        self.batch_size, num_heads = batch_size, net.h[0].attn.num_heads
-        first = np.arange(batch_size * num_heads, dtype=np.int32) * cache_len
-        self.first_places = Tensor(first.reshape(batch_size, num_heads, 1))
-        self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
-        self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
+        self.batch_size = batch_size
+        self.first_places = Tensor(first_places(net, batch_size, cache_len))
 
     def construct(self, ids, positions, last):
         """The logits of one token a row.
@@ -103,14 +139,5 @@ class Decoder(nn.Cell):
     def logits(self, ids, positions, columns):
         """`construct` for several tokens a row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
         length = ids.shape[1]
-        # Read before the cache is written: a tied table that is read on both sides of a write is copied, 150 MB a step.
-        head = self.net.head()
-        places = (self.first_places + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
-        visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
-        mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
-        x = self.net.embed(ids, positions)  # (B, T, D)
-        for block in self.blocks:
-            x = block(x, places, mask)
         rows = ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns  # (B, L)
-        x = ops.gather(x.reshape(-1, x.shape[-1]), rows.reshape(-1), 0)  # (B * L, D)
-        return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
+        return self.layers(self.net.embed(ids, positions), positions, rows.reshape(-1))

@@ -19,6 +19,7 @@ from mindspore import Tensor, nn, ops
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.errors import UserError
 from gpt2x.generate.decoder import Decoder
+from gpt2x.generate.fused import Weights, is_fused
 from gpt2x.model.gpt2 import GPT2
 
 LEAST_BUCKET = 32  # tokens; shorter texts share one graph
@@ -72,6 +73,7 @@ class Slots:
         net: the model, whose parameters count as they are at the time of a call.
         model: its shape.
         hardware: the device.
+        kind: of the weights that are read, fp32, bf16 or int8.
 
     Attributes:
         count: B.
@@ -80,7 +82,8 @@ class Slots:
         num_passes: calls of `enter` and `step` so far.
     """
 
-    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig):
+    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, kind: str = "fp32"):
+        self._kind, self._weights = kind, None
         self.net, self.model, self.hardware = net, model, hardware
         self.count = self.cache_len = self.num_passes = 0
         self.compile_seconds = 0.0
@@ -163,7 +166,10 @@ class Slots:
     def _decoder(self, name: str, count: int, cache_len: int) -> Decoder:
         key = (name, count, cache_len)
         if key not in self._decoders:
-            self._decoders[key] = Decoder(self.net, self.model, self.hardware, count, cache_len, f"cache.{name}")
+            if self._weights is None and is_fused(self.net, self.hardware):
+                self._weights = Weights(self.net, self._kind)
+            shape = count, cache_len, f"cache.{name}"
+            self._decoders[key] = Decoder(self.net, self.model, self.hardware, *shape, self._weights)
         return self._decoders[key]
 
     def _graph(self, decoder: Decoder) -> nn.Cell:

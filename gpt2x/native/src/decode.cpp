@@ -116,7 +116,7 @@ void store_cache(int64_t m, int64_t heads, int64_t head_dim, int64_t length, int
 // eps (1) -> the block's output (M, D)
 template <typename W>
 void block(const Op& op) {
-  const int64_t m = op.dim(0, 0), hidden = op.dim(0, 1), wide = op.dim(13, 1), tokens = op.dim(1, -1);
+  const int64_t m = op.dim(0, 0), hidden = op.dim(0, 1), wide = op.dim(15, 0), tokens = op.dim(1, -1);
   const int32_t *positions = op.ints(1), *slots = op.ints(2), *settings = op.ints(21);
   const int64_t heads = settings[0], length = settings[1], head_dim = hidden / heads;
   const float *x = op.floats(0), eps = *op.floats(22);

@@ -1,0 +1,161 @@
+"""Decoding by kernels of our own: a block is one operator, the head another (floor 3).
+
+A step is bound by reading the weights. In fp32 the model's own parameters are read where they are; bf16 and int8 copies,
+of half and a quarter of the bytes, lie in the order in which they are read (gpt2x/native/src/stream.hpp).
+
+Legend: B batch, T new tokens, M = B T, S cached positions, D hidden, N heads, H head dim, V vocab, K in, O out of a linear.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore.common.initializer import initializer
+
+from gpt2x import ops as kernels
+from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.model.gpt2 import GPT2, Block, LayerNorm, Linear, SelfAttention
+from gpt2x.native import operator
+
+PANEL = 64  # kPanel of gpt2x/native/src/stream.hpp
+
+
+def is_fused(net: GPT2, hardware: HardwareConfig) -> bool:
+    """Whether these kernels decode `net`: a whole model in fp32 without adapters, on a CPU that has them."""
+    linears = [linear for block in net.h for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc)]
+    return (
+        kernels.is_native(kernels.DTYPES[hardware.precision])
+        and all(type(block.attn) is SelfAttention for block in net.h)  # not a share of the heads
+        and isinstance(net.h[0].mlp.activation, kernels.native.Activation)
+        and all(linear.branch is None for linear in [*linears, *(block.mlp.c_proj for block in net.h)])
+    )
+
+
+def bf16_bits(values: np.ndarray) -> np.ndarray:
+    """fp32 rounded to the nearest bf16, ties to even: its bits, int16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.int16)
+
+
+def int8_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row (O, K) by its largest magnitude to -127..127: int8, and fp32 factors (O,) (absmax, arXiv:2208.07339)."""
+    scales = np.abs(values).max(axis=1) / 127
+    scales[scales == 0] = 1
+    return np.rint(values / scales[:, None]).astype(np.int8), scales.astype(np.float32)
+
+
+def panels(values: np.ndarray) -> np.ndarray:
+    """(K, O) -> (ceil(O / PANEL), K, PANEL), zeros behind the last column."""
+    num_rows, num_columns = values.shape
+    padded = np.zeros((num_rows, -(-num_columns // PANEL) * PANEL), values.dtype)
+    padded[:, :num_columns] = values
+    return np.ascontiguousarray(padded.reshape(num_rows, -1, PANEL).transpose(1, 0, 2))
+
+
+class Weights:
+    """A net's matrices as the kernels read them, made once for all decoders of it.
+
+    Args:
+        net: the model; fp32 shares its parameters, also while they are trained.
+        kind: fp32, bf16 or int8.
+    """
+
+    def __init__(self, net: GPT2, kind: str):
+        self.kind = kind
+        linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
+        self.blocks = [[self._linear(linear) for linear in layer] for layer in linears]
+        self.head = self._table((net.wte if net.lm_head is None else net.lm_head).weight)
+
+    def _linear(self, linear: Linear) -> tuple[Parameter | Tensor, Tensor]:
+        """The matrix (K, O) and its factors."""
+        if self.kind == "fp32":
+            return linear.weight, Tensor(np.ones(1, np.float32))
+        values = linear.weight.asnumpy()
+        if self.kind == "bf16":
+            return constant(panels(bf16_bits(values))), Tensor(np.ones(1, np.float32))
+        rows, scales = int8_rows(values.T)
+        return constant(panels(rows.T)), Tensor(scales)
+
+    def _table(self, table: Parameter) -> tuple[Parameter | Tensor, Tensor]:
+        """The head's matrix (V, D) and its factors."""
+        if self.kind == "fp32":
+            return table, Tensor(np.ones(1, np.float32))
+        values = table.asnumpy()
+        if self.kind == "bf16":
+            return constant(bf16_bits(values)), Tensor(np.ones(1, np.float32))
+        rows, scales = int8_rows(values)
+        return constant(rows), Tensor(scales)
+
+
+def constant(values: np.ndarray) -> Parameter:
+    """A parameter without a gradient: a tensor would become part of every graph."""
+    return Parameter(Tensor(values), requires_grad=False)
+
+
+class FusedBlock(nn.Cell):
+    """A block of the model with the keys and values (B, N, S, H) of its attention, as one operator."""
+
+    def __init__(self, block: Block, weights: list[tuple], kind: str, batch_size: int, cache_len: int, settings: Tensor):
+        super().__init__(auto_prefix=False)
+        num_heads, head_dim = block.attn.num_heads, block.attn.head_dim
+        rows = (batch_size * num_heads * cache_len, head_dim)
+        self.keys = Parameter(initializer("zeros", rows, ms.float32), name="keys", requires_grad=False)
+        self.values = Parameter(initializer("zeros", rows, ms.float32), name="values", requires_grad=False)
+        self.ln_1, self.ln_2, self.settings = block.ln_1, block.ln_2, settings
+        (self.attn, self.attn_scale), (self.proj, self.proj_scale), (self.fc, self.fc_scale), (self.out, self.out_scale) = (
+            weights
+        )
+        self.attn_bias, self.proj_bias = block.attn.c_attn.bias, block.attn.c_proj.bias
+        self.fc_bias, self.out_bias = block.mlp.c_fc.bias, block.mlp.c_proj.bias
+        self.eps = block.ln_1.norm.kernel.eps
+        self.slots = Tensor(np.arange(batch_size, dtype=np.int32))
+        self.kernel = operator(f"decoder_block_{kind}", output_like_first, in_place=True)
+
+    def construct(self, x, positions):
+        """The block on new tokens: write their keys and values, attend to all that is written.
+
+        x (M, D), positions (B, T) -> (M, D).
+        """
+        return self.kernel(
+            x, positions, self.slots,
+            self.ln_1.weight, self.ln_1.bias, self.attn, self.attn_scale, self.attn_bias,
+            self.proj, self.proj_scale, self.proj_bias,
+            self.ln_2.weight, self.ln_2.bias, self.fc, self.fc_scale, self.fc_bias,
+            self.out, self.out_scale, self.out_bias,
+            self.keys, self.values, self.settings, self.eps,
+        )  # fmt: skip
+
+
+def output_like_first(x, *_):
+    """The shape of an operator's output: that of its first input."""
+    return x
+
+
+class FusedLayers(nn.Cell):
+    """From embedded tokens to logits, as `gpt2x.generate.decoder.CachedLayers`."""
+
+    def __init__(self, net: GPT2, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
+        super().__init__(auto_prefix=False)
+        activation = kernels.native.ACTIVATIONS.index(model.activation)
+        settings = Tensor(np.array([model.num_heads, cache_len, activation], np.int32))
+        self.blocks = nn.CellList(
+            [
+                FusedBlock(block, matrices, weights.kind, batch_size, cache_len, settings)
+                for block, matrices in zip(net.h, weights.blocks, strict=True)
+            ],
+            auto_prefix=False,
+        )
+        self.ln_f: LayerNorm = net.ln_f
+        self.table, self.table_scale = weights.head
+        self.eps = net.ln_f.norm.kernel.eps
+        self.head = operator(f"decoder_head_{weights.kind}", lambda x, *_: [x[0], model.vocab_size])
+
+    def construct(self, x, positions, rows):
+        """x (B, T, D), positions (B, T), rows (R,): those of the B T wanted -> logits (R, V)."""
+        hidden_size = x.shape[-1]
+        x = x.reshape(-1, hidden_size)
+        for block in self.blocks:
+            x = block(x, positions)
+        x = ms.ops.gather(x, rows, 0)
+        return self.head(x, self.ln_f.weight, self.ln_f.bias, self.table, self.table_scale, self.eps)
