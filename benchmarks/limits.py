@@ -76,7 +76,9 @@ def bandwidth(options: argparse.Namespace, folder: Path) -> Callable[[Any], dict
     }
 
     def run(_: Any) -> dict[str, float]:
-        return {name: BANDWIDTH_BYTES / min(seconds(kernel) for _ in range(2)) / 1e9 for name, kernel in kernels.items()}
+        return {
+            name: BANDWIDTH_BYTES / min(seconds(kernel) for _ in range(2)) / 1e9 for name, kernel in kernels.items()
+        }
 
     return run
 

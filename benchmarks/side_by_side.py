@@ -239,7 +239,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         found.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         found.add_row(*row)
-    Console(width=120).print(found)
+    Console(width=132).print(found)
 
 
 def pyplot():

@@ -28,6 +28,7 @@ def hf_config(options: argparse.Namespace):
     return GPT2Config(
         n_layer=layers, n_head=heads, n_embd=hidden, n_positions=positions, vocab_size=vocab,
         embd_pdrop=options.dropout, attn_pdrop=options.dropout, resid_pdrop=options.dropout,
+        initializer_range=getattr(options, "initializer_range", 0.02),
     )  # fmt: skip
 
 
