@@ -146,6 +146,7 @@ class Worker:
 def working(script: str, names: Sequence[str], options: argparse.Namespace, folder: Path) -> Iterator[list[Worker]]:
     """Workers, which end with the block: a stopped process would otherwise outlive an error."""
     workers: list[Worker] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the default would leave them behind
     try:
         for name in names:
             workers.append(Worker(script, name, options, folder))
