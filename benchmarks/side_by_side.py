@@ -55,6 +55,8 @@ def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
         path = getattr(options, name)
         if path is not None and not path.absolute().parent.is_dir():
             found.error(f"--{name} {path}: its folder does not exist")
+    # the default would leave processes behind, stopped ones for ever
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return options
 
 
@@ -146,7 +148,6 @@ class Worker:
 def working(script: str, names: Sequence[str], options: argparse.Namespace, folder: Path) -> Iterator[list[Worker]]:
     """Workers, which end with the block: a stopped process would otherwise outlive an error."""
     workers: list[Worker] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the default would leave them behind
     try:
         for name in names:
             workers.append(Worker(script, name, options, folder))
