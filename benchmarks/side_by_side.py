@@ -266,8 +266,12 @@ def bars(panels: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], label:
         below = [each["median"] - each["quartile_1"] for each in found.values()]
         above = [each["quartile_3"] - each["median"] for each in found.values()]
         colours = ["#2a6f97" if name.startswith("gpt2x") else "#8c8c8c" for name in found]
-        drawn = axes.barh(list(found), medians, xerr=[below, above], height=0.6, capsize=4, color=colours)
-        axes.bar_label(drawn, [f"{value:,.4g}" for value in medians], label_type="center", color="white")
+        axes.barh(list(found), medians, xerr=[below, above], height=0.6, capsize=4, color=colours)
+        for row, each in enumerate(found.values()):  # behind the whisker: a short bar has no room for a number
+            value = each["median"]
+            text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+            axes.text(each["quartile_3"], row, f"  {text}", va="center", fontsize=9)
+        axes.set_xlim(0, 1.15 * max(each["quartile_3"] for each in found.values()))
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, fontsize=10)
