@@ -73,9 +73,9 @@ class Weights:
             return linear.weight, Tensor(np.ones(1, np.float32))
         values = linear.weight.asnumpy()
         if self.kind == "bf16":
-            return constant(panels(bf16_bits(values))), Tensor(np.ones(1, np.float32))
+            return constant(panels(bf16_bits(values)), linear.weight.name), Tensor(np.ones(1, np.float32))
         rows, scales = int8_rows(values.T)
-        return constant(panels(rows.T)), Tensor(scales)
+        return constant(panels(rows.T), linear.weight.name), Tensor(scales)
 
     def _table(self, table: Parameter) -> tuple[Parameter | Tensor, Tensor]:
         """The head's matrix (V, D) and its factors."""
@@ -83,29 +83,34 @@ class Weights:
             return table, Tensor(np.ones(1, np.float32))
         values = table.asnumpy()
         if self.kind == "bf16":
-            return constant(bf16_bits(values)), Tensor(np.ones(1, np.float32))
+            return constant(bf16_bits(values), table.name), Tensor(np.ones(1, np.float32))
         rows, scales = int8_rows(values)
-        return constant(rows), Tensor(scales)
+        return constant(rows, table.name), Tensor(scales)
 
 
-def constant(values: np.ndarray) -> Parameter:
-    """A parameter without a gradient: a tensor would become part of every graph."""
-    return Parameter(Tensor(values), requires_grad=False)
+def constant(values: np.ndarray, name: str) -> Parameter:
+    """A copy of the parameter `name`; no tensor, which would become part of every graph."""
+    return Parameter(Tensor(values), name=f"copy.{name}", requires_grad=False)
 
 
 class FusedBlock(nn.Cell):
     """A block of the model with the keys and values (B, N, S, H) of its attention, as one operator."""
 
-    def __init__(self, block: Block, weights: list[tuple], kind: str, batch_size: int, cache_len: int, settings: Tensor):
+    def __init__(
+        self, block: Block, weights: list[tuple], kind: str, batch_size: int, cache_len: int, settings: Tensor
+    ):
         super().__init__(auto_prefix=False)
         num_heads, head_dim = block.attn.num_heads, block.attn.head_dim
         rows = (batch_size * num_heads * cache_len, head_dim)
         self.keys = Parameter(initializer("zeros", rows, ms.float32), name="keys", requires_grad=False)
         self.values = Parameter(initializer("zeros", rows, ms.float32), name="values", requires_grad=False)
         self.ln_1, self.ln_2, self.settings = block.ln_1, block.ln_2, settings
-        (self.attn, self.attn_scale), (self.proj, self.proj_scale), (self.fc, self.fc_scale), (self.out, self.out_scale) = (
-            weights
-        )
+        (
+            (self.attn, self.attn_scale),
+            (self.proj, self.proj_scale),
+            (self.fc, self.fc_scale),
+            (self.out, self.out_scale),
+        ) = weights
         self.attn_bias, self.proj_bias = block.attn.c_attn.bias, block.attn.c_proj.bias
         self.fc_bias, self.out_bias = block.mlp.c_fc.bias, block.mlp.c_proj.bias
         self.eps = block.ln_1.norm.kernel.eps

@@ -18,6 +18,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+
 class LayerNorm(nn.Cell):
     """Layer normalisation over the last dim (Ba et al., arXiv:1607.06450), computed in fp32.
 

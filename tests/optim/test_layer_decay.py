@@ -45,7 +45,12 @@ class Run:
         optimizer = AdamW(config, parameters, layer_shares(config, list(SHAPES), num_layers=2))
         for index, gradient in enumerate(self.gradients):
             rate = 1e-2 / (index + 1)  # as a schedule does
-            optimizer(ms.mutable(tuple(Tensor(g) for g in gradient)), *optimizer.scalars(rate, index + 1))
+            optimizer(
+                ms.mutable(tuple(Tensor(g) for g in gradient)),
+                Tensor(1.0, ms.float32),
+                Tensor(True),
+                *optimizer.scalars(rate, index + 1),
+            )
         return {parameter.name: parameter.asnumpy() for parameter in parameters}
 
     def theirs(self) -> dict[str, np.ndarray]:

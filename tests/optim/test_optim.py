@@ -1,5 +1,6 @@
 """Schedules, AdamW and the loss scale against their definitions and against PyTorch and transformers."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
@@ -69,7 +70,12 @@ def updates(bias_correction, count=5):
     parameters = [Parameter(Tensor(value), name=f"p{index}") for index, value in enumerate(values)]
     optimizer = AdamW(config, parameters)
     for index, gradient in enumerate(gradients):
-        optimizer(tuple(Tensor(g) for g in gradient), *optimizer.scalars(1e-2, index + 1))
+        optimizer(
+            tuple(Tensor(g) for g in gradient),
+            Tensor(1.0, ms.float32),
+            Tensor(True),
+            *optimizer.scalars(1e-2, index + 1),
+        )
     return values, gradients, [p.asnumpy() for p in parameters]
 
 
