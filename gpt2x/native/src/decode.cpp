@@ -22,8 +22,15 @@ void linear(int64_t m, int64_t k, int64_t n, bool is_streamed, const float* x, W
 #pragma omp simd
     for (int64_t c = begin; c < end; ++c) y[r * n + c] = y[r * n + c] * weights.scale(c) + bias[c];
   };
+  if constexpr (std::is_same_v<W, float>) {
+    if (m == 1) {
+      stream_row(k, n, x, weights.data, y);
+      finish(0, 0, n);
+      return;
+    }
+  }
   if (is_streamed) {
-    parallel_ranges(n, kTileColumns, [&](int64_t begin, int64_t end) {
+    parallel_ranges(n, kPanel, [&](int64_t begin, int64_t end) {
       stream_columns(m, k, x, weights, begin, end, y, n);
       for (int64_t r = 0; r < m; ++r) finish(r, begin, end);
     });

@@ -68,10 +68,20 @@ struct Weights {
   }
 };
 
+// The first of the rows of a matrix (K, N) that part `index` of num_threads() sums: y is the sum of the parts' sums, in order.
+inline int64_t part_begin(int64_t k, int64_t index) { return k * index / num_threads() / 4 * 4; }
+
+inline int64_t part_end(int64_t k, int64_t index) { return index + 1 == num_threads() ? k : part_begin(k, index + 1); }
+
+// y (R, NV vectors) += x (R, k) w (k, NV vectors)
 template <int R, int NV, typename W>
 inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
-  constexpr int64_t kAhead = 24;  // rows of weights fetched before they are needed: they lie pages apart
-  Vec sum[R][NV] = {};
+  constexpr int64_t kAhead = 24;  // rows of weights that are fetched before they are needed: they may lie pages apart
+  Vec sum[R][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) sum[i][j] = load(y + i * ldy + j * kLanes);
   for (int64_t p = 0; p < k; ++p) {
     const W* row = w + p * ldw;
     for (int64_t line = 0; line < static_cast<int64_t>(NV * kLanes * sizeof(W)); line += 64)
@@ -92,34 +102,86 @@ inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int6
     for (int j = 0; j < NV; ++j) store(y + i * ldy + j * kLanes, sum[i][j]);
 }
 
-// y (m, n) of x (m, k) and w (k, n), columns [begin, end) of it, for few rows
+// `stream_tile` for any number of rows
+template <int NV, typename W>
+void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
+  for (int64_t r = 0; r < m;) {
+    const auto go = [&](auto rows) {
+      stream_tile<decltype(rows)::value, NV>(k, x + r * ldx, ldx, w, ldw, y + r * ldy, ldy);
+      r += decltype(rows)::value;
+    };
+    switch (std::min<int64_t>(m - r, m - r == 8 || m - r == 7 ? 4 : 6)) {
+      case 1: go(std::integral_constant<int, 1>{}); break;
+      case 2: go(std::integral_constant<int, 2>{}); break;
+      case 3: go(std::integral_constant<int, 3>{}); break;
+      case 4: go(std::integral_constant<int, 4>{}); break;
+      case 5: go(std::integral_constant<int, 5>{}); break;
+      default: go(std::integral_constant<int, 6>{}); break;
+    }
+  }
+}
+
+// y (m, n) of x (m, k) and weights (k, n), columns [begin, end) of it, for few rows
 template <typename W>
 void stream_columns(int64_t m, int64_t k, const float* x, const Weights<W>& weights, int64_t begin, int64_t end, float* y,
                     int64_t ldy) {
-  const int64_t ldw = weights.stride(ldy);
-  int64_t c = begin;
-  for (; c + kTileColumns <= end; c += kTileColumns)
-    for (int64_t r = 0; r < m;) {
-      const auto go = [&](auto rows) {
-        stream_tile<decltype(rows)::value, kTileVecs>(k, x + r * k, k, weights.column(c, k), ldw, y + r * ldy + c, ldy);
-        r += decltype(rows)::value;
-      };
-      switch (std::min<int64_t>(m - r, m - r == 8 || m - r == 7 ? 4 : 6)) {
-        case 1: go(std::integral_constant<int, 1>{}); break;
-        case 2: go(std::integral_constant<int, 2>{}); break;
-        case 3: go(std::integral_constant<int, 3>{}); break;
-        case 4: go(std::integral_constant<int, 4>{}); break;
-        case 5: go(std::integral_constant<int, 5>{}); break;
-        default: go(std::integral_constant<int, 6>{}); break;
+  constexpr int64_t kRows = 128;  // of weights that stay in the cache while all rows of x meet them
+  const int64_t ldw = weights.stride(ldy), width = end - begin;
+  static thread_local Workspace workspace;
+  float* sums = workspace.get(m * kPanel);
+  for (int64_t part = 0; part < num_threads(); ++part) {
+    std::fill(sums, sums + m * kPanel, 0.0f);
+    for (int64_t p = part_begin(k, part); p < part_end(k, part); p += kRows) {
+      const int64_t count = std::min(kRows, part_end(k, part) - p);
+      const W* w = weights.column(begin, k) + p * ldw;
+      int64_t c = 0;
+      for (; c + kTileColumns <= width; c += kTileColumns)
+        stream_tiles<kTileVecs>(m, count, x + p, k, w + c, ldw, sums + c, kPanel);
+      for (; c < width; ++c)  // a width that is no multiple of a tile
+        for (int64_t r = 0; r < m; ++r)
+          for (int64_t q = 0; q < count; ++q)
+            sums[r * kPanel + c] = std::fma(x[r * k + p + q], to_float(w[q * ldw + c]), sums[r * kPanel + c]);
+    }
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < width; ++c)
+        y[r * ldy + begin + c] = part == 0 ? sums[r * kPanel + c] : y[r * ldy + begin + c] + sums[r * kPanel + c];
+  }
+}
+
+// As stream_columns for one row of x and fp32 weights, all columns: each thread reads its part of the rows of weights from one
+// end to the other, as memory is read fastest.
+inline void stream_row(int64_t k, int64_t n, const float* x, const float* w, float* y) {
+  const int64_t parts = num_threads();
+  static Workspace workspace;
+  float* sums = workspace.get(parts * n);
+  parallel_for(parts, [&](int64_t part) {
+    float* sum = sums + part * n;
+    std::fill(sum, sum + n, 0.0f);
+    int64_t p = part_begin(k, part);
+    for (; p + 4 <= part_end(k, part); p += 4) {
+      const float *rows = w + p * n, x0 = x[p], x1 = x[p + 1], x2 = x[p + 2], x3 = x[p + 3];
+      int64_t c = 0;
+      for (; c + kLanes <= n; c += kLanes) {
+        const float* at = rows + c;
+        for (int64_t q = 0; q < 4; ++q) __builtin_prefetch(at + (4 + q) * n);
+        Vec total = load(sum + c);
+        total += x0 * load(at);
+        total += x1 * load(at + n);
+        total += x2 * load(at + 2 * n);
+        total += x3 * load(at + 3 * n);
+        store(sum + c, total);
       }
+      for (; c < n; ++c)
+        for (int64_t q = 0; q < 4; ++q) sum[c] = std::fma(x[p + q], rows[q * n + c], sum[c]);
     }
-  for (; c < end; ++c)  // widths that are no multiple of a tile
-    for (int64_t r = 0; r < m; ++r) {
-      const W* column = weights.column(c, k);
-      float sum = 0.0f;
-      for (int64_t p = 0; p < k; ++p) sum += x[r * k + p] * to_float(column[p * ldw]);
-      y[r * ldy + c] = sum;
-    }
+    for (; p < part_end(k, part); ++p)
+      for (int64_t c = 0; c < n; ++c) sum[c] = std::fma(x[p], w[p * n + c], sum[c]);
+  });
+  for (int64_t c = 0; c < n; ++c) {
+    float total = sums[c];
+    for (int64_t part = 1; part < parts; ++part) total += sums[part * n + c];
+    y[c] = total;
+  }
 }
 
 template <int R, int V, typename W>
