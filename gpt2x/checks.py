@@ -139,6 +139,7 @@ def validate_generation(generation: GenerationConfig) -> None:
     )
     require_at_least("generation.batch_size", generation.batch_size, 1)
     require_at_least("generation.draft_tokens", generation.draft_tokens, 1)
+    require_choice("generation.weights", generation.weights, ("fp32", "bf16", "int8"))
     if generation.draft is not None:
         validate_draft(generation)
     require_at_least("generation.temperature", generation.temperature, 0)

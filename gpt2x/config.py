@@ -211,6 +211,7 @@ class GenerationConfig:
     batch_size: int = 8  # prompts decoded together; when one ends, the next takes its place
     draft: str | None = None  # a smaller model with the same tokenizer, for speculative decoding: as load; null: off
     draft_tokens: int = 4  # drafted at a time
+    weights: str = "fp32"  # fp32 | bf16 | int8: what a step reads from memory, on the CPU (docs/generation.md)
 
 
 @dataclass

@@ -311,9 +311,9 @@ class Generator:
         self._from_first([0] * count)  # its graph as well
         lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
         own, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
-        self.slots.open(count, lengths, config.max_new_tokens, own, is_greedy)
+        self.slots.open(count, lengths, config.max_new_tokens, own, is_greedy, config.weights)
         if self.draft_slots:
-            self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy)
+            self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy, config.weights)
         self.compile_seconds += time.perf_counter() - start
 
     def _next(self, slots: dict[int, Row], config: GenerationConfig, seed: int) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ from mindspore.common.initializer import initializer
 from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model.gpt2 import GPT2, Block, LayerNorm, Linear, SelfAttention
-from gpt2x.native import operator
+from gpt2x.native import operator, use_huge_pages
 
 PANEL = 64  # kPanel of gpt2x/native/src/stream.hpp
 
@@ -66,6 +66,8 @@ class Weights:
         linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
         self.blocks = [[self._linear(linear) for linear in layer] for layer in linears]
         self.head = self._table((net.wte if net.lm_head is None else net.lm_head).weight)
+        for matrix, _ in [self.head, *(pair for layer in self.blocks for pair in layer)]:
+            use_huge_pages(matrix.asnumpy())
 
     def _linear(self, linear: Linear) -> tuple[Parameter | Tensor, Tensor]:
         """The matrix (K, O) and its factors."""

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, require
 from gpt2x.generate.decoder import Decoder
 from gpt2x.generate.fused import Weights, is_fused
 from gpt2x.model.gpt2 import GPT2
@@ -73,7 +73,6 @@ class Slots:
         net: the model, whose parameters count as they are at the time of a call.
         model: its shape.
         hardware: the device.
-        kind: of the weights that are read, fp32, bf16 or int8.
 
     Attributes:
         count: B.
@@ -82,8 +81,8 @@ class Slots:
         num_passes: calls of `enter` and `step` so far.
     """
 
-    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig, kind: str = "fp32"):
-        self._kind, self._weights = kind, None
+    def __init__(self, net: GPT2, model: ModelConfig, hardware: HardwareConfig):
+        self._weights: Weights | None = None
         self.net, self.model, self.hardware = net, model, hardware
         self.count = self.cache_len = self.num_passes = 0
         self.compile_seconds = 0.0
@@ -94,7 +93,13 @@ class Slots:
         self._compiled: set[tuple[int, ...]] = set()
 
     def open(
-        self, count: int, lengths: Sequence[int], max_new_tokens: int, steps: Iterable[tuple[int, int]], is_greedy: bool
+        self,
+        count: int,
+        lengths: Sequence[int],
+        max_new_tokens: int,
+        steps: Iterable[tuple[int, int]],
+        is_greedy: bool,
+        weights: str = "fp32",
     ) -> None:
         """Make ready for prompts, in place of what the slots held.
 
@@ -104,8 +109,13 @@ class Slots:
             max_new_tokens: behind each.
             steps: (T, L) of the steps to come.
             is_greedy: whether `enter` and `step` give the likeliest tokens; else logits, and L is 1.
+            weights: what a step reads, fp32, bf16 or int8.
+
+        Raises:
+            UserError: weights of another type than fp32 where no kernels read them.
         """
         begin = time.perf_counter()
+        self._choose_weights(weights)
         self.count, self._is_greedy = count, is_greedy
         self.cache_len = bucket(max(lengths) + max_new_tokens, self.model.max_seq_len)
         slots = self._decoder("slots", count, self.cache_len)
@@ -166,11 +176,23 @@ class Slots:
     def _decoder(self, name: str, count: int, cache_len: int) -> Decoder:
         key = (name, count, cache_len)
         if key not in self._decoders:
-            if self._weights is None and is_fused(self.net, self.hardware):
-                self._weights = Weights(self.net, self._kind)
             shape = count, cache_len, f"cache.{name}"
             self._decoders[key] = Decoder(self.net, self.model, self.hardware, *shape, self._weights)
         return self._decoders[key]
+
+    def _choose_weights(self, kind: str) -> None:
+        """Copies of another type begin anew, with caches and graphs."""
+        if not is_fused(self.net, self.hardware):
+            require(
+                kind == "fp32",
+                f"generation.weights={kind} is read by gpt2x's own kernels alone: a whole model on the CPU in fp32, without "
+                "adapters beside it (merge them), its activation gelu_new or fast_gelu, hardware.native_kernels=true and "
+                "the kernels compiled; use generation.weights=fp32",
+            )
+        elif self._weights is None or self._weights.kind != kind:
+            for found in (self._decoders, self._likeliest, self._entries, self._compiled):
+                found.clear()
+            self._weights = Weights(self.net, kind)
 
     def _graph(self, decoder: Decoder) -> nn.Cell:
         """What is run of a decoder."""

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 VARIANTS = {  # modules, best first, and what they ask of a processor (the levels of x86-64's psABI)
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"},
     "avx2": {"avx2", "fma", "bmi2", "f16c"},
@@ -86,6 +88,13 @@ def set_up(is_wanted: bool) -> str | None:
     _, name = library()
     _is_on = True
     return name
+
+
+def use_huge_pages(values: np.ndarray) -> None:
+    """Move an array that is read over and over to pages of 2 MB, where the system has them (Linux 6.1)."""
+    path, _ = library()
+    pointer, size = ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(values.nbytes)
+    ctypes.CDLL(str(path)).gpt2x_move_to_huge_pages(pointer, size)
 
 
 def is_on() -> bool:

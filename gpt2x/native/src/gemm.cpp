@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "huge_pages.hpp"
 #include "parallel.hpp"
 
 namespace gpt2x {
@@ -34,3 +35,5 @@ extern "C" int gpt2x_open(const char* path, int num_threads) {
   if (library != nullptr) gpt2x::sgemm = reinterpret_cast<gpt2x::Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
   return gpt2x::sgemm == nullptr;
 }
+
+extern "C" void gpt2x_move_to_huge_pages(const void* data, int64_t bytes) { gpt2x::move_to_huge_pages(data, bytes); }

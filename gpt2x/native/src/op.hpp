@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <exception>
 
+#include "huge_pages.hpp"
+
 namespace gpt2x {
 
 struct Op {
@@ -30,7 +32,9 @@ struct Op {
   static void name##_body(const gpt2x::Op& op);                                                              \
   extern "C" int name(int count, void** data, int* num_dims, int64_t** shapes, const char**, void*, void*) { \
     try {                                                                                                    \
-      name##_body(gpt2x::Op{count, data, num_dims, shapes});                                                 \
+      const gpt2x::Op op{count, data, num_dims, shapes};                                                     \
+      if (op.size(count - 1) >= (1 << 20)) gpt2x::want_huge_pages(data[count - 1], 4 * op.size(count - 1));  \
+      name##_body(op);                                                                                       \
       return 0;                                                                                              \
     } catch (const std::exception& error) {                                                                  \
       std::fprintf(stderr, "gpt2x: %s: %s\n", #name, error.what());                                          \

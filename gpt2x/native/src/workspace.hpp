@@ -1,11 +1,10 @@
 // Memory that kernels keep from call to call: fresh pages cost more than what is computed in them.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <new>
 
+#include "huge_pages.hpp"
 #include "simd.hpp"
 
 namespace gpt2x {
@@ -17,10 +16,10 @@ class Workspace {
     if (count > capacity_) {
       std::free(data_);
       capacity_ = 0;
-      const size_t bytes = round_up(count * sizeof(float), kPage);
-      data_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+      const size_t bytes = round_up(count * sizeof(float), kHugePage);
+      data_ = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
       if (data_ == nullptr) throw std::bad_alloc();
-      madvise(data_, bytes, MADV_HUGEPAGE);
+      want_huge_pages(data_, bytes);
       capacity_ = count;
     }
     return data_;
@@ -28,7 +27,6 @@ class Workspace {
   ~Workspace() { std::free(data_); }
 
  private:
-  static constexpr size_t kPage = 2 << 20;
   float* data_ = nullptr;
   int64_t capacity_ = 0;
 };
