@@ -193,6 +193,7 @@ class TrainerConfig:
     loss_scale_factor: float = 2.0  # up after a window of finite updates, down after a non-finite one
     loss_scale_window: int = 1000  # finite updates in a row
     max_skipped_steps: int = 10  # non-finite gradients in a row before the run is ended
+    compile_cache: bool = True  # CPU: keep the compiled update in paths.cache for the next start of the same model
 
 
 @dataclass

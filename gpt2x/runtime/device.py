@@ -36,7 +36,7 @@ def set_up_device(hardware: HardwareConfig) -> None:
         console.warn(f"slower without gpt2x's own kernels: {reason}; hardware.native_kernels=false says this is meant")
 
 
-def measure_peak_tflops(seconds: float = 1.0) -> float:
+def measure_peak_tflops(seconds: float = 0.4) -> float:
     """The best rate of fp32 matrix products (2048, 2048) x (2048, 2048) by MindSpore on this machine, in TFLOP/s."""
     from mindspore import Tensor, ops
 

@@ -1,10 +1,12 @@
-"""Memory of this process and this machine, in GB of 1e9 bytes."""
+"""Memory of this process and this machine, in GB of 1e9 bytes, and the age of a process."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,14 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 def process_memory_gb() -> float:
     """Resident memory now (GB)."""
     return psutil.Process().memory_info().rss / 1e9
+
+
+def process_age_s(pid: int) -> float:
+    """Seconds since process `pid` was started, its interpreter's start included."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux; psutil knows the time of booting by the second
+        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return time.time() - psutil.Process(pid).create_time()
 
 
 def peak_process_memory_gb() -> float:

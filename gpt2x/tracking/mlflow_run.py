@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -267,6 +268,16 @@ def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
         f"tracker.uri={uri!r} is no MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, mysql://…, "
         "or null for a sqlite file in paths.outputs"
     )
+
+
+def require_mlflow() -> None:
+    """Says that MLflow is not installed, without the time that its import takes.
+
+    Raises:
+        UserError: it is not.
+    """
+    if sys.modules.get("mlflow") is None and find_spec("mlflow") is None:
+        raise UserError("tracker=mlflow: MLflow is not installed; pip install mlflow, or try tracker=none")
 
 
 def import_mlflow() -> None:

@@ -22,6 +22,7 @@ from gpt2x.tracking.mlflow_run import (
     RunRecord,
     first_line,
     import_mlflow,
+    require_mlflow,
     resolve_uri,
 )
 from gpt2x.tracking.tracker import MAX_VALUE_CHARS, STATUSES, RunInfo, flatten
@@ -30,10 +31,12 @@ QUEUE_LINES = 10_000
 GATHER_S = 1.0  # lines of this long travel together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0
+IMPORT_WAIT_S = 60.0  # reads files only
+FIRST_LINE_WAIT_S = 60.0  # a run whose first step takes long is shown before
 
 
 class MlflowTracker:
-    """`tracker=mlflow`. Only `start` (imports MLflow, 1-2 s) and `finish` (15 s at most) take time."""
+    """`tracker=mlflow`. Only `finish` takes time: 15 s at most, once MLflow is imported."""
 
     def __init__(self, config: TrackerConfig, outputs: Path, warn: Callable[[str], None] | None = None) -> None:
         """Checks `config.uri`; nothing is created or contacted yet.
@@ -52,6 +55,7 @@ class MlflowTracker:
         self._queue: queue.Queue[Line | Path] = queue.Queue(QUEUE_LINES)
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._has_begun, self._is_imported = threading.Event(), threading.Event()
         self._has_warned = self._is_behind = False
 
     @property
@@ -60,10 +64,10 @@ class MlflowTracker:
         return self._uri
 
     def start(self, run: RunInfo) -> None:
-        """Imports MLflow and starts the background thread.
+        """Starts the background thread, which imports MLflow (1-2 s) after the first line of metrics.
 
         Raises:
-            UserError: MLflow cannot be imported, or `mlflow_run.json` is damaged.
+            UserError: MLflow is not installed, or `mlflow_run.json` is damaged.
         """
         self._run_dir = Path(run.run_dir)
         earlier = RunRecord.load(self._run_dir)
@@ -80,12 +84,13 @@ class MlflowTracker:
             artifacts=earlier.artifacts if earlier else [],
         )
         self._record.save(self._run_dir)
-        import_mlflow()
+        require_mlflow()
         self._thread = threading.Thread(target=self._mirror, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
     def log_metrics(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """Queues one line; a full queue drops it (`sync` sends it later)."""
+        self._has_begun.set()
         self._put((int(step), time_s, {key: float(value) for key, value in metrics.items()}))
 
     def log_artifact(self, path: Path) -> None:
@@ -111,6 +116,8 @@ class MlflowTracker:
         self._record.status = status
         self._record.save(self._run_dir)
         self._closing.set()
+        self._has_begun.set()
+        self._is_imported.wait(IMPORT_WAIT_S)
         self._thread.join(FINISH_WAIT_S)
         if self._thread.is_alive() or self._is_behind:
             self._warn(
@@ -130,6 +137,7 @@ class MlflowTracker:
         run: MlflowRun | None = None
         end_system_metrics: Callable[[], None] | None = None
         pending: list[Line | Path] = []
+        self._has_begun.wait(FIRST_LINE_WAIT_S)  # until then the processor is the run's start's
         while True:
             is_last = self._closing.is_set()  # read before the queue, so that nothing is left in it
             pending = pending or self._gather()
@@ -161,6 +169,10 @@ class MlflowTracker:
         return items
 
     def _open_run(self) -> MlflowRun:
+        try:
+            import_mlflow()
+        finally:
+            self._is_imported.set()
         earlier_id = self._record.run_id
         run = MlflowRun(self._record, self._run_dir)
         if earlier_id not in (None, run.run_id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -28,9 +29,11 @@ from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, owns, placements
 from gpt2x.parallel.reduction import held_parameters
+from gpt2x.runtime import launch
 from gpt2x.runtime.console import Progress, StepReport, console
-from gpt2x.runtime.memory import process_memory_gb
+from gpt2x.runtime.memory import process_age_s, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.laid_out import build_step, samples_are_drawn
 from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation, sample_prompts
 from gpt2x.train.start import Start
@@ -246,8 +249,16 @@ class Trainer:
                 metrics["perf/step_time_s"] = elapsed
                 metrics["perf/memory_gb"] = process_memory_gb()
                 progress.update(self.report(metrics))
+                if "perf/compile_time_s" in metrics:
+                    self.report_startup(metrics)
                 self.after_update(metrics, progress, is_last=state.step == self.total_steps, is_stop=state.step == stop)
             source.close()
+
+    def report_startup(self, metrics: dict[str, float]) -> None:
+        """Measure and say how long it took from the command to the end of the first step."""
+        took = metrics["perf/startup_time_s"] = process_age_s(os.getppid() if launch.is_launched() else os.getpid())
+        compiling = metrics["perf/compile_time_s"]
+        console.notice(f"first step {took:.1f} s after the command; compiling took {compiling:.1f} s of it")
 
     @property
     def has_stopped_early(self) -> bool:
@@ -265,7 +276,9 @@ class Trainer:
         if not self.train_step.is_compiled:
             started = time.perf_counter()
             with progress.busy("compiling"):
-                self.train_step.compile(*inputs)
+                graphs = self.train_step.graphs(*inputs)
+                with kept_graphs(self.config, self.model, self.mesh, graphs):
+                    self.train_step.compile(*inputs)
             metrics["perf/compile_time_s"] = time.perf_counter() - started
         scale = state.loss_scale.scale
         loss, norm, finite, share = self.train_step(*inputs, **rows)

@@ -1,0 +1,172 @@
+"""The compiled update, kept for the next start of the same graphs (docs/design/startup.md).
+
+MindSpore's own compile cache compares the entry script alone and numbers graphs by their order in the process: another
+model, or another order, would run a stale graph. Here each set of graphs has a directory of its own, named by all that
+shapes them; it is complete or not there, its files are checked before they are used, and the cache is on for nothing
+but the update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gpt2x
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.data.cache import META
+from gpt2x.errors import UserError
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.runtime.console import console
+from gpt2x.runtime.files import new_directory
+
+MAX_KEPT = 32  # sets of graphs, of a few MB each
+# Keys that no graph depends on, so that a longer, repeated or resumed run finds its graphs. Any other key counts.
+HOST_KEYS = {
+    "": ("seed", "resume", "plan", "num_devices", "generation", "schedule", "tracker", "launch"),
+    "optimizer": ("learning_rate",),
+    "paths": ("outputs",),  # the cache counts: compiled operators lie in it
+    "hardware": ("memory_gb", "peak_tflops", "source", "efficiency", "memory_gb_per_s", "link_gb_per_s",
+                 "network_gb_per_s", "devices_per_node"),
+    "trainer": ("max_steps", "max_epochs", "log_every_steps", "eval_every_steps", "max_eval_batches",
+                "sample_every_steps", "sample_prompts", "checkpoint_every_steps", "keep_last", "keep_best",
+                "best_metric", "early_stopping_patience", "stop_after_steps", "max_skipped_steps", "compile_cache"),
+}  # fmt: skip
+MEETING = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "MS_TOPO_TIMEOUT",
+           "MS_CPU_COMM_OP_TIMEOUT"}  # fmt: skip
+
+_used: list[Path] = []  # MindSpore takes the place of its cache once a process
+
+
+@contextmanager
+def kept_graphs(
+    config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tuple[Any, tuple]]
+) -> Iterator[None]:
+    """While the graphs of the update are compiled: take them from the cache, or put them there.
+
+    Args:
+        config: of the run.
+        model: with its vocabulary known.
+        mesh: the processes; all of them take their graphs from the cache, or none does.
+        graphs: Cells in the order in which they are compiled, with example inputs.
+    """
+    if not applies(config):
+        yield
+        return
+    directory = Path(config.paths.cache).expanduser().absolute() / "graphs" / key(config, model, mesh, graphs)
+    if mesh.agree(is_intact(directory)):
+        os.utime(directory)
+        with caching(directory):
+            yield
+        return
+    compiled = False
+    try:
+        with new_directory(directory, key="paths.cache", keep=lambda: is_intact(directory)) as temporary:
+            with caching(temporary):
+                yield
+            compiled = True
+            describe(temporary)
+    except UserError as error:
+        if not compiled:
+            raise
+        console.warn(f"the compiled update is not kept for the next start: {error}")
+    prune(directory.parent)
+
+
+def applies(config: TrainConfig) -> bool:
+    """Whether the cache is wanted, and known to be right: on the CPU, without stages, once a process."""
+    return (
+        config.trainer.compile_cache
+        and config.hardware.device_target == "CPU"
+        and config.parallel.pipeline == 1
+        and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user's own
+        and Path(sys.argv[0]).is_file()  # MindSpore reads it
+        and not _used
+    )
+
+
+def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tuple[Any, tuple]]) -> str:
+    """A name that differs where anything does that may shape the graphs of this process."""
+    import mindspore as ms
+
+    values = asdict(config) | {"model": asdict(model)}
+    for group, names in HOST_KEYS.items():
+        inner = values[group] if group else values
+        for name in names:
+            del inner[name]
+    facts = {
+        "gpt2x": sources_hash(Path(gpt2x.__file__).parent),
+        "entry": hashlib.sha256(Path(sys.argv[0]).read_bytes()).hexdigest(),
+        "versions": [ms.__version__, sys.version, platform.machine()],
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in MEETING},
+        "config": values,
+        "process": [mesh.rank, mesh.size],
+        "graphs": [
+            {
+                "inputs": [[list(value.shape), str(value.dtype)] for value in inputs],
+                "parameters": [
+                    [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in cell.parameters_dict().items()
+                ],
+            }
+            for cell, inputs in graphs
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def sources_hash(package: Path) -> str:
+    """sha256 of the names and contents of a package's files."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def caching(directory: Path) -> Iterator[None]:
+    """MindSpore's compile cache on, in `directory`."""
+    import mindspore as ms
+
+    _used.append(directory)
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(directory))
+    try:
+        yield
+    finally:
+        ms.set_context(enable_compile_cache=False)
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """sha256 of each file below `directory` but its description."""
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != META)
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def describe(directory: Path) -> None:
+    """Write what `is_intact` compares with."""
+    (directory / META).write_text(json.dumps(file_hashes(directory), indent=2) + "\n", encoding="utf-8")
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether a complete set of graphs is there, bit for bit as it was written."""
+    try:
+        stored = json.loads((directory / META).read_text(encoding="utf-8"))
+        return bool(stored) and stored == file_hashes(directory)
+    except (OSError, ValueError):
+        return False
+
+
+def prune(folder: Path) -> None:
+    """Remove the sets of graphs that were not used for longest, beyond MAX_KEPT."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[MAX_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
