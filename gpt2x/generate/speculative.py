@@ -19,7 +19,7 @@ from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError, require
 from gpt2x.generate.slots import Slots
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, load_pretrained, source_tokenizer
+from gpt2x.pretrained import Pretrained, load_pretrained, padded_for, source_tokenizer
 
 
 def draft_steps(num_drafted: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -71,7 +71,8 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
         The directory of the tokenizer that a draft without one uses; None for the configured one.
 
     Raises:
-        UserError: a draft that cannot be read, or whose tokens or embedding are not the model's.
+        UserError: a draft that cannot be read, that the layout cannot share out, or whose tokens or embedding are not
+            the model's.
     """
     path = config.generation.draft
     if path is None:
@@ -91,6 +92,7 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
         f"tokenizer of load={config.load} ({tokenizer.vocab_size} tokens, model.vocab_size={model.model.vocab_size}): "
         "give a smaller model that was trained with the same one, or generation.draft=null",
     )
+    padded_for(draft.model, config.parallel, f"generation.draft={path}")
     return model.tokenizer_dir
 
 
