@@ -121,9 +121,9 @@ void attend(const AttentionShape& s, const float* qkv, float* out, float* lse) {
         if (lse != nullptr) lse[pair * s.length + query] = largest + std::log(sum);
         scale[r] = 1.0f / sum;
         if (s.has_dropout) {
-          const uint32_t hash = s.mask_row(b, n, query);
+          const auto keep = s.mask_row(b, n, query);
 #pragma omp simd
-          for (int64_t k = begin; k <= query; ++k) row[k] *= s.mask(hash, k);
+          for (int64_t k = begin; k <= query; ++k) row[k] *= keep(k);
         }
       }
       times_rows(scores, score_stride(s), count, start + 1, s, values, sums);
@@ -183,12 +183,12 @@ GPT2X_OP(attention_grad) {
         std::fill(p + query + 1, p + end, 0.0f);
         std::fill(dp + query + 1, dp + end, 0.0f);
         if (s.has_dropout) {
-          const uint32_t hash = s.mask_row(b, n, query);
+          const auto keep = s.mask_row(b, n, query);
 #pragma omp simd
           for (int64_t k = begin; k <= query; ++k) {
-            const float keep = s.mask(hash, k), weight = fast_exp(p[k] - sum);
-            dp[k] = weight * (dp[k] * keep - delta);
-            p[k] = weight * keep;
+            const float kept = keep(k), weight = fast_exp(p[k] - sum);
+            dp[k] = weight * (dp[k] * kept - delta);
+            p[k] = weight * kept;
           }
         } else {
 #pragma omp simd

@@ -24,13 +24,23 @@ class DropoutMask {
     for (int64_t c = 0; c < num_columns; ++c) columns_[c] = mix(static_cast<uint32_t>(((c + 1) * 0x9E3779B97F4A7C15ull) >> 32));
   }
 
-  uint32_t row(int32_t number) const { return mix(mix(static_cast<uint32_t>(number) ^ place_) + key_); }
+  // A row's mask, by value: what a loop over its columns needs in registers.
+  struct Row {
+    const uint32_t* columns;
+    uint32_t hash;
+    int32_t threshold;
+    float scale;
 
-  // The multiplier of a row's column: 0 or the scale.
-  float operator()(uint32_t row, int64_t column) const {
-    uint32_t x = row + columns_.data()[column];
-    x *= x + kMix1;
-    return static_cast<int32_t>(x) >= threshold_ ? scale_ : 0.0f;
+    // The multiplier of a column: 0 or the scale.
+    float operator()(int64_t column) const {
+      uint32_t x = hash + columns[column];
+      x *= x + kMix1;
+      return static_cast<int32_t>(x) >= threshold ? scale : 0.0f;
+    }
+  };
+
+  Row row(int32_t number) const {
+    return {columns_.data(), mix(mix(static_cast<uint32_t>(number) ^ place_) + key_), threshold_, scale_};
   }
 
  private:

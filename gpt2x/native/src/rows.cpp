@@ -166,9 +166,9 @@ GPT2X_OP(dropout) {
   float* y = op.floats(4);
   parallel_ranges(num_rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const uint32_t row = mask.row(numbers[r]);
+      const auto keep = mask.row(numbers[r]);
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) y[r * width + c] = x[r * width + c] * mask(row, c);
+      for (int64_t c = 0; c < width; ++c) y[r * width + c] = x[r * width + c] * keep(c);
     }
   });
 }

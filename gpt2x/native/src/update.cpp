@@ -85,21 +85,26 @@ GPT2X_OP(scale_in_place) {
   });
 }
 
+// Sums of 4096 in fp32, their sum in fp64.
+static double sum_of_squares(const float* x, int64_t count) {
+  double total = 0.0;
+  for (int64_t first = 0; first < count; first += 4096) {
+    const int64_t last = std::min<int64_t>(count, first + 4096);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = first; i < last; ++i) sum += x[i] * x[i];
+    total += sum;
+  }
+  return total;
+}
+
 // x -> the sum of its squares (1)
 GPT2X_OP(square_sum) {
   const int64_t count = op.size(0), parts = (count + kElements - 1) / kElements;
   const float* x = op.floats(0);
   std::vector<double> partial(parts);
   parallel_ranges(count, kElements, [&](int64_t begin, int64_t end) {
-    double total = 0.0;
-    for (int64_t first = begin; first < end; first += 4096) {
-      const int64_t last = std::min(end, first + 4096);
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = first; i < last; ++i) sum += x[i] * x[i];
-      total += sum;
-    }
-    partial[begin / kElements] = total;
+    partial[begin / kElements] = sum_of_squares(x + begin, end - begin);
   });
   double total = 0.0;
   for (double part : partial) total += part;
