@@ -18,7 +18,7 @@ struct AttentionShape {
 
   // The first key that a query sees.
   int64_t begin(int64_t b, int64_t query) const { return has_starts ? starts[b * length + query] : 0; }
-  DropoutMask::Row mask_row(int64_t b, int64_t n, int64_t query) const {
+  [[gnu::always_inline]] DropoutMask::Row mask_row(int64_t b, int64_t n, int64_t query) const {
     return mask.row(rows[b * length + query] * settings[3] + settings[2] + static_cast<int32_t>(n));
   }
 };

@@ -32,14 +32,14 @@ class DropoutMask {
     float scale;
 
     // The multiplier of a column: 0 or the scale.
-    float operator()(int64_t column) const {
+    [[gnu::always_inline]] float operator()(int64_t column) const {
       uint32_t x = hash + columns[column];
       x *= x + kMix1;
       return static_cast<int32_t>(x) >= threshold ? scale : 0.0f;
     }
   };
 
-  Row row(int32_t number) const {
+  [[gnu::always_inline]] Row row(int32_t number) const {
     return {columns_.data(), mix(mix(static_cast<uint32_t>(number) ^ place_) + key_), threshold_, scale_};
   }
 

@@ -1,0 +1,293 @@
+"""Kernels of our own against the operators written out with MindSpore's: values, gradients, masks, updates, decoding."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from gpt2x import native as library
+from gpt2x import ops as kernels
+from gpt2x.config import OptimizerConfig
+from gpt2x.errors import UserError
+from gpt2x.generate.decoder import Decoder
+from gpt2x.generate.fused import Weights, bf16_bits, int8_rows, is_fused, panels
+from gpt2x.generate.slots import Slots
+from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
+from gpt2x.ops import composed, native
+from gpt2x.optim.adamw import AdamW
+from gpt2x.runtime.device import set_up_device
+from gpt2x.tasks.language_modeling import WeightedLoss
+from gpt2x.train.step import TrainStep
+from tests.models import CPU, build, random_ids, tiny_model
+from tests.test_ops import Gradients, draw
+
+PLAIN = replace(CPU, native_kernels=False)
+
+
+@pytest.fixture(autouse=True)
+def device():
+    set_up_device(CPU)
+    assert library.is_on(), "the package was installed without its kernels"
+
+
+def check_same(cell, other, inputs, num_floats, atol=1e-5):
+    """Values and gradients of two cells, whose first `num_floats` inputs have gradients."""
+    tensors = [Tensor(value) for value in inputs]
+    value, expected = cell(*tensors).asnumpy(), other(*tensors).asnumpy()
+    assert np.allclose(value, expected, atol=atol, rtol=1e-5)
+    direction = Tensor(draw(*value.shape, seed=9) if value.shape else np.float32(0.7))
+    for mine, theirs in list(
+        zip(Gradients(cell)(direction, *tensors), Gradients(other)(direction, *tensors), strict=True)
+    )[:num_floats]:
+        assert np.allclose(mine.asnumpy(), theirs.asnumpy(), atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (37, 20, 60), (130, 96, 33)])
+def test_linear(shape, has_bias):
+    rows, wide, out = shape
+    inputs = [draw(rows, wide), draw(wide, out, seed=1), draw(out, seed=2)][: 3 if has_bias else 2]
+    check_same(native.Linear(), composed.Linear(), inputs, len(inputs))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16), (1, 1, 5), (3, 41, 200)])
+def test_layer_norm(shape):
+    inputs = [3 + draw(*shape), draw(shape[-1], seed=1), draw(shape[-1], seed=2)]
+    check_same(native.LayerNorm(shape[-1], 1e-5), composed.LayerNorm(shape[-1], 1e-5), inputs, 3)
+
+
+@pytest.mark.parametrize(("name", "other"), [("gelu_new", composed.GeluNew), ("fast_gelu", composed.FastGelu)])
+def test_activation(name, other):
+    x = np.concatenate([6 * draw(7, 33), np.array([[-1e4, -90, -20, 0, 20, 90, 1e4] + [0.5] * 26], np.float32)])
+    check_same(native.Activation(name), other(), [x], 1)
+
+
+KEY, ROWS = Tensor(12345, ms.int32), Tensor(np.arange(100, 182, dtype=np.int32).reshape(-1, 1))
+
+
+class Dropped(nn.Cell):
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = dropout
+
+    def construct(self, x):
+        return self.dropout(x, KEY, ROWS)
+
+
+def test_dropout_has_the_same_mask_to_the_bit():
+    cell, other = Dropped(native.Dropout(0.3, 5, 48)), Dropped(composed.Dropout(0.3, 5, 48))
+    x = draw(2, 41, 48)
+    assert np.array_equal(cell(Tensor(x)).asnumpy(), other(Tensor(x)).asnumpy())
+    check_same(cell, other, [x], 1)
+
+
+class Attending(nn.Cell):
+    def __init__(self, attention, has_dropout, starts):
+        super().__init__()
+        self.attention, self.randomness = attention, (KEY, ROWS) if has_dropout else None
+        self.starts = None if starts is None else Tensor(starts)
+
+    def construct(self, qkv):
+        return self.attention(qkv, self.randomness, self.starts)
+
+
+@pytest.mark.parametrize("has_starts", [False, True])
+@pytest.mark.parametrize("has_dropout", [False, True])
+@pytest.mark.parametrize("head_dim", [5, 16, 64, 80])
+def test_attention(head_dim, has_dropout, has_starts):
+    """41 tokens, more than a block of queries; heads of a share (first 2 of 7) whose masks are one device's."""
+    starts = None
+    if has_starts:
+        starts = np.zeros((2, 41), np.int32)
+        starts[0, 9:], starts[0, 30:], starts[1, 1:] = 9, 30, 1
+    cells = []
+    for module in (native, composed):
+        dropout = module.Dropout(0.2, 4, 64) if has_dropout else None
+        extra = () if module is native else (composed.Attention(head_dim, 64),)
+        cells.append(Attending(module.HeadAttention(*extra, 3, head_dim, dropout, 2, 7), has_dropout, starts))
+    check_same(*cells, [2 * draw(2, 41, 9 * head_dim)], 1)
+
+
+def test_attention_of_many_tokens_is_split_over_queries():
+    cells = [
+        native.HeadAttention(1, 8, None, 0, 1),
+        composed.HeadAttention(composed.Attention(8, 300), 1, 8, None, 0, 1),
+    ]
+    check_same(*[Attending(cell, False, None) for cell in cells], [draw(1, 300, 24)], 1)
+
+
+class Loss(nn.Cell):
+    def __init__(self, head, is_trained, labels):
+        super().__init__()
+        self.head, self.is_trained, self.labels = head, is_trained, Tensor(labels)
+
+    def construct(self, hidden, table, weights):
+        return self.head(hidden, table, self.labels, weights, self.is_trained)
+
+
+class PlainLoss(nn.Cell):
+    def __init__(self, labels, vocab_size):
+        super().__init__()
+        self.labels, self.size, self.cross_entropy = Tensor(labels), vocab_size, composed.CrossEntropy()
+
+    def construct(self, hidden, table, weights):
+        logits = ms.ops.matmul(hidden, table[: self.size].T)
+        return (self.cross_entropy(logits, self.labels) * weights).sum()
+
+
+@pytest.mark.parametrize("num_rows", [1, 45, 700])
+def test_head_loss(num_rows):
+    """A table with three rows of padding; 700 rows of 48,003 columns take two shares."""
+    vocab_size = 48_000 if num_rows == 700 else 101
+    labels = np.random.default_rng(3).integers(0, vocab_size, num_rows).astype(np.int32)
+    weights = np.abs(draw(num_rows, seed=2)) / num_rows
+    inputs = [draw(num_rows, 8), draw(vocab_size + 3, 8, seed=1), weights]
+    check_same(Loss(native.HeadLoss(vocab_size), True, labels), PlainLoss(labels, vocab_size), inputs, 3)
+    tensors = [Tensor(value) for value in inputs]
+    frozen = Gradients(Loss(native.HeadLoss(vocab_size), False, labels))(Tensor(1.0, ms.float32), *tensors)
+    whole = Gradients(Loss(native.HeadLoss(vocab_size), True, labels))(Tensor(1.0, ms.float32), *tensors)
+    assert np.array_equal(frozen[0].asnumpy(), whole[0].asnumpy())
+    assert not frozen[1].asnumpy().any()
+
+
+def updates(hardware, recompute="none", steps=4):
+    """Losses, norms and final parameters of some updates; the third one's gradients are not finite."""
+    model = tiny_model(num_heads=4, hidden_size=40, dropout=0.1, max_seq_len=64)
+    net = build(model, hardware=hardware, recompute=recompute)
+    parameters = net.trainable_params()
+    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), parameters)
+    step = TrainStep(WeightedLoss(net), parameters, optimizer, 2, 1.0, has_dropout=True)
+    weights, found = np.full((2, 2, 50), 1 / 200, np.float32), []
+    for index in range(steps):
+        scale = Tensor(np.float32(np.inf) if index == 2 else 1.0, ms.float32)
+        ids = random_ids(model, (2, 2, 51), seed=index)
+        found.append(step(ids, weights, Tensor(index, ms.int32), scale, *optimizer.scalars(1e-3, index + 1)))
+    return found, {parameter.name: parameter.asnumpy().copy() for parameter in parameters}
+
+
+@pytest.mark.parametrize("recompute", ["none", "attention", "block"])
+def test_updates(recompute):
+    found, values = updates(CPU, recompute)
+    expected, others = updates(PLAIN)
+    assert [update.finite for update in found] == [True, True, False, True] == [update.finite for update in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        if mine.finite:
+            assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+            assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
+    for name, value in values.items():
+        assert np.allclose(value, others[name], atol=1e-4), name
+
+
+def decoders(model, hardware=CPU, kind="fp32", batch_size=2):
+    net = GPT2(model, hardware)
+    load_weights(net, initial_weights(replace(model, initializer_range=0.3), seed=1))
+    weights = Weights(net, kind) if is_fused(net, hardware) else None
+    return net, Decoder(net, model, hardware, batch_size, 32, weights=weights)
+
+
+def fed(decoder, ids, widths):
+    """Logits behind each part of rows of tokens (B, T) that are given in parts of some widths."""
+    found, start = [], 0
+    for width in widths:
+        part = ids[:, start : start + width]
+        positions = np.tile(np.arange(start, start + width, dtype=np.int32), (len(ids), 1))
+        last = np.full(len(ids), width - 1, np.int32)
+        found.append(decoder(Tensor(part), Tensor(positions), Tensor(last)).asnumpy())
+        start += width
+    return found
+
+
+@pytest.mark.parametrize("hidden_size", [32, 36, 192])
+def test_decoding_equals_the_models_cells(hidden_size):
+    """Widths that are and that are no multiple of a tile; a prompt, steps of one token and of several."""
+    model = tiny_model(hidden_size=hidden_size, pad_vocab_multiple=8)
+    ids = random_ids(model, (2, 24))
+    widths = [12, 1, 1, 3, 1, 6]
+    set_up_device(PLAIN)
+    net, plain = decoders(model, PLAIN)
+    assert not is_fused(net, PLAIN)
+    expected = fed(plain, ids, widths)
+    set_up_device(CPU)
+    _, fused = decoders(model)
+    for mine, theirs in zip(fed(fused, ids, widths), expected, strict=True):
+        assert np.allclose(mine, theirs[:, : model.vocab_size], atol=1e-4)
+
+
+def test_a_token_is_the_same_to_the_bit_whatever_is_decoded_with_it():
+    """What speculative decoding relies on: one at a time, or up to eight together, in one row or in two."""
+    model = tiny_model(hidden_size=192)
+    ids = random_ids(model, (2, 24))
+    single = fed(decoders(model)[1], ids, [10] + [1] * 14)
+    for widths in ([10, 5, 8, 1], [10, 2, 3, 4, 5]):
+        found = fed(decoders(model)[1], ids, widths)
+        for logits, end in zip(found[1:], np.cumsum(widths)[1:], strict=True):
+            assert np.array_equal(logits, single[end - 10])
+    alone = fed(decoders(model, batch_size=1)[1], ids[:1], [10] + [1] * 14)
+    assert all(np.array_equal(one[0], two[0]) for one, two in zip(alone[1:], single[1:], strict=True))
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("bf16", 0.01), ("int8", 0.02)])
+def test_narrow_weights_stay_close(kind, bound):
+    model = tiny_model(hidden_size=192)
+    ids = random_ids(model, (2, 24))
+    widths = [12, 1, 3, 1, 7]
+    for mine, exact in zip(
+        fed(decoders(model, kind=kind)[1], ids, widths), fed(decoders(model)[1], ids, widths), strict=True
+    ):
+        assert np.linalg.norm(mine - exact) < bound * np.linalg.norm(exact)
+
+
+def test_forms_of_narrow_weights():
+    values = draw(6, 70)
+    rows, scales = int8_rows(values)
+    assert np.abs(rows * scales[:, None] - values).max() <= scales.max() / 2 + 1e-7
+    assert np.array_equal(int8_rows(np.zeros((2, 3), np.float32))[0], np.zeros((2, 3), np.int8))
+    back = (bf16_bits(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    assert np.abs(back / values - 1).max() <= 2**-8
+    packed = panels(values)
+    assert packed.shape == (2, 6, 64)
+    assert np.array_equal(packed.transpose(1, 0, 2).reshape(6, 128)[:, :70], values)
+
+
+def test_narrow_weights_need_the_kernels():
+    set_up_device(PLAIN)
+    model = tiny_model()
+    slots = Slots(build(model, hardware=PLAIN), model, PLAIN)
+    with pytest.raises(UserError, match=r"generation.weights=int8 .* use generation.weights=fp32"):
+        slots.open(1, [4], 4, [(1, 1)], True, "int8")
+
+
+def test_what_is_missing_is_said_once_and_changes_nothing(monkeypatch, capsys):
+    def missing():
+        raise library.Missing("this processor has no AVX2")
+
+    monkeypatch.setattr(library, "library", missing)
+    set_up_device(CPU)
+    assert not library.is_on()
+    assert "warning: slower without gpt2x's own kernels: this processor has no AVX2" in "".join(capsys.readouterr())
+    assert isinstance(kernels.linear(ms.float32), composed.Linear)
+
+
+def test_threads_are_the_cores_or_what_OMP_NUM_THREADS_allows(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for value, expected in {"": 4, "3": 3, "9": 4, "0": 4, "x": 4}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert library.num_threads() == expected
+
+
+def test_the_variant_for_processors_without_avx512_computes_the_same():
+    code = (
+        "from gpt2x import native; native.VARIANTS.pop('avx512')\n"
+        "import numpy as np; from tests import test_native as t\n"
+        "found, values = t.updates(t.CPU); assert native.library()[1] == 'avx2'\n"
+        "print(*(f'{u.loss:.9f}' for u in found if u.finite))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    losses = [float(value) for value in result.stdout.split()]
+    expected = [update.loss for update in updates(CPU)[0] if update.finite]
+    assert losses == pytest.approx(expected, abs=1e-5)
