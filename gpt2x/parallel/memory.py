@@ -69,7 +69,7 @@ MINDSPORE = CpuUnits(
 )  # fmt: skip
 NATIVE = CpuUnits(
     gradients=1.1, sums=1.0, frozen=0.3, tied=2.0, logits=1.0, logits_chunk=2**25, whole=8.0, split=10.5, dropout=0.0,
-    forward=12.0, scores=0.0, scores_dropout=0.0, adapter_dropout=3.0,
+    forward=9.0, scores=0.0, scores_dropout=0.0, adapter_dropout=3.0,
 )  # fmt: skip
 
 
