@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ GROWTH = {
 }
 HEAD_DIM, POSITIONS, VOCABULARY = 64, 1024, 8192
 WARMUP_STEPS = 2
-GPT2X, MATMUL, BANDWIDTH = "gpt2x", "matmul", "bandwidth"
+GPT2X, MATMUL, PEAK, BANDWIDTH = "gpt2x", "matmul", "peak", "bandwidth"
 
 
 def arguments() -> argparse.Namespace:
@@ -44,10 +45,18 @@ def case(options: argparse.Namespace, sizes: dict[str, int]) -> argparse.Namespa
     return argparse.Namespace(**vars(options) | changed)
 
 
+def peak(options: argparse.Namespace, folder: Path) -> Callable[[Any], float]:
+    """TFLOP/s of the product that a run measures at its start."""
+    from gpt2x.runtime.device import measure_peak_tflops, set_up_device
+
+    set_up_device(train_steps.cpu_hardware())
+    return lambda _: measure_peak_tflops(0.3)
+
+
 def measure(options: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:
     """Steps of one size in a process of its own, and the rate of matrix products of its shapes in the same minute."""
     chosen = case(options, sizes)
-    steps: dict[str, list[dict[str, Any]]] = {GPT2X: [], MATMUL: []}
+    steps: dict[str, list[dict[str, Any]]] = {GPT2X: [], MATMUL: [], PEAK: []}
     with tempfile.TemporaryDirectory() as folder:
         train_steps.save_weights(chosen, Path(folder))
         with side_by_side.working(__file__, list(steps), chosen, Path(folder)) as workers:
@@ -60,12 +69,16 @@ def measure(options: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any
         "seconds_per_step": side_by_side.spread([step["seconds"] for step in steps[GPT2X][WARMUP_STEPS:]]),
         "first_step_s": steps[GPT2X][0]["seconds"],
         "peak_rss_gb": steps[GPT2X][-1]["peak_rss_gb"],
+        "peak_tflops": max(step["value"] for step in steps[PEAK]),
         "matmul_gflops": limits.matmul_gflops(chosen.shape, tokens, [step["value"] for step in steps[MATMUL]]),
     }
 
 
 def predict(options: argparse.Namespace, found: dict[str, Any], bandwidth: float) -> dict[str, float]:
-    """The planner's memory and step time on a device that has this machine's measured rates."""
+    """The planner's memory and step time by conf/hardware/cpu.yaml and this machine's measured rates."""
+    from omegaconf import OmegaConf
+
+    from gpt2x.cli import CONF
     from gpt2x.config import ParallelConfig, TrainerConfig
     from gpt2x.parallel.memory import CPU_PROCESS_BYTES
     from gpt2x.parallel.plan import plan
@@ -73,7 +86,10 @@ def predict(options: argparse.Namespace, found: dict[str, Any], bandwidth: float
     sizes = found["sizes"]
     model = replace(train_steps.gpt2x_model(case(options, sizes).shape), dropout=options.dropout)
     hardware = replace(
-        train_steps.cpu_hardware(), peak_tflops=found["matmul_gflops"] / 1e3, efficiency=1.0, memory_gb_per_s=bandwidth
+        train_steps.cpu_hardware(),
+        peak_tflops=found["peak_tflops"],
+        efficiency=OmegaConf.load(CONF / "hardware" / "cpu.yaml").efficiency,
+        memory_gb_per_s=bandwidth,
     )
     trainer = TrainerConfig(
         max_epochs=None, global_batch_size=sizes["batch"], micro_batch_size=sizes["batch"], seq_len=sizes["sequence"]
@@ -126,7 +142,7 @@ def median(value: dict[str, float] | float) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = ("ms a step", "quartiles", "predicted", "GB at most", "predicted", "matmul GFLOP/s")
+    columns = ("ms a step", "quartiles", "predicted", "GB at most", "predicted", "matmul GFLOP/s", "peak GFLOP/s")
     for name, line in result["growth"].items():
         rest = ", ".join(f"{key} {value}" for key, value in BASE.items() if key != name)
         rows = []
@@ -137,6 +153,7 @@ def show(result: dict[str, Any]) -> None:
                 str(found["sizes"][name]), f"{milliseconds['median']:,.0f}", side_by_side.quartiles(milliseconds),
                 f"{1e3 * predicted['seconds_per_step']:,.0f}", f"{found['peak_rss_gb']:.2f}",
                 f"{predicted['peak_rss_gb']:.2f}", f"{found['matmul_gflops']:.0f}",
+                f"{1e3 * found['peak_tflops']:.0f}",
             ))  # fmt: skip
         side_by_side.table(f"{name} grows; {rest}, vocabulary {VOCABULARY}, fp32", (name, *columns), rows)
 
@@ -163,7 +180,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     if side_by_side.is_worker():
-        contestants = {GPT2X: train_steps.gpt2x_step, MATMUL: limits.matmul, BANDWIDTH: limits.bandwidth}
+        contestants = {
+            GPT2X: train_steps.gpt2x_step, MATMUL: limits.matmul, PEAK: peak, BANDWIDTH: limits.bandwidth,
+        }  # fmt: skip
         side_by_side.serve(contestants, train_steps.batch)
         return
     options = arguments()

@@ -9,12 +9,8 @@ from gpt2x.config import HardwareConfig, LoraConfig, ModelConfig
 from gpt2x.layout import Place
 from gpt2x.lora.shapes import A, trained_placements
 from gpt2x.model import stats
-from gpt2x.parallel.memory import CPU_FROZEN_COPIES, CPU_GRADIENT_COPIES, FP32, Memory
+from gpt2x.parallel.memory import FP32, Memory, cpu_units
 from gpt2x.parallel.placement import placements
-
-# Measured by benchmarks/lora.py on GPT-2 small: what the CPU's graph keeps of an adapter's dropout, in fp32 values of
-# its input.
-CPU_DROPOUT_UNITS = 17
 
 
 def adapter_memory(
@@ -30,16 +26,16 @@ def adapter_memory(
         hardware: whether memory is reused as on Ascend or measured as on the CPU.
         rows: tokens of a micro batch.
     """
-    is_cpu = hardware.device_target == "CPU"
+    is_cpu, units = hardware.device_target == "CPU", cpu_units(hardware)
     trained = trained_placements(lora, model, place)
     own = sum(math.prod(part.shape) for part in trained.values())
     weights = sum(math.prod(part.shape) for part in placements(model, place).values())
-    kept = CPU_DROPOUT_UNITS * FP32 if is_cpu else FP32 + stats.BYTES[hardware.precision]  # mask and product
+    kept = units.adapter_dropout * FP32 if is_cpu else FP32 + stats.BYTES[hardware.precision]  # mask and product
     inputs = sum(part.shape[0] for name, part in trained.items() if name.endswith(A)) if lora.dropout else 0
     return replace(
         full,
         weights=full.weights + FP32 * own,
-        gradients=FP32 * (CPU_FROZEN_COPIES * weights + CPU_GRADIENT_COPIES * own if is_cpu else own),
+        gradients=FP32 * (units.frozen * weights + units.gradients * own if is_cpu else own),
         optimizer=full.optimizer * own / weights,
         activations=full.activations + kept * rows * inputs,
         buffers=min(full.buffers, 2 * FP32 * own),

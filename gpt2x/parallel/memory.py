@@ -24,14 +24,63 @@ BUCKET_BYTES = 32 * 2**20  # gradients that are reduced together (gpt2x/parallel
 # rest is the driver's and HCCL's.
 USABLE_SHARE = 59 / 64
 
-# Measured on the CPU, where MindSpore 2.10 frees little before a graph ends (docs/planning.md has the runs): copies of
-# the parameters in fp32, copies of the logits in fp32, and what a block keeps in fp32 values of b T D, whole on every
-# process of the tensor axis or split, and of b N T T; a stage's forward has a graph of its own.
 CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of a model without size
-CPU_GRADIENT_COPIES, CPU_SUM_COPIES, CPU_LOGITS_COPIES = 3.2, 1.3, 3.5
-CPU_FROZEN_COPIES = 2.3  # of parameters that have no gradients: benchmarks/lora.py on GPT-2 small
-CPU_WHOLE_UNITS, CPU_SPLIT_UNITS, CPU_DROPOUT_UNITS, CPU_FORWARD_UNITS = 20.0, 35.0, 26.0, 12.0
-CPU_SCORE_UNITS, CPU_SCORE_DROPOUT_UNITS = 1.0, 15.0
+
+
+@dataclass(frozen=True)
+class CpuUnits:
+    """What a training step takes on the CPU, measured, since MindSpore 2.10 frees little there before a graph ends
+    (docs/planning.md has the runs).
+
+    Attributes:
+        gradients: copies of the parameters in fp32.
+        sums: more of them where micro batches or a pipeline sum gradients up.
+        frozen: copies of parameters that have no gradients.
+        tied: copies of a table that is embedding and head, whose two gradients are summed up.
+        logits: copies of whole logits in fp32.
+        logits_chunk: the most values of logits that exist at a time; None: all.
+        whole: fp32 values of b T D that a block keeps on every process of the tensor axis, and with `recompute=block`.
+        split: those that the tensor axis splits.
+        dropout: more of `whole` with dropout.
+        forward: of a stage whose forward has a graph of its own.
+        scores: values of b N T T that a block keeps.
+        scores_dropout: more of them with dropout.
+        adapter_dropout: values of what enters an adapter with dropout.
+    """
+
+    gradients: float
+    sums: float
+    frozen: float
+    tied: float
+    logits: float
+    logits_chunk: int | None
+    whole: float
+    split: float
+    dropout: float
+    forward: float
+    scores: float
+    scores_dropout: float
+    adapter_dropout: float
+
+
+MINDSPORE = CpuUnits(
+    gradients=3.2, sums=1.3, frozen=2.3, tied=0.0, logits=3.5, logits_chunk=None, whole=20.0, split=35.0, dropout=26.0,
+    forward=12.0, scores=1.0, scores_dropout=15.0, adapter_dropout=17.0,
+)  # fmt: skip
+NATIVE = CpuUnits(
+    gradients=1.1, sums=1.0, frozen=0.3, tied=2.0, logits=1.0, logits_chunk=2**25, whole=8.0, split=10.5, dropout=0.0,
+    forward=9.0, scores=0.0, scores_dropout=0.0, adapter_dropout=3.0,
+)  # fmt: skip
+
+
+def is_native(hardware: HardwareConfig) -> bool:
+    """Whether gpt2x's own kernels are meant to compute the model; they know fp32 alone."""
+    return hardware.device_target == "CPU" and hardware.native_kernels and hardware.precision == "fp32"
+
+
+def cpu_units(hardware: HardwareConfig) -> CpuUnits:
+    """Those of gpt2x's own kernels, or of MindSpore's operators."""
+    return NATIVE if is_native(hardware) else MINDSPORE
 
 
 @dataclass(frozen=True)
@@ -148,23 +197,37 @@ def step_memory(
         micro_batches: forward passes an update.
         seq_len: tokens a sequence.
     """
-    parallel, is_cpu = place.parallel, hardware.device_target == "CPU"
-    count = elements(model, place)
+    parallel, count = place.parallel, elements(model, place)
     gradient_copies = 1.0 + accumulates(parallel, micro_batches)
-    if is_cpu:
-        gradient_copies = CPU_GRADIENT_COPIES + CPU_SUM_COPIES * accumulates(parallel, micro_batches)
-    logits = 0.0
-    if place.is_last_stage and not model.labels:
-        columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
-        logits = FP32 * micro_batch_size * seq_len * columns * (CPU_LOGITS_COPIES if is_cpu else LOGITS_COPIES)
+    if hardware.device_target == "CPU":
+        units = cpu_units(hardware)
+        gradient_copies = units.gradients + units.sums * accumulates(parallel, micro_batches)
     return Memory(
         weights=weights_bytes(parallel, hardware.precision) * count.parameters + cast_bytes(count, place, hardware),
         gradients=FP32 * count.parameters * gradient_copies,
         optimizer=FP32 * (2 * count.states + count.masters),
         activations=activation_bytes(model, place, hardware, micro_batch_size, micro_batches, seq_len),
-        logits=logits,
+        logits=logits_bytes(model, place, hardware, micro_batch_size * seq_len, count),
         buffers=buffer_bytes(parallel, count),
     )
+
+
+def logits_bytes(model: ModelConfig, place: Place, hardware: HardwareConfig, rows: int, count: Elements) -> float:
+    """What the head's loss takes for the tokens of a micro batch."""
+    parallel = place.parallel
+    if not place.is_last_stage or model.labels:
+        return 0.0
+    columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
+    whole = rows * columns
+    if hardware.device_target != "CPU":
+        return FP32 * whole * LOGITS_COPIES
+    units = cpu_units(hardware)
+    if parallel.tensor > 1 and parallel.vocab_parallel:
+        units = replace(units, logits=MINDSPORE.logits, logits_chunk=None)  # a share has no kernel of its own
+    values = units.logits * (whole if units.logits_chunk is None else min(whole, units.logits_chunk))
+    if model.tie_embeddings and place.is_first_stage:
+        values += units.tied * count.head
+    return FP32 * values
 
 
 def frozen_memory(
@@ -182,7 +245,7 @@ def frozen_memory(
     sizes = {name: math.prod(part.shape) for name, part in placements(model, place).items()}
     own = sum(size for name, size in sizes.items() if name in trained)
     share, frozen = own / sum(sizes.values()), sum(sizes.values()) - own
-    copies = CPU_FROZEN_COPIES if hardware.device_target == "CPU" else 0
+    copies = cpu_units(hardware).frozen if hardware.device_target == "CPU" else 0
     return replace(
         full,
         gradients=share * full.gradients + FP32 * copies * frozen,
@@ -227,7 +290,8 @@ def activation_bytes(
     if parallel.recompute == "block" and not is_cpu:  # the inputs of all blocks, and one block; the CPU frees none
         kept = num_layers * hidden + block
     if is_cpu and not place.is_last_stage:
-        kept += num_layers * CPU_FORWARD_UNITS * FP32 * micro_batch_size * seq_len * model.hidden_size / parallel.tensor
+        forward = cpu_units(hardware).forward * FP32 * micro_batch_size * seq_len * model.hidden_size
+        kept += num_layers * forward / parallel.tensor
     if parallel.pipeline > 1:
         waiting = 0 if place.is_first_stage else min(parallel.pipeline - place.stage, micro_batches)
         kept += (waiting + 2) * hidden  # two messages under way
@@ -259,13 +323,13 @@ def block_bytes(
 def cpu_block_bytes(
     model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, micro_batch_size: int, seq_len: int
 ) -> float:
-    """Bytes that a block takes on the CPU, by measured units; the precision hardly matters, since kernels compute in
-    fp32.
+    """Bytes that a block takes on the CPU, by measured units; the precision hardly matters, since MindSpore's kernels
+    compute in fp32.
     """
-    t = parallel.tensor
+    t, units = parallel.tensor, cpu_units(hardware)
     hidden = micro_batch_size * seq_len * model.hidden_size
     scores = micro_batch_size * model.num_heads * seq_len**2
-    whole = CPU_WHOLE_UNITS + CPU_DROPOUT_UNITS * (model.dropout > 0)
-    split = CPU_SPLIT_UNITS * hidden
-    split += (CPU_SCORE_UNITS + CPU_SCORE_DROPOUT_UNITS * (stats.attention_dropout(model) > 0)) * scores
+    whole = units.whole + units.dropout * (model.dropout > 0)
+    split = units.split * hidden
+    split += (units.scores + units.scores_dropout * (stats.attention_dropout(model) > 0)) * scores
     return FP32 * (whole * hidden / (t if parallel.sequence_parallel else 1) + split / t)

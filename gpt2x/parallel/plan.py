@@ -19,6 +19,7 @@ from gpt2x.parallel.memory import (
     Memory,
     accumulates,
     elements,
+    is_native,
     step_memory,
     usable_bytes,
     weights_bytes,
@@ -33,6 +34,15 @@ SUM_BYTES = 12  # a gradient and its sum read, the sum written: each micro batch
 CAST_BYTES = 6  # an fp32 weight read, one of 2 bytes written: each forward
 SCORE_BYTES = 32  # an attention weight forward: product, cast, mask, softmax, cast, mix; backward moves twice that
 SCORE_DROPOUT_BYTES = 60  # its dropout: hash, compare, scale and product
+# Of gpt2x's own kernels for the CPU: AdamW without a pass for the decay; what stands between a block's products, for
+# each value of b T D: two layer norms, GELU, two sums and attention's ends forward; these, the sums of gradients and
+# those of the biases backward. Elsewhere all but AdamW is in the efficiency.
+NATIVE_ADAM_BYTES = 16 + 12 + 4
+NATIVE_FORWARD_BYTES, NATIVE_BACKWARD_BYTES = 88, 132
+NATIVE_DROPOUT_BYTES = 32
+NATIVE_TIED_BYTES = 28  # the two gradients of a table that is embedding and head: cleared, scaled, summed up
+NATIVE_LOGIT_BYTES = 28  # written, read for their sum, made gradients, read by two products
+NATIVE_LAYER_S = 1.7e-3  # of a block's operators without any work, forward and backward: measured at hidden size 8
 
 
 @dataclass(frozen=True)
@@ -184,13 +194,14 @@ class Job:
         self.rows = self.micro_batch_size * trainer.seq_len
         self.width = stats.BYTES[hardware.precision]
         self.traffic = Traffic(model, parallel, hardware, self.rows)
-        self.flash = stats.uses_flash_attention(model, hardware)
+        self.is_native = is_native(hardware)
+        self.flash = stats.uses_flash_attention(model, hardware) or self.is_native
 
     # ---- work of a stage
 
     def attention_forwards(self, place: Place) -> int:
         """Forward passes through attention for one backward."""
-        return forwards(place) + (self.parallel.recompute == "attention")
+        return forwards(place) + (self.parallel.recompute == "attention" and not self.is_native)
 
     def flops(self, place: Place, count: Elements) -> float:
         """Floating-point operations of one micro batch; a backward pass costs two forward ones.
@@ -219,6 +230,13 @@ class Job:
             scores = self.micro_batch_size * self.model.num_heads / self.parallel.tensor * self.trainer.seq_len**2
             layers = len(place.layers(self.model.num_layers))
             moved += each * scores * layers * (self.attention_forwards(place) + 2)
+        if self.is_native:
+            each = NATIVE_FORWARD_BYTES * forwards(place) + NATIVE_BACKWARD_BYTES
+            each += NATIVE_DROPOUT_BYTES * (self.model.dropout > 0)
+            layers = len(place.layers(self.model.num_layers))
+            moved += each * self.rows * self.model.hidden_size / self.parallel.tensor * layers
+            moved += NATIVE_TIED_BYTES * count.head * self.model.tie_embeddings
+            moved += NATIVE_LOGIT_BYTES * self.rows * count.head / self.model.hidden_size
         return moved
 
     # ---- ranks and time
@@ -239,12 +257,16 @@ class Job:
         once = self.traffic.update(place, count)
         flops = self.flops(place, count)
         compute_s = micro_batch_s = update_s = None
-        if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s:
+        is_calibrated = self.is_native or hardware.device_target != "CPU"
+        if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s and is_calibrated:
             bandwidth = hardware.memory_gb_per_s * 1e9
             compute_s = flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
             compute_s += self.moved_bytes(place, count) / bandwidth
+            if self.is_native:
+                compute_s += NATIVE_LAYER_S * len(place.layers(self.model.num_layers))
             micro_batch_s = add(compute_s, *(part.seconds for part in each))
-            update_s = add(ADAM_BYTES * count.states / bandwidth, *(part.seconds for part in once))
+            of_value = NATIVE_ADAM_BYTES if self.is_native else ADAM_BYTES
+            update_s = add(of_value * count.states / bandwidth, *(part.seconds for part in once))
         return RankPlan(
             place=place,
             stages=tuple(other.stage for other in places),

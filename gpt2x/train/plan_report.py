@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpt2x.config import TrainConfig
 from gpt2x.layout import bubble_fraction, world_size
 from gpt2x.model import stats
-from gpt2x.parallel.memory import USABLE_SHARE
+from gpt2x.parallel.memory import USABLE_SHARE, is_native
 from gpt2x.parallel.plan import Plan, make_plan, with_vocabulary
 from gpt2x.parallel.search import CLOSE, Search, advise, search, tokens_per_s
 from gpt2x.parallel.traffic import Collective
@@ -167,11 +167,12 @@ def assumptions(config: TrainConfig) -> list[str]:
         notes.append(f"usable: {USABLE_SHARE:.0%} of hardware.memory_gb={hardware.memory_gb:g}, see docs/planning.md")
     if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
         notes.append("attention is written out; model.attention_dropout=0 with fp16 or bf16 uses the flash kernel")
-    missing = [
-        f"hardware.{key}"
-        for key in ("peak_tflops", "efficiency", "memory_gb_per_s", "link_gb_per_s", "network_gb_per_s")
-        if getattr(hardware, key) is None
-    ]
+    needed = ["peak_tflops", "efficiency", "memory_gb_per_s"]
+    if (config.num_devices or world_size(config.parallel)) > 1:
+        needed += ["link_gb_per_s", "network_gb_per_s"]
+    missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
+    if hardware.device_target == "CPU" and not is_native(hardware):
+        missing.append("calibration without hardware.native_kernels=true and fp32")
     if missing:
         notes.append(f"speed is not predicted: hardware={hardware.name} has no {', '.join(missing)}")
     return notes

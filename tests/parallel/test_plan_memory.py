@@ -23,11 +23,14 @@ COMMON = ["model.num_layers=4", "model.num_heads=4", "model.max_seq_len=256"]
 NOTHING = ["model.hidden_size=8", "trainer.seq_len=8", "trainer.global_batch_size=8", "trainer.micro_batch_size=4"]
 SIZES = ["model.hidden_size=256", "model.vocab_size=8192", "trainer.seq_len=128"]
 WIDE = ["model.hidden_size=768", "model.vocab_size=8192", "trainer.seq_len=128"]
+MINDSPORES = [*SIZES, "hardware.native_kernels=false"]
 CASES = [  # (layout, dropout, sizes, global batch, micro batch)
     ("single", 0.0, SIZES, 16, 16),
     ("single", 0.0, WIDE, 1, 1),
     ("single", 0.0, WIDE, 2, 1),
     ("single", 0.1, SIZES, 8, 8),
+    ("single", 0.0, MINDSPORES, 16, 16),
+    ("single", 0.1, MINDSPORES, 8, 8),
     ("tp2", 0.0, SIZES, 16, 16),
     ("tp2", 0.0, WIDE, 2, 2),
     ("pp2", 0.0, SIZES, 32, 16),
@@ -36,8 +39,8 @@ CASES = [  # (layout, dropout, sizes, global batch, micro batch)
     ("zero2", 0.0, WIDE, 2, 1),
 ]
 IN_CI = [("single", 0.0, WIDE, 2, 1), ("zero2", 0.0, WIDE, 2, 1)]
-IDS = [f"{layout}-{'wide' if sizes is WIDE else 'small'}-{batch}x{micro}-{rate}"
-       for layout, rate, sizes, batch, micro in CASES]  # fmt: skip
+NAMES = {tuple(SIZES): "small", tuple(WIDE): "wide", tuple(MINDSPORES): "small-mindspore"}
+IDS = [f"{layout}-{NAMES[tuple(sizes)]}-{batch}x{micro}-{rate}" for layout, rate, sizes, batch, micro in CASES]
 
 
 def layout_overrides(layout: str, dropout: float) -> list[str]:
@@ -85,13 +88,13 @@ def test_predicted_memory_is_that_of_real_runs(case):
 
 
 if __name__ == "__main__":
-    print("| layout | hidden | sequences, micro batches | dropout | rank | predicted | measured | off |")
-    print("|" + "---|" * 8)
+    print("| layout | kernels | hidden | sequences, micro batches | dropout | rank | predicted | measured | off |")
+    print("|" + "---|" * 9)
     for layout, dropout, sizes, batch, micro in CASES:
-        hidden = sizes[0].split("=")[1]
+        hidden, kernels = sizes[0].split("=")[1], "MindSpore's" if sizes is MINDSPORES else "own"
         for rank, (predicted, measured) in enumerate(predicted_and_measured(layout, dropout, sizes, batch, micro)):
             print(
-                f"| {layout} | {hidden} | {batch} of {micro} | {dropout:g} | {rank} | {predicted:.2f} | {measured:.2f} "
-                f"| {predicted / measured - 1:+.0%} |",
+                f"| {layout} | {kernels} | {hidden} | {batch} of {micro} | {dropout:g} | {rank} | {predicted:.2f} "
+                f"| {measured:.2f} | {predicted / measured - 1:+.0%} |",
                 flush=True,
             )
