@@ -1,9 +1,10 @@
 """Decoding by kernels of our own: a block is one operator, the head another (floor 3).
 
-A step is bound by reading the weights. In fp32 the model's own parameters are read where they are; bf16 and int8 copies,
-of half and a quarter of the bytes, lie in the order in which they are read (gpt2x/native/src/stream.hpp).
+A step is bound by reading the weights. In fp32 the model's own parameters are read where they are; copies in bf16 and
+int8, of half and a quarter of the bytes, lie in the order in which they are read (gpt2x/native/src/stream.hpp).
 
-Legend: B batch, T new tokens, M = B T, S cached positions, D hidden, N heads, H head dim, V vocab, K in, O out of a linear.
+Legend: B batch, T new tokens, M = B T, S cached positions, D hidden, N heads, H head dim, V vocab; K in, O out of a
+linear.
 """
 
 from __future__ import annotations

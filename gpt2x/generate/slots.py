@@ -185,9 +185,9 @@ class Slots:
         if not is_fused(self.net, self.hardware):
             require(
                 kind == "fp32",
-                f"generation.weights={kind} is read by gpt2x's own kernels alone: a whole model on the CPU in fp32, without "
-                "adapters beside it (merge them), its activation gelu_new or fast_gelu, hardware.native_kernels=true and "
-                "the kernels compiled; use generation.weights=fp32",
+                f"generation.weights={kind} is read by gpt2x's own kernels alone: a whole model on the CPU in fp32, "
+                "without adapters beside it (merge them), its activation gelu_new or fast_gelu, the kernels compiled "
+                "and hardware.native_kernels=true; use generation.weights=fp32",
             )
         elif self._weights is None or self._weights.kind != kind:
             for found in (self._decoders, self._likeliest, self._entries, self._compiled):

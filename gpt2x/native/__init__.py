@@ -23,7 +23,7 @@ VARIANTS = {  # modules, best first, and what they ask of a processor (the level
 _is_on = False
 
 
-class Missing(Exception):
+class MissingKernelsError(Exception):
     """Why there are no kernels here, and what would bring them."""
 
 
@@ -42,27 +42,27 @@ def library() -> tuple[Path, str]:
     """The library of kernels, open and with oneDNN's matrix product, and the name of its variant.
 
     Raises:
-        Missing: there is none that runs here.
+        MissingKernelsError: there is none that runs here.
     """
     usable = [name for name, flags in VARIANTS.items() if flags <= processor_flags()]
     if not usable:
-        raise Missing("this processor has no AVX2")
+        raise MissingKernelsError("this processor has no AVX2")
     for name in usable:
         found = importlib.util.find_spec(f"{__name__}.{name}")
         if found is not None and found.origin is not None:
             path = Path(found.origin)
             break
     else:
-        raise Missing('they are not compiled; install a C++20 compiler, then: pip install -e "."')
+        raise MissingKernelsError('they are not compiled; install a C++20 compiler, then: pip install -e "."')
     onednn = importlib.util.find_spec("mindspore")
     assert onednn is not None
     assert onednn.origin is not None
     try:
         kernels = ctypes.CDLL(str(path))
     except OSError as error:
-        raise Missing(f"{path.name} does not load ({error})") from None
+        raise MissingKernelsError(f"{path.name} does not load ({error})") from None
     if kernels.gpt2x_open(str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3").encode(), num_threads()) != 0:
-        raise Missing("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
+        raise MissingKernelsError("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
     return path, name
 
 
@@ -79,7 +79,7 @@ def set_up(is_wanted: bool) -> str | None:
     """Choose for all cells that this process builds from now on -> the variant that is on, or None.
 
     Raises:
-        Missing: they are wanted and are not there; they are off then.
+        MissingKernelsError: they are wanted and are not there; they are off then.
     """
     global _is_on
     _is_on = False

@@ -7,7 +7,6 @@ Legend: B batch, T tokens, D hidden, N heads, H head dim, V table rows, R rows, 
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 

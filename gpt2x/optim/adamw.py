@@ -39,7 +39,7 @@ def _update_by_group(beta1, beta2, factor, rates, eps, keeps, parameter, mean, s
 
 
 def native_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
-    """`update_parameter` and `update_by_group` without the betas and with `finite` behind `factor`, by our own kernel."""
+    """`update_parameter` and `update_by_group` by our own kernel, without betas and with `finite` after `factor`."""
     kernel = native.operator("adamw", lambda *_: [1], in_place=True)
     betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
     update = ops.MultitypeFuncGraph("native_update")

@@ -32,7 +32,7 @@ def set_up_device(hardware: HardwareConfig) -> None:
         ) from None
     try:
         native.set_up(hardware.device_target == "CPU" and hardware.native_kernels)
-    except native.Missing as reason:
+    except native.MissingKernelsError as reason:
         console.warn(f"slower without gpt2x's own kernels: {reason}; hardware.native_kernels=false says this is meant")
 
 
