@@ -96,7 +96,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
             inputs, outputs = found[f"{module}.{A}"], found[f"{module}.{B}"]
             segment, width = linear_of(module)[1], outputs.shape[1]
             before, behind = (0, 0) if segment is None else (segment * width, (len(SEGMENTS) - 1 - segment) * width)
-            dropout = input_dropout(lora, model, module, inputs)
+            dropout = input_dropout(lora, model, module, inputs, linear.dtype)
             part = Factors(inputs, outputs, before, behind, linear.dtype, dropout)
             names |= {id(part.lora_A): f"{module}.{A}", id(part.lora_B): f"{module}.{B}"}
             parts.append(part)
@@ -116,13 +116,17 @@ def linear_at(net: GPT2, path: str) -> Linear:
     return cell
 
 
-def input_dropout(lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement) -> kernels.Dropout | None:
+def input_dropout(
+    lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement, dtype
+) -> kernels.Dropout | None:
     """The dropout before a module's A, whose mask is one device's whatever the layout; None where the rate is 0."""
     if lora.dropout == 0:
         return None
     place = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
-    dropout = kernels.Dropout(lora.dropout, place, inputs.logical_shape[0])
     first = inputs.boxes[0].start[0]
+    if first == 0:
+        return kernels.dropout(lora.dropout, place, inputs.logical_shape[0], dtype)
+    dropout = kernels.Dropout(lora.dropout, place, inputs.logical_shape[0])  # a kernel of our own counts from 0
     dropout.columns = Tensor(dropout.columns.asnumpy()[:, first : first + inputs.shape[0]])
     return dropout
 

@@ -33,7 +33,7 @@ class CpuUnits:
     (docs/planning.md has the runs).
 
     Attributes:
-        gradients: copies of the parameters in fp32.
+        gradients: copies of the parameters in fp32; those of a tied table beside it are `tied`.
         sums: more of them where micro batches or a pipeline sum gradients up.
         frozen: copies of parameters that have no gradients.
         tied: copies of a table that is embedding and head, whose two gradients are summed up.
@@ -68,7 +68,7 @@ MINDSPORE = CpuUnits(
     forward=12.0, scores=1.0, scores_dropout=15.0, adapter_dropout=17.0,
 )  # fmt: skip
 NATIVE = CpuUnits(
-    gradients=1.1, sums=1.0, frozen=0.3, tied=2.0, logits=1.0, logits_chunk=2**25, whole=8.0, split=10.5, dropout=0.0,
+    gradients=1.1, sums=1.0, frozen=0.1, tied=2.0, logits=1.0, logits_chunk=2**25, whole=8.0, split=10.5, dropout=0.0,
     forward=9.0, scores=0.0, scores_dropout=0.0, adapter_dropout=3.0,
 )  # fmt: skip
 
@@ -202,17 +202,19 @@ def step_memory(
     if hardware.device_target == "CPU":
         units = cpu_units(hardware)
         gradient_copies = units.gradients + units.sums * accumulates(parallel, micro_batches)
+        if model.tie_embeddings and not model.labels and place.is_first_stage:
+            gradient_copies += units.tied * count.head / count.parameters
     return Memory(
         weights=weights_bytes(parallel, hardware.precision) * count.parameters + cast_bytes(count, place, hardware),
         gradients=FP32 * count.parameters * gradient_copies,
         optimizer=FP32 * (2 * count.states + count.masters),
         activations=activation_bytes(model, place, hardware, micro_batch_size, micro_batches, seq_len),
-        logits=logits_bytes(model, place, hardware, micro_batch_size * seq_len, count),
+        logits=logits_bytes(model, place, hardware, micro_batch_size * seq_len),
         buffers=buffer_bytes(parallel, count),
     )
 
 
-def logits_bytes(model: ModelConfig, place: Place, hardware: HardwareConfig, rows: int, count: Elements) -> float:
+def logits_bytes(model: ModelConfig, place: Place, hardware: HardwareConfig, rows: int) -> float:
     """What the head's loss takes for the tokens of a micro batch."""
     parallel = place.parallel
     if not place.is_last_stage or model.labels:
@@ -224,10 +226,7 @@ def logits_bytes(model: ModelConfig, place: Place, hardware: HardwareConfig, row
     units = cpu_units(hardware)
     if parallel.tensor > 1 and parallel.vocab_parallel:
         units = replace(units, logits=MINDSPORE.logits, logits_chunk=None)  # a share has no kernel of its own
-    values = units.logits * (whole if units.logits_chunk is None else min(whole, units.logits_chunk))
-    if model.tie_embeddings and place.is_first_stage:
-        values += units.tied * count.head
-    return FP32 * values
+    return FP32 * units.logits * (whole if units.logits_chunk is None else min(whole, units.logits_chunk))
 
 
 def frozen_memory(

@@ -143,7 +143,7 @@ def test_a_share_of_the_inputs_drops_what_one_process_drops(module):
         *(Place(ParallelConfig(name="tp2", tensor=2), r) for r in (0, 1)),
     ]:
         part = factor_placements(lora, MODEL, place)[f"{module}.lora_A"]
-        dropout = input_dropout(lora, MODEL, module, part)
+        dropout = input_dropout(lora, MODEL, module, part, ms.float32)
         masks.append(dropout.keep(key, rows, part.shape[0]).asnumpy())
     expected = masks[1] if module.endswith("q") else np.concatenate(masks[1:], axis=1)
     assert np.array_equal(masks[0], expected)
@@ -154,7 +154,7 @@ def test_dropouts_of_modules_differ():
     key, rows = randomness_of((2, 16))
     parts = factor_placements(lora, MODEL, Place(ParallelConfig(name="single"), 0))
     one, other = (
-        input_dropout(lora, MODEL, name, parts[f"{name}.lora_A"]).keep(key, rows, 32).asnumpy()
+        input_dropout(lora, MODEL, name, parts[f"{name}.lora_A"], ms.float32).keep(key, rows, 32).asnumpy()
         for name in ("h.0.attn.q", "h.0.attn.k")
     )
     assert 0.4 < (one != other).mean() < 0.56  # 2 x 0.4 x 0.6

@@ -48,9 +48,9 @@ def layout_overrides(layout: str, dropout: float) -> list[str]:
 
 
 @cache
-def nothing_gb(layout: str, dropout: float) -> dict[int, float]:
+def nothing_gb(layout: str, dropout: float, kernels: tuple[str, ...]) -> dict[int, float]:
     with tempfile.TemporaryDirectory() as folder:
-        return peaks_gb(Path(folder), *COMMON, *layout_overrides(layout, dropout), *NOTHING)
+        return peaks_gb(Path(folder), *COMMON, *layout_overrides(layout, dropout), *NOTHING, *kernels)
 
 
 def predicted_and_measured(layout, dropout, sizes, batch, micro) -> list[tuple[float, float]]:
@@ -60,7 +60,7 @@ def predicted_and_measured(layout, dropout, sizes, batch, micro) -> list[tuple[f
     plan = make_plan(typed("train", *SMALL, *overrides))
     with tempfile.TemporaryDirectory() as folder:
         peaks = peaks_gb(Path(folder), *overrides)
-    without = nothing_gb(layout, dropout)
+    without = nothing_gb(layout, dropout, tuple(sizes[len(SIZES) :]))
     return [(rank_gb(plan, rank), peaks[rank] - without[rank]) for rank in range(world_size(plan.parallel))]
 
 

@@ -1,0 +1,89 @@
+"""What bf16 and int8 weights cost in perplexity: `python benchmarks/narrow_weights.py --load DIR --text FILE --out FILE`.
+
+The decoder's own kernels give the logits of every place of windows that do not overlap, with weights of each type on the
+same tokens; the difference of the mean losses has its standard error over windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from side_by_side import machine
+from train_steps import cpu_hardware
+
+KINDS = ("fp32", "bf16", "int8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--load", required=True, help="a gpt2x checkpoint or Hugging Face directory, with its tokenizer")
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--windows", type=int, default=100)
+    parser.add_argument("--seq-len", type=int, default=128)
+    return parser.parse_args()
+
+
+def window_losses(net, model, hardware, windows: np.ndarray, kind: str) -> np.ndarray:
+    """The mean loss in nats of each window (R, T + 1)."""
+    from mindspore import Tensor, nn
+
+    from gpt2x.evaluate.scoring import negative_log_likelihoods
+    from gpt2x.generate.decoder import Decoder
+    from gpt2x.generate.fused import Weights
+
+    class Places(nn.Cell):
+        def __init__(self, decoder):
+            super().__init__(auto_prefix=False)
+            self.decoder = decoder
+
+        def construct(self, ids, positions):
+            return self.decoder.logits(ids, positions, positions)
+
+    length = windows.shape[1] - 1
+    places = Places(Decoder(net, model, hardware, 1, length, weights=Weights(net, kind)))
+    positions = Tensor(np.arange(length, dtype=np.int32).reshape(1, -1))
+    losses = []
+    for row in windows:
+        logits = places(Tensor(row[None, :-1].copy()), positions).asnumpy()
+        losses.append(negative_log_likelihoods(logits, row[1:]).mean())
+    return np.array(losses)
+
+
+def main() -> None:
+    options = arguments()
+    from gpt2x.convert import load_source
+    from gpt2x.data.tokenizer import Tokenizer
+    from gpt2x.model.gpt2 import GPT2, load_weights
+    from gpt2x.runtime.device import set_up_device
+
+    hardware = cpu_hardware()
+    set_up_device(hardware)
+    source = load_source(options.load)
+    net = GPT2(source.model, hardware)
+    load_weights(net, source.weights())
+    ids = np.array(Tokenizer.load(source.tokenizer_dir or options.load).encode(options.text.read_text("utf-8")), np.int32)
+    count = min(options.windows, (len(ids) - 1) // options.seq_len)
+    if count < 2:
+        raise SystemExit(f"--text {options.text} has {len(ids)} tokens, fewer than two windows of {options.seq_len}")
+    windows = np.stack([ids[i * options.seq_len : (i + 1) * options.seq_len + 1] for i in range(count)])
+    losses = {kind: window_losses(net, source.model, hardware, windows, kind) for kind in KINDS}
+    result = {"windows": count, "seq_len": options.seq_len, "machine": machine(), "weights": {}}
+    for kind, values in losses.items():
+        change = values - losses["fp32"]
+        result["weights"][kind] = {
+            "loss": values.mean(), "perplexity": float(np.exp(values.mean())),
+            "perplexity_ratio": float(np.exp(change.mean())),
+            "loss_change": change.mean(), "standard_error": change.std(ddof=1) / np.sqrt(count),
+        }  # fmt: skip
+        found = result["weights"][kind]
+        print(f"{kind}: perplexity {found['perplexity']:.4f}, {found['perplexity_ratio'] - 1:+.3%} "
+              f"(loss {found['loss_change']:+.5f} ± {found['standard_error']:.5f})")  # fmt: skip
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
