@@ -1,17 +1,18 @@
-"""What bf16 and int8 weights cost in perplexity: `python benchmarks/narrow_weights.py --load DIR --text FILE --out FILE`.
+"""What bf16 and int8 weights cost in perplexity.
 
-The decoder's own kernels give the logits of every place of windows that do not overlap, with weights of each type on the
-same tokens; the difference of the mean losses has its standard error over windows.
+    python benchmarks/narrow_weights.py --load DIR --text FILE --out FILE
+
+The decoder's own kernels give the logits of every place of windows that do not overlap, with weights of each type on
+the same tokens; the difference of the mean losses has its standard error over windows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from side_by_side import machine
+from side_by_side import facts, write
 from train_steps import cpu_hardware
 
 KINDS = ("fp32", "bf16", "int8")
@@ -19,11 +20,15 @@ KINDS = ("fp32", "bf16", "int8")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--load", required=True, help="a gpt2x checkpoint or Hugging Face directory, with its tokenizer")
+    parser.add_argument(
+        "--load", required=True, help="a gpt2x checkpoint or Hugging Face directory, with its tokenizer"
+    )
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--windows", type=int, default=100)
-    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument(
+        "--seq-len", type=int, help="tokens of a window; default 128, or the model's where that is less"
+    )
     return parser.parse_args()
 
 
@@ -63,15 +68,20 @@ def main() -> None:
     hardware = cpu_hardware()
     set_up_device(hardware)
     source = load_source(options.load)
+    options.seq_len = options.seq_len or min(128, source.model.max_seq_len)
+    if options.seq_len > source.model.max_seq_len:
+        raise SystemExit(f"--seq-len {options.seq_len} exceeds the model's {source.model.max_seq_len} positions")
     net = GPT2(source.model, hardware)
     load_weights(net, source.weights())
-    ids = np.array(Tokenizer.load(source.tokenizer_dir or options.load).encode(options.text.read_text("utf-8")), np.int32)
+    ids = np.array(
+        Tokenizer.load(source.tokenizer_dir or options.load).encode(options.text.read_text("utf-8")), np.int32
+    )
     count = min(options.windows, (len(ids) - 1) // options.seq_len)
     if count < 2:
         raise SystemExit(f"--text {options.text} has {len(ids)} tokens, fewer than two windows of {options.seq_len}")
     windows = np.stack([ids[i * options.seq_len : (i + 1) * options.seq_len + 1] for i in range(count)])
     losses = {kind: window_losses(net, source.model, hardware, windows, kind) for kind in KINDS}
-    result = {"windows": count, "seq_len": options.seq_len, "machine": machine(), "weights": {}}
+    result = {"windows": count, "seq_len": options.seq_len, "weights": {}}
     for kind, values in losses.items():
         change = values - losses["fp32"]
         result["weights"][kind] = {
@@ -82,7 +92,7 @@ def main() -> None:
         found = result["weights"][kind]
         print(f"{kind}: perplexity {found['perplexity']:.4f}, {found['perplexity_ratio'] - 1:+.3%} "
               f"(loss {found['loss_change']:+.5f} ± {found['standard_error']:.5f})")  # fmt: skip
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(result | facts(options), options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where a training step's time goes, by operator: `python benchmarks/profile.py --out FOLDER`.
 
-A table here and in FOLDER/operators.csv, and MindSpore's trace of every operator of three steps, FOLDER/trace.json, which
-https://ui.perfetto.dev and chrome://tracing open.
+A table here and in FOLDER/operators.csv, and MindSpore's trace of every operator of three steps, FOLDER/trace.json,
+which https://ui.perfetto.dev and chrome://tracing open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from train_steps import MODELS, batch, gpt2x_step, save_weights
+from train_steps import batch, gpt2x_step, save_weights
 
 WARMUP, STEPS = 3, 3
 
@@ -22,7 +22,8 @@ WARMUP, STEPS = 3, 3
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--shape", type=int, nargs=5, default=[12, 12, 768, 1024, 50257], metavar="N",
+                        help="layers, heads, hidden size, positions, vocabulary; default GPT-2 small")  # fmt: skip
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--micro-batch-size", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -58,13 +59,17 @@ def main() -> None:
             for index in range(STEPS):
                 step(batch(options, WARMUP + index))
                 profiler.step()
-        (detail,), (trace,) = (list(Path(folder).rglob(name)) for name in ("cpu_op_detail_info_*.csv", "trace_view.json"))
+        (detail,), (trace,) = (
+            list(Path(folder).rglob(name)) for name in ("cpu_op_detail_info_*.csv", "trace_view.json")
+        )
         rows = summary(detail)
         shutil.copyfile(trace, options.out / "trace.json")
     total = sum(time for _, _, time in rows)
     with (options.out / "operators.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("operator", "calls_per_step", "ms_per_step"), *rows])
-    table = Table(title=f"GPT-2 {options.model}, {options.micro_batch_size} x {options.seq_len}: {total:,.0f} ms a step")
+    table = Table(
+        title=f"GPT-2 {options.shape}, {options.micro_batch_size} x {options.seq_len}: {total:,.0f} ms a step"
+    )
     for column in ("operator", "calls", "ms", "share"):
         table.add_column(column, justify="left" if column == "operator" else "right", no_wrap=True)
     for name, calls, time in rows[:20]:
