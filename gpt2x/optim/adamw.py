@@ -38,25 +38,19 @@ def _update_by_group(beta1, beta2, factor, rates, eps, keeps, parameter, mean, s
     return update_parameter(beta1, beta2, factor, rate, eps, keep, parameter, mean, square, gradient, decays)
 
 
-def native_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
-    """`update_parameter` and `update_by_group` by our own kernel, without betas and with `finite` after `factor`."""
+def native_update(beta1: float, beta2: float) -> ops.MultitypeFuncGraph:
+    """`update_parameter` by our own kernel, without betas and with `finite` after `factor`."""
     kernel = native.operator("adamw", lambda *_: [1], in_place=True)
     betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
     update = ops.MultitypeFuncGraph("native_update")
-    by_group = ops.MultitypeFuncGraph("native_update_by_group")
-    tensors = ["Tensor"] * 9
 
-    @update.register(*tensors, "Bool")
-    def _update(factor, finite, rate, eps, keep, parameter, mean, square, gradient, decays):
-        factor_on_parameter = keep if decays else one
-        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, factor_on_parameter, betas)
+    @update.register(*["Tensor"] * 9, "Bool")
+    def _native_update(factor, finite, rate, eps, keep, parameter, mean, square, gradient, decays):
+        own_keep = keep if decays else one
+        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, own_keep, betas)
         return True
 
-    @by_group.register(*tensors, "Bool", "Number")
-    def _by_group(factor, finite, rates, eps, keeps, parameter, mean, square, gradient, decays, group):
-        return update(factor, finite, rates[group], eps, keeps[group], parameter, mean, square, gradient, decays)
-
-    return update, by_group
+    return update
 
 
 class AdamW(nn.Cell):
@@ -83,7 +77,9 @@ class AdamW(nn.Cell):
         self.group_shares = np.unique(shares) if shares else np.float64(1.0)
         self.groups = tuple(map(int, np.searchsorted(self.group_shares, shares))) if shares else None
         self.for_each = ops.HyperMap()
-        self.native = native_updates(config.beta1, config.beta2) if native.is_on() else None
+        # Groups have rates of their own, which a map over our kernel cannot index: MindSpore's Adam takes those.
+        is_native = native.is_on() and self.groups is None
+        self.native = native_update(config.beta1, config.beta2) if is_native else None
 
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rate, eps and decay factor of the `update`-th update (from 1), as the kernel wants them; the first and the
@@ -104,10 +100,7 @@ class AdamW(nn.Cell):
         """Update every parameter in place by gradients times `factor`; where `finite` is false nothing is changed."""
         tensors = self.parameters, self.mean, self.square, gradients, self.decays
         if self.native is not None:
-            if self.groups is None:
-                self.for_each(ops.partial(self.native[0], factor, finite, rate, eps, keep), *tensors)
-            else:
-                self.for_each(ops.partial(self.native[1], factor, finite, rate, eps, keep), *tensors, self.groups)
+            self.for_each(ops.partial(self.native, factor, finite, rate, eps, keep), *tensors)
         elif finite:
             beta1, beta2 = self.config.beta1, self.config.beta2
             if self.groups is None:

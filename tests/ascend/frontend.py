@@ -213,7 +213,7 @@ def train_13b():
 
 def claim_another_head(net):
     """Tell flash attention of one head more than its tensors have."""
-    net.h[0].attn.attention.num_heads += 1
+    net.h[0].attn.attention.attend.num_heads += 1
 
 
 DROPOUT = replace(SMALL, dropout=0.1)
