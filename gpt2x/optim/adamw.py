@@ -30,19 +30,20 @@ def _update_parameter(beta1, beta2, factor, rate, eps, keep, parameter, mean, sq
 
 
 @update_by_group.register(
-    "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool", "Number"
+    "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool", "Tensor"
 )
 def _update_by_group(beta1, beta2, factor, rates, eps, keeps, parameter, mean, square, gradient, decays, group):
     """As `update_parameter`, by the rate and the decay factor of the parameter's group."""
-    rate, keep = rates[group], keeps[group]
+    rate, keep = ops.gather(rates, group, 0), ops.gather(keeps, group, 0)
     return update_parameter(beta1, beta2, factor, rate, eps, keep, parameter, mean, square, gradient, decays)
 
 
-def native_update(beta1: float, beta2: float) -> ops.MultitypeFuncGraph:
-    """`update_parameter` by our own kernel, without betas and with `finite` after `factor`."""
+def native_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
+    """`update_parameter` and `update_by_group` by our own kernel, without betas and with `finite` after `factor`."""
     kernel = native.operator("adamw", lambda *_: [1], in_place=True)
     betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
     update = ops.MultitypeFuncGraph("native_update")
+    by_group = ops.MultitypeFuncGraph("native_update_by_group")
 
     @update.register(*["Tensor"] * 9, "Bool")
     def _native_update(factor, finite, rate, eps, keep, parameter, mean, square, gradient, decays):
@@ -50,7 +51,14 @@ def native_update(beta1: float, beta2: float) -> ops.MultitypeFuncGraph:
         kernel(parameter, mean, square, gradient, factor, finite, rate, eps, own_keep, betas)
         return True
 
-    return update
+    @by_group.register(*["Tensor"] * 9, "Bool", "Tensor")
+    def _native_by_group(factor, finite, rates, eps, keeps, parameter, mean, square, gradient, decays, group):
+        own_keep = ops.gather(keeps, group, 0) if decays else one
+        rate = ops.gather(rates, group, 0)
+        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, own_keep, betas)
+        return True
+
+    return update, by_group
 
 
 class AdamW(nn.Cell):
@@ -75,11 +83,10 @@ class AdamW(nn.Cell):
         self.square = ms.ParameterTuple([state(parameter, "square") for parameter in parameters])
         self.decays = tuple(decays(parameter) and config.weight_decay > 0 for parameter in parameters)
         self.group_shares = np.unique(shares) if shares else np.float64(1.0)
-        self.groups = tuple(map(int, np.searchsorted(self.group_shares, shares))) if shares else None
+        indices = np.searchsorted(self.group_shares, shares) if shares else ()
+        self.groups = tuple(Tensor(int(index), ms.int32) for index in indices) or None
         self.for_each = ops.HyperMap()
-        # Groups have rates of their own, which a map over our kernel cannot index: MindSpore's Adam takes those.
-        is_native = native.is_on() and self.groups is None
-        self.native = native_update(config.beta1, config.beta2) if is_native else None
+        self.native = native_updates(config.beta1, config.beta2) if native.is_on() else None
 
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rate, eps and decay factor of the `update`-th update (from 1), as the kernel wants them; the first and the
@@ -100,7 +107,10 @@ class AdamW(nn.Cell):
         """Update every parameter in place by gradients times `factor`; where `finite` is false nothing is changed."""
         tensors = self.parameters, self.mean, self.square, gradients, self.decays
         if self.native is not None:
-            self.for_each(ops.partial(self.native, factor, finite, rate, eps, keep), *tensors)
+            if self.groups is None:
+                self.for_each(ops.partial(self.native[0], factor, finite, rate, eps, keep), *tensors)
+            else:
+                self.for_each(ops.partial(self.native[1], factor, finite, rate, eps, keep), *tensors, self.groups)
         elif finite:
             beta1, beta2 = self.config.beta1, self.config.beta2
             if self.groups is None:
