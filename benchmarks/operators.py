@@ -1,4 +1,4 @@
-"""Where a training step's time goes, by operator: `python benchmarks/profile.py --out FOLDER`.
+"""Where a training step's time goes, by operator: `python benchmarks/operators.py --out FOLDER`.
 
 A table here and in FOLDER/operators.csv, and MindSpore's trace of every operator of three steps, FOLDER/trace.json,
 which https://ui.perfetto.dev and chrome://tracing open.
