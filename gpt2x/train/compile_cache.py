@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gpt2x
+from gpt2x import native
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.cache import META
 from gpt2x.errors import UserError
@@ -104,6 +105,7 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
             del inner[name]
     facts = {
         "gpt2x": sources_hash(Path(gpt2x.__file__).parent),
+        "kernels": str(native.library()[0]) if native.is_on() else None,  # graphs name the file
         "entry": hashlib.sha256(Path(sys.argv[0]).read_bytes()).hexdigest(),
         "versions": [ms.__version__, sys.version, platform.machine()],
         "environment": {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in MEETING},

@@ -55,18 +55,7 @@ void linear(int64_t m, int64_t k, int64_t n, bool is_streamed, const float* x, W
 }
 
 void layer_norm(int64_t m, int64_t width, const float* x, const float* weight, const float* bias, float eps, float* y) {
-  const auto one = [&](int64_t r) {
-    const float* row = x + r * width;
-    float sum = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < width; ++c) sum += row[c];
-    const float mean = sum / width;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < width; ++c) squares += (row[c] - mean) * (row[c] - mean);
-    const float scale = 1.0f / std::sqrt(squares / width + eps);
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) y[r * width + c] = (row[c] - mean) * scale * weight[c] + bias[c];
-  };
+  const auto one = [&](int64_t r) { layer_norm_row(width, x + r * width, weight, bias, eps, y + r * width); };
   if (m < 16) {
     for (int64_t r = 0; r < m; ++r) one(r);
   } else {

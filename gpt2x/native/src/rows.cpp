@@ -75,18 +75,9 @@ GPT2X_OP(layer_norm) {
   float *y = op.floats(4), *means = op.floats(5), *scales = op.floats(6);
   parallel_ranges(num_rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* row = x + r * width;
-      float sum = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t c = 0; c < width; ++c) sum += row[c];
-      const float mean = sum / width;
-#pragma omp simd reduction(+ : squares)
-      for (int64_t c = 0; c < width; ++c) squares += (row[c] - mean) * (row[c] - mean);
-      const float scale = 1.0f / std::sqrt(squares / width + eps);
-      means[r] = mean;
-      scales[r] = scale;
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) y[r * width + c] = (row[c] - mean) * scale * weight[c] + bias[c];
+      const NormStats stats = layer_norm_row(width, x + r * width, weight, bias, eps, y + r * width);
+      means[r] = stats.mean;
+      scales[r] = stats.scale;
     }
   });
 }

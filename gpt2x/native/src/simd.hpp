@@ -49,4 +49,23 @@ constexpr float kGeluSlope = 1.5957691216057308f, kGeluCubic = 0.071354816272600
 
 inline float gelu_new(float x) { return x * sigmoid(x * (x * x * kGeluCubic + kGeluSlope)); }
 
+// A row of layer normalisation -> its mean and reciprocal standard deviation.
+struct NormStats {
+  float mean, scale;
+};
+
+inline NormStats layer_norm_row(int64_t width, const float* row, const float* weight, const float* bias, float eps,
+                                float* y) {
+  float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < width; ++c) sum += row[c];
+  const float mean = sum / width;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < width; ++c) squares += (row[c] - mean) * (row[c] - mean);
+  const float scale = 1.0f / std::sqrt(squares / width + eps);
+#pragma omp simd
+  for (int64_t c = 0; c < width; ++c) y[c] = (row[c] - mean) * scale * weight[c] + bias[c];
+  return {mean, scale};
+}
+
 }  // namespace gpt2x

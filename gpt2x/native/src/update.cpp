@@ -111,17 +111,6 @@ GPT2X_OP(square_sum) {
   *op.floats(1) = static_cast<float>(total);
 }
 
-// sum, in place, plus x -> a number to wait for (1)
-GPT2X_OP(add_in_place) {
-  float* sum = op.floats(0);
-  const float* x = op.floats(1);
-  parallel_ranges(op.size(0), kElements, [&](int64_t begin, int64_t end) {
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) sum[i] += x[i];
-  });
-  *op.floats(2) = 0.0f;
-}
-
 // AdamW in one pass: parameter, mean and square, all in place, gradient, factor on it (), whether to update (), rate (), eps (),
 // decay factor (), betas (2) -> a number to wait for (1)
 GPT2X_OP(adamw) {
