@@ -6,7 +6,7 @@ Legend: R rows (tokens), r rank.
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 
 from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
@@ -119,16 +119,14 @@ def linear_at(net: GPT2, path: str) -> Linear:
 def input_dropout(
     lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement, dtype
 ) -> kernels.Dropout | None:
-    """The dropout before a module's A, whose mask is one device's whatever the layout; None where the rate is 0."""
+    """The dropout before a module's A, whose mask is one device's whatever the layout; None where the rate is 0.
+
+    The same operator on every process: of graphs that differ the collectives run in different orders.
+    """
     if lora.dropout == 0:
         return None
     place = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
-    first = inputs.boxes[0].start[0]
-    if first == 0:
-        return kernels.dropout(lora.dropout, place, inputs.logical_shape[0], dtype)
-    dropout = kernels.Dropout(lora.dropout, place, inputs.logical_shape[0])  # a kernel of our own counts from 0
-    dropout.columns = Tensor(dropout.columns.asnumpy()[:, first : first + inputs.shape[0]])
-    return dropout
+    return kernels.dropout(lora.dropout, place, inputs.shape[0], dtype, first=inputs.boxes[0].start[0])
 
 
 def initial_factors(lora: LoraConfig, model: ModelConfig, seed: int) -> dict[str, np.ndarray]:

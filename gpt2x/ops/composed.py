@@ -270,14 +270,16 @@ class Dropout(nn.Cell):
         rate: the share that is dropped, in [0, 1).
         place: a number that no other dropout of the model has.
         columns: the largest size of the last dim.
+        first: logical number of the first of those columns, where another process has those before.
     """
 
-    def __init__(self, rate: float, place: int, columns: int):
+    def __init__(self, rate: float, place: int, columns: int, first: int = 0):
         super().__init__()
+        self.first = first
         self.scale = 1.0 / (1.0 - rate)
         self.place = (place * 0x9E3779B1 + 0x7F4A7C15) % 2**31
         self.threshold = round(rate * 2**32) - 2**31
-        column = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
+        column = np.arange(first + 1, first + columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
 
     def keep(self, key, rows, columns: int):

@@ -115,14 +115,14 @@ class Activation(nn.Cell):
 class Dropout(composed.Dropout):
     """`composed.Dropout`, its masks drawn within the kernels that apply them."""
 
-    def __init__(self, rate: float, place: int, columns: int):
-        super().__init__(rate, place, columns)
+    def __init__(self, rate: float, place: int, columns: int, first: int = 0):
+        super().__init__(rate, place, columns, first)
         self.settings = Tensor(self.mask_settings())
         self.kernel = DropoutKernel()
 
     def mask_settings(self) -> np.ndarray:
-        """What decides a mask beside key and row: place, threshold and the bits of the scale, int32."""
-        return np.array([self.place, self.threshold, np.float32(self.scale).view(np.int32)], np.int32)
+        """What decides a mask beside key and row, int32: place, threshold, the bits of the scale, the first column."""
+        return np.array([self.place, self.threshold, np.float32(self.scale).view(np.int32), self.first], np.int32)
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x with a share dropped."""
@@ -153,7 +153,7 @@ class HeadAttention(nn.Cell):
         super().__init__()
         self.kernel, self.dropout = AttentionKernel(num_heads), dropout
         self.none = Tensor(np.zeros(1, np.int32))
-        mask = np.zeros(3, np.int32) if dropout is None else dropout.mask_settings()
+        mask = np.zeros(4, np.int32) if dropout is None else dropout.mask_settings()
         self.settings = tuple(
             Tensor(np.array([has_starts, has_dropout, first_head, all_heads, *mask], np.int32))
             for has_dropout in (0, 1)

@@ -134,12 +134,12 @@ def report(case: Case) -> dict:
 
 def claim_another_head(net):
     """Tell flash attention of the first block of one head more than the process has."""
-    net.h[0].attn.attention.num_heads += 1
+    net.h[0].attn.attention.attend.num_heads += 1
 
 
 def split_another_head(net):
     """Split the first block's queries, keys and values among one head more than the process has."""
-    net.h[0].attn.num_heads += 1
+    net.h[0].attn.attention.num_heads += 1
 
 
 SMALL = (

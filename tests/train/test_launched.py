@@ -46,25 +46,30 @@ def run_until_step(running: Running, step: int) -> list[str]:
     raise AssertionError(("".join(lines), running.launcher.communicate()[1]))
 
 
+def run_until_tracked(running: Running, folder: Path) -> Path:
+    """Its run directory, once MLflow has made its store: a store takes longer than an ending run may."""
+    run_until_step(running, 5)
+    (run_dir,) = run_dirs(folder)
+    while not RunRecord.load(run_dir).run_id:
+        time.sleep(0.2)
+    return run_dir
+
+
 def test_an_interrupted_run_is_killed_in_the_tracker(tmp_path):
     running = Running("train.py", *options(tmp_path, *ENDLESS))
-    run_until_step(running, 5)
+    run_dir = run_until_tracked(running, tmp_path)
     os.killpg(running.launcher.pid, signal.SIGINT)
     status, out, error = running.end()
     assert status == 130, error
     assert "resume=auto goes on" in out
     assert error.splitlines()[-1] == "interrupted"
     assert "Traceback" not in error
-    (run_dir,) = run_dirs(tmp_path)
     assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
 
 
 def test_a_run_whose_rank_0_is_killed_has_failed_in_the_tracker(tmp_path):
     running = Running("train.py", *options(tmp_path, *ENDLESS))
-    run_until_step(running, 5)
-    (run_dir,) = run_dirs(tmp_path)
-    while not RunRecord.load(run_dir).run_id:  # MLflow makes its store
-        time.sleep(0.2)
+    run_dir = run_until_tracked(running, tmp_path)
     os.kill(running.pid_of(0), signal.SIGKILL)
     status, _, error = running.end()
     assert status == 1

@@ -129,7 +129,7 @@ void block(const Op& op) {
   bool is_prompt = !is_streamed;
   for (int64_t r = 0; r < m && is_prompt; ++r) is_prompt = positions[r] == r % tokens;
   if (is_prompt) {
-    const int32_t nothing[7] = {};
+    const int32_t nothing[8] = {};
     attend(AttentionShape(m / tokens, tokens, heads, head_dim, nothing, nothing, nothing, nothing), inner, attended, nullptr);
   } else {
     attend_cached(m, heads, head_dim, length, tokens, positions, slots, inner, keys, values, attended);

@@ -17,11 +17,12 @@ inline uint32_t mix(uint32_t x) {
 
 class DropoutMask {
  public:
-  // settings: place, threshold, the bits of the scale 1 / (1 - rate) as a float.
+  // settings: place, threshold, the bits of the scale 1 / (1 - rate) as a float, the first column's number.
   DropoutMask(uint32_t key, const int32_t* settings, int64_t num_columns) : key_(key), place_(settings[0]), threshold_(settings[1]) {
     std::memcpy(&scale_, settings + 2, sizeof(scale_));
     columns_.resize(num_columns);
-    for (int64_t c = 0; c < num_columns; ++c) columns_[c] = mix(static_cast<uint32_t>(((c + 1) * 0x9E3779B97F4A7C15ull) >> 32));
+    for (int64_t c = 0; c < num_columns; ++c)
+      columns_[c] = mix(static_cast<uint32_t>(((settings[3] + c + 1) * 0x9E3779B97F4A7C15ull) >> 32));
   }
 
   // A row's mask, by value: what a loop over its columns needs in registers.

@@ -148,7 +148,7 @@ GPT2X_OP(fast_gelu_grad) {
   });
 }
 
-// x (R, D), key (), rows (R), settings of the mask (3) -> x with a share dropped (R, D)
+// x (R, D), key (), rows (R), settings of the mask (4) -> x with a share dropped (R, D)
 GPT2X_OP(dropout) {
   const int64_t width = op.dim(0, -1), num_rows = op.size(0) / width;
   const DropoutMask mask(*op.ints(1), op.ints(3), width);
