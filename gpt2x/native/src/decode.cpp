@@ -3,7 +3,6 @@
 // Legend: B rows, T new tokens a row, M = B T, D hidden, F feed-forward, N heads, H head dim, S cached positions, V table rows.
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "attention.hpp"
 #include "op.hpp"
@@ -22,18 +21,10 @@ void linear(int64_t m, int64_t k, int64_t n, bool is_streamed, const float* x, W
 #pragma omp simd
     for (int64_t c = begin; c < end; ++c) y[r * n + c] = y[r * n + c] * weights.scale(c) + bias[c];
   };
-  if constexpr (std::is_same_v<W, float>) {
-    if (m == 1) {
-      stream_row(k, n, x, weights.data, y);
-      finish(0, 0, n);
-      return;
-    }
-  }
   if (is_streamed) {
-    parallel_ranges(n, kPanel, [&](int64_t begin, int64_t end) {
-      stream_columns(m, k, x, weights, begin, end, y, n);
-      for (int64_t r = 0; r < m; ++r) finish(r, begin, end);
-    });
+    if constexpr (std::is_same_v<W, float>) stream_dense(m, k, n, x, weights.data, y);
+    else stream_panels(m, k, n, x, weights, y);
+    for (int64_t r = 0; r < m; ++r) finish(r, 0, n);
     return;
   }
   const float* dense;
@@ -43,7 +34,7 @@ void linear(int64_t m, int64_t k, int64_t n, bool is_streamed, const float* x, W
     static Workspace workspace;
     float* values = workspace.get(k * n);
     parallel_ranges(n, kPanel, [&](int64_t begin, int64_t end) {
-      const W* panel = weights.column(begin, k);
+      const W* panel = weights.panel(begin / kPanel, k);
       for (int64_t p = 0; p < k; ++p)
 #pragma omp simd
         for (int64_t c = begin; c < end; ++c) values[p * n + c] = to_float(panel[p * kPanel + c - begin]);
@@ -63,6 +54,66 @@ void layer_norm(int64_t m, int64_t width, const float* x, const float* weight, c
   }
 }
 
+// scores, in place, to their exponentials over the largest's -> their sum
+float exponentials(int64_t count, float* scores) {
+  float largest = -std::numeric_limits<float>::infinity(), sum = 0.0f;
+#pragma omp simd reduction(max : largest)
+  for (int64_t s = 0; s < count; ++s) largest = scores[s] > largest ? scores[s] : largest;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t s = 0; s < count; ++s) sum += scores[s] = fast_exp(scores[s] - largest);
+  return sum;
+}
+
+// out (H) of a query, of HV vectors, over `count` keys and values (count, H); `scores` has room for as many. Four quarters are read
+// side by side: the processor fetches ahead within a page of memory, and several at a time.
+template <int HV>
+void attend_query(int64_t count, float factor, const float* query, const float* keys, const float* values, float* scores,
+                  float* out) {
+  constexpr int64_t kDim = HV * kLanes, kParts = 4;
+  const int64_t quarter = count / kParts;
+  Vec q[HV];
+#pragma GCC unroll 8
+  for (int j = 0; j < HV; ++j) q[j] = load(query + j * kLanes) * factor;
+  const auto score = [&](int64_t s) {
+    Vec dot = q[0] * load(keys + s * kDim);
+#pragma GCC unroll 8
+    for (int j = 1; j < HV; ++j) dot += q[j] * load(keys + s * kDim + j * kLanes);
+    scores[s] = lanes_sum(dot);
+  };
+  for (int64_t s = 0; s < quarter; ++s)
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < kParts; ++part) score(part * quarter + s);
+  for (int64_t s = kParts * quarter; s < count; ++s) score(s);
+  const float sum = exponentials(count, scores);
+  Vec total[kParts][HV] = {};
+  const auto add = [&](Vec* to, int64_t s) {
+#pragma GCC unroll 8
+    for (int j = 0; j < HV; ++j) to[j] += scores[s] * load(values + s * kDim + j * kLanes);
+  };
+  for (int64_t s = 0; s < quarter; ++s)
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < kParts; ++part) add(total[part], part * quarter + s);
+  for (int64_t s = kParts * quarter; s < count; ++s) add(total[0], s);
+#pragma GCC unroll 8
+  for (int j = 0; j < HV; ++j) store(out + j * kLanes, (total[0][j] + total[1][j] + total[2][j] + total[3][j]) / sum);
+}
+
+// attend_query for an H that is not of whole vectors
+void attend_any_query(int64_t count, int64_t head_dim, float factor, const float* query, const float* keys, const float* values,
+                      float* scores, float* out) {
+  for (int64_t s = 0; s < count; ++s) {
+    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t h = 0; h < head_dim; ++h) dot += query[h] * keys[s * head_dim + h];
+    scores[s] = dot * factor;
+  }
+  const float sum = exponentials(count, scores);
+  std::fill(out, out + head_dim, 0.0f);
+  for (int64_t s = 0; s < count; ++s)
+#pragma omp simd
+    for (int64_t h = 0; h < head_dim; ++h) out[h] += scores[s] / sum * values[s * head_dim + h];
+}
+
 // out (M, D) of the last D of qkv's queries over the cache up to each token's position
 void attend_cached(int64_t m, int64_t heads, int64_t head_dim, int64_t length, int64_t tokens, const int32_t* positions,
                    const int32_t* slots, const float* qkv, const float* keys, const float* values, float* out) {
@@ -71,26 +122,18 @@ void attend_cached(int64_t m, int64_t heads, int64_t head_dim, int64_t length, i
   parallel_for(m * heads, [&](int64_t task) {
     const int64_t r = task / heads, n = task % heads, count = positions[r] + 1;
     const int64_t first = (slots[r / tokens] * heads + n) * length * head_dim;
+    static thread_local Workspace workspace;
+    float *scores = workspace.get(count), *to = out + r * hidden + n * head_dim;
     const float *q = qkv + r * 3 * hidden + n * head_dim, *k = keys + first, *v = values + first;
-    static thread_local std::vector<float> scores;
-    scores.resize(count);
-    float* weights = scores.data();
-    float largest = -std::numeric_limits<float>::infinity(), sum = 0.0f;
-    for (int64_t s = 0; s < count; ++s) {
-      float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-      for (int64_t h = 0; h < head_dim; ++h) dot += q[h] * k[s * head_dim + h];
-      weights[s] = dot * factor;
-      largest = std::max(largest, weights[s]);
-    }
-#pragma omp simd reduction(+ : sum)
-    for (int64_t s = 0; s < count; ++s) sum += weights[s] = fast_exp(weights[s] - largest);
-    float* to = out + r * hidden + n * head_dim;
-    std::fill(to, to + head_dim, 0.0f);
-    for (int64_t s = 0; s < count; ++s) {
-      const float weight = weights[s] / sum;
-#pragma omp simd
-      for (int64_t h = 0; h < head_dim; ++h) to[h] += weight * v[s * head_dim + h];
+    const auto attend = [&](auto vecs) { attend_query<decltype(vecs)::value>(count, factor, q, k, v, scores, to); };
+    switch (head_dim % kLanes == 0 ? head_dim / kLanes : 0) {
+      case 1: return attend(std::integral_constant<int, 1>{});
+      case 2: return attend(std::integral_constant<int, 2>{});
+      case 4: return attend(std::integral_constant<int, 4>{});
+      case 5: return attend(std::integral_constant<int, 5>{});
+      case 6: return attend(std::integral_constant<int, 6>{});
+      case 8: return attend(std::integral_constant<int, 8>{});
+      default: return attend_any_query(count, head_dim, factor, q, k, v, scores, to);
     }
   });
 }

@@ -1,6 +1,8 @@
 // Vectors of floats, by GCC's vector extensions, and elementary functions that loops can be vectorised over.
 #pragma once
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,6 +22,24 @@ typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_a
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+
+// The sum of a vector's values, by halves.
+inline float lanes_sum(Vec v) {
+#if defined(__AVX512F__)
+  typedef float Half __attribute__((vector_size(32)));
+  const Half half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX2__)
+  const Vec half = v;
+#endif
+#if defined(__AVX2__)
+  typedef float Quarter __attribute__((vector_size(16)));
+  Quarter sum = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#else
+  Vec sum = v;
+#endif
+  sum += __builtin_shufflevector(sum, sum, 2, 3, 0, 1);
+  return sum[0] + sum[1];
+}
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 

@@ -4,8 +4,6 @@
 // tokens are computed with it: speculative decoding compares them.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -58,9 +56,7 @@ struct Weights {
   const W* data;
   const float* scales;  // int8 alone
 
-  static constexpr bool kIsPacked = !std::is_same_v<W, float>;
-  static int64_t stride(int64_t n) { return kIsPacked ? kPanel : n; }
-  const W* column(int64_t c, int64_t k) const { return data + (kIsPacked ? c / kPanel * k * kPanel + c % kPanel : c); }
+  const W* panel(int64_t index, int64_t k) const { return data + index * k * kPanel; }
 
   float scale(int64_t output) const {
     if constexpr (std::is_same_v<W, int8_t>) return scales[output];
@@ -68,27 +64,21 @@ struct Weights {
   }
 };
 
-// The first of the rows of a matrix (K, N) that part `index` of num_threads() sums: y is the sum of the parts' sums, in order.
-inline int64_t part_begin(int64_t k, int64_t index) { return k * index / num_threads() / 4 * 4; }
-
-inline int64_t part_end(int64_t k, int64_t index) { return index + 1 == num_threads() ? k : part_begin(k, index + 1); }
-
-// y (R, NV vectors) += x (R, k) w (k, NV vectors)
+// y (R, NV vectors) += x (R, k) w (k, NV vectors). `ahead`, where it is not null, is fetched meanwhile, from there on.
 template <int R, int NV, typename W>
-inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
-  constexpr int64_t kAhead = 24;  // rows of weights that are fetched before they are needed: they may lie pages apart
+inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy, const W* ahead) {
   Vec sum[R][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum[i][j] = load(y + i * ldy + j * kLanes);
   for (int64_t p = 0; p < k; ++p) {
-    const W* row = w + p * ldw;
-    for (int64_t line = 0; line < static_cast<int64_t>(NV * kLanes * sizeof(W)); line += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(row + kAhead * ldw) + line);
+    if (ahead != nullptr)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(ahead + (p * NV + j) * kLanes, 0, 2);
     Vec right[NV];
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) right[j] = load_weights(row + j * kLanes);
+    for (int j = 0; j < NV; ++j) right[j] = load_weights(w + p * ldw + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       const float left = x[i * ldx + p];
@@ -102,96 +92,88 @@ inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int6
     for (int j = 0; j < NV; ++j) store(y + i * ldy + j * kLanes, sum[i][j]);
 }
 
-// `stream_tile` for any number of rows
-template <int NV, typename W>
-void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
-  for (int64_t r = 0; r < m;) {
-    const auto go = [&](auto rows) {
-      stream_tile<decltype(rows)::value, NV>(k, x + r * ldx, ldx, w, ldw, y + r * ldy, ldy);
-      r += decltype(rows)::value;
-    };
-    switch (std::min<int64_t>(m - r, m - r == 8 || m - r == 7 ? 4 : 6)) {
-      case 1: go(std::integral_constant<int, 1>{}); break;
-      case 2: go(std::integral_constant<int, 2>{}); break;
-      case 3: go(std::integral_constant<int, 3>{}); break;
-      case 4: go(std::integral_constant<int, 4>{}); break;
-      case 5: go(std::integral_constant<int, 5>{}); break;
-      default: go(std::integral_constant<int, 6>{}); break;
-    }
-  }
-}
-
-// y (m, n) of x (m, k) and weights (k, n), columns [begin, end) of it, for few rows
+// y (m, n) += x (m, k) w (k, n), for so few rows of weights that they stay in the cache
 template <typename W>
-void stream_columns(int64_t m, int64_t k, const float* x, const Weights<W>& weights, int64_t begin, int64_t end, float* y,
-                    int64_t ldy) {
-  constexpr int64_t kRows = 128;  // of weights that stay in the cache while all rows of x meet them
-  const int64_t ldw = weights.stride(ldy), width = end - begin;
-  static thread_local Workspace workspace;
-  float* sums = workspace.get(m * kPanel);
-  for (int64_t part = 0; part < num_threads(); ++part) {
-    std::fill(sums, sums + m * kPanel, 0.0f);
-    for (int64_t p = part_begin(k, part); p < part_end(k, part); p += kRows) {
-      const int64_t count = std::min(kRows, part_end(k, part) - p);
-      const W* w = weights.column(begin, k) + p * ldw;
-      int64_t c = 0;
-      for (; c + kTileColumns <= width; c += kTileColumns)
-        stream_tiles<kTileVecs>(m, count, x + p, k, w + c, ldw, sums + c, kPanel);
-      for (; c < width; ++c)  // a width that is no multiple of a tile
-        for (int64_t r = 0; r < m; ++r)
-          for (int64_t q = 0; q < count; ++q)
-            sums[r * kPanel + c] = std::fma(x[r * k + p + q], to_float(w[q * ldw + c]), sums[r * kPanel + c]);
+void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n, float* y, int64_t ldy,
+                  const W* next) {
+  constexpr int kHalf = kTileVecs / 2;  // 8 rows fill the registers with half a tile's columns
+  int64_t c = 0;
+  for (; c + kTileColumns <= n; c += kTileColumns)
+    for (int64_t r = 0; r < m;) {
+      const auto go = [&](auto rows, auto vecs) {
+        constexpr int R = decltype(rows)::value, NV = decltype(vecs)::value;
+        for (int64_t d = c; d < c + kTileColumns; d += NV * kLanes)
+          stream_tile<R, NV>(k, x + r * ldx, ldx, w + d, ldw, y + r * ldy + d, ldy, r > 0 || next == nullptr ? nullptr : next + d * k);
+        r += R;
+      };
+      const std::integral_constant<int, kTileVecs> all;
+      switch (m - r) {
+        case 1: go(std::integral_constant<int, 1>{}, all); break;
+        case 2: go(std::integral_constant<int, 2>{}, all); break;
+        case 3: go(std::integral_constant<int, 3>{}, all); break;
+        case 4: go(std::integral_constant<int, 4>{}, all); break;
+        case 5: go(std::integral_constant<int, 5>{}, all); break;
+        case 6: go(std::integral_constant<int, 6>{}, all); break;
+        case 7: go(std::integral_constant<int, 7>{}, std::integral_constant<int, kHalf>{}); break;
+        default: go(std::integral_constant<int, 8>{}, std::integral_constant<int, kHalf>{}); break;
+      }
     }
+  for (; c < n; ++c)  // a width that is no multiple of a tile
     for (int64_t r = 0; r < m; ++r)
-      for (int64_t c = 0; c < width; ++c)
-        y[r * ldy + begin + c] = part == 0 ? sums[r * kPanel + c] : y[r * ldy + begin + c] + sums[r * kPanel + c];
+      for (int64_t p = 0; p < k; ++p) y[r * ldy + c] = std::fma(x[r * ldx + p], to_float(w[p * ldw + c]), y[r * ldy + c]);
+}
+
+// y (m, n) = x (m, k) w (k, n) in fp32, for few rows of x. Each thread reads its part of the rows of weights from one end to the
+// other, as memory is read fastest; y is the sum of the parts' sums, in order.
+inline void stream_dense(int64_t m, int64_t k, int64_t n, const float* x, const float* w, float* y) {
+  constexpr int64_t kRows = 32;  // of weights that stay in the cache while all rows of x meet them
+  const int64_t parts = num_threads();
+  const bool is_ahead = m > 6;  // with less work a row of weights, the processor's own fetching is the faster
+  static Workspace workspace;
+  float* sums = workspace.get(parts * m * n);
+  parallel_for(parts, [&](int64_t part) {
+    float* sum = sums + part * m * n;
+    std::fill(sum, sum + m * n, 0.0f);
+    const int64_t end = k * (part + 1) / parts;
+    for (int64_t p = k * part / parts; p < end; p += kRows)
+      stream_tiles(m, std::min(kRows, end - p), x + p, k, w + p * n, n, n, sum, n, is_ahead ? w + (p + kRows) * n : nullptr);
+  });
+  std::copy_n(sums, m * n, y);
+  for (int64_t part = 1; part < parts; ++part) {
+    const float* sum = sums + part * m * n;
+#pragma omp simd
+    for (int64_t i = 0; i < m * n; ++i) y[i] += sum[i];
   }
 }
 
-// As stream_columns for one row of x and fp32 weights, all columns: each thread reads its part of the rows of weights from one
-// end to the other, as memory is read fastest.
-inline void stream_row(int64_t k, int64_t n, const float* x, const float* w, float* y) {
-  const int64_t parts = num_threads();
-  static Workspace workspace;
-  float* sums = workspace.get(parts * n);
-  parallel_for(parts, [&](int64_t part) {
-    float* sum = sums + part * n;
-    std::fill(sum, sum + n, 0.0f);
-    int64_t p = part_begin(k, part);
-    for (; p + 4 <= part_end(k, part); p += 4) {
-      const float *rows = w + p * n, x0 = x[p], x1 = x[p + 1], x2 = x[p + 2], x3 = x[p + 3];
-      int64_t c = 0;
-      for (; c + kLanes <= n; c += kLanes) {
-        const float* at = rows + c;
-        for (int64_t q = 0; q < 4; ++q) __builtin_prefetch(at + (4 + q) * n);
-        Vec total = load(sum + c);
-        total += x0 * load(at);
-        total += x1 * load(at + n);
-        total += x2 * load(at + 2 * n);
-        total += x3 * load(at + 3 * n);
-        store(sum + c, total);
-      }
-      for (; c < n; ++c)
-        for (int64_t q = 0; q < 4; ++q) sum[c] = std::fma(x[p + q], rows[q * n + c], sum[c]);
-    }
-    for (; p < part_end(k, part); ++p)
-      for (int64_t c = 0; c < n; ++c) sum[c] = std::fma(x[p], w[p * n + c], sum[c]);
+// As stream_dense by a copy in panels: each is read by one thread.
+template <typename W>
+void stream_panels(int64_t m, int64_t k, int64_t n, const float* x, const Weights<W>& weights, float* y) {
+  constexpr int64_t kRows = 128, kAhead = 24;
+  parallel_for((n + kPanel - 1) / kPanel, [&](int64_t index) {
+    static thread_local Workspace workspace;
+    float* sums = workspace.get(m * kPanel);
+    std::fill(sums, sums + m * kPanel, 0.0f);
+    const W* w = weights.panel(index, k);
+    for (int64_t p = 0; p < k; p += kRows)
+      stream_tiles<W>(m, std::min(kRows, k - p), x + p, k, w + p * kPanel, kPanel, kPanel, sums, kPanel, w + (p + kAhead) * kPanel);
+    const int64_t begin = index * kPanel, width = std::min(kPanel, n - begin);
+    for (int64_t r = 0; r < m; ++r) std::copy_n(sums + r * kPanel, width, y + r * n + begin);
   });
-  for (int64_t c = 0; c < n; ++c) {
-    float total = sums[c];
-    for (int64_t part = 1; part < parts; ++part) total += sums[part * n + c];
-    y[c] = total;
-  }
 }
 
 template <int R, int V, typename W>
 inline void dot_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
+  constexpr int64_t kAheadBytes = 8192;
   Vec sum[R][V] = {};
   int64_t p = 0;
   for (; p + kLanes <= k; p += kLanes) {
     Vec right[V];
 #pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) right[j] = load_weights(w + j * ldw + p);
+    for (int j = 0; j < V; ++j) {
+      right[j] = load_weights(w + j * ldw + p);
+      __builtin_prefetch(reinterpret_cast<const char*>(w + j * ldw + p) + kAheadBytes);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       const Vec left = load(x + i * ldx + p);
@@ -199,10 +181,11 @@ inline void dot_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t
       for (int j = 0; j < V; ++j) sum[i][j] += left * right[j];
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      float total = 0.0f;
-      for (int lane = 0; lane < kLanes; ++lane) total += sum[i][j][lane];
+      float total = lanes_sum(sum[i][j]);
       for (int64_t rest = p; rest < k; ++rest) total += x[i * ldx + rest] * to_float(w[j * ldw + rest]);
       y[i * ldy + j] = total;
     }
