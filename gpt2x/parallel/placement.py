@@ -6,7 +6,9 @@ query-key-value projection is split by heads. Checkpoints store boxes, so that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +19,8 @@ from gpt2x.layout import Place
 from gpt2x.model import stats
 
 Shape = tuple[int, ...]
+
+READERS = 2  # threads that read or draw weights, a tensor each
 
 
 class Readable(Protocol):
@@ -177,6 +181,19 @@ class Whole:
     def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
         """A box of a tensor."""
         return self.tensors[name][tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+
+
+def read_ahead(parts: Mapping[str, Placement], tensors: Readable) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and local tensors, in order, while the READERS that follow are read or drawn."""
+    with ThreadPoolExecutor(READERS) as threads:
+        coming = deque[tuple[str, Future[np.ndarray]]]()
+        for name, part in parts.items():
+            coming.append((name, threads.submit(part.read, tensors, name)))
+            if len(coming) > READERS:
+                first, values = coming.popleft()
+                yield first, values.result()
+        for name, values in coming:
+            yield name, values.result()
 
 
 def local_weights(weights: Mapping[str, np.ndarray], parts: Mapping[str, Placement]) -> dict[str, np.ndarray]:

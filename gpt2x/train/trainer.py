@@ -27,7 +27,7 @@ from gpt2x.optim.adamw import AdamW, layer_shares
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Readable, owns, placements
+from gpt2x.parallel.placement import Readable, owns, placements, read_ahead
 from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Progress, StepReport, console
@@ -127,8 +127,7 @@ class Trainer:
     def load(self, weights: Readable) -> None:
         """Set what this process keeps in checkpoints, trained or frozen, from logical tensors."""
         shared = {held.name: held for held in self.held if held.rows is not None}
-        for name, part in self.parts.items():
-            values = part.read(weights, name)
+        for name, values in read_ahead(self.parts, weights):
             self.set_values(self.parameters[name], values)
             if name in shared:
                 rows = shared[name].rows
