@@ -279,7 +279,8 @@ class Dropout(nn.Cell):
         self.scale = 1.0 / (1.0 - rate)
         self.place = (place * 0x9E3779B1 + 0x7F4A7C15) % 2**31
         self.threshold = round(rate * 2**32) - 2**31
-        column = np.arange(first + 1, first + columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
+        numbers = np.arange(first + 1, first + columns + 1, dtype=np.uint64)
+        column = numbers * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
 
     def keep(self, key, rows, columns: int):
