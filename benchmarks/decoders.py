@@ -91,6 +91,7 @@ def ctranslate2_decoder(options: argparse.Namespace, folder: Path, compute_type:
 
 CONTESTANTS = {
     "gpt2x": gpt2x_decoder,
+    "gpt2x_int8": partial(gpt2x_decoder, weights="int8"),
     TRANSFORMERS: transformers_decoder,
     "ctranslate2": partial(ctranslate2_decoder, compute_type="float32"),
     "ctranslate2_int8": partial(ctranslate2_decoder, compute_type="int8"),
