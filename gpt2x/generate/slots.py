@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.errors import UserError, require
-from gpt2x.generate.decoder import Decoder
+from gpt2x.generate.decoder import Decoder, Graph
 from gpt2x.generate.fused import Weights, is_fused
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.native import use_huge_pages
@@ -30,35 +30,6 @@ NOT_FINITE = -1  # instead of a token
 def bucket(length: int, max_seq_len: int) -> int:
     """The next power of two, LEAST_BUCKET at least and max_seq_len at most: each bucket is one graph."""
     return min(max(LEAST_BUCKET, 1 << (length - 1).bit_length()), max_seq_len)
-
-
-class Graph(nn.Cell):
-    """What is called step after step.
-
-    At every call MindSpore 2.10 writes into each cell within which graph it belongs to, which only cells that are also
-    called by themselves have use for: of a step's 25 ms of GPT-2 small it took 5.
-    """
-
-    @property
-    def compile_phase(self):
-        """The graph of the last call, by MindSpore's name."""
-        return self._compile_phase
-
-    @compile_phase.setter
-    def compile_phase(self, value):
-        self._compile_phase = value
-
-
-class Logits(Graph):
-    """The decoder's logits of one token a row."""
-
-    def __init__(self, decoder: Decoder):
-        super().__init__(auto_prefix=False)
-        self.decoder = decoder
-
-    def construct(self, ids, positions, last):
-        """As `Decoder.construct`."""
-        return self.decoder(ids, positions, last)
 
 
 class Likeliest(Graph):
@@ -118,7 +89,7 @@ class Slots:
         self.compile_seconds = 0.0
         self._is_greedy = False
         self._decoders: dict[tuple[str, int, int], Decoder] = {}
-        self._graphs: dict[tuple[Decoder, bool], Graph] = {}
+        self._likeliest: dict[Decoder, Likeliest] = {}
         self._entries: dict[tuple[int, int, int], Entry] = {}
         self._compiled: set[tuple[int, ...]] = set()
 
@@ -224,16 +195,17 @@ class Slots:
                 "and hardware.native_kernels=true; use generation.weights=fp32",
             )
         elif self._weights is None or self._weights.kind != kind:
-            for found in (self._decoders, self._graphs, self._entries, self._compiled):
+            for found in (self._decoders, self._likeliest, self._entries, self._compiled):
                 found.clear()
             self._weights = Weights(self.net, kind)
 
     def _graph(self, decoder: Decoder) -> Graph:
         """What is run of a decoder."""
-        key = decoder, self._is_greedy
-        if key not in self._graphs:
-            self._graphs[key] = (Likeliest if self._is_greedy else Logits)(decoder)
-        return self._graphs[key]
+        if not self._is_greedy:
+            return decoder
+        if decoder not in self._likeliest:
+            self._likeliest[decoder] = Likeliest(decoder)
+        return self._likeliest[decoder]
 
     def _entry(self, width: int) -> Entry:
         key = (self.count, self.cache_len, width)

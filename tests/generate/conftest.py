@@ -17,7 +17,7 @@ CPU = HardwareConfig(
 
 def num_graphs(slots):
     """How many graphs slots have compiled, those compiled again among them."""
-    cells = {*slots._graphs.values(), *slots._entries.values()}
+    cells = {*slots._decoders.values(), *slots._likeliest.values(), *slots._entries.values()}
     return sum(len(cell.compile_cache) for cell in cells)
 
 

@@ -1,8 +1,6 @@
 // Vectors of floats, by GCC's vector extensions, and elementary functions that loops can be vectorised over.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>

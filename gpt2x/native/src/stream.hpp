@@ -4,6 +4,8 @@
 // tokens are computed with it: speculative decoding compares them.
 #pragma once
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstdint>
 
