@@ -22,6 +22,7 @@ from typing import Any
 
 import gpt2x
 from gpt2x import native
+from gpt2x.checkpoint.files import sha256
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.cache import META
 from gpt2x.errors import UserError
@@ -106,7 +107,7 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
     facts = {
         "gpt2x": sources_hash(Path(gpt2x.__file__).parent),
         "kernels": str(native.library()[0]) if native.is_on() else None,  # graphs name the file
-        "entry": hashlib.sha256(Path(sys.argv[0]).read_bytes()).hexdigest(),
+        "entry": sha256(Path(sys.argv[0])),
         "versions": [ms.__version__, sys.version, platform.machine()],
         "environment": {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in MEETING},
         "config": values,
@@ -150,7 +151,7 @@ def caching(directory: Path) -> Iterator[None]:
 def file_hashes(directory: Path) -> dict[str, str]:
     """sha256 of each file below `directory` but its description."""
     paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != META)
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {str(path.relative_to(directory)): sha256(path) for path in paths}
 
 
 def describe(directory: Path) -> None:
