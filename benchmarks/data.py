@@ -80,8 +80,8 @@ def loader(options: argparse.Namespace, folder: Path):
     """Training steps on the prepared corpus: run(epoch) -> seconds of each wait for a batch and of each step behind it,
     and of each wait where nothing is trained.
     """
-    from gpt2x.cli import read_option
     from gpt2x.config import DatasetConfig, TokenizerConfig
+    from gpt2x.config.options import read_option
     from gpt2x.data.prepare import prepare
     from gpt2x.data.sampling import batches
 

@@ -78,10 +78,10 @@ def predict(options: argparse.Namespace, found: dict[str, Any], bandwidth: float
     """The planner's memory and step time by conf/hardware/cpu.yaml and this machine's measured rates."""
     from omegaconf import OmegaConf
 
-    from gpt2x.cli import CONF
     from gpt2x.config import ParallelConfig, TrainerConfig
-    from gpt2x.parallel.memory import CPU_PROCESS_BYTES
-    from gpt2x.parallel.plan import plan
+    from gpt2x.config.options import CONF
+    from gpt2x.planner.memory import CPU_PROCESS_BYTES
+    from gpt2x.planner.roofline import plan
 
     sizes = found["sizes"]
     model = replace(train_steps.gpt2x_model(case(options, sizes).shape), dropout=options.dropout)

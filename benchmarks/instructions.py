@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from gpt2x.cli import CONF, known_models
 from gpt2x.config import DatasetConfig, HardwareConfig, OptimizerConfig, ParallelConfig, TokenizerConfig
-from gpt2x.data.responses import inputs_of, prepare_instructions
+from gpt2x.config.options import CONF, known_models
+from gpt2x.data.rows.instruction import inputs_of, prepare_instructions
 from gpt2x.data.sampling import batches
 from gpt2x.data.tokenizer import Tokenizer
 
@@ -49,11 +49,11 @@ class Contestant:
         from mindspore import Tensor
 
         from gpt2x.model.gpt2 import initial_weights
+        from gpt2x.model.losses.instruction import PackedLoss
+        from gpt2x.model.losses.language_modeling import WeightedLoss
         from gpt2x.optim.adamw import AdamW
         from gpt2x.parallel.mesh import Mesh
         from gpt2x.parallel.tensor import build_net
-        from gpt2x.tasks.instruction import PackedLoss
-        from gpt2x.tasks.language_modeling import WeightedLoss
         from gpt2x.train.step import TrainStep
 
         self.split, self.packing = data.train, packing
@@ -140,7 +140,7 @@ def main() -> None:
     data = {
         packing: prepare_instructions(
             replace(base, packing=packing), TokenizerConfig(name="given"), seq_len=chosen.seq_len,
-            cache=Path(chosen.cache), own_tokenizer=tokenizer, splits=("train",),
+            cache=Path(chosen.cache), checkpoint_tokenizer=tokenizer, splits=("train",),
         )
         for packing in (True, False)
     }  # fmt: skip

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from gpt2x.cli import CONF, known_models
 from gpt2x.config import HardwareConfig, LoraConfig, OptimizerConfig, ParallelConfig
+from gpt2x.config.options import CONF, known_models
 
 STEPS = 5
 
@@ -33,14 +33,14 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     from gpt2x.lora.cells import add_adapters, initial_factors
     from gpt2x.lora.shapes import factor_placements
     from gpt2x.model.gpt2 import initial_weights
+    from gpt2x.model.losses.language_modeling import WeightedLoss
     from gpt2x.optim.adamw import AdamW
+    from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.placement import placements
-    from gpt2x.parallel.reduction import held_parameters
     from gpt2x.parallel.tensor import build_net
     from gpt2x.runtime.device import set_up_device
     from gpt2x.runtime.memory import peak_process_memory_gb
-    from gpt2x.tasks.language_modeling import WeightedLoss
     from gpt2x.train.step import TrainStep
 
     hardware = option("hardware", "cpu", HardwareConfig)
@@ -50,14 +50,14 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     lora.dropout = lora.dropout if chosen.dropout is None else chosen.dropout
     mesh = Mesh(ParallelConfig(name="single"))
     net = build_net(model, hardware, mesh)
-    trained, values = placements(model, mesh.place), initial_weights(model, 0)
+    trained, values = placements(model, mesh.coordinates), initial_weights(model, 0)
     factors = {}
     if lora.rank is not None:
         add_adapters(net, model, lora, mesh)
-        trained, factors = factor_placements(lora, model, mesh.place), initial_factors(lora, model, 0)
+        trained, factors = factor_placements(lora, model, mesh.coordinates), initial_factors(lora, model, 0)
     for parameter in net.get_parameters():
         parameter.set_data(Tensor((factors if parameter.name in factors else values)[parameter.name]))
-    parameters = [part.parameter for part in held_parameters(net, model, mesh, trained)]
+    parameters = [part.parameter for part in local_parameters(net, model, mesh, trained)]
     optimizer = AdamW(option("optimizer", "adamw", OptimizerConfig), parameters)
     step = TrainStep(WeightedLoss(net), parameters, optimizer, 1, 1.0, has_dropout=True)
     shape = (1, chosen.batch_size, chosen.seq_len)

@@ -12,13 +12,12 @@ import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
 
-from gpt2x import cli  # noqa: E402
+from gpt2x.commands.hydra_entry import compose_config  # noqa: E402
 from gpt2x.config import TrainConfig  # noqa: E402
-from gpt2x.parallel.plan import Plan, make_plan  # noqa: E402
-from gpt2x.parallel.search import Search, search, tokens_per_s  # noqa: E402
-from gpt2x.train import plan_report  # noqa: E402
+from gpt2x.planner import report as plan_report  # noqa: E402
+from gpt2x.planner.roofline import Plan, make_plan  # noqa: E402
+from gpt2x.planner.search import Search, search, tokens_per_s  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "planning.md"
 IMAGES = ROOT / "docs" / "images"
@@ -55,9 +54,7 @@ BARS = {  # label: overrides, of the picture of memory
 
 
 def composed(overrides: str, plan: str) -> TrainConfig:
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.to_typed("train", compose("train", overrides=[*overrides.split(), f"plan={plan}"]))
+    return compose_config("train", [*overrides.split(), f"plan={plan}"])
 
 
 def document() -> str:

@@ -66,9 +66,9 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     from gpt2x.config import OptimizerConfig
     from gpt2x.convert import load_source
     from gpt2x.model.gpt2 import GPT2, load_weights
+    from gpt2x.model.losses.language_modeling import WeightedLoss
     from gpt2x.optim.adamw import AdamW
     from gpt2x.runtime.device import set_up_device
-    from gpt2x.tasks.language_modeling import WeightedLoss
     from gpt2x.train.step import TrainStep
 
     hardware = cpu_hardware()

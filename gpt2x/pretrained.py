@@ -10,10 +10,10 @@ from pathlib import Path
 from mindspore import Tensor, ops
 
 from gpt2x.config import CommonConfig, HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
+from gpt2x.config.layout import Coordinates, validate_layout, world_size
 from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, validate_layout, world_size
 from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits, named
 from gpt2x.lora.merge import changed, merged
 from gpt2x.model.gpt2 import GPT2
@@ -68,18 +68,18 @@ def load_pretrained(
     """
     mesh = mesh or Mesh(ParallelConfig(name="single"))
     source, own, model = open_pretrained(
-        load, tokenizer, mesh.place.parallel, adapters, verify=not launch.is_launched()
+        load, tokenizer, mesh.coordinates.parallel, adapters, verify=not launch.is_launched()
     )
     require_same(mesh, f"load={load}", source.path.name)
     net = build_net(model, hardware, mesh)
     first = adapters[0] if adapters else None
-    read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.place)
+    read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.coordinates)
     return Pretrained(net, replace(source.model, labels=model.labels), own, source, first)
 
 
-def read_weights(net: GPT2, weights: Readable, model: ModelConfig, place: Place) -> None:
+def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: Coordinates) -> None:
     """Set what `net` holds of a model, tensor by tensor; its other parameters are left as they are."""
-    parts = placements(model, place)
+    parts = placements(model, coordinates)
     for parameter in net.get_parameters():
         if parameter.name in parts:
             parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name)))
@@ -97,7 +97,7 @@ def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
         return
     before = changed(pretrained.adapter) if pretrained.adapter else set()
     weights = merged(pretrained.source.weights(), adapter)
-    parts = placements(pretrained.model, mesh.place)
+    parts = placements(pretrained.model, mesh.coordinates)
     for parameter in pretrained.net.get_parameters():
         if parameter.name in before | changed(adapter):
             ops.assign(parameter, Tensor(parts[parameter.name].read(weights, parameter.name)))

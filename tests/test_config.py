@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from gpt2x import cli
+from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import ModelConfig
+from gpt2x.config.files import load_config, save_config
+from gpt2x.config.options import known_models
 from gpt2x.errors import UserError
 from gpt2x.model import stats
 
@@ -26,9 +27,7 @@ PARAMETERS = {
 
 
 def typed(name: str, *overrides: str):
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.to_typed(name, compose(name, overrides=list(overrides)))
+    return compose_config(name, overrides)
 
 
 def entry_of(group: str, option: str) -> str:
@@ -68,11 +67,11 @@ def test_composition_imports_no_mindspore():
 
 @pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
 def test_parameter_counts_from_config(name, expected):
-    assert stats.num_params(cli.known_models()[name]) == expected
+    assert stats.num_params(known_models()[name]) == expected
 
 
 def test_a_lower_bound_of_the_flops():
-    small = cli.known_models()["gpt2_small"]
+    small = known_models()["gpt2_small"]
     assert stats.train_flops_per_token(small, 1024) == pytest.approx(6 * 123.5e6 + 3 * 12 * 2 * 768 * 1024, rel=0.01)
 
 
@@ -176,5 +175,5 @@ def test_padded_vocabulary():
 
 def test_a_config_survives_its_file(tmp_path):
     config = typed("train", "model=gpt2_small", "trainer.max_steps=7")
-    cli.save_config(config, tmp_path / "config.yaml")
-    assert cli.load_config("train", tmp_path / "config.yaml") == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config("train", tmp_path / "config.yaml") == config

@@ -1,6 +1,6 @@
 """The documentation against the program: every key is described, every command composes, every link leads somewhere.
 
-`python -m tests.test_docs` writes the tables of docs/configuration.md anew from gpt2x/config.py.
+`python -m tests.test_docs` writes the tables of docs/configuration.md anew from gpt2x/config/schema.py.
 """
 
 import ast
@@ -17,8 +17,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from gpt2x import checks, cli
-from gpt2x import config as schema
+from gpt2x.commands.hydra_entry import register_schemas
+from gpt2x.config import rules as checks
+from gpt2x.config import schema
+from gpt2x.config.files import SCHEMAS
+from gpt2x.config.keys import all_keys
+from gpt2x.config.options import CONF
 from tests.test_config import OPTIONS, ROOT, typed
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -41,7 +45,7 @@ def comments_by_line(source: str) -> dict[int, str]:
 
 
 def described_fields() -> dict[str, dict[str, tuple[str, str]]]:
-    """Class -> field -> (type, comment), from the source of gpt2x/config.py."""
+    """Class -> field -> (type, comment), from the source of gpt2x/config/schema.py."""
     source = Path(schema.__file__).read_text(encoding="utf-8")
     comments = comments_by_line(source)
     return {
@@ -57,8 +61,8 @@ def described_fields() -> dict[str, dict[str, tuple[str, str]]]:
 
 def composed(name: str) -> dict:
     """Values of an entry point with its default options; environment variables stay references."""
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose(name), resolve=False)
 
 
@@ -92,7 +96,7 @@ def key_tables() -> str:
     described = described_fields()
     groups: dict[str, str] = {}
     top_level: dict[tuple[str, str, str], tuple[object, list[str]]] = {}
-    for name, root in cli.SCHEMAS.items():
+    for name, root in SCHEMAS.items():
         values = composed(name)
         own = {field: facts for cls in root.__mro__[::-1] for field, facts in described.get(cls.__name__, {}).items()}
         for entry in fields(root):
@@ -120,7 +124,7 @@ def with_tables(text: str) -> str:
 
 def test_every_key_is_described():
     text = CONFIGURATION.read_text(encoding="utf-8")
-    keys = {key for root in cli.SCHEMAS.values() for key in cli.all_keys(root)}
+    keys = {key for root in SCHEMAS.values() for key in all_keys(root)}
     groups = {key.split(".")[0] for key in keys if "." in key}
     missing = [key for key in sorted(keys - groups) if f"`{key}`" not in text]
     assert not missing, f"docs/configuration.md lacks {missing}; run python -m tests.test_docs"
@@ -128,7 +132,7 @@ def test_every_key_is_described():
 
 def test_tables_are_those_of_the_program():
     text = CONFIGURATION.read_text(encoding="utf-8")
-    assert with_tables(text) == text, "gpt2x/config.py or conf/ changed: run python -m tests.test_docs"
+    assert with_tables(text) == text, "gpt2x/config/schema.py or conf/ changed: run python -m tests.test_docs"
 
 
 def test_every_option_is_listed():

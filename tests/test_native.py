@@ -17,10 +17,10 @@ from gpt2x.generate.decoder import Decoder
 from gpt2x.generate.fused import Weights, bf16_bits, int8_rows, is_fused, panels
 from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
+from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.ops import composed, native
 from gpt2x.optim.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
-from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.train.step import TrainStep
 from tests.models import CPU, build, random_ids, tiny_model
 from tests.test_ops import Gradients, draw

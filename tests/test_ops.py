@@ -138,17 +138,17 @@ def test_cross_entropy_of_a_very_unlikely_label_is_finite():
 
 
 class Mask(nn.Cell):
-    def __init__(self, rate, place, columns):
+    def __init__(self, rate, site, columns):
         super().__init__()
-        self.dropout = kernels.Dropout(rate, place, columns)
+        self.dropout = kernels.Dropout(rate, site, columns)
         self.columns = columns
 
     def construct(self, key, rows):
         return self.dropout.keep(key, rows, self.columns)
 
 
-def masks(rate=0.1, place=3, rows=1024, columns=256, keys=(13, 14, 99, -5)):
-    mask = Mask(rate, place, columns)
+def masks(rate=0.1, site=3, rows=1024, columns=256, keys=(13, 14, 99, -5)):
+    mask = Mask(rate, site, columns)
     row = Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1))
     return np.stack([mask(Tensor(key, ms.int32), row).asnumpy() for key in keys])
 
@@ -178,10 +178,10 @@ def test_dropout_masks_look_like_independent_draws(rate):
 
 
 def test_dropout_masks_differ_by_place_and_key_and_not_by_batch():
-    first = masks(place=1)
-    assert (first != masks(place=2)).mean() > 0.1
+    first = masks(site=1)
+    assert (first != masks(site=2)).mean() > 0.1
     assert (first[0] != first[1]).mean() > 0.1
-    assert np.array_equal(first, masks(place=1))
+    assert np.array_equal(first, masks(site=1))
     mask = Mask(0.1, 1, 256)
     part = mask(Tensor(13, ms.int32), Tensor(np.arange(100, 200, dtype=np.int32).reshape(-1, 1))).asnumpy()
     assert np.array_equal(part, first[0, 100:200])

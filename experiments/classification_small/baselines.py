@@ -10,23 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from gpt2x import cli
-from gpt2x.data.classes import label_ids
-from gpt2x.data.labelled import Labelled
+from gpt2x.commands.hydra_entry import compose_config
+from gpt2x.data.rows.labelled import label_ids
+from gpt2x.data.sources.labelled import Labelled
 from gpt2x.evaluate.metrics import METRICS, confusion_matrix
 
 
 def main(name: str, folder: str, num_texts: str, results: str) -> None:
     """Print the rows of one data set."""
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        overrides = [f"dataset={name}", f"dataset.path={folder}", "seq_len=8"]
-        dataset = cli.to_typed("prepare", compose("prepare", overrides)).dataset
+    dataset = compose_config("prepare", [f"dataset={name}", f"dataset.path={folder}", "seq_len=8"]).dataset
     corpus = Labelled(dataset, Path())
     names = corpus.labels()
     texts = {split: [example.text for example in corpus.examples(split)] for split in ("train", "val")}

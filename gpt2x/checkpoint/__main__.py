@@ -45,7 +45,7 @@ def layout(name: str) -> ParallelConfig:
     """
     from omegaconf import OmegaConf
 
-    from gpt2x.cli import CONF, suggestion  # brings hydra
+    from gpt2x.config.options import CONF, suggestion  # brings hydra
 
     options = {path.stem: path for path in sorted((CONF / "parallel").glob("*.yaml"))}
     if name not in options:

@@ -11,8 +11,8 @@ from gpt2x.checkpoint.store import Checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.checkpoint.write import Sliced, complete, save, write_slices
 from gpt2x.config import ModelConfig, ParallelConfig
+from gpt2x.config.layout import Coordinates, padding_for, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, padding_for, validate_layout, validate_parallel, world_size
 from gpt2x.model.stats import padded_vocab_size, tensor_shapes
 from gpt2x.parallel.placement import Placement, holds, owns, placement, shard_rows
 from gpt2x.runtime.files import new_directory
@@ -53,8 +53,8 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
     size = world_size(parallel)
     with new_directory(target) as folder:
         for rank in range(size):
-            place = Place(parallel, rank)
-            tensors = {group: owned_slices(source.tensors(group), model, place) for group in source.groups()}
+            coordinates = Coordinates(parallel, rank)
+            tensors = {group: owned_slices(source.tensors(group), model, coordinates) for group in source.groups()}
             write_slices(folder, tensors, rank, size)
         complete(
             folder,
@@ -66,35 +66,35 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
         )
 
 
-def owned_slices(tensors: LazyTensors, model: ModelConfig, place: Place) -> dict[str, Sliced]:
+def owned_slices(tensors: LazyTensors, model: ModelConfig, coordinates: Coordinates) -> dict[str, Sliced]:
     """What of each tensor a rank writes: weights, or states that are named PREFIX.WEIGHT."""
     shapes = tensor_shapes(model)
     owned = {}
     for name, spec in tensors.specs.items():
         weight = name if name in shapes else name.partition(".")[2]
         if shapes.get(weight) == spec.shape:
-            part = owned_part(weight, spec.shape, model, place, is_state=weight != name)
+            part = owned_part(weight, spec.shape, model, coordinates, is_state=weight != name)
             boxes = () if part is None else part.boxes
             parts = [(box.start, tensors.box(name, box.start, box.shape)) for box in boxes]
         else:  # nothing that a layout divides
             zeros = (0,) * len(spec.shape)
-            parts = [(zeros, tensors.box(name))] if place.rank == 0 else []
+            parts = [(zeros, tensors.box(name))] if coordinates.rank == 0 else []
         if parts:
             owned[name] = Sliced(spec.shape, [*parts])
     return owned
 
 
 def owned_part(
-    name: str, shape: tuple[int, ...], model: ModelConfig, place: Place, *, is_state: bool
+    name: str, shape: tuple[int, ...], model: ModelConfig, coordinates: Coordinates, *, is_state: bool
 ) -> Placement | None:
     """The part of a weight, or of its optimizer state, that a rank writes: of all replicas' copies exactly one."""
-    if not holds(name, model, place) or not owns(name, place):
+    if not holds(name, model, coordinates) or not owns(name, coordinates):
         return None
-    part = placement(name, shape, model, place)
-    rows = shard_rows(part.shape, place) if is_state else None
+    part = placement(name, shape, model, coordinates)
+    rows = shard_rows(part.shape, coordinates) if is_state else None
     if rows is None:
-        return part if place.data == 0 else None
-    return part.rows(rows.start, rows.stop) if place.data < place.parallel.optimizer_shards else None
+        return part if coordinates.data == 0 else None
+    return part.rows(rows.start, rows.stop) if coordinates.data < coordinates.parallel.optimizer_shards else None
 
 
 def require_new(target: Path) -> None:

@@ -187,7 +187,7 @@ def labels_from_config(config: dict[str, Any], path: Path) -> list[str]:
 
 def option_name(shape: tuple[int, int, int, int]) -> str | None:
     """The option of conf/model with these layers, heads, hidden size and positions."""
-    from gpt2x.cli import known_models  # brings hydra
+    from gpt2x.config.options import known_models  # brings hydra
 
     for name, model in known_models().items():
         if (model.num_layers, model.num_heads, model.hidden_size, model.max_seq_len) == shape:

@@ -15,10 +15,10 @@ from typing import Any
 
 from gpt2x.config import DatasetConfig, PrepareConfig, TokenizerConfig
 from gpt2x.data.cache import build_once, read_meta
-from gpt2x.data.corpora import Corpus, open_corpus
-from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split, find_records, open_records, write_blocks
-from gpt2x.data.packing import Packer
+from gpt2x.data.rows.blocks import Packer
+from gpt2x.data.sources.files import hash_files
+from gpt2x.data.sources.registry import Corpus, open_corpus
 from gpt2x.data.template import Template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -55,7 +55,7 @@ def prepare(
     *,
     seq_len: int,
     cache: Path,
-    own_tokenizer: Tokenizer | None = None,
+    checkpoint_tokenizer: Tokenizer | None = None,
     splits: tuple[str, ...] = ("train", "val"),
     block_len: int | None = None,
 ) -> PreparedData:
@@ -83,7 +83,7 @@ def prepare(
     cache = Path(cache).expanduser().absolute()
     records = find_records(dataset, splits)
     corpus = None if len(records) == len(splits) else corpus_beside(dataset, set(records), cache)
-    chosen = own_tokenizer or find_tokenizer(tokenizer, corpus, cache, dataset)
+    chosen = checkpoint_tokenizer or find_tokenizer(tokenizer, corpus, cache, dataset)
     made: dict[str, Split | None] = {"train": None, "val": None}
     digests, notes, rates = [chosen.fingerprint], [], []
     for split in splits:
@@ -104,7 +104,7 @@ def prepare(
         "corpus": dataset.corpus,
         "protocol": dataset.protocol,
         "block_len": length,
-        "tokenizer": "the checkpoint's" if own_tokenizer else tokenizer.path or f"trained, {tokenizer.name}",
+        "tokenizer": "the checkpoint's" if checkpoint_tokenizer else tokenizer.path or f"trained, {tokenizer.name}",
         "vocab_size": chosen.vocab_size,
         "cached": not rates,
         "seconds": time.perf_counter() - started,
@@ -252,11 +252,11 @@ def run(config: PrepareConfig) -> None:
         raise UserError(f"output={config.output} is not an empty directory; nothing is overwritten. Give another one.")
     cache = Path(config.paths.cache)
     if config.dataset.corpus == "labelled":
-        from gpt2x.data.classes import prepare_labelled
+        from gpt2x.data.rows.labelled import prepare_labelled
 
         data = prepare_labelled(config.dataset, config.tokenizer, seq_len=config.seq_len, cache=cache)
     elif config.dataset.corpus == "instructions":
-        from gpt2x.data.responses import prepare_instructions
+        from gpt2x.data.rows.instruction import prepare_instructions
 
         if output is not None:
             raise UserError(
@@ -323,7 +323,7 @@ def _print_table(data: PreparedData) -> None:
 
 def main() -> None:
     """Compose conf/prepare.yaml with the command line and run."""
-    from gpt2x.cli import hydra_entry
+    from gpt2x.commands.hydra_entry import hydra_entry
 
     hydra_entry("prepare", run)
 

@@ -9,14 +9,14 @@ from itertools import islice
 import numpy as np
 from mindspore import Tensor, nn
 
-from gpt2x.data.classes import compact
 from gpt2x.data.mindrecord import Split
+from gpt2x.data.rows.labelled import compact
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.evaluate.bootstrap import TextScores
 from gpt2x.evaluate.metrics import METRICS, confusion_matrix
-from gpt2x.evaluate.turns import ALONE, Turns
 from gpt2x.model.classifier import Classifier
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 
 
 class ClassScorer(nn.Cell):
@@ -93,7 +93,7 @@ class Predictions:
 
 
 def predict(
-    scorer: ClassScorer, split: Split, *, max_batches: int | None = None, turns: Turns = ALONE,
+    scorer: ClassScorer, split: Split, *, max_batches: int | None = None, replicas: ReplicaBatches = ALONE,
     track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda found: found,
 ) -> Predictions:  # fmt: skip
     """The predictions for this replica's batches of a split, in their order."""
@@ -102,7 +102,7 @@ def predict(
     rows: Iterator[Batch] = batches(
         split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
     )
-    for batch in track(turns.own(islice(rows, max_batches))):
+    for batch in track(replicas.own(islice(rows, max_batches))):
         found.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
         labels.append(batch["labels"].reshape(-1).astype(np.int64))
     num_labels = scorer.net.score.weight.shape[0]
@@ -127,12 +127,12 @@ class ClassValidation:
         self, net: Classifier, split: Split, batch_size: int, seq_len: int, max_batches: int | None, mesh: Mesh
     ):
         self.scorer, self.split, self.max_batches = ClassScorer(net, batch_size, seq_len), split, max_batches
-        self.turns = Turns(mesh)
+        self.replicas = ReplicaBatches(mesh)
 
     def run(self) -> dict[str, float]:
         """`val/loss` in nats a text, `val/accuracy`, `val/f1` (the mean over classes) and `val/mcc`."""
-        found = predict(self.scorer, self.split, max_batches=self.max_batches, turns=self.turns)
+        found = predict(self.scorer, self.split, max_batches=self.max_batches, replicas=self.replicas)
         counts = found.confusion
-        confusion = np.array([self.turns.total(float(count)) for count in counts.flat]).reshape(counts.shape)
-        loss = self.turns.total(float(found.losses.sum())) / confusion.sum()
+        confusion = np.array([self.replicas.total(float(count)) for count in counts.flat]).reshape(counts.shape)
+        loss = self.replicas.total(float(found.losses.sum())) / confusion.sum()
         return {"val/loss": loss} | {f"val/{name}": metric(confusion) for name, metric in METRICS.items()}

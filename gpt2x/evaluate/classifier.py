@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from gpt2x.checks import require_labelled
 from gpt2x.config import EvaluateConfig, ModelConfig
-from gpt2x.data.classes import prepare_labelled
+from gpt2x.config.rules import require_labelled
 from gpt2x.data.mindrecord import Split
+from gpt2x.data.rows.labelled import prepare_labelled
 from gpt2x.data.sampling import Batch, num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import ENDS, Intervals
 from gpt2x.evaluate.classification import ClassScorer, Predictions, predict
 from gpt2x.evaluate.metrics import class_scores
-from gpt2x.evaluate.turns import Turns
+from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval
 from gpt2x.tracking.confusion import plot_confusion
@@ -52,7 +52,7 @@ class ClassMeasurement:
         self.evaluation = replace(config.evaluation, seq_len=seq_len, protocols=[], stride=None)
         data = prepare_labelled(
             config.dataset, config.tokenizer, seq_len=seq_len, cache=Path(config.paths.cache).expanduser(),
-            own_tokenizer=tokenizer, splits=(self.evaluation.split,), labels=self.labels,
+            checkpoint_tokenizer=tokenizer, splits=(self.evaluation.split,), labels=self.labels,
         )  # fmt: skip
         split = data.val if self.evaluation.split == "val" else data.train
         assert split is not None
@@ -60,7 +60,7 @@ class ClassMeasurement:
         self.extent = f"{split.num_blocks:,} texts"
         self.notes = [f"note: {note}" for note in data.facts["notes"]]  # type: ignore[attr-defined]
 
-    def run(self, pretrained: Pretrained, turns: Turns) -> dict[str, Predictions]:
+    def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Predictions]:
         """The only one, under no name; one process has all texts."""
         batch_size = min(self.evaluation.batch_size, self.split.num_blocks)
         scorer = ClassScorer(pretrained.net, batch_size, self.seq_len)  # type: ignore[arg-type]

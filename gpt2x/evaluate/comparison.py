@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2x.cli import Job, load_config
+from gpt2x.commands.hydra_entry import SweepJob
 from gpt2x.config import EvaluateConfig
+from gpt2x.config.files import load_config
 from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.run import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
@@ -78,7 +79,7 @@ class Outcome:
         return self.facts["data_sha256"], self.facts["tokenizer_fingerprint"]
 
 
-def compare(sweep_dir: Path, jobs: Sequence[Job]) -> None:
+def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
     """Print the table, write `comparison.json` and `comparison.csv` into `sweep_dir`, and track them as a run.
 
     Does nothing where no job finished.
@@ -113,7 +114,7 @@ def compare(sweep_dir: Path, jobs: Sequence[Job]) -> None:
     track(config, sweep_dir, jobs, files)
 
 
-def rows_of(jobs: Sequence[Job], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
+def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
     """The metrics of all jobs, each with its difference to the first that has the same windows."""
     rows: list[Row] = []
     firsts: dict[tuple[str, str], tuple[object, Scores]] = {}  # by data set and protocol
@@ -138,7 +139,7 @@ def rows_of(jobs: Sequence[Job], outcomes: dict[int, Outcome], config: EvaluateC
     return rows
 
 
-def labels(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+def labels(jobs: Sequence[SweepJob]) -> list[tuple[str, str]]:
     """What each job's checkpoint and data set are called: by what the jobs do not share.
 
     Keys that differ between jobs are added, those of `dataset` to the data set, others to the checkpoint.
@@ -222,7 +223,7 @@ def remarks(rows: Sequence[Row], outcomes: dict[int, Outcome]) -> list[str]:
     return found
 
 
-def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[Job], files: Iterable[Path]) -> None:
+def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[SweepJob], files: Iterable[Path]) -> None:
     """A run of its own beside those of the jobs."""
     settings = replace(config.tracker, run_name=None, system_metrics=False)
     tracker = create_tracker(settings, Path(config.paths.outputs).expanduser())

@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.progress import Progress
 
 from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
-from gpt2x.data.files import hash_files
 from gpt2x.data.mindrecord import Split
+from gpt2x.data.sources.files import hash_files
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import Intervals, flat
 from gpt2x.evaluate.protocols import Result, Track, reference, strided, word
 from gpt2x.evaluate.scoring import Scorer
 from gpt2x.evaluate.text import TokenStream, Window, open_texts
-from gpt2x.evaluate.turns import ALONE, Turns
+from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval
 
@@ -51,9 +51,9 @@ class PerplexityMeasurement:
         """What a user should know of the texts."""
         return notes(self.texts, self.evaluation)
 
-    def run(self, pretrained: Pretrained, turns: Turns) -> dict[str, Result]:
+    def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Result]:
         """By protocol."""
-        return {result.protocol: result for result in evaluate(pretrained, self.texts, self.evaluation, turns)}
+        return {result.protocol: result for result in evaluate(pretrained, self.texts, self.evaluation, replicas)}
 
     def report(self, found: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> dict[str, object]:
         """The part of `results.json`."""
@@ -80,7 +80,9 @@ class PerplexityMeasurement:
         console.table(title, columns, rows)
 
 
-def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig, turns: Turns = ALONE) -> list[Result]:
+def evaluate(
+    pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig, replicas: ReplicaBatches = ALONE
+) -> list[Result]:
     """The results in the order of `evaluation.protocols`; its seq_len and stride are set (`resolve`)."""
     scorer = Scorer(pretrained.net, evaluation.batch_size)
     length, stride = evaluation.seq_len, evaluation.stride
@@ -88,11 +90,11 @@ def evaluate(pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig,
     for protocol, text in texts.items():
         track = progress(protocol)
         if protocol == "reference":
-            results.append(reference(scorer, text, length, track, turns))
+            results.append(reference(scorer, text, length, track, replicas))
         elif protocol == "strided":
-            results.append(strided(scorer, text, length, stride, track, turns))
+            results.append(strided(scorer, text, length, stride, track, replicas))
         else:
-            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, turns))
+            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, replicas))
     return results
 
 

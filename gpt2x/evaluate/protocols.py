@@ -18,7 +18,7 @@ from gpt2x.data.sampling import batches
 from gpt2x.evaluate.bootstrap import WindowScores
 from gpt2x.evaluate.scoring import Scorer, padded, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
-from gpt2x.evaluate.turns import ALONE, Turns
+from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 
 Track = Callable[[Iterable[Window], int], Iterable[Window]]  # shows progress over that many windows
 
@@ -51,7 +51,7 @@ def reference(
     source: TokenStream | Split,
     seq_len: int,
     track: Track = lambda found, total: found,
-    turns: Turns = ALONE,
+    replicas: ReplicaBatches = ALONE,
 ) -> Result:
     """MindFormers' PerplexityMetric on its evaluation blocks.
 
@@ -71,15 +71,15 @@ def reference(
         num_blocks, dropped = divmod(source.num_tokens, seq_len)
         blocks = islice(windows(source, seq_len, seq_len), num_blocks)
     means, scores, total, count = [], [], 0.0, 0
-    for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len, turns):
+    for nll, counts, _ in _score(scorer, track(blocks, num_blocks), seq_len, replicas):
         means.append(nll.sum() / counts.sum())
         scores.append((nll / counts.sum(), counts / counts.sum()))
         total, count = total + float(nll.sum()), count + int(counts.sum())
-    total, count = turns.total(total), int(turns.total(count))
-    loss = turns.total(float(np.sum(means))) / turns.total(len(means))
+    total, count = replicas.total(total), int(replicas.total(count))
+    loss = replicas.total(float(np.sum(means))) / replicas.total(len(means))
     return Result(
         "reference", loss, perplexity(loss), "token", count, count, num_blocks, dropped, total, seq_len, seq_len,
-        _gathered(scores, scorer, turns),
+        _gathered(scores, scorer, replicas),
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def strided(
     seq_len: int,
     stride: int,
     track: Track = lambda found, total: found,
-    turns: Turns = ALONE,
+    replicas: ReplicaBatches = ALONE,
 ) -> Result:
     """Hugging Face's loop (transformers, "Perplexity of fixed-length models").
 
@@ -99,16 +99,16 @@ def strided(
     """
     scores, total, weighted, weights, count = [], 0.0, 0.0, 0, 0
     number = num_windows(stream.num_tokens, seq_len, stride)
-    for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len, turns):
+    for nll, counts, num_new in _score(scorer, track(windows(stream, seq_len, stride), number), seq_len, replicas):
         scores.append((nll / np.maximum(counts, 1) * (num_new - 1), num_new - 1))
         weighted += float(scores[-1][0].sum())
         weights += int((num_new - 1).sum())
         total, count = total + float(nll.sum()), count + int(counts.sum())
-    total, count = turns.total(total), int(turns.total(count))
-    loss = turns.total(weighted) / turns.total(weights)
+    total, count = replicas.total(total), int(replicas.total(count))
+    loss = replicas.total(weighted) / replicas.total(weights)
     return Result(
         "strided", loss, perplexity(loss), "token", count, count, number, 0, total, seq_len, stride,
-        _gathered(scores, scorer, turns),
+        _gathered(scores, scorer, replicas),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def word(
     stride: int,
     eos_id: int,
     track: Track = lambda found, total: found,
-    turns: Turns = ALONE,
+    replicas: ReplicaBatches = ALONE,
 ) -> Result:
     """The nll of the whole text, spread over its words (WikiText: Merity et al., arXiv:1609.07843).
 
@@ -130,22 +130,22 @@ def word(
     scores, total, count = [], 0.0, 0
     parts = chain([np.array([eos_id], np.int32)], stream)
     number = num_windows(stream.num_tokens + 1, seq_len, stride)
-    for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len, turns):
+    for nll, counts, _ in _score(scorer, track(windows(parts, seq_len, stride), number), seq_len, replicas):
         scores.append((nll, counts))
         total, count = total + float(nll.sum()), count + int(counts.sum())
-    total, count = turns.total(total), int(turns.total(count))
+    total, count = replicas.total(total), int(replicas.total(count))
     num_words, unit = stream.words
     loss = total / num_words
-    found = _gathered(scores, scorer, turns)
+    found = _gathered(scores, scorer, replicas)
     return Result(
         "word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride,
         replace(found, weight=found.weight * (num_words / count)),  # words of a window by its share of the tokens
     )  # fmt: skip
 
 
-def _gathered(scores: list[tuple[np.ndarray, np.ndarray]], scorer: Scorer, turns: Turns) -> WindowScores:
+def _gathered(scores: list[tuple[np.ndarray, np.ndarray]], scorer: Scorer, replicas: ReplicaBatches) -> WindowScores:
     """Of all windows, in their order; `scores` are of each batch of this replica."""
-    nll, weight = (turns.in_order([part[column] for part in scores], scorer.batch_size) for column in (0, 1))
+    nll, weight = (replicas.in_order([part[column] for part in scores], scorer.batch_size) for column in (0, 1))
     return WindowScores(nll, weight)
 
 
@@ -157,10 +157,10 @@ def _rows(split: Split, batch_size: int) -> Iterator[Window]:
 
 
 def _score(
-    scorer: Scorer, found: Iterable[Window], length: int, turns: Turns
+    scorer: Scorer, found: Iterable[Window], length: int, replicas: ReplicaBatches
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each batch of this replica: its windows' summed nll, how many tokens that counts, `num_new`; (R,)."""
-    for batch in turns.own(_batches(found, scorer.batch_size)):
+    for batch in replicas.own(_batches(found, scorer.batch_size)):
         ids = padded([window.ids for window in batch], length)  # (R, L)
         end = np.array([len(window.ids) for window in batch])
         num_new = np.array([window.num_new for window in batch])

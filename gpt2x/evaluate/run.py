@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpt2x import __version__
-from gpt2x.cli import is_multirun, output_dir, save_config
 from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
+from gpt2x.config.files import save_config
 from gpt2x.convert import GPT2XSource
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import Intervals, Scores, flat, intervals, save_scores
 from gpt2x.evaluate.classifier import ClassMeasurement
 from gpt2x.evaluate.perplexity import PerplexityMeasurement
-from gpt2x.evaluate.turns import Turns
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import Pretrained, load_pretrained, open_adapters, open_pretrained, require_single, use_adapter
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import set_up_device
+from gpt2x.runtime.hydra_job import is_multirun, output_dir
 from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags
 from gpt2x.tracking.provenance import package_versions
 
@@ -51,7 +52,7 @@ class Measurement(Protocol):
     extent: str  # what the results are over, for a title
     notes: Iterator[str] | list[str]
 
-    def run(self, pretrained: Pretrained, turns: Turns) -> Mapping[str, Any]:
+    def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> Mapping[str, Any]:
         """Measure: a `Measured` each."""
 
     def report(self, found: Mapping[str, Any], intervals: Mapping[str, Intervals]) -> dict[str, object]:
@@ -91,7 +92,7 @@ def run(config: EvaluateConfig) -> None:
         for adapter in adapters or [None]:
             if adapter is not None:
                 use_adapter(pretrained, adapter, mesh)
-            found[adapter.name if adapter else ""] = measurement.run(pretrained, Turns(mesh))
+            found[adapter.name if adapter else ""] = measurement.run(pretrained, ReplicaBatches(mesh))
         if not mesh.is_main:
             return
         limits = {adapter: intervals_of(measured, config) for adapter, measured in found.items()}

@@ -9,8 +9,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gpt2x.model.gpt2 import GPT2
+from gpt2x.model.losses.language_modeling import TokenLosses
 from gpt2x.parallel.pipeline import Links, Stage
-from gpt2x.tasks.language_modeling import TokenLosses
 
 ROWS_AT_ONCE = 64  # of logits on the host: their exponentials stay in the cache
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2x.config import DatasetConfig, EvaluationConfig, TokenizerConfig
-from gpt2x.data.corpora import open_corpus
 from gpt2x.data.mindrecord import Split, find_records
-from gpt2x.data.packing import Packer
 from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.blocks import Packer
+from gpt2x.data.sources.registry import open_corpus
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -114,7 +114,7 @@ def open_texts(
         length = evaluation.seq_len
         assert length is not None
         data = prepare(dataset, TokenizerConfig(), seq_len=length, block_len=length, cache=cache,
-                       own_tokenizer=tokenizer, splits=(split,))  # fmt: skip
+                       checkpoint_tokenizer=tokenizer, splits=(split,))  # fmt: skip
         found = data.train if split == "train" else data.val
         assert found is not None
         return {"reference": found}

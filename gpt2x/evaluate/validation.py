@@ -10,9 +10,9 @@ import numpy as np
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
-from gpt2x.evaluate.turns import Turns
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.replica_batches import ReplicaBatches
 
 Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 """Of a batch: the tokens that a scorer takes, which of their targets count (R, T) bool, and `starts` or None."""
@@ -46,7 +46,12 @@ class Validation:
         scorer: Scorer | StageScorer | None = None,
         targets: Targets = all_targets,
     ):
-        self.split, self.batch_size, self.max_batches, self.turns = split, batch_size, max_batches, Turns(mesh)
+        self.split, self.batch_size, self.max_batches, self.replicas = (
+            split,
+            batch_size,
+            max_batches,
+            ReplicaBatches(mesh),
+        )
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # that the last run counted
 
@@ -54,11 +59,11 @@ class Validation:
         """`val/loss` in nats a token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
         total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
-        for batch in self.turns.own(islice(blocks, self.max_batches)):
+        for batch in self.replicas.own(islice(blocks, self.max_batches)):
             ids, counted, starts = self.targets(batch)
             total += self.scorer.score(ids, starts)[counted].sum()
             count += int(counted.sum())
-        total, count = self.turns.total(total), int(self.turns.total(count))
+        total, count = self.replicas.total(total), int(self.replicas.total(count))
         self.num_tokens = count
         loss = float(total / count)
         return {"val/loss": loss, "val/ppl": perplexity(loss)}

@@ -10,8 +10,8 @@ import numpy as np
 from rich.text import Text
 
 from gpt2x.config import PredictConfig
-from gpt2x.data.classes import encode
-from gpt2x.data.labelled import Example
+from gpt2x.data.rows.labelled import encode
+from gpt2x.data.sources.labelled import Example
 from gpt2x.evaluate.classification import ClassScorer
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2x.checks import validate_draft
 from gpt2x.config import GenerationConfig, HardwareConfig, ModelConfig
+from gpt2x.config.rules import validate_draft
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.generate import sampling

@@ -27,7 +27,7 @@ class Replicas:
 
     def __init__(self, mesh: Mesh | None = None):
         self.mesh = mesh
-        self.index, self.count = (mesh.place.data, mesh.place.parallel.data) if mesh else (0, 1)
+        self.index, self.count = (mesh.coordinates.data, mesh.coordinates.parallel.data) if mesh else (0, 1)
 
     def rounds(self, shares: Sequence[T]) -> Iterator[T | None]:
         """This replica's share of each round; None where the last round has none for it."""
@@ -38,9 +38,9 @@ class Replicas:
         """What the other replicas give at the same time; values of JSON."""
         if self.mesh is None or self.count == 1:
             return []
-        place = self.mesh.place
-        found = from_all(self.mesh, json.dumps(own) if place.tensor == 0 else "")
-        firsts = [place.rank_at(data=data, tensor=0) for data in range(self.count) if data != place.data]
+        coordinates = self.mesh.coordinates
+        found = from_all(self.mesh, json.dumps(own) if coordinates.tensor == 0 else "")
+        firsts = [coordinates.rank_at(data=data, tensor=0) for data in range(self.count) if data != coordinates.data]
         return [json.loads(found[rank]) for rank in firsts]
 
 

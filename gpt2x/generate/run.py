@@ -17,8 +17,8 @@ from typing import IO, Self
 
 from rich.text import Text
 
-from gpt2x.cli import output_dir, save_config
 from gpt2x.config import PredictConfig
+from gpt2x.config.files import save_config
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion, Drafter, Generator
 from gpt2x.generate.prompts import Prompt, choose_template, filled, read_prompts
@@ -36,6 +36,7 @@ from gpt2x.pretrained import (
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Console, console
 from gpt2x.runtime.device import set_up_device
+from gpt2x.runtime.hydra_job import output_dir
 
 
 def run(config: PredictConfig) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors, pieces
 from gpt2x.config import LoraConfig, ModelConfig
+from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.errors import UserError
 from gpt2x.lora.shapes import A, B, module_shapes, trained_shapes
 from gpt2x.model.stats import HEAD
-from gpt2x.targets import adapted_modules, scaling
 
 GROUP = "adapter"  # of tensors in a checkpoint
 

@@ -10,12 +10,12 @@ from mindspore import nn, ops
 
 from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
+from gpt2x.config.patterns import MODULES, SEGMENTS, scaling
 from gpt2x.lora.shapes import A, B, factor_placements, factor_shapes, linear_of, split
 from gpt2x.model.gpt2 import GPT2, Linear, zeros
 from gpt2x.model.stats import HEAD
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement
-from gpt2x.targets import MODULES, SEGMENTS, scaling
 
 
 class Factors(nn.Cell):
@@ -71,7 +71,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
     """Put adapters without values beside the linears of `net` that `lora` targets; freeze all else but a class head.
 
     The factors of column linears have B's columns of this process, those of row linears A's rows; the other factor is
-    a copy, of whose gradient a process has its share's part (`gpt2x.parallel.reduction.Held.is_partial`).
+    a copy, of whose gradient a process has its share's part (`gpt2x.parallel.gradient_reduction.Held.is_partial`).
 
     Args:
         net: this process' part of the model, of all layers; each linear computes what it did where A B is zero.
@@ -79,11 +79,11 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
         lora: with a rank.
         mesh: the processes.
     """
-    place = mesh.place
+    coordinates = mesh.coordinates
     names = {id(parameter): parameter.name for parameter in net.get_parameters()}
     for parameter in net.get_parameters():
         parameter.requires_grad = parameter.name == HEAD
-    found = factor_placements(lora, model, place)
+    found = factor_placements(lora, model, coordinates)
     by_linear: dict[str, list[str]] = {}
     for name in found:
         if name.endswith(A):
@@ -101,7 +101,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
             names |= {id(part.lora_A): f"{module}.{A}", id(part.lora_B): f"{module}.{B}"}
             parts.append(part)
         linear.branch = Adapters(parts, scaling(lora))
-        if place.parallel.recompute == "block":
+        if coordinates.parallel.recompute == "block":
             linear.branch.recompute()
     for parameter in net.get_parameters():
         parameter.name = names[id(parameter)]  # cells rename what they are given
@@ -125,8 +125,8 @@ def input_dropout(
     """
     if lora.dropout == 0:
         return None
-    place = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
-    return kernels.dropout(lora.dropout, place, inputs.shape[0], dtype, first=inputs.boxes[0].start[0])
+    coordinates = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
+    return kernels.dropout(lora.dropout, coordinates, inputs.shape[0], dtype, first=inputs.boxes[0].start[0])
 
 
 def initial_factors(lora: LoraConfig, model: ModelConfig, seed: int) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors, write_safetensors
+from gpt2x.config.patterns import MODULES, SEGMENTS
 from gpt2x.convert.huggingface import read_json, require_empty
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
@@ -25,7 +26,6 @@ from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.shapes import linear_of, split
 from gpt2x.model.stats import HEAD
 from gpt2x.runtime.files import new_directory
-from gpt2x.targets import MODULES, SEGMENTS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_torch}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 from gpt2x.config import LoraConfig, ModelConfig
-from gpt2x.layout import Place
+from gpt2x.config.layout import Coordinates
+from gpt2x.config.patterns import FUSED, SEGMENTS, adapted_modules
 from gpt2x.model import stats
 from gpt2x.model.stats import HEAD, outer_shapes
 from gpt2x.parallel.placement import Placement, holds, placement, placements
-from gpt2x.targets import FUSED, SEGMENTS, adapted_modules
 
 Shape = tuple[int, ...]
 A, B = "lora_A", "lora_B"
@@ -60,12 +60,12 @@ def factor_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-def factor_placements(lora: LoraConfig, model: ModelConfig, place: Place) -> dict[str, Placement]:
+def factor_placements(lora: LoraConfig, model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
     """The factors that a process holds."""
     return {
-        name: placement(name, shape, model, place)
+        name: placement(name, shape, model, coordinates)
         for name, shape in factor_shapes(lora, model).items()
-        if holds(name, model, place)
+        if holds(name, model, coordinates)
     }
 
 
@@ -74,10 +74,10 @@ def trained_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
     return factor_shapes(lora, model) | {name: shape for name, shape in outer_shapes(model).items() if name == HEAD}
 
 
-def trained_placements(lora: LoraConfig, model: ModelConfig, place: Place) -> dict[str, Placement]:
+def trained_placements(lora: LoraConfig, model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
     """All that is trained, as a process holds it."""
-    head = {name: part for name, part in placements(model, place).items() if name == HEAD}
-    return factor_placements(lora, model, place) | head
+    head = {name: part for name, part in placements(model, coordinates).items() if name == HEAD}
+    return factor_placements(lora, model, coordinates) | head
 
 
 def num_trainable(lora: LoraConfig, model: ModelConfig) -> int:

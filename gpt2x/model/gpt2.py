@@ -84,13 +84,13 @@ class Embedding(nn.Cell):
 class SelfAttention(nn.Cell):
     """Causal multi-head self-attention."""
 
-    def __init__(self, model: ModelConfig, hardware: HardwareConfig, place: int):
+    def __init__(self, model: ModelConfig, hardware: HardwareConfig, site: int):
         super().__init__()
         dtype = kernels.DTYPES[hardware.precision]
         self.num_heads, self.head_dim = model.num_heads, model.hidden_size // model.num_heads
         self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
         self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
-        self.attention = attention(model, hardware, place, model.num_heads)
+        self.attention = attention(model, hardware, site, model.num_heads)
 
     def queries_keys_values(self, x, randomness=None):
         """x (B, T, D) -> three times (B, N, T, H)."""
@@ -105,13 +105,13 @@ class SelfAttention(nn.Cell):
         return self.c_proj(self.attention(self.c_attn(x, randomness), randomness, starts), randomness)
 
 
-def attention(model: ModelConfig, hardware: HardwareConfig, place: int, num_heads: int, first_head: int = 0) -> nn.Cell:
+def attention(model: ModelConfig, hardware: HardwareConfig, site: int, num_heads: int, first_head: int = 0) -> nn.Cell:
     """The attention of some of the heads; `place` is that of its dropout."""
     rate = model.dropout if model.attention_dropout is None else model.attention_dropout
     dtype = kernels.DTYPES[hardware.precision]
     return kernels.attention(
         num_heads, model.hidden_size // model.num_heads, model.max_seq_len,
-        kernels.dropout(rate, place, model.max_seq_len, dtype),
+        kernels.dropout(rate, site, model.max_seq_len, dtype),
         hardware.device_target, dtype, hardware.flash_attention, first_head, model.num_heads,
     )  # fmt: skip
 
@@ -136,14 +136,14 @@ class Block(nn.Cell):
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, layer: int):
         super().__init__()
-        place = 1 + 3 * layer  # dropout places: 0 the embedding, then three a block
+        site = 1 + 3 * layer  # dropout places: 0 the embedding, then three a block
         self.ln_1 = LayerNorm(model, hardware)
-        self.attn = SelfAttention(model, hardware, place)
+        self.attn = SelfAttention(model, hardware, site)
         self.ln_2 = LayerNorm(model, hardware)
         self.mlp = FeedForward(model, hardware)
         dtype = kernels.DTYPES[hardware.precision]
-        self.attn_dropout = kernels.dropout(model.dropout, place + 1, model.hidden_size, dtype)
-        self.mlp_dropout = kernels.dropout(model.dropout, place + 2, model.hidden_size, dtype)
+        self.attn_dropout = kernels.dropout(model.dropout, site + 1, model.hidden_size, dtype)
+        self.mlp_dropout = kernels.dropout(model.dropout, site + 2, model.hidden_size, dtype)
 
     def add(self, x, branch, dropout, randomness):
         """The residual sum, with dropout on the branch."""

@@ -43,11 +43,11 @@ def activation(name: str, device_target: str, dtype) -> nn.Cell:
     return {"gelu": composed.GeluErf, "fast_gelu": composed.FastGelu}[name]()
 
 
-def dropout(rate: float, place: int, columns: int, dtype, first: int = 0) -> Dropout | None:
+def dropout(rate: float, site: int, columns: int, dtype, first: int = 0) -> Dropout | None:
     """Dropout (`composed.Dropout` has the arguments); None where nothing is dropped."""
     if rate == 0:
         return None
-    return (native.Dropout if is_native(dtype) else Dropout)(rate, place, columns, first)
+    return (native.Dropout if is_native(dtype) else Dropout)(rate, site, columns, first)
 
 
 def attention(

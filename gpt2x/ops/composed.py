@@ -238,8 +238,8 @@ class CrossEntropyKernel(nn.Cell):
     def bprop(self, logits, labels, out, dout):
         """The gradient of the logits."""
         gradient = ops.exp(out[1]) * self.product(dout[0].reshape(-1, 1), self.ones_like(out[1][:1]))
-        place = self.stack((ops.arange(labels.shape[0]).astype(ms.int32), labels))  # (R, 2)
-        return ops.cast(self.add_at(gradient, place, -dout[0]), logits.dtype), ops.zeros_like(labels)
+        site = self.stack((ops.arange(labels.shape[0]).astype(ms.int32), labels))  # (R, 2)
+        return ops.cast(self.add_at(gradient, site, -dout[0]), logits.dtype), ops.zeros_like(labels)
 
 
 MIX_1, MIX_2 = 0x2C1B3C6D, 0x297A2D39  # odd multipliers below 2^31: int32 is what graphs multiply
@@ -273,11 +273,11 @@ class Dropout(nn.Cell):
         first: logical number of the first of those columns, where another process has those before.
     """
 
-    def __init__(self, rate: float, place: int, columns: int, first: int = 0):
+    def __init__(self, rate: float, site: int, columns: int, first: int = 0):
         super().__init__()
         self.first = first
         self.scale = 1.0 / (1.0 - rate)
-        self.place = (place * 0x9E3779B1 + 0x7F4A7C15) % 2**31
+        self.site = (site * 0x9E3779B1 + 0x7F4A7C15) % 2**31
         self.threshold = round(rate * 2**32) - 2**31
         numbers = np.arange(first + 1, first + columns + 1, dtype=np.uint64)
         column = numbers * np.uint64(0x9E3779B97F4A7C15)  # Weyl sequence
@@ -288,7 +288,7 @@ class Dropout(nn.Cell):
 
         key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
         """
-        x = mix(mix(ops.bitwise_xor(rows, self.place)) + key) + mix(self.columns[:, :columns])
+        x = mix(mix(ops.bitwise_xor(rows, self.site)) + key) + mix(self.columns[:, :columns])
         x = x * (x + MIX_1)
         return ops.cast(x >= self.threshold, ms.float32) * self.scale
 

@@ -115,14 +115,14 @@ class Activation(nn.Cell):
 class Dropout(composed.Dropout):
     """`composed.Dropout`, its masks drawn within the kernels that apply them."""
 
-    def __init__(self, rate: float, place: int, columns: int, first: int = 0):
-        super().__init__(rate, place, columns, first)
+    def __init__(self, rate: float, site: int, columns: int, first: int = 0):
+        super().__init__(rate, site, columns, first)
         self.settings = Tensor(self.mask_settings())
         self.kernel = DropoutKernel()
 
     def mask_settings(self) -> np.ndarray:
         """What decides a mask beside key and row, int32: place, threshold, the bits of the scale, the first column."""
-        return np.array([self.place, self.threshold, np.float32(self.scale).view(np.int32), self.first], np.int32)
+        return np.array([self.site, self.threshold, np.float32(self.scale).view(np.int32), self.first], np.int32)
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x with a share dropped."""

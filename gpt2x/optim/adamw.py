@@ -82,8 +82,8 @@ class AdamW(nn.Cell):
         self.mean = ms.ParameterTuple([state(parameter, "mean") for parameter in parameters])
         self.square = ms.ParameterTuple([state(parameter, "square") for parameter in parameters])
         self.decays = tuple(decays(parameter) and config.weight_decay > 0 for parameter in parameters)
-        self.group_shares = np.unique(shares) if shares else np.float64(1.0)
-        indices = np.searchsorted(self.group_shares, shares) if shares else ()
+        self.group_rate_factors = np.unique(shares) if shares else np.float64(1.0)
+        indices = np.searchsorted(self.group_rate_factors, shares) if shares else ()
         self.groups = tuple(Tensor(int(index), ms.int32) for index in indices) or None
         self.for_each = ops.HyperMap()
         self.native = native_updates(config.beta1, config.beta2) if native.is_on() else None
@@ -92,7 +92,7 @@ class AdamW(nn.Cell):
         """Rate, eps and decay factor of the `update`-th update (from 1), as the kernel wants them; the first and the
         last of each group of parameters, where shares of the rate differ.
         """
-        config, rates = self.config, learning_rate * self.group_shares
+        config, rates = self.config, learning_rate * self.group_rate_factors
         correction1 = 1 - config.beta1**update if config.bias_correction else 1.0
         correction2 = math.sqrt(1 - config.beta2**update) if config.bias_correction else 1.0
         values = (
@@ -121,7 +121,7 @@ class AdamW(nn.Cell):
         return True
 
 
-def layer_shares(config: OptimizerConfig, names: list[str], num_layers: int) -> list[float] | None:
+def layer_rate_factors(config: OptimizerConfig, names: list[str], num_layers: int) -> list[float] | None:
     """Each tensor's share of the learning rate, layer_decay ** (num_layers + 1 - depth): all of it behind the last
     block, the least in the embeddings; None where there is no decay over layers.
 

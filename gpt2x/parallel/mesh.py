@@ -9,8 +9,8 @@ import numpy as np
 from mindspore import Tensor
 
 from gpt2x.config import ParallelConfig
+from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, world_size
 from gpt2x.parallel.collectives import AllReduce, Group
 from gpt2x.runtime import launch
 
@@ -46,14 +46,14 @@ class Mesh:
         """
         self.size, self.device_target = world_size(parallel), device_target
         self.rank = rank if rank is not None else join(self.size, device_target)
-        self.place = place = Place(parallel, self.rank)
+        self.coordinates = coordinates = Coordinates(parallel, self.rank)
         shards = parallel.optimizer_shards
 
-        def alike(other: Place, *axes: str) -> bool:
-            return all(getattr(other, axis) == getattr(place, axis) for axis in axes)
+        def alike(other: Coordinates, *axes: str) -> bool:
+            return all(getattr(other, axis) == getattr(coordinates, axis) for axis in axes)
 
-        def same_set(other: Place) -> bool:
-            return other.data // shards == place.data // shards
+        def same_set(other: Coordinates) -> bool:
+            return other.data // shards == coordinates.data // shards
 
         self.world = self.group("world", lambda other: True)
         self.data = self.group("data", lambda other: alike(other, "tensor", "stage"))
@@ -65,16 +65,16 @@ class Mesh:
             self.replica = self.group("replica", lambda other: alike(other, "tensor", "stage", "shard"))
             self.norm = self.group("norm", same_set)
         self.embedding = None
-        if parallel.pipeline > 1 and (place.is_first_stage or place.is_last_stage):
+        if parallel.pipeline > 1 and (coordinates.is_first_stage or coordinates.is_last_stage):
             self.embedding = self.group(
                 "embedding",
                 lambda other: alike(other, "data", "tensor") and (other.is_first_stage or other.is_last_stage),
             )
         self.all_reduce = AllReduce(self.world)
 
-    def group(self, axis: str, belongs: Callable[[Place], bool]) -> Group | None:
+    def group(self, axis: str, belongs: Callable[[Coordinates], bool]) -> Group | None:
         """The group of the ranks that belong; every one of them has to ask for it, in the same order."""
-        ranks = [rank for rank in range(self.size) if belongs(Place(self.place.parallel, rank))]
+        ranks = [rank for rank in range(self.size) if belongs(Coordinates(self.coordinates.parallel, rank))]
         if len(ranks) == 1:
             return None
         if len(ranks) == self.size:

@@ -14,22 +14,22 @@ from mindspore import Tensor, nn
 
 from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
-from gpt2x.layout import Place
+from gpt2x.config.layout import Coordinates
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh, PointToPoint
 from gpt2x.parallel.placement import holds
 from gpt2x.parallel.tensor import TensorParallelGPT2
 
 
-def keep_stage(net: GPT2, model: ModelConfig, place: Place) -> None:
+def keep_stage(net: GPT2, model: ModelConfig, coordinates: Coordinates) -> None:
     """Take from `net` what other stages hold; the names of what stays are those of the whole model."""
-    if place.parallel.pipeline == 1:
+    if coordinates.parallel.pipeline == 1:
         return
-    layers = place.layers(model.num_layers)
+    layers = coordinates.layers(model.num_layers)
     names = {id(parameter): parameter.name for parameter in net.get_parameters()}
     net.h = nn.CellList([net.h[layer] for layer in layers], auto_prefix=False)
     for part in ("wte", "wpe", "ln_f", "lm_head"):
-        if getattr(net, part) is not None and not holds(f"{part}.weight", model, place):
+        if getattr(net, part) is not None and not holds(f"{part}.weight", model, coordinates):
             delattr(net, part)
             setattr(net, part, None)
     for parameter in net.get_parameters():
@@ -39,9 +39,9 @@ def keep_stage(net: GPT2, model: ModelConfig, place: Place) -> None:
 class Stage(nn.Cell):
     """The layers of one stage: from token ids or the hidden states before it to the hidden states behind it."""
 
-    def __init__(self, net: GPT2, place: Place):
+    def __init__(self, net: GPT2, coordinates: Coordinates):
         super().__init__(auto_prefix=False)
-        self.net, self.is_first, self.is_last = net, place.is_first_stage, place.is_last_stage
+        self.net, self.is_first, self.is_last = net, coordinates.is_first_stage, coordinates.is_last_stage
         self.spreads = isinstance(net, TensorParallelGPT2)
 
     def construct(self, x, randomness):
@@ -101,12 +101,12 @@ class Links:
     """The messages of a stage with the one before it and the one behind it."""
 
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
-        place = mesh.place
-        tokens = seq_len // place.parallel.tensor if place.parallel.sequence_parallel else seq_len
+        coordinates = mesh.coordinates
+        tokens = seq_len // coordinates.parallel.tensor if coordinates.parallel.sequence_parallel else seq_len
         self.shape, self.dtype = (batch_size, tokens, model.hidden_size), kernels.DTYPES[hardware.precision]
         self.messages = PointToPoint()
-        self.before = None if place.is_first_stage else place.rank_at(stage=place.stage - 1)
-        self.behind = None if place.is_last_stage else place.rank_at(stage=place.stage + 1)
+        self.before = None if coordinates.is_first_stage else coordinates.rank_at(stage=coordinates.stage - 1)
+        self.behind = None if coordinates.is_last_stage else coordinates.rank_at(stage=coordinates.stage + 1)
 
     def receive_forward(self) -> Tensor | None:
         """The hidden states from the stage before; None on the first stage."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from gpt2x.config import ModelConfig
-from gpt2x.layout import Place
+from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
 
 Shape = tuple[int, ...]
@@ -39,7 +39,7 @@ class Box:
     shape: Shape
 
     @property
-    def place(self) -> tuple[slice, ...]:
+    def slices(self) -> tuple[slice, ...]:
         """The box within the local tensor."""
         return tuple(slice(a, a + n) for a, n in zip(self.at, self.shape, strict=True))
 
@@ -66,12 +66,12 @@ class Placement:
         """The local tensor, fp32."""
         values = np.zeros(self.shape, np.float32)
         for box in self.boxes:
-            values[box.place] = tensors.read(name, box.start, box.shape)
+            values[box.slices] = tensors.read(name, box.start, box.shape)
         return values
 
     def parts(self, values: np.ndarray) -> list[tuple[Shape, np.ndarray]]:
         """(start in the logical tensor, values) of each box of a local tensor."""
-        return [(box.start, values[box.place]) for box in self.boxes]
+        return [(box.start, values[box.slices]) for box in self.boxes]
 
 
 def whole(shape: Shape, num_rows: int | None = None) -> Placement:
@@ -114,62 +114,66 @@ SPLIT = (
 FACTORS = ("lora_A", "lora_B")
 
 
-def placements(model: ModelConfig, place: Place) -> dict[str, Placement]:
+def placements(model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
     """The local tensors of a process by their logical names, in the order of the model."""
     shapes = stats.tensor_shapes(model)
-    return {name: placement(name, shape, model, place) for name, shape in shapes.items() if holds(name, model, place)}
+    return {
+        name: placement(name, shape, model, coordinates)
+        for name, shape in shapes.items()
+        if holds(name, model, coordinates)
+    }
 
 
-def placement(name: str, shape: Shape, model: ModelConfig, place: Place) -> Placement:
+def placement(name: str, shape: Shape, model: ModelConfig, coordinates: Coordinates) -> Placement:
     """The part of one tensor on a process of the stage that holds it."""
-    count = place.parallel.tensor
+    count = coordinates.parallel.tensor
     if name in VOCABULARY:
         padded = stats.padded_vocab_size(model)
         everything = whole(shape, padded)
-        if not place.parallel.vocab_parallel:
+        if not coordinates.parallel.vocab_parallel:
             return everything
         size = padded // count
-        return everything.rows(place.tensor * size, (place.tensor + 1) * size)
+        return everything.rows(coordinates.tensor * size, (coordinates.tensor + 1) * size)
     for suffix, dim, segments in SPLIT:
         if name.endswith(suffix):
-            return share(shape, dim, place.tensor, count, segments)
+            return share(shape, dim, coordinates.tensor, count, segments)
     return whole(shape)
 
 
-def is_split(name: str, place: Place) -> bool:
+def is_split(name: str, coordinates: Coordinates) -> bool:
     """Whether the processes of the tensor axis hold different parts of a tensor, not copies."""
-    if place.parallel.tensor == 1:
+    if coordinates.parallel.tensor == 1:
         return False
     if name in VOCABULARY:
-        return place.parallel.vocab_parallel
+        return coordinates.parallel.vocab_parallel
     return any(name.endswith(suffix) for suffix, *_ in SPLIT)
 
 
-def holds(name: str, model: ModelConfig, place: Place) -> bool:
+def holds(name: str, model: ModelConfig, coordinates: Coordinates) -> bool:
     """Whether a process' stage has a tensor; a tied embedding is on the first stage and the last."""
     if name.startswith("h."):
-        return int(name.split(".")[1]) in place.layers(model.num_layers)
+        return int(name.split(".")[1]) in coordinates.layers(model.num_layers)
     if name == "wte.weight":
-        return place.is_first_stage or (model.tie_embeddings and place.is_last_stage)
+        return coordinates.is_first_stage or (model.tie_embeddings and coordinates.is_last_stage)
     if name == "wpe.weight":
-        return place.is_first_stage
-    return place.is_last_stage
+        return coordinates.is_first_stage
+    return coordinates.is_last_stage
 
 
-def owns(name: str, place: Place) -> bool:
+def owns(name: str, coordinates: Coordinates) -> bool:
     """Whether, of all copies within a replica, a process' counts: for the gradient norm and in checkpoints."""
-    if name == "wte.weight" and not place.is_first_stage:
+    if name == "wte.weight" and not coordinates.is_first_stage:
         return False
-    return place.tensor == 0 or is_split(name, place)
+    return coordinates.tensor == 0 or is_split(name, coordinates)
 
 
-def shard_rows(shape: Shape, place: Place) -> range | None:
+def shard_rows(shape: Shape, coordinates: Coordinates) -> range | None:
     """The rows of a local tensor whose optimizer states a process keeps; None: all, its rows do not divide."""
-    count = place.parallel.optimizer_shards
+    count = coordinates.parallel.optimizer_shards
     if count == 1 or shape[0] % count:
         return None
     size = shape[0] // count
-    return range(place.shard * size, (place.shard + 1) * size)
+    return range(coordinates.shard * size, (coordinates.shard + 1) * size)
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ class VocabularyCrossEntropyKernel(nn.Cell):
         scale = ops.exp(out[2]) * dout[0]
         gradient = ops.exp(out[1]) * self.product(scale.reshape(-1, 1), self.ones_like(out[1][:1]))
         columns, is_here = self.here(labels)
-        place = self.stack((ops.arange(labels.shape[0]).astype(ms.int32), columns))  # (R, 2)
-        return ops.cast(self.add_at(gradient, place, -dout[0] * is_here), logits.dtype), ops.zeros_like(labels)
+        coordinates = self.stack((ops.arange(labels.shape[0]).astype(ms.int32), columns))  # (R, 2)
+        return ops.cast(self.add_at(gradient, coordinates, -dout[0] * is_here), logits.dtype), ops.zeros_like(labels)
 
 
 class TensorParallelGPT2(GPT2):
@@ -165,7 +165,7 @@ class TensorParallelGPT2(GPT2):
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, mesh: Mesh, recompute: str = "none"):
         super().__init__(model, hardware)
-        parallel, group = mesh.place.parallel, mesh.tensor
+        parallel, group = mesh.coordinates.parallel, mesh.tensor
         assert group is not None
         self.splits_tokens, self.splits_vocabulary = parallel.sequence_parallel, parallel.vocab_parallel
         self.enter = CopyToGroup(group)  # what a share of the head multiplies
@@ -237,7 +237,7 @@ class TensorParallelGPT2(GPT2):
 
 def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
     """The model as this process computes it, its parameters without memory until they are loaded."""
-    recompute = mesh.place.parallel.recompute
+    recompute = mesh.coordinates.parallel.recompute
     with nn.utils.no_init_parameters():
         if mesh.tensor is None:
             return (Classifier if model.labels else GPT2)(model, hardware, recompute)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2x.config import CommonConfig, LaunchConfig
+from gpt2x.config.layout import world_size
 from gpt2x.errors import UserError
-from gpt2x.layout import world_size
-from gpt2x.runtime.world import World, say_done
+from gpt2x.runtime.processes import World, say_done
 
 RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
 LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it

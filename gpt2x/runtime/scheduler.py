@@ -71,6 +71,6 @@ def end_with_siblings() -> None:
 
 if __name__ == "__main__":
     end_with_launcher()
-    from gpt2x.cli import guarded
+    from gpt2x.runtime.exits import guarded
 
     sys.exit(guarded(lambda: serve(int(sys.argv[1]))))

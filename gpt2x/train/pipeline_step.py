@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gpt2x.optim.adamw import AdamW
 from gpt2x.parallel.pipeline import Links, Stage, operations
-from gpt2x.train.step import Found, Gradients, Sums, Update, UpdateFromSums, found
+from gpt2x.train.step import Gradients, Sums, Update, UpdateFromSums, UpdateResult, found
 
 
 class StageForward(nn.Cell):
@@ -148,7 +148,7 @@ class PipelineStep:
         *scalars: Tensor,
         first_row: int = 0,
         share: float = 1.0,
-    ) -> Found:
+    ) -> UpdateResult:
         """One update; arguments as `TrainStep.__call__`."""
         micro_batches = [
             (Tensor(ids[index]), Tensor(weights[index]), Tensor(first_row + index * ids.shape[1], ms.int32))

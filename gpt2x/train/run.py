@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2x.cli import output_dir, remove_empty, save_config
 from gpt2x.config import TrainConfig
+from gpt2x.config.files import save_config
 from gpt2x.model.stats import HEAD
 from gpt2x.parallel.agreement import from_main
 from gpt2x.parallel.mesh import Mesh
@@ -18,11 +18,12 @@ from gpt2x.parallel.placement import Readable
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops, set_up_device
+from gpt2x.runtime.hydra_job import output_dir, remove_empty
+from gpt2x.tasks.base import Baseline
 from gpt2x.tracking import NoTracker, RunInfo, Tracker, create_tracker, run_tags
-from gpt2x.train.report import show_panel
+from gpt2x.train.decision import Decision, decide
 from gpt2x.train.resume import copy_history
-from gpt2x.train.start import Start, decide
-from gpt2x.train.tasks import Baseline
+from gpt2x.train.start_panel import show_panel
 
 if TYPE_CHECKING:
     from gpt2x.train.trainer import Trainer
@@ -38,14 +39,14 @@ def run(config: TrainConfig) -> None:
     tracker = NoTracker() if launch.worker_rank() else create_tracker(config.tracker, outputs)
     set_up_device(config.hardware)
     mesh = Mesh(config.parallel, config.hardware.device_target)
-    start = decide_together(config, mesh)
+    decision = decide_together(config, mesh)
     if launch.is_deciding():
-        open_run_dir(start)
+        open_run_dir(decision)
     peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
-    trainer = build_trainer(start, mesh, tracker, peak_tflops)
-    baseline = start.task.baseline(start)
-    show_panel(start, peak_tflops, baseline)
-    with tracked(start, tracker):
+    trainer = build_trainer(decision, mesh, tracker, peak_tflops)
+    baseline = decision.task.baseline(decision)
+    show_panel(decision, peak_tflops, baseline)
+    with tracked(decision, tracker):
         trainer.fit()
         if mesh.is_main:
             finish(trainer, baseline)
@@ -58,32 +59,32 @@ def prepare_launch(config: TrainConfig) -> Path:
         UserError: for anything the user can put right, before the run directory holds anything.
     """
     create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
-    start = decide(config, output_dir())
-    open_run_dir(start)
-    return start.run_dir
+    decision = decide(config, output_dir())
+    open_run_dir(decision)
+    return decision.run_dir
 
 
-def decide_together(config: TrainConfig, mesh: Mesh) -> Start:
+def decide_together(config: TrainConfig, mesh: Mesh) -> Decision:
     """`decide`, with one run directory and checkpoint for all processes: what one launcher told, or rank 0's."""
     if mesh.size == 1 or (launch.is_launched() and config.launch.num_nodes == 1):
         return decide(config, output_dir())
-    start = decide(config, output_dir()) if mesh.is_main else None
-    told = json.dumps([str(start.run_dir.absolute()), start.resolved.resume]) if start else ""
+    decision = decide(config, output_dir()) if mesh.is_main else None
+    told = json.dumps([str(decision.run_dir.absolute()), decision.resolved.resume]) if decision else ""
     run_dir, resume = json.loads(from_main(mesh, told))
-    return start or decide(replace(config, resume=resume), Path(run_dir))
+    return decision or decide(replace(config, resume=resume), Path(run_dir))
 
 
-def open_run_dir(start: Start) -> None:
+def open_run_dir(decision: Decision) -> None:
     """Begin the run directory: `config.yaml`, and the metrics of the run that is gone on from."""
     made_by_hydra = output_dir()
-    if start.run_dir != made_by_hydra:
+    if decision.run_dir != made_by_hydra:
         remove_empty(made_by_hydra)
-    save_config(start.resolved, launch.config_path(start.config, start.run_dir))
-    if start.resumption and start.config.launch.node_rank == 0:
-        copy_history(start.resumption)
+    save_config(decision.resolved, launch.config_path(decision.config, decision.run_dir))
+    if decision.resumption and decision.config.launch.node_rank == 0:
+        copy_history(decision.resumption)
 
 
-def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
+def build_trainer(decision: Decision, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
     """This process' part of the model with its weights, and the loop around it at the position where it goes on."""
     from gpt2x.lora.cells import add_adapters
     from gpt2x.model.gpt2 import initial_weights
@@ -92,68 +93,70 @@ def build_trainer(start: Start, mesh: Mesh, tracker: Tracker, peak_tflops: float
     from gpt2x.pretrained import read_weights
     from gpt2x.train.trainer import Trainer
 
-    model, lora = start.model, start.config.lora
-    net = build_net(model, start.config.hardware, mesh)
+    model, lora = decision.model, decision.config.lora
+    net = build_net(model, decision.config.hardware, mesh)
     if lora.rank is not None:
         add_adapters(net, model, lora, mesh)
-    keep_stage(net, model, mesh.place)
+    keep_stage(net, model, mesh.coordinates)
     if lora.rank is not None:
-        read_weights(net, with_head(start), model, mesh.place)
-    trainer = Trainer(start, net, mesh, tracker, peak_tflops)
-    if start.resumption:
-        trainer.restore(start.resumption.saved)
+        read_weights(net, with_head(decision), model, mesh.coordinates)
+    trainer = Trainer(decision, net, mesh, tracker, peak_tflops)
+    if decision.resumption:
+        trainer.restore(decision.resumption.saved)
     elif lora.rank is not None:
-        trainer.load(first_adapter(start))
-    elif start.source:
-        trainer.load(with_head(start))
+        trainer.load(first_adapter(decision))
+    elif decision.source:
+        trainer.load(with_head(decision))
     else:
-        trainer.load(initial_weights(model, start.config.seed))
+        trainer.load(initial_weights(model, decision.config.seed))
     return trainer
 
 
-def first_adapter(start: Start) -> Readable:
+def first_adapter(decision: Decision) -> Readable:
     """What lora= trains, as it begins: the adapter that training goes on from, or a fresh one; a classifier's head."""
     from gpt2x.lora.cells import initial_factors
     from gpt2x.parallel.placement import Whole
 
-    model, adapter = start.model, start.adapter
-    values = adapter.factors() if adapter else initial_factors(start.config.lora, model, start.config.seed)
+    model, adapter = decision.model, decision.adapter
+    values = adapter.factors() if adapter else initial_factors(decision.config.lora, model, decision.config.seed)
     if model.labels:
         shape = (len(model.labels), model.hidden_size)
         is_trained = adapter is not None and adapter.head is not None
-        values[HEAD] = adapter.head if is_trained else with_head(start).read(HEAD, (0, 0), shape)
+        values[HEAD] = adapter.head if is_trained else with_head(decision).read(HEAD, (0, 0), shape)
     return Whole(values)
 
 
-def with_head(start: Start) -> Readable:
+def with_head(decision: Decision) -> Readable:
     """The loaded weights, with rows for added tokens, and a fresh head where they have none for these labels."""
-    from gpt2x.convert.vocabulary import grown
+    from gpt2x.convert.added_rows import grown
     from gpt2x.model.classifier import WithFreshHead
 
-    assert start.source is not None
-    assert start.model.vocab_size is not None
-    weights = grown(start.source.weights(), start.model.vocab_size)
-    if not start.model.labels or start.model.labels == start.source.model.labels:
+    assert decision.source is not None
+    assert decision.model.vocab_size is not None
+    weights = grown(decision.source.weights(), decision.model.vocab_size)
+    if not decision.model.labels or decision.model.labels == decision.source.model.labels:
         return weights
-    return WithFreshHead(weights, start.model, start.config.seed)
+    return WithFreshHead(weights, decision.model, decision.config.seed)
 
 
 @contextlib.contextmanager
-def tracked(start: Start, tracker: Tracker) -> Iterator[None]:
+def tracked(decision: Decision, tracker: Tracker) -> Iterator[None]:
     """Open the tracker's run and close it with the status that fits."""
-    config = start.resolved
+    config = decision.resolved
     tracker.start(
         RunInfo(
             experiment=config.tracker.experiment or config.task.name,
             run_name=config.tracker.run_name or f"{config.model.name}/{config.dataset.name}",
-            run_dir=start.run_dir,
+            run_dir=decision.run_dir,
             params=asdict(config),
-            tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=start.data.fingerprint),
+            tags=run_tags(
+                layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.data.fingerprint
+            ),
         )
     )
     status = "FAILED"
     try:
-        tracker.log_artifact(start.run_dir / "config.yaml")
+        tracker.log_artifact(decision.run_dir / "config.yaml")
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -162,8 +165,8 @@ def tracked(start: Start, tracker: Tracker) -> Iterator[None]:
         raise
     finally:
         for name in ("loss.png", "samples.txt"):
-            if (start.run_dir / name).is_file():
-                tracker.log_artifact(start.run_dir / name)
+            if (decision.run_dir / name).is_file():
+                tracker.log_artifact(decision.run_dir / name)
         tracker.finish(status)
 
 

@@ -174,7 +174,7 @@ class UpdateFromSums(nn.Cell):
         return found
 
 
-class Found(NamedTuple):
+class UpdateResult(NamedTuple):
     """What an update found: loss, global gradient norm before clipping (both unscaled), whether the norm was finite,
     and the share of the batch's tokens that counted.
     """
@@ -185,10 +185,10 @@ class Found(NamedTuple):
     share: float
 
 
-def found(outputs: tuple[Tensor, ...]) -> Found:
+def found(outputs: tuple[Tensor, ...]) -> UpdateResult:
     """`Update`'s outputs on the host."""
     loss, norm, finite, share = (value.asnumpy() for value in outputs)
-    return Found(float(loss), float(norm), bool(finite), float(share))
+    return UpdateResult(float(loss), float(norm), bool(finite), float(share))
 
 
 class TrainStep:
@@ -256,7 +256,7 @@ class TrainStep:
         *scalars: Tensor,
         first_row: int = 0,
         share: float = 1.0,
-    ) -> Found:
+    ) -> UpdateResult:
         """One update.
 
         Args:

@@ -15,28 +15,28 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 
 from gpt2x import checkpoint
+from gpt2x.config.layout import num_micro_batches
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
-from gpt2x.layout import num_micro_batches
 from gpt2x.lora.adapter import GROUP
 from gpt2x.lora.shapes import train_flops_per_token, trained_placements
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.optim.adamw import AdamW, layer_shares
+from gpt2x.optim.adamw import AdamW, layer_rate_factors
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
+from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, owns, placements, read_ahead
-from gpt2x.parallel.reduction import held_parameters
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_age_s, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.compile_cache import kept_graphs
-from gpt2x.train.laid_out import build_step, samples_are_drawn
+from gpt2x.train.decision import Decision
+from gpt2x.train.layout_builders import build_step, samples_are_drawn
 from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation, sample_prompts
-from gpt2x.train.start import Start
 
 
 @dataclass
@@ -79,31 +79,33 @@ class Trainer:
         peak_tflops: of a device at the precision used, for MFU.
     """
 
-    def __init__(self, start: Start, net: GPT2, mesh: Mesh, tracker: Tracker, peak_tflops: float):
-        self.config, self.model, self.data = start.config, start.model, start.data
-        self.train_split, self.run_dir, self.total_steps = start.train_split, start.run_dir, start.total_steps
-        self.steps_per_epoch = start.steps_per_epoch
+    def __init__(self, decision: Decision, net: GPT2, mesh: Mesh, tracker: Tracker, peak_tflops: float):
+        self.config, self.model, self.data = decision.config, decision.model, decision.data
+        self.train_split, self.run_dir, self.total_steps = decision.train_split, decision.run_dir, decision.total_steps
+        self.steps_per_epoch = decision.steps_per_epoch
         self.net, self.mesh, self.tracker, self.peak_tflops = net, mesh, tracker, peak_tflops
-        config, model, data = start.config, start.model, start.data
+        config, model, data = decision.config, decision.model, decision.data
         trainer, parallel = config.trainer, config.parallel
         self.num_micro_batches = num_micro_batches(parallel, trainer)
         self.is_adapter = config.lora.rank is not None
         self.parts = (
-            trained_placements(config.lora, model, mesh.place) if self.is_adapter else placements(model, mesh.place)
+            trained_placements(config.lora, model, mesh.coordinates)
+            if self.is_adapter
+            else placements(model, mesh.coordinates)
         )
-        trained = self.parts if self.is_adapter else {n: self.parts[n] for n in start.trained if n in self.parts}
-        self.held = held_parameters(net, model, mesh, trained)
+        trained = self.parts if self.is_adapter else {n: self.parts[n] for n in decision.trained if n in self.parts}
+        self.held = local_parameters(net, model, mesh, trained)
         self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.parts}
-        shares = layer_shares(config.optimizer, [held.name for held in self.held], model.num_layers)
+        shares = layer_rate_factors(config.optimizer, [held.name for held in self.held], model.num_layers)
         self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], shares)
-        self.train_step = build_step(start, net, mesh, self.held, self.optimizer)
-        self.task = start.task
-        self.validation = None if data.val is None else self.task.validation(start, net, mesh)
+        self.train_step = build_step(decision, net, mesh, self.held, self.optimizer)
+        self.task = decision.task
+        self.validation = None if data.val is None else self.task.validation(decision, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data)
-        base = str(start.source.path.absolute()) if self.is_adapter and start.source else None
+        base = str(decision.source.path.absolute()) if self.is_adapter and decision.source else None
         self.state = LoopState(
-            data_fingerprint=data.fingerprint, base_path=base, base_fingerprint=start.base_fingerprint
+            data_fingerprint=data.fingerprint, base_path=base, base_fingerprint=decision.base_fingerprint
         )
         if config.hardware.precision == "fp16":
             self.state.loss_scale = LossScale(
@@ -112,7 +114,7 @@ class Trainer:
         self.flops_per_token = (
             train_flops_per_token(config.lora, model, trainer.seq_len)
             if self.is_adapter
-            else stats.train_flops_per_token(model, trainer.seq_len, start.trained)
+            else stats.train_flops_per_token(model, trainer.seq_len, decision.trained)
         )
         self.batch_units = self.task.global_units(config)
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
@@ -161,15 +163,15 @@ class Trainer:
 
     def owned_tensors(self) -> dict[str, dict[str, checkpoint.Sliced]]:
         """Tensors, and optimizer states of the trained ones, that this process writes: each value is one process'."""
-        place, shards = self.mesh.place, self.config.parallel.optimizer_shards
+        coordinates, shards = self.mesh.coordinates, self.config.parallel.optimizer_shards
         weights, states = {}, {}
         for name, part in self.parts.items():
-            if owns(name, place) and place.data == 0:
+            if owns(name, coordinates) and coordinates.data == 0:
                 values = part.parts(self.parameters[name].asnumpy())
                 weights[name] = checkpoint.Sliced(part.logical_shape, values)
         for held, mean, square in zip(self.held, self.optimizer.mean, self.optimizer.square, strict=True):
             shape = held.placement.logical_shape
-            if held.is_owned and place.data < (1 if held.rows is None else shards):
+            if held.is_owned and coordinates.data < (1 if held.rows is None else shards):
                 for kind, parameter in (("mean", mean), ("square", square)):
                     parts = held.trained_placement.parts(parameter.asnumpy())
                     states[f"{kind}.{held.name}"] = checkpoint.Sliced(shape, parts)
@@ -208,7 +210,7 @@ class Trainer:
                 shuffle=True,
                 start_batch=self.state.batch,
                 drop_last=True,
-                share=(self.mesh.place.data, self.config.parallel.data),
+                share=(self.mesh.coordinates.data, self.config.parallel.data),
             ):
                 self.state.batch += 1
                 yield batch
@@ -226,7 +228,7 @@ class Trainer:
             Tensor(self.state.loss_scale.scale, ms.float32),
             *self.optimizer.scalars(rate, self.state.num_updates + 1),
         )
-        first_row = self.mesh.place.data * len(counted)
+        first_row = self.mesh.coordinates.data * len(counted)
         return inputs, {"first_row": first_row, "share": float(counted.sum(dtype=np.float64) / self.batch_units)}
 
     # ---- loop
@@ -358,8 +360,8 @@ class Trainer:
 
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
-        prompts, place = sample_prompts(self.config, self.data), self.mesh.place
-        if not prompts or not samples_are_drawn(self.model, self.config.parallel) or place.data > 0:
+        prompts, coordinates = sample_prompts(self.config, self.data), self.mesh.coordinates
+        if not prompts or not samples_are_drawn(self.model, self.config.parallel) or coordinates.data > 0:
             return  # the other replicas wait in the next update
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
         try:

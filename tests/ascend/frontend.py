@@ -148,9 +148,9 @@ def train(
     from mindspore import Tensor
 
     from gpt2x.model.gpt2 import GPT2
+    from gpt2x.model.losses.instruction import PackedLoss
+    from gpt2x.model.losses.language_modeling import WeightedLoss
     from gpt2x.optim.adamw import AdamW
-    from gpt2x.tasks.instruction import PackedLoss
-    from gpt2x.tasks.language_modeling import WeightedLoss
     from gpt2x.train.step import TrainStep
 
     net = GPT2(model, hardware(precision=precision), recompute)
@@ -170,7 +170,7 @@ def evaluate(model: ModelConfig, precision: str):
     from mindspore import Tensor
 
     from gpt2x.model.gpt2 import GPT2
-    from gpt2x.tasks.language_modeling import TokenLosses
+    from gpt2x.model.losses.language_modeling import TokenLosses
 
     losses = TokenLosses(GPT2(model, hardware(precision=precision)))
     return compile_graph(losses, Tensor(np.zeros((BATCH, LENGTH + 1), np.int32)), None)

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 
-from gpt2x import cli
+from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import TrainConfig
-from gpt2x.layout import Place, micro_batch_size, world_size
+from gpt2x.config.layout import Coordinates, micro_batch_size, world_size
 from tests.ascend.frontend import compile_graph, pretend_ascend
 
 BATCH = 2  # sequences a forward pass
@@ -51,9 +50,7 @@ class Case:
 
 def configuration(overrides: str) -> TrainConfig:
     """The validated configuration of `train.py`."""
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.to_typed("train", compose("train", overrides=["hardware=atlas_800t_a2", *overrides.split()]))
+    return compose_config("train", ["hardware=atlas_800t_a2", *overrides.split()])
 
 
 def update_graphs(config: TrainConfig, rank: int, case: Case):
@@ -64,26 +61,26 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     from gpt2x.lora.cells import add_adapters
     from gpt2x.lora.shapes import factor_placements
     from gpt2x.optim.adamw import AdamW
+    from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.placement import placements
-    from gpt2x.parallel.reduction import held_parameters
     from gpt2x.parallel.tensor import build_net
-    from gpt2x.train.laid_out import build_step
-    from gpt2x.train.start import Start
+    from gpt2x.train.decision import Decision
+    from gpt2x.train.layout_builders import build_step
 
     mesh = Mesh(config.parallel, "Ascend", rank)
     net = build_net(config.model, config.hardware, mesh)
-    trained = placements(config.model, mesh.place)
+    trained = placements(config.model, mesh.coordinates)
     if config.lora.rank is not None:
         add_adapters(net, config.model, config.lora, mesh)
-        trained = factor_placements(config.lora, config.model, mesh.place)
-    keep_stage(net, config.model, mesh.place)
+        trained = factor_placements(config.lora, config.model, mesh.coordinates)
+    keep_stage(net, config.model, mesh.coordinates)
     if case.spoil:
         case.spoil(net)
-    held = held_parameters(net, config.model, mesh, trained)
+    held = local_parameters(net, config.model, mesh, trained)
     optimizer = AdamW(config.optimizer, [part.trained for part in held])
-    start = Start(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
+    start = Decision(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
     step = build_step(start, net, mesh, held, optimizer)
     if case.message:
         step.links.shape = (*step.links.shape[:-1], case.message)
@@ -112,7 +109,7 @@ def decoder_graphs(config: TrainConfig, rank: int, case: Case):
 def report(case: Case) -> dict:
     """Compile every graph of a case."""
     config = configuration(case.overrides)
-    rank = Place(config.parallel, 0).rank_at(data=case.data, tensor=case.tensor, stage=case.stage)
+    rank = Coordinates(config.parallel, 0).rank_at(data=case.data, tensor=case.tensor, stage=case.stage)
     pretend_ascend(world_size(config.parallel), rank)
     from mindspore.nn.utils import no_init_parameters
 

@@ -14,9 +14,9 @@ from gpt2x.checkpoint.__main__ import layout, main
 from gpt2x.checkpoint.reshard import owned_part
 from gpt2x.checkpoint.tensors import LazyTensors, Spec
 from gpt2x.config import ModelConfig
+from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.convert import check_weights, load_source
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, world_size
 from gpt2x.model.stats import tensor_shapes
 from gpt2x.parallel.placement import local_weights, placements
 from tests.checkpoint.ranks import save_in_ranks
@@ -52,19 +52,19 @@ def save_sliced(directory, name):
     """As a trainer does: each rank has its local tensors, and writes the boxes that it owns of them."""
     parallel = layout(name)
 
-    def owned(values, place, is_state):
+    def owned(values, coordinates, is_state):
         sliced = {}
         for key, value in values.items():
             weight = key.split(".", 1)[1] if is_state else key
-            part = owned_part(weight, value.shape, MODEL, place, is_state=is_state)
+            part = owned_part(weight, value.shape, MODEL, coordinates, is_state=is_state)
             if part is not None:
                 local = local_weights({weight: value}, {weight: part})[weight]
                 sliced[key] = Sliced(value.shape, part.parts(local))
         return sliced
 
     def tensors_of(rank):
-        place = Place(parallel, rank)
-        return {"weights": owned(weights(), place, False), "optimizer": owned(states(), place, True)}
+        coordinates = Coordinates(parallel, rank)
+        return {"weights": owned(weights(), coordinates, False), "optimizer": owned(states(), coordinates, True)}
 
     outcomes = save_in_ranks(directory, tensors_of, world_size(parallel), **SETTINGS)
     assert outcomes == [None] * world_size(parallel)
@@ -87,7 +87,7 @@ def test_layouts_there_and_back(tmp_path, name, capsys):
 
     other = layout("tp2_pp2" if name == "tp8" else "tp8")
     for rank in range(world_size(other)):
-        parts = placements(MODEL, Place(other, rank))
+        parts = placements(MODEL, Coordinates(other, rank))
         expected = local_weights(weights(), parts)
         for lazy in (checkpoint.tensors("weights"), open_checkpoint(single).tensors("weights")):
             for key, part in parts.items():

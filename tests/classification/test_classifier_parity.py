@@ -6,13 +6,13 @@ import pytest
 from mindspore import Tensor
 
 from gpt2x.convert import load_source
-from gpt2x.data.classes import compact
+from gpt2x.data.rows.labelled import compact
 from gpt2x.evaluate.classification import ClassScorer, last_tokens
 from gpt2x.model import stats
 from gpt2x.model.classifier import Classifier, WithFreshHead
 from gpt2x.model.gpt2 import initial_weights, load_weights
+from gpt2x.model.losses.classification import WeightedClassLoss
 from gpt2x.runtime.device import set_up_device
-from gpt2x.tasks.classification import WeightedClassLoss
 from gpt2x.train.step import Gradients
 from tests.models import CPU, tiny_model
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
-from gpt2x.data.classes import prepare_labelled
-from gpt2x.data.labelled import Labelled
 from gpt2x.data.mindrecord import write_rows
+from gpt2x.data.rows.labelled import prepare_labelled
 from gpt2x.data.sampling import batches
+from gpt2x.data.sources.labelled import Labelled
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from tests.test_config import typed
@@ -120,7 +120,12 @@ def test_a_label_that_training_has_not_is_refused(tmp_path, tokenizer):
 
 def prepared(config: DatasetConfig, folder, tokenizer, seq_len: int = 8, **options):
     return prepare_labelled(
-        config, TokenizerConfig(name="x"), seq_len=seq_len, cache=folder / "cache", own_tokenizer=tokenizer, **options
+        config,
+        TokenizerConfig(name="x"),
+        seq_len=seq_len,
+        cache=folder / "cache",
+        checkpoint_tokenizer=tokenizer,
+        **options,
     )
 
 

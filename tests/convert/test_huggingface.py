@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpt2x.cli import known_models
 from gpt2x.config import ModelConfig
+from gpt2x.config.options import known_models
 from gpt2x.convert import check_model_matches, check_weights, load_source
 from gpt2x.convert.__main__ import main
 from gpt2x.convert.huggingface import config_from_model, find_eos_id, model_from_config

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from gpt2x.data.documents import Piece, SeededSplit, cut_position, document, pieces_of
+from gpt2x.data.sources.documents import Piece, SeededSplit, cut_position, document, pieces_of
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 

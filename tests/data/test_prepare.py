@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
-from gpt2x.data.documents import Piece
 from gpt2x.data.mindrecord import COLUMNS, write_blocks
-from gpt2x.data.packing import Packer
 from gpt2x.data.prepare import prepare, run
+from gpt2x.data.rows.blocks import Packer
 from gpt2x.data.sampling import batches
+from gpt2x.data.sources.documents import Piece
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -142,7 +142,7 @@ def test_two_processes_at_once(corpus, tmp_path):
 def test_own_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
     missing = TokenizerConfig(name="gpt2", path="/no/such/place")
     data = prepare(
-        text(corpus), missing, seq_len=16, cache=tmp_path / "cache", own_tokenizer=tokenizer, splits=("val",)
+        text(corpus), missing, seq_len=16, cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer, splits=("val",)
     )
     assert data.train is None
     assert data.tokenizer is tokenizer

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from gpt2x.config import DatasetConfig
-from gpt2x.data.corpora import open_corpus
+from gpt2x.data.sources.registry import open_corpus
 from gpt2x.errors import UserError
 
 TEXTS = ["One, with a comma", 'Two "quoted"\nand a second line', "Drei: ü 日本"]

@@ -12,12 +12,12 @@ import pytest
 import tokenizers
 from omegaconf import OmegaConf
 
-from gpt2x.cli import CONF
 from gpt2x.config import DatasetConfig, TokenizerConfig
-from gpt2x.data.corpora import open_corpus
+from gpt2x.config.options import CONF
 from gpt2x.data.prepare import prepare
 from gpt2x.data.sampling import batches
-from gpt2x.data.wikitext import clean_articles, detokenize, reference_passages
+from gpt2x.data.sources.registry import open_corpus
+from gpt2x.data.sources.wikitext2 import clean_articles, detokenize, reference_passages
 from gpt2x.errors import UserError
 
 GPT2 = "gpt2-tokenizer"

@@ -14,7 +14,7 @@ from gpt2x.evaluate.bootstrap import (
 )
 from gpt2x.evaluate.metrics import METRICS, accuracy, confusion_matrix
 from gpt2x.evaluate.protocols import reference, strided, word
-from gpt2x.evaluate.turns import Turns
+from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.runtime.console import format_estimate, format_interval
 
 
@@ -167,13 +167,13 @@ class Numbers:
 
 
 @pytest.mark.parametrize("protocol", [
-    lambda turns: reference(Lengths(), Numbers(46), 4, turns=turns),  # the last batch is not whole
-    lambda turns: strided(Lengths(), Numbers(46), 4, 2, turns=turns),
-    lambda turns: strided(Lengths(), Numbers(47), 4, 2, turns=turns),  # a last window of weight 0
-    lambda turns: word(Lengths(), Numbers(46), 4, 3, 0, turns=turns),
+    lambda replicas: reference(Lengths(), Numbers(46), 4, replicas=replicas),  # the last batch is not whole
+    lambda replicas: strided(Lengths(), Numbers(46), 4, 2, replicas=replicas),
+    lambda replicas: strided(Lengths(), Numbers(47), 4, 2, replicas=replicas),  # a last window of weight 0
+    lambda replicas: word(Lengths(), Numbers(46), 4, 3, 0, replicas=replicas),
 ])  # fmt: skip
 def test_scores_weigh_windows_as_the_protocol_does(protocol):
-    result = protocol(Turns())
+    result = protocol(ReplicaBatches())
     assert result.scores.metrics()[0] == pytest.approx(result.loss, rel=1e-12)
     assert len(result.scores.nll) == result.num_windows
 
@@ -182,9 +182,9 @@ class Standing:
     """A mesh whose other ranks are asked for what they would say."""
 
     def __init__(self, parallel, rank, told):
-        from gpt2x.layout import Place
+        from gpt2x.config.layout import Coordinates
 
-        self.place, self.size, self.told = Place(parallel, rank), parallel.data * parallel.tensor, told
+        self.coordinates, self.size, self.told = Coordinates(parallel, rank), parallel.data * parallel.tensor, told
 
     def gather(self, value):
         return self.told.pop(0)
@@ -194,13 +194,13 @@ class Standing:
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_replicas_come_together_in_the_order_of_windows(number, tensor):
     from gpt2x.config import ParallelConfig
-    from gpt2x.layout import Place
+    from gpt2x.config.layout import Coordinates
 
     parallel = ParallelConfig(name="x", data=3, tensor=tensor)
     batches = [np.arange(start, min(start + 3, number), dtype=float) for start in range(0, number, 3)]
-    ranks = [Place(parallel, rank) for rank in range(3 * tensor)]
-    own = [np.concatenate([np.empty(0), *batches[place.data :: 3]]) for place in ranks]
+    ranks = [Coordinates(parallel, rank) for rank in range(3 * tensor)]
+    own = [np.concatenate([np.empty(0), *batches[coordinates.data :: 3]]) for coordinates in ranks]
     longest = max(len(part) for part in own)
     told = [np.array([len(part) for part in own], float), np.stack([np.pad(p, (0, longest - len(p))) for p in own])]
     mesh = Standing(parallel, 0, told)
-    assert Turns(mesh).in_order(batches[::3], 3).tolist() == list(range(number))
+    assert ReplicaBatches(mesh).in_order(batches[::3], 3).tolist() == list(range(number))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from gpt2x.cli import Job
+from gpt2x.commands.hydra_entry import SweepJob
 from gpt2x.config import EvaluateConfig
 from gpt2x.errors import RunError
 from gpt2x.evaluate.bootstrap import TextScores, WindowScores, load_scores
@@ -122,7 +122,7 @@ def test_one_output_for_all_jobs_is_refused(sweep, tmp_path):
 
 
 def job(number, load, dataset, *others, failed=False):
-    return Job(
+    return SweepJob(
         number, [f"load={load}", f"dataset={dataset}", *others], {"dataset": dataset},
         OmegaConf.create({"load": load}), Path("nowhere"), RunError("no", 2) if failed else None,
     )  # fmt: skip

@@ -78,7 +78,7 @@ def test_reference_blocks_are_those_of_preparation(tokenizer, shared_data, tmp_p
         name="wikitext2", corpus="wikitext2", path=str(shared_data / "wikitext-2"), protocol="reference"
     )
     data = prepare(dataset, TokenizerConfig(name="gpt2"), seq_len=1024, block_len=1024, splits=("val",),
-                   cache=tmp_path, own_tokenizer=tokenizer)  # fmt: skip
+                   cache=tmp_path, checkpoint_tokenizer=tokenizer)  # fmt: skip
     rows = batches(data.val, batch_size=300, seed=0, epoch=0, shuffle=False, drop_last=False)
     blocks = np.concatenate([row["input_ids"] for row in rows])
     stream = TokenStream(dataset, "val", tokenizer, tmp_path)
@@ -89,7 +89,7 @@ def test_reference_blocks_are_those_of_preparation(tokenizer, shared_data, tmp_p
 def test_records_serve_reference_alone(tokenizer, text_file, tmp_path):
     dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
     data = prepare(dataset, TokenizerConfig(name="gpt2"), seq_len=31, splits=("val",), cache=tmp_path,
-                   own_tokenizer=tokenizer)  # fmt: skip
+                   checkpoint_tokenizer=tokenizer)  # fmt: skip
     records = DatasetConfig(name="text", corpus="text", val_path=str(data.val.files[0]))
     texts = open_texts(records, EvaluationConfig(protocols=["reference"], seq_len=32), tokenizer, tmp_path)
     assert texts["reference"].num_blocks == data.val.num_blocks

@@ -14,7 +14,7 @@ from gpt2x.evaluate.validation import Validation
 def split(shakespeare, text_file, tmp_path_factory):
     dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
     data = prepare(dataset, TokenizerConfig(name="checkpoint"), seq_len=32, cache=tmp_path_factory.mktemp("cache"),
-                   own_tokenizer=shakespeare.tokenizer, splits=("val",))  # fmt: skip
+                   checkpoint_tokenizer=shakespeare.tokenizer, splits=("val",))  # fmt: skip
     return data.val
 
 

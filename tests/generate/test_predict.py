@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from gpt2x import cli
+from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.errors import UserError
 from gpt2x.generate import Completion
 from gpt2x.generate import run as module
@@ -35,9 +34,7 @@ def saved(tmp_path_factory, net, tokenizer):
 
 
 def predict_config(*overrides: str):
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.to_typed("predict", compose("predict", overrides=list(overrides)))
+    return compose_config("predict", overrides)
 
 
 def test_jsonl_file_in_the_order_of_the_prompts(saved, tmp_path, hardware, capfd):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpt2x.config import DatasetConfig
-from gpt2x.data.instructions import Instructions
-from gpt2x.data.responses import IGNORED, encode, inputs_of, pack, tables
+from gpt2x.data.rows.instruction import IGNORED, encode, inputs_of, pack, tables
+from gpt2x.data.sources.instructions import Instructions
 from gpt2x.data.tokenizer import Tokenizer
 from tests.models import build, tiny_model
 
@@ -80,8 +80,8 @@ def test_gradients_do_not_depend_on_packing(alpaca, net):
     import mindspore as ms
     from mindspore import Tensor
 
-    from gpt2x.tasks.instruction import PackedLoss
-    from gpt2x.tasks.language_modeling import WeightedLoss
+    from gpt2x.model.losses.instruction import PackedLoss
+    from gpt2x.model.losses.language_modeling import WeightedLoss
 
     _, encoded, tokenizer = alpaca
     places = pack([len(example.ids) for example in encoded], SEQ_LEN + 1)

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
-from gpt2x.data.instructions import Instructions
-from gpt2x.data.responses import IGNORED, encode, inputs_of, pack, prepare_instructions
+from gpt2x.data.rows.instruction import IGNORED, encode, inputs_of, pack, prepare_instructions
 from gpt2x.data.sampling import batches
+from gpt2x.data.sources.instructions import Instructions
 from gpt2x.data.template import FOLDER, load_template, stored_template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -53,7 +53,7 @@ def tokenizer(tmp_path_factory):
 def prepared(tmp_path, tokenizer, rows=ROWS, seq_len=200, **changes):
     dataset = config(written(tmp_path, rows), **changes)
     return prepare_instructions(
-        dataset, TokenizerConfig(name="t"), seq_len=seq_len, cache=tmp_path / "cache", own_tokenizer=tokenizer
+        dataset, TokenizerConfig(name="t"), seq_len=seq_len, cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer
     )
 
 

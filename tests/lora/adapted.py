@@ -7,11 +7,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from gpt2x.config import LoraConfig, ModelConfig, ParallelConfig
+from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.cells import add_adapters, initial_factors
 from gpt2x.lora.shapes import factor_shapes
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.targets import adapted_modules, scaling
 from tests.models import CPU, build
 
 EVERYWHERE = ["q", "k", "v", "c_proj", "c_fc"]

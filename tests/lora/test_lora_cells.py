@@ -8,15 +8,15 @@ import pytest
 from mindspore import Tensor
 
 from gpt2x.config import OptimizerConfig, ParallelConfig
-from gpt2x.layout import Place
+from gpt2x.config.layout import Coordinates
 from gpt2x.lora.cells import initial_factors, input_dropout
 from gpt2x.lora.merge import merged
 from gpt2x.lora.shapes import factor_placements, factor_shapes
 from gpt2x.model.gpt2 import initial_weights, load_weights
+from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.optim.adamw import AdamW
+from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.reduction import held_parameters
-from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.train.step import Gradients
 from tests.lora.adapted import (
     EVERYWHERE,
@@ -89,7 +89,7 @@ def test_merged_equals_beside(targets, rank_stabilized):
 
 
 def gradients(net, lora, key=7):
-    held = held_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().place))
+    held = local_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().coordinates))
     step = Gradients(WeightedLoss(net), ms.ParameterTuple([part.parameter for part in held]), True)
     weights = np.full((2, 16), 1 / 32, np.float32)
     _, found = step(Tensor(IDS), Tensor(weights), Tensor(key, ms.int32), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
@@ -104,7 +104,7 @@ def test_only_factors_are_trained_and_have_states():
     lora = lora_config()
     net = adapted(MODEL, lora)
     assert {parameter.name for parameter in net.trainable_params()} == set(factor_shapes(lora, MODEL))
-    held = held_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().place))
+    held = local_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().coordinates))
     optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), [part.trained for part in held])
     assert {p.name.partition(".")[2] for p in (*optimizer.mean, *optimizer.square)} == set(factor_shapes(lora, MODEL))
 
@@ -115,13 +115,13 @@ def test_gradients_are_those_of_differences():
     found = gradients(adapted(MODEL, lora, factors), lora)
     weights = Tensor(np.full((2, 16), 1 / 32, np.float32))
     for name in ("h.0.attn.q.lora_A", "h.1.attn.v.lora_B", "h.0.mlp.c_proj.lora_A", "h.1.mlp.c_fc.lora_B"):
-        place = np.unravel_index(abs(found[name]).argmax(), found[name].shape)
+        coordinates = np.unravel_index(abs(found[name]).argmax(), found[name].shape)
         losses = []
         for sign in (1, -1):
             moved = {key: value.copy() for key, value in factors.items()}
-            moved[name][place] += sign * 1e-2
+            moved[name][coordinates] += sign * 1e-2
             losses.append(float(WeightedLoss(adapted(MODEL, lora, moved))(Tensor(IDS), weights, None)))
-        assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(found[name][place], rel=2e-2)
+        assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(found[name][coordinates], rel=2e-2)
 
 
 def test_dropout_is_a_function_of_the_key():
@@ -138,11 +138,11 @@ def test_a_share_of_the_inputs_drops_what_one_process_drops(module):
     lora = lora_config(targets=[module], dropout=0.4)
     key, rows = randomness_of((2, 5))
     masks = []
-    for place in [
-        Place(ParallelConfig(name="single"), 0),
-        *(Place(ParallelConfig(name="tp2", tensor=2), r) for r in (0, 1)),
+    for coordinates in [
+        Coordinates(ParallelConfig(name="single"), 0),
+        *(Coordinates(ParallelConfig(name="tp2", tensor=2), r) for r in (0, 1)),
     ]:
-        part = factor_placements(lora, MODEL, place)[f"{module}.lora_A"]
+        part = factor_placements(lora, MODEL, coordinates)[f"{module}.lora_A"]
         dropout = input_dropout(lora, MODEL, module, part, ms.float32)
         masks.append(dropout.keep(key, rows, part.shape[0]).asnumpy())
     expected = masks[1] if module.endswith("q") else np.concatenate(masks[1:], axis=1)
@@ -152,7 +152,7 @@ def test_a_share_of_the_inputs_drops_what_one_process_drops(module):
 def test_dropouts_of_modules_differ():
     lora = lora_config(targets=["q", "k"], dropout=0.4)
     key, rows = randomness_of((2, 16))
-    parts = factor_placements(lora, MODEL, Place(ParallelConfig(name="single"), 0))
+    parts = factor_placements(lora, MODEL, Coordinates(ParallelConfig(name="single"), 0))
     one, other = (
         input_dropout(lora, MODEL, name, parts[f"{name}.lora_A"], ms.float32).keep(key, rows, 32).asnumpy()
         for name in ("h.0.attn.q", "h.0.attn.k")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2x import checkpoint
-from gpt2x.cli import known_models
+from gpt2x.config.options import known_models
 from gpt2x.convert import load_source
 from gpt2x.convert.__main__ import main
 from gpt2x.errors import UserError

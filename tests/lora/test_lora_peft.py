@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpt2x.cli import known_models
 from gpt2x.config import ModelConfig
+from gpt2x.config.options import known_models
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import check_fits, named, open_adapter
 from gpt2x.lora.merge import merged

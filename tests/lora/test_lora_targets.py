@@ -2,12 +2,12 @@
 
 import pytest
 
-from gpt2x.cli import known_models
 from gpt2x.config import LoraConfig
+from gpt2x.config.layout import Coordinates
+from gpt2x.config.options import known_models
+from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.errors import UserError
-from gpt2x.layout import Place
 from gpt2x.lora.shapes import factor_placements, factor_shapes, num_trainable
-from gpt2x.targets import adapted_modules, scaling
 from tests.models import tiny_model
 from tests.test_config import typed
 
@@ -62,8 +62,8 @@ def test_rank_stabilized_scaling_divides_by_the_root():
     ],
 )
 def test_mistakes_are_answered(overrides, words):
-    from gpt2x.cli import explain
     from gpt2x.config import TrainConfig
+    from gpt2x.config.messages import explain
 
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Hydra's own for an unknown option
         typed("train", "model.num_layers=2", "lora=r8", "load=somewhere", *overrides)
@@ -89,8 +89,8 @@ def test_every_model_takes_every_target(model):
 def test_the_tensor_axis_shares_one_factor_and_copies_the_other():
     from gpt2x.config import ParallelConfig
 
-    place = Place(ParallelConfig(name="tp2", tensor=2), 1)
-    found = factor_placements(lora_config(targets=["q", "c_proj", "c_fc"]), tiny_model(), place)
+    coordinates = Coordinates(ParallelConfig(name="tp2", tensor=2), 1)
+    found = factor_placements(lora_config(targets=["q", "c_proj", "c_fc"]), tiny_model(), coordinates)
     shapes = {name.removeprefix("h.1."): part.shape for name, part in found.items() if name.startswith("h.1.")}
     assert shapes == {
         "attn.q.lora_A": (32, 4), "attn.q.lora_B": (4, 16),

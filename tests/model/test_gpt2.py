@@ -13,7 +13,7 @@ from gpt2x import ops as kernels
 from gpt2x.config import ModelConfig
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights, logical_weights
-from gpt2x.tasks.language_modeling import TokenLosses, WeightedLoss
+from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
 from tests.models import CPU, build, random_ids, tiny_model
 
 

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gpt2x.config import OptimizerConfig
-from gpt2x.optim.adamw import AdamW, layer_shares
+from gpt2x.optim.adamw import AdamW, layer_rate_factors
 from gpt2x.runtime.device import set_up_device
 from tests.models import CPU
 
@@ -23,9 +23,13 @@ def config_of(layer_decay: float | None) -> OptimizerConfig:
 
 
 def test_shares_are_those_of_the_convention():
-    found = layer_shares(config_of(0.8), list(SHAPES), num_layers=2)
+    found = layer_rate_factors(config_of(0.8), list(SHAPES), num_layers=2)
     assert dict(zip(SHAPES, found, strict=True)) == pytest.approx(SHARES, abs=1e-12)
-    assert layer_shares(config_of(None), list(SHAPES), 2) is layer_shares(config_of(1.0), list(SHAPES), 2) is None
+    assert (
+        layer_rate_factors(config_of(None), list(SHAPES), 2)
+        is layer_rate_factors(config_of(1.0), list(SHAPES), 2)
+        is None
+    )
 
 
 class Run:
@@ -42,7 +46,7 @@ class Run:
     def ours(self, layer_decay: float | None) -> dict[str, np.ndarray]:
         config = config_of(layer_decay)
         parameters = [Parameter(Tensor(value), name=name) for name, value in self.values.items()]
-        optimizer = AdamW(config, parameters, layer_shares(config, list(SHAPES), num_layers=2))
+        optimizer = AdamW(config, parameters, layer_rate_factors(config, list(SHAPES), num_layers=2))
         for index, gradient in enumerate(self.gradients):
             rate = 1e-2 / (index + 1)  # as a schedule does
             optimizer(

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from gpt2x.checkpoint import open_checkpoint
-from gpt2x.cli import guarded, load_config, run_and_leave
-from gpt2x.layout import world_size
+from gpt2x.config.files import load_config
+from gpt2x.config.layout import world_size
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
+from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 
 
@@ -28,8 +29,8 @@ def go_on(run_dir: Path, stop: int, outputs: Path, checkpoints: list[str]) -> No
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.runtime.device import set_up_device
     from gpt2x.tracking import MetricsLog, NoTracker
+    from gpt2x.train.decision import decide
     from gpt2x.train.run import build_trainer
-    from gpt2x.train.start import decide
 
     config = load_config("train", run_dir / "config.yaml")
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, stop_after_steps=stop))

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gpt2x import cli
 from gpt2x.checkpoint import open_checkpoint
+from gpt2x.commands.hydra_entry import register_schemas
 from gpt2x.config import ModelConfig, ParallelConfig
+from gpt2x.config.files import to_typed
+from gpt2x.config.layout import Coordinates
+from gpt2x.config.options import CONF
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import load_scores
-from gpt2x.layout import Place
 from gpt2x.model import stats
 from tests.train.runs import run_dirs, small, start, train
 
@@ -113,11 +115,11 @@ def test_text_in_a_layout(trained, single_completions, layout, sampling, tmp_pat
      r"parallel\.sequence_parallel=true .*use parallel\.sequence_parallel=false"),
 ])  # fmt: skip
 def test_layouts_that_are_not_for_inference(name, changes, message):
-    cli.register_schemas()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(name, overrides=["load=x", *changes])
     with pytest.raises(UserError, match=message):
-        cli.to_typed(name, composed)
+        to_typed(name, composed)
 
 
 def test_a_loaded_model_must_fit_the_layout():
@@ -136,18 +138,18 @@ class Standing:
     """A mesh that says where a process stands."""
 
     def __init__(self, layout, rank):
-        self.place = Place(layout, rank)
+        self.coordinates = Coordinates(layout, rank)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6])
 def test_each_batch_is_one_replicas(count):
-    from gpt2x.evaluate.turns import Turns
     from gpt2x.generate.replicas import Replicas
+    from gpt2x.parallel.replica_batches import ReplicaBatches
 
     batches = list(range(count))
     meshes = [Standing(ParallelConfig(name="dp3", data=3), rank) for rank in range(3)]
-    owned = [list(Turns(mesh).own(iter(batches))) for mesh in meshes]
+    owned = [list(ReplicaBatches(mesh).own(iter(batches))) for mesh in meshes]
     assert sorted(batch for own in owned for batch in own) == batches
     rounds = [list(Replicas(mesh).rounds(batches)) for mesh in meshes]
     assert [batch for turn in zip(*rounds, strict=True) for batch in turn if batch is not None] == batches
-    assert list(Replicas().rounds(batches)) == list(Turns().own(batches)) == batches
+    assert list(Replicas().rounds(batches)) == list(ReplicaBatches().own(batches)) == batches

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt2x.layout import bubble_fraction
+from gpt2x.config.layout import bubble_fraction
 from gpt2x.parallel.pipeline import one_forward_one_backward, operations
 
 SIZES = [(stages, micro_batches) for stages in range(2, 9) for micro_batches in range(1, 10)]

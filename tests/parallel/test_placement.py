@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2x.config import ModelConfig, ParallelConfig
-from gpt2x.layout import Place, stage_layers, world_size
+from gpt2x.config.layout import Coordinates, stage_layers, world_size
 from gpt2x.model.stats import tensor_shapes
 from gpt2x.parallel.placement import holds, local_weights, owns, placements, shard_rows
 
@@ -35,8 +35,8 @@ def describe(value):
 
 
 @pytest.fixture(params=LAYOUTS, ids=describe)
-def places(request):
-    return [Place(request.param, rank) for rank in range(world_size(request.param))]
+def all_coordinates(request):
+    return [Coordinates(request.param, rank) for rank in range(world_size(request.param))]
 
 
 @pytest.fixture(params=MODELS, ids=describe)
@@ -61,49 +61,53 @@ def boxed(shape, placed):
     return counts
 
 
-def test_owners_cover_each_weight_once(model, places):
+def test_owners_cover_each_weight_once(model, all_coordinates):
     for name, shape in tensor_shapes(model).items():
-        for data in range(places[0].parallel.data):
-            replica = [place for place in places if place.data == data]
+        for data in range(all_coordinates[0].parallel.data):
+            replica = [coordinates for coordinates in all_coordinates if coordinates.data == data]
             owned = [
-                placements(model, place)[name] for place in replica if owns(name, place) and holds(name, model, place)
+                placements(model, coordinates)[name]
+                for coordinates in replica
+                if owns(name, coordinates) and holds(name, model, coordinates)
             ]
             assert (boxed(shape, owned) == 1).all(), name
 
 
-def test_shards_cover_each_state_once(model, places):
+def test_shards_cover_each_state_once(model, all_coordinates):
     for name, shape in tensor_shapes(model).items():
-        shards = places[0].parallel.optimizer_shards
+        shards = all_coordinates[0].parallel.optimizer_shards
         states = []
-        for place in places:
-            if place.data < shards and owns(name, place) and holds(name, model, place):
-                placement = placements(model, place)[name]
-                rows = shard_rows(placement.shape, place)
+        for coordinates in all_coordinates:
+            if coordinates.data < shards and owns(name, coordinates) and holds(name, model, coordinates):
+                placement = placements(model, coordinates)[name]
+                rows = shard_rows(placement.shape, coordinates)
                 if rows is not None:
                     states.append(placement.rows(rows.start, rows.stop))
-                elif place.data == 0:
+                elif coordinates.data == 0:
                     states.append(placement)
         assert (boxed(shape, states) == 1).all(), name
 
 
-def test_a_stage_has_its_layers_and_the_ends_theirs(model, places):
-    parallel = places[0].parallel
-    for place in places:
-        names = set(placements(model, place))
-        layers = stage_layers(model.num_layers, parallel.pipeline, place.stage)
+def test_a_stage_has_its_layers_and_the_ends_theirs(model, all_coordinates):
+    parallel = all_coordinates[0].parallel
+    for coordinates in all_coordinates:
+        names = set(placements(model, coordinates))
+        layers = stage_layers(model.num_layers, parallel.pipeline, coordinates.stage)
         assert {int(name.split(".")[1]) for name in names if name.startswith("h.")} == set(layers)
-        assert ("wpe.weight" in names) == place.is_first_stage
-        assert ("ln_f.weight" in names) == place.is_last_stage
-        assert ("wte.weight" in names) == (place.is_first_stage or (model.tie_embeddings and place.is_last_stage))
-        assert ("lm_head.weight" in names) == (place.is_last_stage and not model.tie_embeddings)
+        assert ("wpe.weight" in names) == coordinates.is_first_stage
+        assert ("ln_f.weight" in names) == coordinates.is_last_stage
+        assert ("wte.weight" in names) == (
+            coordinates.is_first_stage or (model.tie_embeddings and coordinates.is_last_stage)
+        )
+        assert ("lm_head.weight" in names) == (coordinates.is_last_stage and not model.tie_embeddings)
 
 
-def test_local_tensors_come_back_as_they_were(model, places):
+def test_local_tensors_come_back_as_they_were(model, all_coordinates):
     weights = numbered(model)
     found = {name: np.zeros(value.shape, np.float32) for name, value in weights.items()}
     padding = Counter()
-    for place in places:
-        placed = placements(model, place)
+    for coordinates in all_coordinates:
+        placed = placements(model, coordinates)
         for name, value in local_weights(weights, placed).items():
             assert value.shape == placed[name].shape
             for start, part in placed[name].parts(value):
@@ -111,9 +115,9 @@ def test_local_tensors_come_back_as_they_were(model, places):
             padding[name] += int((value == 0).sum())
     for name, value in weights.items():
         assert np.array_equal(found[name], value), name
-    copies = sum(holds("wte.weight", model, place) for place in places)
-    if places[0].parallel.vocab_parallel:
-        copies //= places[0].parallel.tensor
+    copies = sum(holds("wte.weight", model, coordinates) for coordinates in all_coordinates)
+    if all_coordinates[0].parallel.vocab_parallel:
+        copies //= all_coordinates[0].parallel.tensor
     assert padding["wte.weight"] == copies * 7 * model.hidden_size, "7 rows of zeros"
     assert not any(count for name, count in padding.items() if name not in ("wte.weight", "lm_head.weight"))
 
@@ -125,7 +129,7 @@ def test_heads_stay_whole():
     name, width = "h.1.attn.c_attn.weight", model.hidden_size // count
     parallel = ParallelConfig(name="test", tensor=count)
     for rank in range(count):
-        local = local_weights(weights, placements(model, Place(parallel, rank)))[name]
+        local = local_weights(weights, placements(model, Coordinates(parallel, rank)))[name]
         heads = [weights[name][:, third * 16 + rank * width : third * 16 + (rank + 1) * width] for third in range(3)]
         assert np.array_equal(local, np.concatenate(heads, axis=1))
 
@@ -139,12 +143,12 @@ def test_layers_are_shared_out_evenly(num_layers, pipeline):
     assert sizes == sorted(sizes, reverse=True), "the last stage also has the head"
 
 
-def test_ranks_and_places(places):
+def test_ranks_and_places(all_coordinates):
     """Tensor fastest, then data, then pipeline; `rank_at` leads to the place it names."""
-    seen = [(place.stage, place.data, place.tensor) for place in places]
+    seen = [(coordinates.stage, coordinates.data, coordinates.tensor) for coordinates in all_coordinates]
     assert seen == sorted(seen)
-    assert len(set(seen)) == len(places)
-    for place in places:
-        for other in places:
-            assert place.rank_at(data=other.data, tensor=other.tensor, stage=other.stage) == other.rank
-        assert place.rank_at() == place.rank
+    assert len(set(seen)) == len(all_coordinates)
+    for coordinates in all_coordinates:
+        for other in all_coordinates:
+            assert coordinates.rank_at(data=other.data, tensor=other.tensor, stage=other.stage) == other.rank
+        assert coordinates.rank_at() == coordinates.rank

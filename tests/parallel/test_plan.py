@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from gpt2x.config import ModelConfig, ParallelConfig
+from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.errors import UserError
-from gpt2x.layout import Place, world_size
 from gpt2x.model import stats
-from gpt2x.parallel.memory import elements
 from gpt2x.parallel.placement import owns, placements
-from gpt2x.parallel.plan import ADAM_BYTES, make_plan
-from gpt2x.parallel.search import CLOSE, advise, search, tokens_per_s
-from gpt2x.train import plan_report
+from gpt2x.planner import report as plan_report
+from gpt2x.planner.memory import elements
+from gpt2x.planner.roofline import ADAM_BYTES, make_plan
+from gpt2x.planner.search import CLOSE, advise, search, tokens_per_s
 from tests.test_config import ROOT, typed
 
 ATLAS = "hardware=atlas_800t_a2"
@@ -38,13 +38,13 @@ def test_owned_parameters_are_the_models(degrees, tied):
     parallel = ParallelConfig(name="t", data=data, tensor=tensor, pipeline=pipeline)
     total = held = 0
     for rank in range(world_size(parallel)):
-        place = Place(parallel, rank)
-        sizes = {name: math.prod(part.shape) for name, part in placements(model, place).items()}
-        count = elements(model, place)
+        coordinates = Coordinates(parallel, rank)
+        sizes = {name: math.prod(part.shape) for name, part in placements(model, coordinates).items()}
+        count = elements(model, coordinates)
         assert count.parameters == sum(sizes.values()), "the planner counts what the process holds"
         held += count.parameters
-        if place.data == 0:
-            total += sum(size for name, size in sizes.items() if owns(name, place))
+        if coordinates.data == 0:
+            total += sum(size for name, size in sizes.items() if owns(name, coordinates))
     assert total == stats.num_params(model)
     assert held >= data * total
 
@@ -52,9 +52,9 @@ def test_owned_parameters_are_the_models(degrees, tied):
 def test_states_are_shared_out_and_counted_once():
     model = ModelConfig(**SMALL)
     parallel = ParallelConfig(name="t", data=4, optimizer_shards=4)
-    states = [elements(model, Place(parallel, rank)).states for rank in range(4)]
+    states = [elements(model, Coordinates(parallel, rank)).states for rank in range(4)]
     whole = stats.num_params(model)
-    not_divided = whole - 4 * elements(model, Place(parallel, 0)).masters
+    not_divided = whole - 4 * elements(model, Coordinates(parallel, 0)).masters
     assert sum(states) == whole + 3 * not_divided
     assert not_divided == 0
 
@@ -223,7 +223,7 @@ def test_plan_runs_nothing(tmp_path):
     """No mindspore, no data, no run directory; 52B in little memory."""
     code = (
         "import re, sys\n"
-        "from gpt2x.build import RUNS\nfrom tests.test_config import typed\n"
+        "from gpt2x.commands.entry import RUNS\nfrom tests.test_config import typed\n"
         f"RUNS['train'](typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))}))\n"
         "assert not {'mindspore', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
         # not getrusage's peak, which a process inherits from the one that starts it

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2x.layout import Place, world_size
-from gpt2x.parallel.memory import step_memory
-from gpt2x.parallel.plan import Plan, make_plan
+from gpt2x.config.layout import Coordinates, world_size
+from gpt2x.planner.memory import step_memory
+from gpt2x.planner.roofline import Plan, make_plan
 from tests.parallel.memory import peaks_gb
 from tests.test_config import typed
 from tests.train.runs import SMALL
@@ -67,7 +67,7 @@ def predicted_and_measured(layout, dropout, sizes, batch, micro) -> list[tuple[f
 def rank_gb(plan: Plan, rank: int) -> float:
     memory = step_memory(
         plan.model,
-        Place(plan.parallel, rank),
+        Coordinates(plan.parallel, rank),
         plan.hardware,
         micro_batch_size=plan.micro_batch_size,
         micro_batches=plan.micro_batches,

@@ -7,10 +7,10 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gpt2x.config import ParallelConfig
-from gpt2x.layout import Place
+from gpt2x.config.layout import Coordinates
 from gpt2x.parallel.collectives import AllReduce
+from gpt2x.parallel.gradient_reduction import RUN, Buckets, LocalParameter, Reduction
 from gpt2x.parallel.placement import whole
-from gpt2x.parallel.reduction import RUN, Buckets, Held, Reduction
 from gpt2x.runtime.device import set_up_device
 from tests.models import CPU
 
@@ -30,11 +30,11 @@ def test_buckets_of_one_and_of_many(count):
 def test_a_process_whose_only_tensor_counts_elsewhere_has_no_norm():
     """As the second of optimizer_shards=2 that trains a classifier's head of three rows alone."""
     set_up_device(CPU)
-    place = Place(ParallelConfig(name="zero2", data=2, optimizer_shards=2), 1)
+    coordinates = Coordinates(ParallelConfig(name="zero2", data=2, optimizer_shards=2), 1)
     groups = dict.fromkeys(("data", "shard", "replica", "norm", "tensor", "embedding"))
     parameter = Parameter(Tensor(np.ones((3, 4), np.float32)), name="score.weight")
-    held = Held("score.weight", whole((3, 4)), parameter, parameter, None, True, False, False)
-    reduction = Reduction([held], SimpleNamespace(place=place, **groups))
+    held = LocalParameter("score.weight", whole((3, 4)), parameter, parameter, None, True, False, False)
+    reduction = Reduction([held], SimpleNamespace(coordinates=coordinates, **groups))
     gradients, squares, *_ = reduction((Tensor(np.full((3, 4), 2, np.float32)),), Tensor(1.0), Tensor(1.0))
     assert np.array_equal(gradients[0].asnumpy(), np.full((3, 4), 2))
     assert squares.asnumpy() == 0

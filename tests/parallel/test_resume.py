@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from gpt2x.cli import load_config
+from gpt2x.config.files import load_config
 from gpt2x.errors import UserError
+from gpt2x.train.decision import resolve_model
 from gpt2x.train.resume import differences, find_resumption
-from gpt2x.train.start import resolve_model
 from tests.parallel.runs import distance, pairs, relative, saved
 from tests.train.runs import curve, start
 

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from gpt2x.cli import guarded, run_and_leave
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch
+from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 
 

@@ -13,7 +13,7 @@ import pytest
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime import launch
-from gpt2x.runtime.world import last_error
+from gpt2x.runtime.processes import last_error
 from tests.runtime.running import Running
 
 

@@ -9,7 +9,7 @@ from mindspore import Tensor
 from gpt2x.checkpoint.tensors import LazyTensors, Spec
 from gpt2x.config import TokenizerConfig
 from gpt2x.convert import load_source
-from gpt2x.convert.vocabulary import grown
+from gpt2x.convert.added_rows import grown
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights

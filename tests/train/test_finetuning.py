@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from gpt2x import checkpoint
-from gpt2x.checks import validate_train
-from gpt2x.cli import load_config
+from gpt2x.config.files import load_config
+from gpt2x.config.patterns import trained_tensors
+from gpt2x.config.rules import validate_train
 from gpt2x.convert.__main__ import main
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model import stats
-from gpt2x.targets import trained_tensors
-from gpt2x.train.loaded import check_added_rows, check_changes, check_frozen
+from gpt2x.train.finetune_checks import check_added_rows, check_changes, check_frozen
 from tests.models import tiny_model
 from tests.train import runs
 from tests.train.grown import grown_tokenizer

@@ -11,7 +11,7 @@ from tests.train.runs import curve, run_dirs, small, train
 SHORT = ["trainer.max_steps=3", "model.num_layers=1", "model.dropout=0.1"]
 FIRST_STEP = """
 import sys
-from gpt2x.build import RUNS
+from gpt2x.commands.entry import RUNS
 from gpt2x.cli import hydra_entry
 
 def run(config):

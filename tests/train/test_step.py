@@ -8,8 +8,8 @@ import pytest
 from mindspore import Tensor
 
 from gpt2x.config import OptimizerConfig
+from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.optim.adamw import AdamW
-from gpt2x.tasks.language_modeling import WeightedLoss
 from gpt2x.train.step import TrainStep
 from tests.models import CPU, build, random_ids, tiny_model
 

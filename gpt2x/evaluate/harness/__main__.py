@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpt2x.cli import guarded, read_option, suggestion
 from gpt2x.config import HardwareConfig
+from gpt2x.config.options import read_option, suggestion
 from gpt2x.convert import load_source
 from gpt2x.errors import UserError
 from gpt2x.evaluate.run import check_target, write_json
+from gpt2x.runtime.exits import guarded
 
 REFUSED = {"UNSAFE_CODE": "executes code that the model writes", "MULTIMODAL": "shows the model pictures or sounds"}
 

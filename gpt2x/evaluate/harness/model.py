@@ -23,9 +23,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from gpt2x import __version__
-from gpt2x.checks import validate_generation
-from gpt2x.cli import read_option
 from gpt2x.config import GenerationConfig, HardwareConfig, TokenizerConfig
+from gpt2x.config.options import read_option
+from gpt2x.config.rules import validate_generation
 from gpt2x.errors import UserError
 from gpt2x.evaluate.run import trained_steps
 from gpt2x.evaluate.scoring import GreedyScorer, padded

@@ -1,0 +1,1 @@
+"""The commands: what each entry point composes, decides and runs."""

@@ -1,0 +1,1 @@
+"""How documents and examples become rows of tokens."""

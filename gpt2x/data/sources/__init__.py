@@ -1,0 +1,1 @@
+"""Where text comes from: a file each kind of corpus."""

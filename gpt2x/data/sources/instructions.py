@@ -1,0 +1,121 @@
+"""Instructions and their responses, from JSON (imports no mindspore)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt2x.config import DatasetConfig
+from gpt2x.data.sources.documents import Piece, document
+from gpt2x.data.sources.examples import Examples
+from gpt2x.data.sources.files import list_names, not_utf8, read_objects, require_file
+from gpt2x.data.template import load_template
+from gpt2x.errors import UserError
+
+SUFFIXES = (".json", ".jsonl")
+
+
+class Instruction(NamedTuple):
+    """What a model is told, and what it should answer."""
+
+    prompt: str
+    response: str
+
+
+class Instructions(Examples[Instruction]):
+    """The corpus reader of rows of `instruction`, `input` (may be empty or missing) and `output`.
+
+    As plain text a document is a prompt with its response.
+    """
+
+    suffixes = SUFFIXES
+
+    def __init__(self, config: DatasetConfig, cache: Path) -> None:
+        self.template = load_template(str(config.template), "dataset.template")
+        super().__init__(config, cache)
+
+    def read(self, path: Path, key: str) -> list[Instruction]:
+        """The examples of one file, texts as they stand.
+
+        Raises:
+            UserError: with file and line.
+        """
+        require_file(path, key)
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{key}={path}: instructions are read from {', '.join(SUFFIXES)}; convert the file.")
+        found, num_empty = [], 0
+        for location, row in read_objects(path) if path.suffix.lower() == ".jsonl" else read_list(path):
+            instruction, given, output = (text_of(row, name, location) for name in ("instruction", "input", "output"))
+            if not instruction.strip():
+                raise UserError(f"{location} has an empty 'instruction'. Write one, or remove the row.")
+            if output.strip():
+                found.append(Instruction(self.template.prompt(instruction, given), output))
+            elif self._config.skip_empty:
+                num_empty += 1
+            else:
+                raise UserError(
+                    f"{location} has an empty 'output': there is no response to learn. Write one, remove the row, or "
+                    "leave out all such rows with dataset.skip_empty=true."
+                )
+        if num_empty:
+            self.notes.append(f"{num_empty} rows of {path.name} with an empty output are left out (dataset.skip_empty)")
+        if not found:
+            raise UserError(f"{key}={path} holds no example. Give a file with instructions in it.")
+        return found
+
+    def content_hash(self, split: str) -> str:
+        """sha256 of prompts and responses, in order."""
+        return hashlib.sha256(json.dumps(self.examples(split)).encode()).hexdigest()
+
+    def pieces(self, split: str) -> Iterator[Piece]:
+        """Prompts with their responses."""
+        return chain.from_iterable(document(example.prompt + example.response) for example in self.examples(split))
+
+
+def text_of(row: Mapping[str, object], name: str, location: str) -> str:
+    """The text of a row's key; an input that is missing is empty.
+
+    Raises:
+        UserError: naming place and key.
+    """
+    if name not in row and name != "input":
+        raise UserError(
+            f"{location} has no {name!r}; it has {list_names(row)}. A row needs 'instruction' and 'output', and may "
+            "have 'input'; rename its keys."
+        )
+    value = row.get(name, "")
+    if not isinstance(value, str):
+        raise UserError(f"{location}: {name!r} holds {type(value).__name__}, not text. Correct the row.")
+    return value
+
+
+def read_list(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """(place, object) of each element of a .json that is a list of objects; a place names the line it begins in.
+
+    Raises:
+        UserError: malformed JSON, another value than a list, another element than an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        hint = " One object a line is .jsonl: rename the file." if "Extra data" in str(error) else ""
+        raise UserError(f"{path} is not JSON: {error}. Correct it.{hint}") from error
+    if not isinstance(rows, list):
+        raise UserError(f'{path} holds {type(rows).__name__}, not a list of objects, as [{{"instruction": …}}, …].')
+    decode, at, line, counted = json.JSONDecoder().raw_decode, text.index("["), 1, 0
+    for row in rows:
+        while text[at] in "[, \t\r\n":  # the JSON is known to be well formed
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {line} begins {type(row).__name__}, not a JSON object. Correct the file.")
+        yield f"{path}, line {line}", row
+        _, at = decode(text, at)

@@ -1,0 +1,1 @@
+"""Memory, communication and speed of a layout, predicted from the configuration."""

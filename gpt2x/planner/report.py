@@ -1,0 +1,247 @@
+"""`plan=true` and `plan=search`: what is printed instead of a run (imports no mindspore)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt2x.config import TrainConfig
+from gpt2x.config.layout import bubble_fraction, world_size
+from gpt2x.model import stats
+from gpt2x.planner.communication import Collective
+from gpt2x.planner.memory import USABLE_SHARE, is_native
+from gpt2x.planner.roofline import Plan, make_plan, with_vocabulary
+from gpt2x.planner.search import CLOSE, Search, advise, search, tokens_per_s
+from gpt2x.runtime.console import console
+
+NUM_BEST, NUM_TOO_LARGE = 15, 5  # rows of a search
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the terminal or for Markdown."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        """As aligned columns, which a narrow terminal breaks in the last one only."""
+        rows = [self.columns, *self.rows]
+        widths = [max(len(row[index]) for row in rows) for index in range(len(self.columns))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *(f"  {line}" for line in lines), ""])
+
+    def markdown(self) -> str:
+        """As a table of a document."""
+        lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
+        return "\n".join([f"**{self.title}**\n", *lines, *(f"| {' | '.join(row)} |" for row in self.rows)])
+
+
+def show(config: TrainConfig) -> None:
+    """Print the plan, or the search, that `config.plan` asks for; nothing is run and no data is touched.
+
+    Raises:
+        UserError: for a layout that does not divide, or hardware without figures to search by.
+    """
+    if config.plan.lower() == "search":
+        tables, notes = search_tables(search(config), config), []
+    else:
+        plan = make_plan(config)
+        tables, notes = plan_tables(plan), verdict(plan, config.launch.num_nodes)
+    for table in tables:
+        console.notice(table.text())
+    for note in [*notes, *assumptions(config)]:
+        console.notice(note)
+
+
+# ---- one layout
+
+
+def plan_tables(plan: Plan) -> list[Table]:
+    """Memory, communication and speed of a layout."""
+    return [memory_table(plan), *communication_table(plan), *speed_table(plan)]
+
+
+def memory_table(plan: Plan) -> Table:
+    """Parameters and memory of each kind of rank."""
+    kinds = plan.ranks
+    parts = [name for name, _ in kinds[0].memory]
+    per_stage = plan.parallel.data * plan.parallel.tensor
+    rows = [
+        ["ranks", *(f"{len(rank.stages) * per_stage}" for rank in kinds)],
+        ["layers", *(f"{rank.layers}" for rank in kinds)],
+        ["parameters", *(f"{rank.elements.parameters:,}" for rank in kinds)],
+        *([f"{part}, GB", *(gb(dict(rank.memory)[part]) for rank in kinds)] for part in parts),
+        ["memory, GB", *(gb(rank.memory.total) for rank in kinds)],
+        ["of usable, GB", *([gb(plan.usable)] * len(kinds))],
+    ]
+    return Table(f"{title(plan)}: memory of a device", ["", *(rank.name for rank in kinds)], rows)
+
+
+def title(plan: Plan) -> str:
+    """Model, layout, device and batch in one line."""
+    layout = plan.parallel
+    return (
+        f"{plan.model.name}, {layout.name} ({layout.data} x {layout.tensor} x {layout.pipeline}) on "
+        f"{plan.hardware.name}, {plan.hardware.precision}, {plan.trainer.global_batch_size} x {plan.trainer.seq_len} "
+        f"tokens as {layout.data} x {plan.micro_batches} x {plan.micro_batch_size} sequences, "
+        f"recompute {layout.recompute}, optimizer_shards {layout.optimizer_shards}"
+    )
+
+
+def communication_table(plan: Plan) -> list[Table]:
+    """What a device of each kind sends in an update, and how long it takes."""
+    found: dict[tuple[str, str, str], dict[str, Collective]] = {}
+    for rank in plan.ranks:
+        for part in rank.collectives:
+            where = "between nodes" if part.crosses_nodes else "within a node"
+            found.setdefault((part.axis, part.what, where), {})[rank.name] = part
+    if not found:
+        return []
+    rows = [[*key, *(sent(parts.get(rank.name)) for rank in plan.ranks)] for key, parts in found.items()]
+    columns = ["axis", "what", "link", *(f"{rank.name}: GB sent, s" for rank in plan.ranks)]
+    return [Table("communication of a device an update", columns, rows)]
+
+
+def sent(part: Collective | None) -> str:
+    """Bytes and seconds of a communication."""
+    if part is None:
+        return ""
+    return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}")
+
+
+def speed_table(plan: Plan) -> list[Table]:
+    """What an update takes and where its time goes; none where the hardware has no figures."""
+    speed, layout = plan.speed, plan.parallel
+    if speed is None:
+        return []
+    devices = world_size(layout)
+    rows = [
+        ["an update", f"{speed.update_s:.3f} s"],
+        *([part, f"{seconds:.3f} s, {seconds / speed.update_s:.1%}"] for part, seconds in speed.shares.items()),
+        ["bubble of equal stages", f"{bubble_fraction(layout.pipeline, plan.micro_batches):.1%}"],
+        ["FLOPs a device", f"{max(rank.flops for rank in plan.ranks):.3g}, recomputation included"],
+        ["tokens/s a device", f"{speed.tokens_per_s:,.0f}"],
+        [f"tokens/s of {devices} devices", f"{speed.tokens_per_s * devices:,.0f}"],
+        ["MFU", f"{speed.mfu:.1%}"],
+    ]
+    return [Table("predicted speed, and what the busiest stage does", ["", "value"], rows)]
+
+
+def verdict(plan: Plan, num_nodes: int = 1) -> list[str]:
+    """Whether it fits, and what would make it fit."""
+    rank = plan.fullest
+    total, usable = rank.memory.total, plan.usable
+    if plan.fits:
+        return [f"fits: {gb(total)} of {gb(usable)} GB ({rank.name})"]
+    lines = [
+        f"does not fit: {gb(total)} of {gb(usable)} GB ({rank.name}); most is {rank.memory.largest}, "
+        f"{gb(dict(rank.memory)[rank.memory.largest])} GB"
+    ]
+    for advice in advise(plan, num_nodes):
+        after = advice.plan.fullest.memory.total
+        speed = f", {tokens_per_s(advice.plan):,.0f} tokens/s a device" if advice.plan.speed else ""
+        lines.append(
+            f"  {advice.change}: {gb(after)} GB, {gb(total - after)} less, "
+            f"{'fits' if advice.plan.fits else 'not enough'}{speed}"
+        )
+    if len(lines) == 1:
+        lines.append("  no change of the layout on as many devices saves memory: use more devices or a smaller model")
+    return lines
+
+
+def gb(size: float) -> str:
+    """Bytes in GB of 1e9."""
+    return f"{size / 1e9:,.2f}"
+
+
+def assumptions(config: TrainConfig) -> list[str]:
+    """What was taken for granted because nothing is read or run."""
+    hardware, model, notes = config.hardware, config.model, []
+    if model.vocab_size is None:
+        source = "tokenizer.vocab_size" if config.tokenizer.vocab_size else "GPT-2's"
+        size = with_vocabulary(config).vocab_size
+        notes.append(f"model.vocab_size=null: {size:,} tokens are assumed ({source}); the data decides when it runs")
+    if hardware.device_target != "CPU":
+        notes.append(f"usable: {USABLE_SHARE:.0%} of hardware.memory_gb={hardware.memory_gb:g}, see docs/planning.md")
+    if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
+        notes.append("attention is written out; model.attention_dropout=0 with fp16 or bf16 uses the flash kernel")
+    needed = ["peak_tflops", "efficiency", "memory_gb_per_s"]
+    if (config.num_devices or world_size(config.parallel)) > 1:
+        needed += ["link_gb_per_s", "network_gb_per_s"]
+    missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
+    if hardware.device_target == "CPU" and not is_native(hardware):
+        missing.append("calibration without hardware.native_kernels=true and fp32")
+    if missing:
+        notes.append(f"speed is not predicted: hardware={hardware.name} has no {', '.join(missing)}")
+    return notes
+
+
+# ---- a search
+
+
+def search_tables(found: Search, config: TrainConfig) -> list[Table]:
+    """The best layouts that fit, and what limits those that do not."""
+    num_devices = config.num_devices or world_size(config.parallel)
+    head = (
+        f"{config.model.name} on {num_devices} x {config.hardware.name}, {config.trainer.global_batch_size} x "
+        f"{config.trainer.seq_len} tokens an update, tokens/s a device"
+    )
+    tables = []
+    if found.fitting:
+        count = min(NUM_BEST, len(found.fitting))
+        best = tokens_per_s(found.fitting[0])
+        rows = [[*layout_row(plan), time_goes(plan), behind(plan, best)] for plan in found.fitting[:count]]
+        tables.append(
+            Table(
+                f"{head}: best {count} of {len(found.fitting)} meshes that fit ({found.num_plans:,} layouts planned)",
+                [*LAYOUT, "beside compute", "against the best"],
+                rows,
+            )
+        )
+    if found.too_large:
+        rows = [[*layout_row(plan), limit(plan)] for plan in found.too_large[:NUM_TOO_LARGE]]
+        tables.append(Table(f"{head}: fastest meshes that do not fit, smallest layouts", [*LAYOUT, "limit"], rows))
+    return tables
+
+
+LAYOUT = ("mesh", "batches", "shards", "recompute", "seq.", "GB", "tokens/s", "MFU")
+
+
+def layout_row(plan: Plan) -> list[str]:
+    """The knobs of a layout and what they give."""
+    layout, speed = plan.parallel, plan.speed
+    return [
+        layout.name,
+        f"{plan.micro_batches} x {plan.micro_batch_size}",
+        f"{layout.optimizer_shards}",
+        layout.recompute,
+        "yes" if layout.sequence_parallel else "no",
+        f"{plan.fullest.memory.total / 1e9:.1f}",
+        f"{tokens_per_s(plan):,.0f}",
+        f"{speed.mfu:.1%}" if speed else "",
+    ]
+
+
+def behind(plan: Plan, best: float) -> str:
+    """How far a layout is behind the fastest, and whether the model can tell."""
+    gap = 1 - tokens_per_s(plan) / best
+    if gap < 0.001:
+        return "best" if gap == 0 else "tie"
+    return f"-{gap:.1%}" + (", too close to tell" if gap < CLOSE else "")
+
+
+def time_goes(plan: Plan) -> str:
+    """The largest share of an update that is not compute."""
+    assert plan.speed is not None
+    others = {part: seconds for part, seconds in plan.speed.shares.items() if part != "compute"}
+    part = max(others, key=lambda name: others[name])
+    return f"{part} {others[part] / plan.speed.update_s:.0%}"
+
+
+def limit(plan: Plan) -> str:
+    """Why a layout does not fit."""
+    memory = plan.fullest.memory
+    most = f"{memory.largest} {dict(memory)[memory.largest] / 1e9:.1f} GB"
+    return f"{plan.fullest.name}: {most}, {(memory.total - plan.usable) / 1e9:.1f} GB too much"

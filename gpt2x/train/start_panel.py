@@ -1,0 +1,129 @@
+"""What a training run says before its first step."""
+
+from __future__ import annotations
+
+import math
+
+from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
+from gpt2x.lora.shapes import num_trainable, train_flops_per_token
+from gpt2x.model import stats
+from gpt2x.planner.adapter_memory import adapter_memory
+from gpt2x.planner.memory import frozen_memory, step_memory, usable_bytes
+from gpt2x.runtime.console import console
+from gpt2x.tasks.base import Baseline
+from gpt2x.train.decision import Decision
+
+
+def describe_model(decision: Decision) -> dict[str, str]:
+    """Parameters, where the weights are from, FLOPs and memory."""
+    model, trainer, hardware = decision.model, decision.config.trainer, decision.config.hardware
+    parallel = decision.config.parallel
+    memory = step_memory(
+        model,
+        Coordinates(parallel, 0),
+        hardware,
+        micro_batch_size=micro_batch_size(parallel, trainer),
+        micro_batches=num_micro_batches(parallel, trainer),
+        seq_len=trainer.seq_len,
+    )
+    if trainer.frozen:
+        memory = frozen_memory(memory, model, Coordinates(parallel, 0), hardware, decision.trained)
+    lora = decision.config.lora
+    if lora.rank is not None:
+        rows = micro_batch_size(parallel, trainer) * trainer.seq_len
+        memory = adapter_memory(memory, model, lora, Coordinates(parallel, 0), hardware, rows)
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
+    usable = usable_bytes(hardware, world_size(parallel) // decision.config.launch.num_nodes)
+    weights = f"from {decision.source.path}" if decision.source else f"random, seed {decision.config.seed}"
+    if decision.resumption:
+        weights = f"from {decision.resumption.saved.path}"
+    flops = stats.train_flops_per_token(model, trainer.seq_len, decision.trained)
+    adapted = {}
+    if trainer.frozen:
+        shapes = stats.tensor_shapes(model)
+        number = sum(math.prod(shapes[name]) for name in decision.trained)
+        share = number / stats.num_params(model)
+        adapted = {"trained": f"{number:,} ({share:.2%}): all but {', '.join(trainer.frozen)}"}
+    if lora.rank is not None:
+        flops = train_flops_per_token(lora, model, trainer.seq_len)
+        number = num_trainable(lora, model)
+        frozen = f"{decision.source.path}" if decision.source else ""
+        adapted = {
+            "trained": f"{number:,} ({number / stats.num_params(model):.2%}): rank {lora.rank} on "
+            f"{', '.join(lora.targets)}, beside {frozen}"
+        }
+        if not decision.resumption:
+            weights = (
+                f"from {decision.adapter.path}" if decision.adapter else f"fresh adapters, seed {decision.config.seed}"
+            )
+    return {
+        "parameters": f"{stats.num_params(model):,} ({model.num_layers} layers, {model.num_heads} heads, "
+        f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
+        **adapted,
+        "weights": weights,
+        "FLOPs a token": f"{flops:.3g} (forward and backward)",
+        "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
+    }
+
+
+def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None) -> None:
+    """Print the start panel, and notices about data that the run does not see."""
+    config, data = decision.config, decision.data
+    trainer, hardware = config.trainer, config.hardware
+    tokenizer = config.tokenizer.path if decision.num_added_rows else data.facts["tokenizer"]
+    facts = {
+        "training": decision.task.describe(decision.train_split),
+        "validation": decision.task.describe(data.val) if data.val else "none",
+        "tokenizer": f"{tokenizer}, {data.tokenizer.vocab_size:,} tokens",
+    }
+    if data.labels:
+        facts["labels"] = ", ".join(data.labels)
+    if baseline:
+        facts[baseline.key] = baseline.text
+    run = {
+        "steps": f"{decision.total_steps:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
+        f"({config.parallel.data} x {num_micro_batches(config.parallel, trainer)} x "
+        f"{micro_batch_size(config.parallel, trainer)} sequences), "
+        f"{decision.total_steps / decision.steps_per_epoch:.2f} epochs",
+        "device": f"{hardware.name}, {hardware.precision}, peak {peak_tflops:.3g} TFLOP/s ({hardware.source})",
+        "directory": str(decision.run_dir),
+    }
+    title = f"{config.task.name}: {decision.model.name} on {config.dataset.name}"
+    console.panel(title, {"model": describe_model(decision), "data": facts, "run": run})
+    for text in notices(decision):
+        console.notice(f"note: {text}")
+
+
+def notices(decision: Decision) -> list[str]:
+    """What is left out, changed or unused."""
+    config, data, train = decision.config, decision.data, decision.train_split
+    notes = data.facts.get("notes")
+    found = [str(note) for note in notes] if isinstance(notes, list) else []
+    tail = train.num_blocks % config.trainer.global_batch_size
+    if tail:
+        rows = "texts" if data.labels else "blocks"
+        found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, other ones each time")
+    for name, split in (("training", train), ("validation", data.val)):
+        if split and split.dropped_tokens and not data.labels:
+            found.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
+    if (decision.model.vocab_size or 0) > data.tokenizer.vocab_size:
+        found.append(
+            f"model.vocab_size={decision.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} tokens; "
+            "the rest of the embedding stays unused (model.vocab_size=null fits it)"
+        )
+    if config.hardware.flash_attention and not stats.uses_flash_attention(decision.model, config.hardware):
+        found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
+    if decision.source:
+        if decision.num_added_rows:
+            found.append(
+                f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's "
+                f"{decision.source.model.vocab_size:,}, each the mean of those, for tokens of "
+                f"tokenizer.path={config.tokenizer.path}"
+            )
+        for key in ("activation", "layer_norm_eps", "tie_embeddings"):
+            wanted, own = getattr(config.model, key), getattr(decision.model, key)
+            if wanted != own:
+                found.append(f"model.{key}={own}, as the loaded checkpoint says (configured: {wanted})")
+    if decision.resumption:
+        found += [f"changed since the checkpoint: {line}" for line in decision.resumption.differences]
+    return found

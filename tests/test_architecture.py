@@ -1,0 +1,141 @@
+"""The architecture: which package may import which, no circle of files, files of a readable length."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "gpt2x"
+
+# Package -> the packages that its files may import. A package not in a list is a design decision: change the table
+# and docs/design/architecture.md together.
+ARROWS = {
+    "errors": "",
+    "config": "errors",
+    "native": "config errors",
+    "ops": "config errors native",
+    "model": "config errors ops",
+    "optim": "config errors model native ops",
+    "runtime": "config errors native ops",
+    "data": "config errors runtime",
+    "tracking": "config errors runtime",
+    "parallel": "config errors model ops optim runtime",
+    "checkpoint": "config errors model parallel runtime",
+    "convert": "checkpoint config data errors model parallel runtime",
+    "lora": "checkpoint config convert errors model ops parallel runtime",
+    "planner": "config errors lora model parallel runtime",
+    "pretrained": "config convert data errors lora model parallel runtime",
+    "generate": "config convert data errors lora model native ops parallel pretrained runtime",
+    "evaluate": "config convert data errors generate model ops parallel pretrained runtime tracking",
+    "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
+    "train": "checkpoint config convert data errors evaluate generate lora model native ops optim parallel planner "
+    "pretrained runtime tasks tracking",
+    "commands": "checkpoint config convert data errors evaluate generate lora model parallel planner pretrained "
+    "runtime tasks tracking train",
+}
+
+
+def module_files() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+MODULES = module_files()
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of gpt2x that a file imports anywhere, hidden imports in functions included, types left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gpt2x":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                modules.add(full if full in MODULES else node.module)
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names if alias.name.split(".")[0] == "gpt2x"}
+    return modules - {"gpt2x"}
+
+
+IMPORTS = {name: imported_modules(path) for name, path in MODULES.items()}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("package", sorted({package_of(name) for name in MODULES} - {""}))
+def test_a_package_imports_only_what_the_table_allows(package):
+    allowed = {package, *ARROWS[package].split()}
+    wrong = {
+        f"{module} imports {other}"
+        for module, others in IMPORTS.items()
+        if package_of(module) == package
+        for other in others
+        if package_of(other) not in allowed
+    }
+    assert not wrong
+
+
+def test_the_table_has_no_circle_and_no_unused_arrow():
+    order: list[str] = []
+    while len(order) < len(ARROWS):
+        ready = [name for name, text in ARROWS.items() if name not in order and set(text.split()) <= set(order)]
+        assert ready, f"a circle among {set(ARROWS) - set(order)}"
+        order += ready
+    used = {(package_of(module), package_of(other)) for module, others in IMPORTS.items() for other in others}
+    unused = [f"{name} -> {other}" for name, text in ARROWS.items() for other in text.split()
+              if (name, other) not in used]  # fmt: skip
+    assert not unused
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one node (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    components = []
+
+    def visit(node: str) -> None:
+        index[node] = lowest[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph.get(node, ())):
+            if other not in index:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], index[other])
+        if lowest[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                components.append(component)
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return components
+
+
+def test_no_circle_of_files():
+    assert not circles(IMPORTS)
+
+
+def test_files_are_short_or_say_why():
+    """No file over 400 lines without a reason at its top."""
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 400 or any("over 400 lines" in line for line in lines[:20]), (path, len(lines))
+
+
+def test_entry_scripts_stay_small():
+    for name in ("train", "evaluate", "predict"):
+        assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 40
