@@ -1,5 +1,8 @@
 """How a run ends that does not succeed (floor 0)."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user can put right: the message names the key, the value and the fix.
@@ -18,6 +21,12 @@ class RunError(Exception):
     def __init__(self, message: str = "", status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return 'did you mean X? ' for the choice that is spelled most like `word`, or '' if none is similar."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.75)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def require(holds: bool, message: str) -> None:
