@@ -1,9 +1,17 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several packages share, and the marks that say what a test starts (docs/design/tests.md)."""
 
+from __future__ import annotations
+
+import importlib
 import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.support import kinds
+from tests.support.zoo import Zoo
 
 SHARED = Path(os.environ.get("GPT2X_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -15,3 +23,52 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder} (set GPT2X_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> Zoo:
+    """Six runs that are made once per session, whatever the number of workers; use them read-only."""
+    root = tmp_path_factory.getbasetemp()
+    return Zoo((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "zoo")
+
+
+# ---- marks
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(kinds.kind_of(item))
+
+
+def pytest_collection_finish() -> None:
+    """Import what nearly every test needs, so that the first one does not pay for it."""
+    importlib.import_module("mindspore")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item):
+    kinds.begin(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    start = time.process_time()
+    try:
+        return (yield)
+    finally:
+        seconds = time.process_time() - start
+        item.user_properties.append(("cpu_s", round(seconds, 2)))
+        kinds.require_short(item, seconds)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item):
+    try:
+        return (yield)
+    finally:
+        kinds.end()
+
+
+sys.addaudithook(kinds.watch)

@@ -22,7 +22,7 @@ from gpt2x.ops import composed, native
 from gpt2x.optim.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
 from gpt2x.train.step import TrainStep
-from tests.models import CPU, build, random_ids, tiny_model
+from tests.support.models import CPU, build, random_ids, tiny_model
 from tests.test_ops import Gradients, draw
 
 PLAIN = replace(CPU, native_kernels=False)

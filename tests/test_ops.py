@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from gpt2x import ops as kernels
 from gpt2x.runtime.device import set_up_device
-from tests.models import CPU
+from tests.support.models import CPU
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ from gpt2x.config import DatasetConfig
 from gpt2x.data.rows.instruction import IGNORED, encode, inputs_of, pack, tables
 from gpt2x.data.sources.instructions import Instructions
 from gpt2x.data.tokenizer import Tokenizer
-from tests.models import build, tiny_model
+from tests.support.models import build, tiny_model
 
 SEQ_LEN = 160
 

@@ -18,7 +18,7 @@ from gpt2x.optim.adamw import AdamW
 from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.train.step import Gradients
-from tests.lora.adapted import (
+from tests.support.adapted import (
     EVERYWHERE,
     adapted,
     adapter_of,
@@ -27,7 +27,7 @@ from tests.lora.adapted import (
     random_factors,
     randomness_of,
 )
-from tests.models import CPU, build, random_ids, tiny_model
+from tests.support.models import CPU, build, random_ids, tiny_model
 
 MODEL = tiny_model()
 IDS = random_ids(MODEL, (2, 17))

@@ -17,7 +17,7 @@ from gpt2x.model.gpt2 import initial_weights, load_weights
 from tests.classification.test_class_runs import MODEL, RUN, options, write_texts
 from tests.lora.test_lora_cells import lazy
 from tests.lora.test_lora_peft import TRAINED, logits_by_peft, torch_classifier
-from tests.models import CPU, random_ids
+from tests.support.models import CPU, random_ids
 from tests.train.runs import curve, run_dirs, start
 
 pytestmark = [

@@ -14,9 +14,9 @@ from gpt2x.lora.adapter import check_fits, named, open_adapter
 from gpt2x.lora.merge import merged
 from gpt2x.lora.peft import export_peft
 from gpt2x.model.gpt2 import initial_weights
-from tests.lora.adapted import EVERYWHERE, adapter_of, lora_config, random_factors
 from tests.lora.test_lora_cells import lazy
-from tests.models import build, random_ids, tiny_model
+from tests.support.adapted import EVERYWHERE, adapter_of, lora_config, random_factors
+from tests.support.models import build, random_ids, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's use
 TRAINED = {"wikitext2-causal-r8": None, "agnews-seqcls-r8": 4, "rotten-tomatoes-seqcls-r8-allproj": 2}  # classes
@@ -61,7 +61,7 @@ def logits_by_peft(theirs, directory, ids):
 
 def merged_logits(model, weights, adapter, ids):
     from gpt2x.model.gpt2 import load_weights
-    from tests.lora.adapted import logits_of
+    from tests.support.adapted import logits_of
 
     net = build(model)
     load_weights(net, dict(merged(lazy(weights), adapter)))

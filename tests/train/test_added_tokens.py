@@ -14,8 +14,8 @@ from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from gpt2x.pretrained import source_tokenizer
-from tests.models import CPU, build, random_ids, tiny_model
-from tests.train.grown import grown_tokenizer
+from tests.support.models import CPU, build, random_ids, tiny_model
+from tests.support.tokenizers import grown_tokenizer
 
 NUM_ROWS, NUM_ADDED = 101, 5
 

@@ -14,9 +14,9 @@ from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model import stats
 from gpt2x.train.finetune_checks import check_added_rows, check_changes, check_frozen
-from tests.models import tiny_model
+from tests.support.models import tiny_model
+from tests.support.tokenizers import grown_tokenizer
 from tests.train import runs
-from tests.train.grown import grown_tokenizer
 
 FINETUNE = ("task=finetune", "trainer.frozen=[wpe.weight,'h.[0].*']", "optimizer.layer_decay=0.8",
             "trainer.max_steps=4", "trainer.eval_every_steps=2", "trainer.checkpoint_every_steps=2",

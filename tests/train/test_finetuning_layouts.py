@@ -8,7 +8,7 @@ import pytest
 
 from gpt2x import checkpoint
 from tests.parallel.runs import Runs, distance, saved
-from tests.train.grown import grown_tokenizer
+from tests.support.tokenizers import grown_tokenizer
 
 STEPS = 4
 SIZES = ("model.num_layers=2", "model.hidden_size=64", "model.num_heads=4", f"trainer.max_steps={STEPS}",

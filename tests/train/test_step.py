@@ -11,7 +11,7 @@ from gpt2x.config import OptimizerConfig
 from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.optim.adamw import AdamW
 from gpt2x.train.step import TrainStep
-from tests.models import CPU, build, random_ids, tiny_model
+from tests.support.models import CPU, build, random_ids, tiny_model
 
 GOLDEN = [4.636683464050293, 4.48524284362793, 4.387150764465332, 4.319127559661865]  # see the test's docstring
 

@@ -12,7 +12,7 @@ from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.cells import add_adapters, initial_factors
 from gpt2x.lora.shapes import factor_shapes
 from gpt2x.parallel.mesh import Mesh
-from tests.models import CPU, build
+from tests.support.models import CPU, build
 
 EVERYWHERE = ["q", "k", "v", "c_proj", "c_fc"]
 
