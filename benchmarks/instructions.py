@@ -65,7 +65,7 @@ class Contestant:
         parameters = list(net.get_parameters())
         for parameter in parameters:
             parameter.set_data(Tensor(values[parameter.name]))
-        self.optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), parameters)
+        self.optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), parameters, net.backend)
         loss = PackedLoss(net) if packing else WeightedLoss(net)
         self.step = TrainStep(loss, parameters, self.optimizer, 1, 1.0, has_dropout=False)
         self.inputs = Tensor(0, ms.int32), Tensor(1.0, ms.float32)

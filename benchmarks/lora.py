@@ -58,7 +58,7 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     for parameter in net.get_parameters():
         parameter.set_data(Tensor((factors if parameter.name in factors else values)[parameter.name]))
     parameters = [part.parameter for part in local_parameters(net, model, mesh, trained)]
-    optimizer = AdamW(option("optimizer", "adamw", OptimizerConfig), parameters)
+    optimizer = AdamW(option("optimizer", "adamw", OptimizerConfig), parameters, net.backend)
     step = TrainStep(WeightedLoss(net), parameters, optimizer, 1, 1.0, has_dropout=True)
     shape = (1, chosen.batch_size, chosen.seq_len)
     ids = np.random.default_rng(0).integers(0, 50257, (*shape[:2], shape[2] + 1)).astype(np.int32)

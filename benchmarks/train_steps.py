@@ -79,7 +79,7 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     optimizer = AdamW(
         OptimizerConfig(name="adamw", learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], eps=EPS,
                         weight_decay=WEIGHT_DECAY),
-        net.trainable_params(),
+        net.trainable_params(), net.backend,
     )  # fmt: skip
     update = TrainStep(
         WeightedLoss(net), net.trainable_params(), optimizer, 1, GRAD_CLIP, has_dropout=options.dropout > 0

@@ -17,7 +17,7 @@ ARROWS = {
     "native": "config errors",
     "ops": "config errors native",
     "model": "config errors ops",
-    "optim": "config errors model native ops",
+    "optim": "config errors model ops",
     "runtime": "config errors native ops",
     "data": "config errors runtime",
     "tracking": "config errors runtime",
@@ -27,10 +27,10 @@ ARROWS = {
     "lora": "checkpoint config convert errors model ops parallel runtime",
     "planner": "config errors lora model parallel runtime",
     "pretrained": "config convert data errors lora model parallel runtime",
-    "generate": "config convert data errors lora model native ops parallel pretrained runtime",
+    "generate": "config convert data errors lora model ops parallel pretrained runtime",
     "evaluate": "config convert data errors generate model ops parallel pretrained runtime tracking",
     "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
-    "train": "checkpoint config convert data errors evaluate generate lora model native ops optim parallel planner "
+    "train": "checkpoint config convert data errors evaluate generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking",
     "commands": "checkpoint config convert data errors evaluate generate lora model parallel planner pretrained "
     "runtime tasks tracking train",

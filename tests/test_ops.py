@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from gpt2x import ops as kernels
+from gpt2x.ops import composed
 from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
 
@@ -63,9 +63,7 @@ def layer_norm(x, weight, bias):
 
 
 def test_layer_norm():
-    check_gradients(
-        kernels.composed.LayerNorm(16, 1e-5), layer_norm, [draw(3, 5, 16), draw(16, seed=1), draw(16, seed=2)], 3
-    )
+    check_gradients(composed.LayerNorm(16, 1e-5), layer_norm, [draw(3, 5, 16), draw(16, seed=1), draw(16, seed=2)], 3)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_layer_norm():
     ],
 )
 def test_activations(name, reference):
-    check_gradients(kernels.activation(name, "CPU", None), reference, [3 * draw(4, 33)], 1)
+    check_gradients(composed.Composed(CPU).activation(name), reference, [3 * draw(4, 33)], 1)
 
 
 def attention(q, k, v):
@@ -98,7 +96,7 @@ class NoDropout(nn.Cell):
 
 def test_attention():
     inputs = [draw(2, 3, 8, 4, seed=seed) for seed in range(3)]
-    check_gradients(NoDropout(kernels.composed.Attention(4, 16)), attention, inputs, 3)
+    check_gradients(NoDropout(composed.Attention(4, 16)), attention, inputs, 3)
 
 
 class WithDropout(nn.Cell):
@@ -120,7 +118,7 @@ def test_attention_with_dropped_weights():
         return (weights / weights.sum(-1, keepdims=True) * keep) @ v
 
     inputs = [draw(2, 3, 8, 4, seed=seed) for seed in range(3)]
-    check_gradients(WithDropout(kernels.composed.Attention(4, 16), keep), reference, inputs, 3)
+    check_gradients(WithDropout(composed.Attention(4, 16), keep), reference, inputs, 3)
 
 
 def test_cross_entropy():
@@ -129,18 +127,18 @@ def test_cross_entropy():
     def reference(logits, labels):
         return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
 
-    check_gradients(kernels.composed.CrossEntropy(), reference, [draw(4, 7), labels], 1)
+    check_gradients(composed.CrossEntropy(), reference, [draw(4, 7), labels], 1)
 
 
 def test_cross_entropy_of_a_very_unlikely_label_is_finite():
     logits = np.array([[0.0, 300.0]], np.float32)
-    assert kernels.composed.CrossEntropy()(Tensor(logits), Tensor([0], ms.int32)).asnumpy()[0] == pytest.approx(300.0)
+    assert composed.CrossEntropy()(Tensor(logits), Tensor([0], ms.int32)).asnumpy()[0] == pytest.approx(300.0)
 
 
 class Mask(nn.Cell):
     def __init__(self, rate, site, columns):
         super().__init__()
-        self.dropout = kernels.Dropout(rate, site, columns)
+        self.dropout = composed.Dropout(rate, site, columns)
         self.columns = columns
 
     def construct(self, key, rows):
@@ -190,9 +188,9 @@ def test_dropout_masks_differ_by_place_and_key_and_not_by_batch():
 def test_fp16_attention_and_norm_stay_close():
     q, k, v = (draw(1, 2, 8, 4, seed=seed) for seed in range(3))
     half = [Tensor(value.astype(np.float16)) for value in (q, k, v)]
-    out = kernels.composed.Attention(4, 16)(*half, None)
+    out = composed.Attention(4, 16)(*half, None)
     assert out.dtype == ms.float16
     assert np.allclose(out.asnumpy(), attention(q, k, v), atol=5e-3)
     x, ones = draw(4, 16), Tensor(np.ones(16, np.float32))
-    normed = kernels.composed.LayerNorm(16, 1e-5)(Tensor(x.astype(np.float16)), ones, ops.zeros_like(ones))
+    normed = composed.LayerNorm(16, 1e-5)(Tensor(x.astype(np.float16)), ones, ops.zeros_like(ones))
     assert np.allclose(normed.asnumpy(), layer_norm(x, 1, 0), atol=5e-3)

@@ -64,7 +64,7 @@ def validate_common(config: CommonConfig) -> None:
     validate_parallel(config.parallel)
     validate_launch(config)
     require(
-        not (config.hardware.device_target == "CPU" and config.hardware.precision == "bf16"),
+        not (config.hardware.is_cpu and config.hardware.precision == "bf16"),
         "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale",
     )
     require_at_least("seed", config.seed, 0)
@@ -102,7 +102,7 @@ def require_devices(config: CommonConfig) -> None:
     hardware, num_nodes = config.hardware, config.launch.num_nodes
     size, devices = world_size(config.parallel), hardware.devices_per_node
     require(
-        hardware.device_target == "CPU" or size <= num_nodes * devices,
+        hardware.is_cpu or size <= num_nodes * devices,
         f"parallel={config.parallel.name} has {size} processes, but launch.num_nodes={num_nodes} of hardware="
         f"{hardware.name} has {num_nodes * devices} devices; use launch.num_nodes={-(-size // devices)} or a smaller "
         "layout",

@@ -126,6 +126,18 @@ class HardwareConfig:
     link_gb_per_s: float | None = None  # from a device to another of its node, each pair a link; null: not known
     network_gb_per_s: float | None = None  # from a device to other nodes; null: not known
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the device is the CPU."""
+        return self.device_target == "CPU"
+
+    @property
+    def backend(self) -> str:
+        """The implementation of the operators: the name of a file in `gpt2x/ops`."""
+        if not self.is_cpu:
+            return self.device_target.lower()
+        return "native" if self.native_kernels and self.precision == "fp32" else "composed"
+
 
 @dataclass
 class LoraConfig:

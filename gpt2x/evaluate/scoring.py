@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -32,7 +31,7 @@ class Scorer(nn.Cell):
         super().__init__(auto_prefix=False)
         self.net, self.losses = net, TokenLosses(net)
         self.batch_size = batch_size
-        self.is_exact = ms.get_context("device_target") == "CPU"
+        self.is_exact = not net.backend.exp_is_exact
 
     def construct(self, ids, starts=None):
         """ids (B, L) int32, starts as in `GPT2.construct` -> logits (B * (L - 1), V) on the CPU, nll (B * (L - 1),)
@@ -88,7 +87,7 @@ class StageScorer(nn.Cell):
     def __init__(self, stage: Stage, links: Links, batch_size: int):
         super().__init__(auto_prefix=False)
         self.stage, self.links, self.batch_size = stage, links, batch_size
-        self.is_exact = ms.get_context("device_target") == "CPU"
+        self.is_exact = not stage.net.backend.exp_is_exact
 
     def construct(self, x, ids):
         """x: what enters the stage, ids (B, L) -> what leaves it; of the last stage as `Scorer.construct`."""

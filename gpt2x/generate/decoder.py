@@ -16,7 +16,6 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.generate.fused import FusedLayers, Weights
 from gpt2x.model.gpt2 import GPT2, Block
@@ -134,7 +133,7 @@ class Decoder(Graph):
         super().__init__(auto_prefix=False)
         self.net = net
         if weights is None:
-            self.layers: nn.Cell = CachedLayers(net, batch_size, cache_len, kernels.DTYPES[hardware.precision])
+            self.layers: nn.Cell = CachedLayers(net, batch_size, cache_len, net.dtype)
         else:
             self.layers = FusedLayers(net, model, weights, batch_size, cache_len)
         self.blocks = self.layers.blocks

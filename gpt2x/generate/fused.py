@@ -13,22 +13,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
+from mindspore.ops import Primitive
 
-from gpt2x import ops as kernels
-from gpt2x.config import HardwareConfig, ModelConfig
+from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2, Block, LayerNorm, Linear, SelfAttention
-from gpt2x.native import operator, use_huge_pages
-
-PANEL = 64  # kPanel of gpt2x/native/src/stream.hpp
 
 
-def is_fused(net: GPT2, hardware: HardwareConfig) -> bool:
-    """Whether these kernels decode `net`: a whole model in fp32 without adapters, on a CPU that has them."""
+def is_fused(net: GPT2) -> bool:
+    """Whether fused kernels decode `net`: its backend has them, and it is a whole model without adapters."""
     linears = [linear for block in net.h for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc)]
     return (
-        kernels.is_native(kernels.DTYPES[hardware.precision])
+        net.decoder_kernels is not None
         and all(type(block.attn) is SelfAttention for block in net.h)  # not a share of the heads
-        and isinstance(net.h[0].mlp.activation, kernels.native.Activation)
         and all(linear.branch is None for linear in [*linears, *(block.mlp.c_proj for block in net.h)])
     )
 
@@ -46,12 +42,12 @@ def int8_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(values / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
-def panels(values: np.ndarray) -> np.ndarray:
-    """(K, O) -> (ceil(O / PANEL), K, PANEL), zeros behind the last column."""
+def panels(values: np.ndarray, width: int) -> np.ndarray:
+    """(K, O) -> (ceil(O / width), K, width), zeros after the last column."""
     num_rows, num_columns = values.shape
-    padded = np.zeros((num_rows, -(-num_columns // PANEL) * PANEL), values.dtype)
+    padded = np.zeros((num_rows, -(-num_columns // width) * width), values.dtype)
     padded[:, :num_columns] = values
-    return np.ascontiguousarray(padded.reshape(num_rows, -1, PANEL).transpose(1, 0, 2))
+    return np.ascontiguousarray(padded.reshape(num_rows, -1, width).transpose(1, 0, 2))
 
 
 class Weights:
@@ -63,12 +59,12 @@ class Weights:
     """
 
     def __init__(self, net: GPT2, kind: str):
-        self.kind = kind
+        self.kind, self.kernels = kind, net.decoder_kernels
         linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
         self.blocks = [[self._linear(linear) for linear in layer] for layer in linears]
         self.head = self._table((net.wte if net.lm_head is None else net.lm_head).weight)
         for matrix, _ in [self.head, *(pair for layer in self.blocks for pair in layer)]:
-            use_huge_pages(matrix.asnumpy())
+            self.kernels.use_huge_pages(matrix.asnumpy())
 
     def _linear(self, linear: Linear) -> tuple[Parameter | Tensor, Tensor]:
         """The matrix (K, O) and its factors."""
@@ -76,9 +72,10 @@ class Weights:
             return linear.weight, Tensor(np.ones(1, np.float32))
         values = linear.weight.asnumpy()
         if self.kind == "bf16":
-            return constant(panels(bf16_bits(values)), linear.weight.name), Tensor(np.ones(1, np.float32))
+            packed = panels(bf16_bits(values), self.kernels.panel)
+            return constant(packed, linear.weight.name), Tensor(np.ones(1, np.float32))
         rows, scales = int8_rows(values.T)
-        return constant(panels(rows.T), linear.weight.name), Tensor(scales)
+        return constant(panels(rows.T, self.kernels.panel), linear.weight.name), Tensor(scales)
 
     def _table(self, table: Parameter) -> tuple[Parameter | Tensor, Tensor]:
         """The head's matrix (V, D) and its factors."""
@@ -100,7 +97,7 @@ class FusedBlock(nn.Cell):
     """A block of the model with the keys and values (B, N, S, H) of its attention, as one operator."""
 
     def __init__(
-        self, block: Block, weights: list[tuple], kind: str, batch_size: int, cache_len: int, settings: Tensor
+        self, block: Block, weights: list[tuple], kernel: Primitive, batch_size: int, cache_len: int, settings: Tensor
     ):
         super().__init__(auto_prefix=False)
         num_heads, head_dim = block.attn.num_heads, block.attn.head_dim
@@ -118,7 +115,7 @@ class FusedBlock(nn.Cell):
         self.fc_bias, self.out_bias = block.mlp.c_fc.bias, block.mlp.c_proj.bias
         self.eps = block.ln_1.norm.kernel.eps
         self.slots = Tensor(np.arange(batch_size, dtype=np.int32))
-        self.kernel = operator(f"decoder_block_{kind}", output_like_first, in_place=True)
+        self.kernel = kernel
 
     def construct(self, x, positions):
         """The block on new tokens: write their keys and values, attend to all that is written.
@@ -135,21 +132,16 @@ class FusedBlock(nn.Cell):
         )  # fmt: skip
 
 
-def output_like_first(x, *_):
-    """The shape of an operator's output: that of its first input."""
-    return x
-
-
 class FusedLayers(nn.Cell):
     """From embedded tokens to logits, as `gpt2x.generate.decoder.CachedLayers`."""
 
     def __init__(self, net: GPT2, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
         super().__init__(auto_prefix=False)
-        activation = kernels.native.ACTIVATIONS.index(model.activation)
-        settings = Tensor(np.array([model.num_heads, cache_len, activation], np.int32))
+        kernels = weights.kernels
+        settings = Tensor(np.array([model.num_heads, cache_len, kernels.activation], np.int32))
         self.blocks = nn.CellList(
             [
-                FusedBlock(block, matrices, weights.kind, batch_size, cache_len, settings)
+                FusedBlock(block, matrices, kernels.block(weights.kind), batch_size, cache_len, settings)
                 for block, matrices in zip(net.h, weights.blocks, strict=True)
             ],
             auto_prefix=False,
@@ -157,7 +149,7 @@ class FusedLayers(nn.Cell):
         self.ln_f: LayerNorm = net.ln_f
         self.table, self.table_scale = weights.head
         self.eps = net.ln_f.norm.kernel.eps
-        self.head = operator(f"decoder_head_{weights.kind}", lambda x, *_: [x[0], model.vocab_size])
+        self.head = kernels.head(weights.kind, model.vocab_size)
 
     def construct(self, x, positions, rows):
         """x (B, T, D), positions (B, T), rows (R,): those of the B T wanted -> logits (R, V)."""

@@ -21,7 +21,6 @@ from gpt2x.errors import UserError, require
 from gpt2x.generate.decoder import Decoder, Graph
 from gpt2x.generate.fused import Weights, is_fused
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.native import use_huge_pages
 
 LEAST_BUCKET = 32  # tokens; shorter texts share one graph
 NOT_FINITE = -1  # instead of a token
@@ -124,8 +123,8 @@ class Slots:
             self._compile(self._graph(slots), *self._inputs(count, num_tokens, num_wanted))
         if self._weights is not None:
             for block in slots.blocks:
-                use_huge_pages(block.keys.asnumpy())
-                use_huge_pages(block.values.asnumpy())
+                self._weights.kernels.use_huge_pages(block.keys.asnumpy())
+                self._weights.kernels.use_huge_pages(block.values.asnumpy())
         for width in {bucket(length, self.model.max_seq_len) for length in lengths}:
             self._compile(self._graph(self._decoder("prompt", 1, width)), *self._inputs(1, width, 1))
             self._compile(self._entry(width), Tensor(np.zeros(1, np.int32)))
@@ -187,7 +186,7 @@ class Slots:
 
     def _choose_weights(self, kind: str) -> None:
         """Copies of another type begin anew, with caches and graphs."""
-        if not is_fused(self.net, self.hardware):
+        if not is_fused(self.net):
             require(
                 kind == "fp32",
                 f"generation.weights={kind} is read by gpt2x's own kernels alone: a whole model on the CPU in fp32, "

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from mindspore import nn, ops
 
-from gpt2x import ops as kernels
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.config.patterns import MODULES, SEGMENTS, scaling
 from gpt2x.lora.shapes import A, B, factor_placements, factor_shapes, linear_of, split
 from gpt2x.model.gpt2 import GPT2, Linear, zeros
 from gpt2x.model.stats import HEAD
+from gpt2x.ops import Backend, Dropout
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement
 
@@ -96,7 +96,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
             inputs, outputs = found[f"{module}.{A}"], found[f"{module}.{B}"]
             segment, width = linear_of(module)[1], outputs.shape[1]
             before, behind = (0, 0) if segment is None else (segment * width, (len(SEGMENTS) - 1 - segment) * width)
-            dropout = input_dropout(lora, model, module, inputs, linear.dtype)
+            dropout = input_dropout(lora, model, module, inputs, linear.backend)
             part = Factors(inputs, outputs, before, behind, linear.dtype, dropout)
             names |= {id(part.lora_A): f"{module}.{A}", id(part.lora_B): f"{module}.{B}"}
             parts.append(part)
@@ -117,16 +117,14 @@ def linear_at(net: GPT2, path: str) -> Linear:
 
 
 def input_dropout(
-    lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement, dtype
-) -> kernels.Dropout | None:
+    lora: LoraConfig, model: ModelConfig, module: str, inputs: Placement, backend: Backend
+) -> Dropout | None:
     """The dropout before a module's A, whose mask is one device's whatever the layout; None where the rate is 0.
 
     The same operator on every process: of graphs that differ the collectives run in different orders.
     """
-    if lora.dropout == 0:
-        return None
-    coordinates = 1 + 3 * model.num_layers + number_of(module)  # behind the model's own (gpt2x.model.gpt2.Block)
-    return kernels.dropout(lora.dropout, coordinates, inputs.shape[0], dtype, first=inputs.boxes[0].start[0])
+    site = 1 + 3 * model.num_layers + number_of(module)  # after the model's own sites (gpt2x.model.gpt2.Block)
+    return backend.dropout(lora.dropout, site, inputs.shape[0], first=inputs.boxes[0].start[0])
 
 
 def initial_factors(lora: LoraConfig, model: ModelConfig, seed: int) -> dict[str, np.ndarray]:

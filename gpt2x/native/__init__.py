@@ -20,7 +20,6 @@ VARIANTS = {  # modules, best first, and what they ask of a processor (the level
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"},
     "avx2": {"avx2", "fma", "bmi2", "f16c"},
 }
-_is_on = False
 
 
 class MissingKernelsError(Exception):
@@ -75,31 +74,11 @@ def num_threads() -> int:
     return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
 
 
-def set_up(is_wanted: bool) -> str | None:
-    """Choose for all cells that this process builds from now on -> the variant that is on, or None.
-
-    Raises:
-        MissingKernelsError: they are wanted and are not there; they are off then.
-    """
-    global _is_on
-    _is_on = False
-    if not is_wanted:
-        return None
-    _, name = library()
-    _is_on = True
-    return name
-
-
 def use_huge_pages(values: np.ndarray) -> None:
     """Move an array that is read over and over to pages of 2 MB, where the system has them (Linux 6.1)."""
     path, _ = library()
     pointer, size = ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(values.nbytes)
     ctypes.CDLL(str(path)).gpt2x_move_to_huge_pages(pointer, size)
-
-
-def is_on() -> bool:
-    """Whether cells are to use them."""
-    return _is_on
 
 
 def operator(name: str, shapes: Callable[..., Any], num_outputs: int = 1, in_place: bool = False) -> Any:

@@ -1,4 +1,6 @@
-"""The operators that Ascend has fused kernels for (floor 1). Never run: compiled by MindSpore's frontend alone.
+"""The ascend backend: MindSpore's fused operators for Ascend, and the composed ones for the rest.
+
+Never run: only compiled by MindSpore's frontend (tests/ascend).
 
 Legend: B batch, T tokens, D hidden, N heads, H head dim.
 """
@@ -12,7 +14,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gpt2x.ops.composed import Attention
+from gpt2x.config import HardwareConfig
+from gpt2x.ops._attention import Attention, HeadAttention
+from gpt2x.ops._dropout import Dropout
+from gpt2x.ops.base import Backend
+from gpt2x.ops.composed import Composed
 
 
 class LayerNormAscend(nn.Cell):
@@ -42,10 +48,10 @@ def compressed_causal_mask() -> Tensor:
 
 
 class AttentionAscend(nn.Cell):
-    """Causal attention on Ascend: the fused flash kernel where it applies, else written out.
+    """Causal attention on Ascend: the fused flash kernel if it applies, else written out.
 
     It applies to fp16 and bf16 without dropout on the weights. The kernel does take a dropout mask, but packed in
-    bits; written out, the mask is the one of the CPU. docs/ascend.md has the arguments of the call.
+    bits. Written out, the mask is the one of the CPU. docs/ascend.md explains the arguments of the call.
     """
 
     def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, flash: bool):
@@ -56,7 +62,7 @@ class AttentionAscend(nn.Cell):
         self.mask = compressed_causal_mask() if flash else None
 
     def construct(self, q, k, v, keep, hidden=None):
-        """As `Attention.construct`."""
+        """Same arguments and result as `Attention.construct`."""
         if self.flash and keep is None and q.dtype != ms.float32:
             mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
             return ops.flash_attention_score(
@@ -64,3 +70,39 @@ class AttentionAscend(nn.Cell):
                 input_layout="BNSD", sparse_mode=2 if hidden is None else 0,
             )  # fmt: skip
         return self.written_out(q, k, v, keep, hidden)
+
+
+class Ascend(Composed):
+    """Composed, with the fused layer norm, GELU and flash attention."""
+
+    exp_is_exact = True
+
+    def __init__(self, hardware: HardwareConfig):
+        super().__init__(hardware)
+        self.flash = hardware.flash_attention
+
+    def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
+        """As `Backend.layer_norm`."""
+        return LayerNormAscend(hidden_size, eps)
+
+    def activation(self, name: str) -> nn.Cell:
+        """As `Backend.activation`."""
+        return GeluNewAscend() if name == "gelu_new" else super().activation(name)
+
+    def attention(
+        self,
+        num_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        dropout: Dropout | None,
+        first_head: int = 0,
+        all_heads: int | None = None,
+    ) -> nn.Cell:
+        """As `Backend.attention`."""
+        attend = AttentionAscend(num_heads, head_dim, max_seq_len, self.flash)
+        return HeadAttention(attend, num_heads, head_dim, dropout, first_head, all_heads or num_heads)
+
+
+def create(hardware: HardwareConfig) -> Backend:
+    """Return the backend for Ascend."""
+    return Ascend(hardware)

@@ -1,23 +1,31 @@
-"""The operators by kernels of our own, for the CPU in fp32 (floor 1): C++ in gpt2x/native/src.
+"""The native backend: gpt2x's C++ kernels (gpt2x/native/src), for the CPU in fp32.
 
-Each equals its namesake in `composed` but for rounding; tests/test_native.py holds them together.
+Each Cell equals its namesake in `composed` up to rounding; tests/test_native.py compares them. Cells named `...Kernel`
+also return what their gradient needs.
 
 Legend: B batch, T tokens, D hidden, N heads, H head dim, V table rows, R rows, K in, N out of a linear.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from gpt2x.native import operator
+from gpt2x import native as cpp
+from gpt2x.config import HardwareConfig
 from gpt2x.ops import composed
+from gpt2x.ops._attention import HeadAttention as ComposedHeadAttention
+from gpt2x.ops._dropout import Dropout as ComposedDropout
+from gpt2x.ops.base import Backend
 
-ACTIVATIONS = ("gelu_new", "fast_gelu")
+ACTIVATIONS = ("gelu_new", "fast_gelu")  # in the order of their numbers in the C++ kernels
 
 
 class Linear(nn.Cell):
-    """x W + b, or x W where there is no b."""
+    """x W + b, or x W if there is no b."""
 
     def __init__(self):
         super().__init__()
@@ -29,13 +37,13 @@ class Linear(nn.Cell):
 
 
 class ProductKernel(nn.Cell):
-    """x W. Gradients are operators apart, so that those of frozen weights are not computed."""
+    """x W. Each gradient is an operator of its own, so that those of frozen weights are not computed."""
 
     def __init__(self):
         super().__init__()
-        self.forward = operator("linear", lambda x, w: [x[0], w[1]])
-        self.dx = operator("linear_dx", lambda dy, w: [dy[0], w[0]])
-        self.dw = operator("linear_dw", lambda x, dy: [x[1], dy[1]])
+        self.forward = cpp.operator("linear", lambda x, w: [x[0], w[1]])
+        self.dx = cpp.operator("linear_dx", lambda dy, w: [dy[0], w[0]])
+        self.dw = cpp.operator("linear_dw", lambda x, dy: [x[1], dy[1]])
 
     def construct(self, x, weight):
         """x (R, K), weight (K, N) -> (R, N)."""
@@ -51,10 +59,10 @@ class AffineKernel(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.forward = operator("linear", lambda x, w, b: [x[0], w[1]])
-        self.dx = operator("linear_dx", lambda dy, w: [dy[0], w[0]])
-        self.dw = operator("linear_dw", lambda x, dy: [x[1], dy[1]])
-        self.db = operator("linear_db", lambda dy: [dy[1]])
+        self.forward = cpp.operator("linear", lambda x, w, b: [x[0], w[1]])
+        self.dx = cpp.operator("linear_dx", lambda dy, w: [dy[0], w[0]])
+        self.dw = cpp.operator("linear_dw", lambda x, dy: [x[1], dy[1]])
+        self.db = cpp.operator("linear_db", lambda dy: [dy[1]])
 
     def construct(self, x, weight, bias):
         """x (R, K), weight (K, N), bias (N,) -> (R, N)."""
@@ -78,13 +86,13 @@ class LayerNorm(nn.Cell):
 
 
 class LayerNormKernel(nn.Cell):
-    """`LayerNorm` whose outputs are also what its gradient needs."""
+    """`LayerNorm` that also returns what its gradient needs."""
 
     def __init__(self, eps: float):
         super().__init__()
         self.eps = Tensor(np.array([eps], np.float32))
-        self.forward = operator("layer_norm", lambda x, w, b, e: (x, x[:1], x[:1]), 3)
-        self.backward = operator("layer_norm_grad", lambda dy, x, w, m, s: (x, w, w), 3)
+        self.forward = cpp.operator("layer_norm", lambda x, w, b, e: (x, x[:1], x[:1]), 3)
+        self.backward = cpp.operator("layer_norm_grad", lambda dy, x, w, m, s: (x, w, w), 3)
 
     def construct(self, x, weight, bias):
         """x (R, D) -> y (R, D), mean (R,), reciprocal standard deviation (R,)."""
@@ -100,8 +108,8 @@ class Activation(nn.Cell):
 
     def __init__(self, name: str):
         super().__init__()
-        self.forward = operator(name, lambda x: x)
-        self.backward = operator(f"{name}_grad", lambda x, dy: x)
+        self.forward = cpp.operator(name, lambda x: x)
+        self.backward = cpp.operator(f"{name}_grad", lambda x, dy: x)
 
     def construct(self, x):
         """Same shape as x."""
@@ -112,8 +120,8 @@ class Activation(nn.Cell):
         return (self.backward(x, dout),)
 
 
-class Dropout(composed.Dropout):
-    """`composed.Dropout`, its masks drawn within the kernels that apply them."""
+class Dropout(ComposedDropout):
+    """Dropout whose mask is drawn inside the kernel that applies it."""
 
     def __init__(self, rate: float, site: int, columns: int, first: int = 0):
         super().__init__(rate, site, columns, first)
@@ -121,23 +129,23 @@ class Dropout(composed.Dropout):
         self.kernel = DropoutKernel()
 
     def mask_settings(self) -> np.ndarray:
-        """What decides a mask beside key and row, int32: place, threshold, the bits of the scale, the first column."""
+        """What decides a mask besides key and row, int32 (4,): site, threshold, bits of the scale, first column."""
         return np.array([self.site, self.threshold, np.float32(self.scale).view(np.int32), self.first], np.int32)
 
     def construct(self, x, key, rows):
-        """x (B, T, D); rows (B * T, 1) -> x with a share dropped."""
+        """x (B, T, D); rows (B * T, 1) -> x after dropout."""
         return self.kernel(x, key, rows, self.settings)
 
 
 class DropoutKernel(nn.Cell):
-    """`Dropout` with its mask drawn again for the gradient."""
+    """`Dropout`, whose gradient draws the mask again."""
 
     def __init__(self):
         super().__init__()
-        self.apply_mask = operator("dropout", lambda x, key, rows, settings: x)
+        self.apply_mask = cpp.operator("dropout", lambda x, key, rows, settings: x)
 
     def construct(self, x, key, rows, settings):
-        """x (..., D), rows of as many numbers as x has rows -> the shape of x."""
+        """x (..., D), rows: one number per row of x -> the shape of x."""
         return self.apply_mask(x, key, rows, settings)
 
     def bprop(self, x, key, rows, settings, out, dout):
@@ -147,7 +155,7 @@ class DropoutKernel(nn.Cell):
 
 
 class HeadAttention(nn.Cell):
-    """`composed.HeadAttention`, which has the arguments, without scores that outlive a block of queries."""
+    """`composed.HeadAttention` (which explains the arguments); scores exist for one block of queries at a time."""
 
     def __init__(self, num_heads: int, head_dim: int, dropout: Dropout | None, first_head: int, all_heads: int):
         super().__init__()
@@ -159,7 +167,7 @@ class HeadAttention(nn.Cell):
             for has_dropout in (0, 1)
             for has_starts in (0, 1)
         )
-        self.split_heads = composed.HeadAttention(nn.Cell(), num_heads, head_dim, None, first_head, all_heads)
+        self.split_heads = ComposedHeadAttention(nn.Cell(), num_heads, head_dim, None, first_head, all_heads)
 
     def split(self, qkv):
         """qkv (B, T, 3D) -> three times (B, N, T, H)."""
@@ -170,7 +178,10 @@ class HeadAttention(nn.Cell):
         return self.split_heads.merge(x)
 
     def construct(self, qkv, randomness, starts=None):
-        """qkv (B, T, 3D); randomness and starts as in `GPT2.construct`, randomness[-1] of all tokens -> (B, T, D)."""
+        """qkv (B, T, 3D) -> (B, T, D).
+
+        randomness and starts: as in `GPT2.construct`; randomness[-1] has the rows of all tokens.
+        """
         has_dropout = self.dropout is not None and randomness is not None
         key = randomness[0] if has_dropout else self.none
         rows = randomness[-1] if has_dropout else self.none
@@ -178,15 +189,15 @@ class HeadAttention(nn.Cell):
         return self.kernel(qkv, self.none if starts is None else starts, key, rows, settings)[0]
 
     def recompute_weights(self):
-        """Nothing: weights are computed again in backward as it is."""
+        """Do nothing: this kernel always recomputes the weights in backward."""
 
 
 class AttentionKernel(nn.Cell):
-    """`HeadAttention` whose outputs are also what its gradient needs."""
+    """`HeadAttention` that also returns what its gradient needs."""
 
     def __init__(self, num_heads: int):
         super().__init__()
-        self.forward = operator(
+        self.forward = cpp.operator(
             "attention",
             lambda qkv, starts, key, rows, settings: (
                 [qkv[0], qkv[1], qkv[2] // 3],
@@ -194,26 +205,26 @@ class AttentionKernel(nn.Cell):
             ),
             2,
         )
-        self.backward = operator("attention_grad", lambda dy, qkv, out, lse, starts, key, rows, settings: qkv)
+        self.backward = cpp.operator("attention_grad", lambda dy, qkv, out, lse, starts, key, rows, settings: qkv)
 
     def construct(self, qkv, starts, key, rows, settings):
-        """-> output (B, T, D) and the logarithms of the scores' sums (B, N, T)."""
+        """qkv (B, T, 3D) -> output (B, T, D), log-sum-exp of the scores (B, N, T)."""
         return self.forward(qkv, starts, key, rows, settings)
 
     def bprop(self, qkv, starts, key, rows, settings, out, dout):
-        """The gradient of qkv."""
+        """The gradient of qkv (B, T, 3D)."""
         dqkv = self.backward(dout[0], qkv, out[0], out[1], starts, key, rows, settings)
         nothing = ops.zeros_like(starts), ops.zeros_like(key), ops.zeros_like(rows), ops.zeros_like(settings)
         return dqkv, *nothing
 
 
 class HeadLoss(nn.Cell):
-    """Head and cross entropy in one, a share of the rows at a time: logits of all rows never exist together."""
+    """Head and cross entropy in one kernel, some rows at a time: the logits of all rows never exist together."""
 
     def __init__(self, vocab_size: int):
         super().__init__()
         self.num_columns = Tensor(np.array([vocab_size], np.int32))
-        self.nll = operator("head_nll", lambda hidden, table, labels, columns: hidden[:1])
+        self.nll = cpp.operator("head_nll", lambda hidden, table, labels, columns: hidden[:1])
         self.trained, self.frozen = HeadLossKernel(), FrozenHeadLossKernel()
 
     def losses(self, hidden, table, labels):
@@ -221,26 +232,26 @@ class HeadLoss(nn.Cell):
         return self.nll(hidden, table, labels, self.num_columns)
 
     def construct(self, hidden, table, labels, weights, is_trained):
-        """As `losses`, weights (R,) -> the scalar sum of weights times nll."""
+        """Arguments of `losses` and weights (R,) -> the sum of weights times nll, scalar fp32."""
         kernel = self.trained if is_trained else self.frozen
         return kernel(hidden, table, labels, self.num_columns, weights)[0]
 
 
 class HeadLossKernel(nn.Cell):
-    """`HeadLoss`, which computes the gradients beside the loss while it has the logits (Liger, arXiv:2410.10989)."""
+    """`HeadLoss` with gradients computed while the logits exist (Liger, arXiv:2410.10989)."""
 
     def __init__(self):
         super().__init__()
-        self.forward = operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h, t), 3)
-        self.scale = operator("scale_in_place", lambda x, factor: [1], in_place=True)
+        self.forward = cpp.operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h, t), 3)
+        self.scale = cpp.operator("scale_in_place", lambda x, factor: [1], in_place=True)
 
     def construct(self, hidden, table, labels, columns, weights):
-        """-> loss, its gradients by hidden (R, D) and table (V, D), nll (R,)."""
+        """-> loss, its gradients with respect to hidden (R, D) and table (V, D), nll (R,)."""
         nll, dhidden, dtable = self.forward(hidden, table, labels, columns, weights)
         return ops.reduce_sum(nll * weights), dhidden, dtable, nll
 
     def scaled(self, gradient, factor):
-        """The gradient times a factor, in its own memory."""
+        """Multiply the gradient by a factor in place."""
         return ops.depend(gradient, self.scale(gradient, factor.reshape(1)))
 
     def bprop(self, hidden, table, labels, columns, weights, out, dout):
@@ -250,18 +261,157 @@ class HeadLossKernel(nn.Cell):
 
 
 class FrozenHeadLossKernel(HeadLossKernel):
-    """`HeadLossKernel` of a head that is not trained."""
+    """`HeadLossKernel` for a head that is not trained."""
 
     def __init__(self):
         super().__init__()
-        self.forward = operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h), 2)
+        self.forward = cpp.operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h), 2)
 
     def construct(self, hidden, table, labels, columns, weights):
-        """-> loss, its gradient by hidden (R, D), nll (R,)."""
+        """-> loss, its gradient with respect to hidden (R, D), nll (R,)."""
         nll, dhidden = self.forward(hidden, table, labels, columns, weights)
         return ops.reduce_sum(nll * weights), dhidden, nll
 
     def bprop(self, hidden, table, labels, columns, weights, out, dout):
-        """Gradients of hidden and weights; none of the table."""
+        """Gradients of hidden and weights; zero for the table."""
         dhidden = self.scaled(out[1], dout[0])
         return dhidden, ops.zeros_like(table), ops.zeros_like(labels), ops.zeros_like(columns), out[2] * dout[0]
+
+
+class AdamWUpdate(nn.Cell):
+    """`composed.AdamWUpdate` in one pass over memory."""
+
+    def __init__(self, beta1: float, beta2: float):
+        super().__init__(auto_prefix=False)
+        self.update, self.update_by_group = adamw_updates(beta1, beta2)
+        self.for_each = ops.HyperMap()
+
+    def construct(self, parameters, means, squares, gradients, decays, groups, factor, finite, rate, eps, decay_factor):
+        """Same arguments as `composed.AdamWUpdate.construct`."""
+        tensors = parameters, means, squares, gradients, decays
+        if groups is None:
+            self.for_each(ops.partial(self.update, factor, finite, rate, eps, decay_factor), *tensors)
+        else:
+            update = ops.partial(self.update_by_group, factor, finite, rate, eps, decay_factor)
+            self.for_each(update, *tensors, groups)
+        return True
+
+
+def adamw_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
+    """The update of one tensor, by scalars of all parameters and by those of the parameter's group."""
+    kernel = cpp.operator("adamw", lambda *_: [1], in_place=True)
+    betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
+    update = ops.MultitypeFuncGraph("native_update")
+    by_group = ops.MultitypeFuncGraph("native_update_by_group")
+
+    @update.register(*["Tensor"] * 9, "Bool")
+    def _native_update(factor, finite, rate, eps, decay_factor, parameter, mean, square, gradient, decays):
+        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, decay_factor if decays else one, betas)
+        return True
+
+    @by_group.register(*["Tensor"] * 9, "Bool", "Tensor")
+    def _native_by_group(factor, finite, rates, eps, decay_factors, parameter, mean, square, gradient, decays, group):
+        decay_factor = ops.gather(decay_factors, group, 0) if decays else one
+        rate = ops.gather(rates, group, 0)
+        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, decay_factor, betas)
+        return True
+
+    return update, by_group
+
+
+def native_square_sum() -> ops.MultitypeFuncGraph:
+    """The kernel of `Backend.square_sum`."""
+    kernel = cpp.operator("square_sum", lambda x: [1])
+    square_sum = ops.MultitypeFuncGraph("native_square_sum")
+
+    @square_sum.register("Tensor")
+    def _native_square_sum(gradient):
+        return kernel(gradient).reshape(())
+
+    return square_sum
+
+
+class DecoderKernels:
+    """A transformer block on a cache, and the head, for few rows; `gpt2x.generate.fused` calls them.
+
+    Attributes:
+        activation: number of the model's activation, an operand of the block.
+        panel: columns of a panel, the form in which narrow weights are read.
+    """
+
+    panel = 64
+
+    def __init__(self, activation: str):
+        self.activation = ACTIVATIONS.index(activation)
+
+    def block(self, kind: str) -> Any:
+        """The operator of a block whose matrices are `kind`: fp32, bf16 or int8."""
+        return cpp.operator(f"decoder_block_{kind}", lambda x, *_: x, in_place=True)
+
+    def head(self, kind: str, vocab_size: int) -> Any:
+        """The operator of the last layer norm and the head, whose table is `kind`."""
+        return cpp.operator(f"decoder_head_{kind}", lambda x, *_: [x[0], vocab_size])
+
+    def use_huge_pages(self, values: np.ndarray) -> None:
+        """Move an array that every token reads to pages of 2 MB."""
+        cpp.use_huge_pages(values)
+
+
+class Native(composed.Composed):
+    """gpt2x's C++ kernels; composed operators for what has none (the activation gelu, and cross entropy of logits)."""
+
+    def __init__(self, hardware: HardwareConfig):
+        super().__init__(hardware)
+        self.library = cpp.library()[0]
+
+    def linear(self) -> nn.Cell:
+        """As `Backend.linear`."""
+        return Linear()
+
+    def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
+        """As `Backend.layer_norm`."""
+        return LayerNorm(hidden_size, eps)
+
+    def activation(self, name: str) -> nn.Cell:
+        """As `Backend.activation`."""
+        return Activation(name) if name in ACTIVATIONS else super().activation(name)
+
+    def dropout(self, rate: float, site: int, columns: int, first: int = 0) -> Dropout | None:
+        """As `Backend.dropout`."""
+        return Dropout(rate, site, columns, first) if rate > 0 else None
+
+    def attention(
+        self,
+        num_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        dropout: Dropout | None,
+        first_head: int = 0,
+        all_heads: int | None = None,
+    ) -> nn.Cell:
+        """As `Backend.attention`."""
+        return HeadAttention(num_heads, head_dim, dropout, first_head, all_heads or num_heads)
+
+    def head_loss(self, vocab_size: int) -> nn.Cell:
+        """As `Backend.head_loss`."""
+        return HeadLoss(vocab_size)
+
+    def square_sum(self) -> ops.MultitypeFuncGraph:
+        """As `Backend.square_sum`."""
+        return native_square_sum()
+
+    def adamw(self, beta1: float, beta2: float) -> nn.Cell:
+        """As `Backend.adamw`."""
+        return AdamWUpdate(beta1, beta2)
+
+    def decoder(self, activation: str) -> DecoderKernels | None:
+        """As `Backend.decoder`; None if the kernels lack the activation."""
+        return DecoderKernels(activation) if activation in ACTIVATIONS else None
+
+
+def create(hardware: HardwareConfig) -> Backend:
+    """Return the native backend, or the composed one if this machine has no kernels (`set_up_device` warns)."""
+    try:
+        return Native(hardware)
+    except cpp.MissingKernelsError:
+        return composed.create(hardware)

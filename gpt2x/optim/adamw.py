@@ -6,59 +6,12 @@ import math
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
-from gpt2x import native
 from gpt2x.config import OptimizerConfig
 from gpt2x.model.stats import depth
-
-update_parameter = ops.MultitypeFuncGraph("update_parameter")  # a Python loop over hundreds of tensors exceeds the
-update_by_group = ops.MultitypeFuncGraph("update_by_group")  #     depth to which MindSpore unrolls loops
-adam = ops.Adam()
-
-
-@update_parameter.register(
-    "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool"
-)
-def _update_parameter(beta1, beta2, factor, rate, eps, keep, parameter, mean, square, gradient, decays):
-    """Update one tensor and its two states in place."""
-    if decays:
-        ops.assign(parameter, parameter * keep)
-    adam(parameter, mean, square, 0.0, 0.0, rate, beta1, beta2, eps, gradient * factor)
-    return True
-
-
-@update_by_group.register(
-    "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Bool", "Tensor"
-)
-def _update_by_group(beta1, beta2, factor, rates, eps, keeps, parameter, mean, square, gradient, decays, group):
-    """As `update_parameter`, by the rate and the decay factor of the parameter's group."""
-    rate, keep = ops.gather(rates, group, 0), ops.gather(keeps, group, 0)
-    return update_parameter(beta1, beta2, factor, rate, eps, keep, parameter, mean, square, gradient, decays)
-
-
-def native_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
-    """`update_parameter` and `update_by_group` by our own kernel, without betas and with `finite` after `factor`."""
-    kernel = native.operator("adamw", lambda *_: [1], in_place=True)
-    betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
-    update = ops.MultitypeFuncGraph("native_update")
-    by_group = ops.MultitypeFuncGraph("native_update_by_group")
-
-    @update.register(*["Tensor"] * 9, "Bool")
-    def _native_update(factor, finite, rate, eps, keep, parameter, mean, square, gradient, decays):
-        own_keep = keep if decays else one
-        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, own_keep, betas)
-        return True
-
-    @by_group.register(*["Tensor"] * 9, "Bool", "Tensor")
-    def _native_by_group(factor, finite, rates, eps, keeps, parameter, mean, square, gradient, decays, group):
-        own_keep = ops.gather(keeps, group, 0) if decays else one
-        rate = ops.gather(rates, group, 0)
-        kernel(parameter, mean, square, gradient, factor, finite, rate, eps, own_keep, betas)
-        return True
-
-    return update, by_group
+from gpt2x.ops import Backend
 
 
 class AdamW(nn.Cell):
@@ -72,10 +25,17 @@ class AdamW(nn.Cell):
     Args:
         config: rate, betas, decay.
         parameters: what is updated in place.
+        backend: computes the update, and the norm of the gradients.
         shares: of the rate, one a parameter (`layer_shares`); None: each has all of it.
     """
 
-    def __init__(self, config: OptimizerConfig, parameters: list[Parameter], shares: list[float] | None = None):
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        parameters: list[Parameter],
+        backend: Backend,
+        shares: list[float] | None = None,
+    ):
         super().__init__(auto_prefix=False)
         self.config = config
         self.parameters = ms.ParameterTuple(parameters)
@@ -85,8 +45,7 @@ class AdamW(nn.Cell):
         self.group_rate_factors = np.unique(shares) if shares else np.float64(1.0)
         indices = np.searchsorted(self.group_rate_factors, shares) if shares else ()
         self.groups = tuple(Tensor(int(index), ms.int32) for index in indices) or None
-        self.for_each = ops.HyperMap()
-        self.native = native_updates(config.beta1, config.beta2) if native.is_on() else None
+        self.backend, self.update = backend, backend.adamw(config.beta1, config.beta2)
 
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rate, eps and decay factor of the `update`-th update (from 1), as the kernel wants them; the first and the
@@ -105,20 +64,8 @@ class AdamW(nn.Cell):
 
     def construct(self, gradients, factor, finite, rate, eps, keep):
         """Update every parameter in place by gradients times `factor`; where `finite` is false nothing is changed."""
-        tensors = self.parameters, self.mean, self.square, gradients, self.decays
-        if self.native is not None:
-            if self.groups is None:
-                self.for_each(ops.partial(self.native[0], factor, finite, rate, eps, keep), *tensors)
-            else:
-                self.for_each(ops.partial(self.native[1], factor, finite, rate, eps, keep), *tensors, self.groups)
-        elif finite:
-            beta1, beta2 = self.config.beta1, self.config.beta2
-            if self.groups is None:
-                self.for_each(ops.partial(update_parameter, beta1, beta2, factor, rate, eps, keep), *tensors)
-            else:
-                update = ops.partial(update_by_group, beta1, beta2, factor, rate, eps, keep)
-                self.for_each(update, *tensors, self.groups)
-        return True
+        tensors = self.parameters, self.mean, self.square, gradients, self.decays, self.groups
+        return self.update(*tensors, factor, finite, rate, eps, keep)
 
 
 def layer_rate_factors(config: OptimizerConfig, names: list[str], num_layers: int) -> list[float] | None:

@@ -12,10 +12,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model.gpt2 import GPT2
+from gpt2x.ops import DTYPES
 from gpt2x.parallel.mesh import Mesh, PointToPoint
 from gpt2x.parallel.placement import holds
 from gpt2x.parallel.tensor import TensorParallelGPT2
@@ -103,7 +103,7 @@ class Links:
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
         coordinates = mesh.coordinates
         tokens = seq_len // coordinates.parallel.tensor if coordinates.parallel.sequence_parallel else seq_len
-        self.shape, self.dtype = (batch_size, tokens, model.hidden_size), kernels.DTYPES[hardware.precision]
+        self.shape, self.dtype = (batch_size, tokens, model.hidden_size), DTYPES[hardware.precision]
         self.messages = PointToPoint()
         self.before = None if coordinates.is_first_stage else coordinates.rank_at(stage=coordinates.stage - 1)
         self.behind = None if coordinates.is_last_stage else coordinates.rank_at(stage=coordinates.stage + 1)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gpt2x import ops as kernels
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model import stats
 from gpt2x.model.classifier import Classifier
@@ -27,6 +26,7 @@ from gpt2x.model.gpt2 import (
     name_parameters,
     recompute_blocks,
 )
+from gpt2x.ops import Backend
 from gpt2x.parallel.collectives import (
     AllGather,
     AllReduce,
@@ -44,8 +44,8 @@ from gpt2x.parallel.mesh import Mesh
 class ColumnLinear(Linear):
     """A linear of which this process has a share of the outputs."""
 
-    def __init__(self, in_size: int, out_size: int, dtype, enter: nn.Cell):
-        super().__init__(in_size, out_size, dtype)
+    def __init__(self, in_size: int, out_size: int, backend: Backend, enter: nn.Cell):
+        super().__init__(in_size, out_size, backend)
         self.enter = enter
 
     def construct(self, x, randomness=None):
@@ -56,8 +56,8 @@ class ColumnLinear(Linear):
 class RowLinear(Linear):
     """A linear of which this process has a share of the inputs; the bias is added to the sum."""
 
-    def __init__(self, in_size: int, out_size: int, dtype, leave: nn.Cell):
-        super().__init__(in_size, out_size, dtype)
+    def __init__(self, in_size: int, out_size: int, backend: Backend, leave: nn.Cell):
+        super().__init__(in_size, out_size, backend)
         self.leave = leave
 
     def construct(self, x, randomness=None):
@@ -69,23 +69,23 @@ class RowLinear(Linear):
 class HeadShare(SelfAttention):
     """Self-attention by this process' heads."""
 
-    def __init__(self, model: ModelConfig, hardware: HardwareConfig, layer: int, group: Group, ends: tuple):
-        super().__init__(model, hardware, 1 + 3 * layer)
-        dtype, width = kernels.DTYPES[hardware.precision], model.hidden_size // group.size
+    def __init__(self, model: ModelConfig, backend: Backend, layer: int, group: Group, ends: tuple):
+        super().__init__(model, backend, 1 + 3 * layer)
+        width = model.hidden_size // group.size
         self.num_heads = model.num_heads // group.size
-        self.c_attn = ColumnLinear(model.hidden_size, 3 * width, dtype, ends[0])
-        self.c_proj = RowLinear(width, model.hidden_size, dtype, ends[1])
-        self.attention = attention(model, hardware, 1 + 3 * layer, self.num_heads, group.index * self.num_heads)
+        self.c_attn = ColumnLinear(model.hidden_size, 3 * width, backend, ends[0])
+        self.c_proj = RowLinear(width, model.hidden_size, backend, ends[1])
+        self.attention = attention(model, backend, 1 + 3 * layer, self.num_heads, group.index * self.num_heads)
 
 
 class FeedForwardShare(FeedForward):
     """The feed-forward layer by this process' share of its width."""
 
-    def __init__(self, model: ModelConfig, hardware: HardwareConfig, group: Group, ends: tuple):
-        super().__init__(model, hardware)
-        dtype, width = kernels.DTYPES[hardware.precision], stats.ffn_size(model) // group.size
-        self.c_fc = ColumnLinear(model.hidden_size, width, dtype, ends[0])
-        self.c_proj = RowLinear(width, model.hidden_size, dtype, ends[1])
+    def __init__(self, model: ModelConfig, backend: Backend, group: Group, ends: tuple):
+        super().__init__(model, backend)
+        width = stats.ffn_size(model) // group.size
+        self.c_fc = ColumnLinear(model.hidden_size, width, backend, ends[0])
+        self.c_proj = RowLinear(width, model.hidden_size, backend, ends[1])
 
 
 class VocabularyShare(Embedding):
@@ -176,8 +176,8 @@ class TensorParallelGPT2(GPT2):
             self.split, self.join = SplitTokens(group), JoinTokens(group)
         self.tensor_index, self.tensor_size = group.index, group.size
         for layer, block in enumerate(self.h):
-            block.attn = HeadShare(model, hardware, layer, group, ends)
-            block.mlp = FeedForwardShare(model, hardware, group, ends)
+            block.attn = HeadShare(model, self.backend, layer, group, ends)
+            block.mlp = FeedForwardShare(model, self.backend, group, ends)
         self.gather = None
         if self.splits_vocabulary:
             num_rows = stats.padded_vocab_size(model) // group.size
@@ -187,7 +187,7 @@ class TensorParallelGPT2(GPT2):
             if self.padding is not None:
                 first = group.index * num_rows
                 self.padding = Tensor(self.padding.asnumpy()[:, first : first + num_rows])
-            self.gather, self.fused_head = AllGather(group), None
+            self.gather, self.head_loss = AllGather(group), None
             self.cross_entropy = VocabularyCrossEntropy(group, num_rows)
         name_parameters(self)
         recompute_blocks(self, recompute)

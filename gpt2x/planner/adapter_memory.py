@@ -26,7 +26,7 @@ def adapter_memory(
         hardware: whether memory is reused as on Ascend or measured as on the CPU.
         rows: tokens of a micro batch.
     """
-    is_cpu, units = hardware.device_target == "CPU", cpu_units(hardware)
+    is_cpu, units = hardware.is_cpu, cpu_units(hardware)
     trained = trained_placements(lora, model, coordinates)
     own = sum(math.prod(part.shape) for part in trained.values())
     weights = sum(math.prod(part.shape) for part in placements(model, coordinates).values())

@@ -86,7 +86,7 @@ class Traffic:
         by levels: k ranks of a node exchange the whole, then each exchanges its k-th with its like on other nodes.
         """
         group = span(ranks, self.hardware.devices_per_node)
-        if self.hardware.device_target == "CPU":
+        if self.hardware.is_cpu:
             passes = 2  # a gather is the all-reduce of a padded buffer there, a reduce-scatter one that is cut
         per_node, nodes = group.per_node, group.nodes
         within = times * passes * size * (per_node - 1) / per_node

@@ -73,14 +73,9 @@ NATIVE = CpuUnits(
 )  # fmt: skip
 
 
-def is_native(hardware: HardwareConfig) -> bool:
-    """Whether gpt2x's own kernels are meant to compute the model; they know fp32 alone."""
-    return hardware.device_target == "CPU" and hardware.native_kernels and hardware.precision == "fp32"
-
-
 def cpu_units(hardware: HardwareConfig) -> CpuUnits:
     """Those of gpt2x's own kernels, or of MindSpore's operators."""
-    return NATIVE if is_native(hardware) else MINDSPORE
+    return NATIVE if hardware.backend == "native" else MINDSPORE
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ def elements(model: ModelConfig, coordinates: Coordinates) -> Elements:
 
 def usable_bytes(hardware: HardwareConfig, processes: int) -> float:
     """Memory of a device that a run can fill; a CPU's is shared by the processes on the machine."""
-    if hardware.device_target == "CPU":
+    if hardware.is_cpu:
         memory_gb = hardware.memory_gb or machine_memory_gb()
         return memory_gb * 1e9 / processes - CPU_PROCESS_BYTES
     assert hardware.memory_gb is not None
@@ -199,7 +194,7 @@ def step_memory(
     """
     parallel, count = coordinates.parallel, elements(model, coordinates)
     gradient_copies = 1.0 + accumulates(parallel, micro_batches)
-    if hardware.device_target == "CPU":
+    if hardware.is_cpu:
         units = cpu_units(hardware)
         gradient_copies = units.gradients + units.sums * accumulates(parallel, micro_batches)
         if model.tie_embeddings and not model.labels and coordinates.is_first_stage:
@@ -222,7 +217,7 @@ def logits_bytes(model: ModelConfig, coordinates: Coordinates, hardware: Hardwar
         return 0.0
     columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
     whole = rows * columns
-    if hardware.device_target != "CPU":
+    if not hardware.is_cpu:
         return FP32 * whole * LOGITS_COPIES
     units = cpu_units(hardware)
     if parallel.tensor > 1 and parallel.vocab_parallel:
@@ -245,7 +240,7 @@ def frozen_memory(
     sizes = {name: math.prod(part.shape) for name, part in placements(model, coordinates).items()}
     own = sum(size for name, size in sizes.items() if name in trained)
     share, frozen = own / sum(sizes.values()), sum(sizes.values()) - own
-    copies = cpu_units(hardware).frozen if hardware.device_target == "CPU" else 0
+    copies = cpu_units(hardware).frozen if hardware.is_cpu else 0
     return replace(
         full,
         gradients=share * full.gradients + FP32 * copies * frozen,
@@ -280,7 +275,7 @@ def activation_bytes(
     seq_len: int,
 ) -> float:
     """Activations of one micro batch between its forward and backward, and inputs of a stage that wait for theirs."""
-    parallel, is_cpu = coordinates.parallel, hardware.device_target == "CPU"
+    parallel, is_cpu = coordinates.parallel, hardware.is_cpu
     num_layers = len(coordinates.layers(model.num_layers))
     tokens = micro_batch_size * seq_len / (parallel.tensor if parallel.sequence_parallel else 1)
     hidden = tokens * model.hidden_size * stats.BYTES[hardware.precision]

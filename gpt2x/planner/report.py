@@ -9,7 +9,7 @@ from gpt2x.config import TrainConfig
 from gpt2x.config.layout import bubble_fraction, world_size
 from gpt2x.model import stats
 from gpt2x.planner.communication import Collective
-from gpt2x.planner.memory import USABLE_SHARE, is_native
+from gpt2x.planner.memory import USABLE_SHARE
 from gpt2x.planner.roofline import Plan, make_plan, with_vocabulary
 from gpt2x.planner.search import CLOSE, Search, advise, search, tokens_per_s
 from gpt2x.runtime.console import console
@@ -163,7 +163,7 @@ def assumptions(config: TrainConfig) -> list[str]:
         source = "tokenizer.vocab_size" if config.tokenizer.vocab_size else "GPT-2's"
         size = with_vocabulary(config).vocab_size
         notes.append(f"model.vocab_size=null: {size:,} tokens are assumed ({source}); the data decides when it runs")
-    if hardware.device_target != "CPU":
+    if not hardware.is_cpu:
         notes.append(f"usable: {USABLE_SHARE:.0%} of hardware.memory_gb={hardware.memory_gb:g}, see docs/planning.md")
     if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
         notes.append("attention is written out; model.attention_dropout=0 with fp16 or bf16 uses the flash kernel")
@@ -171,7 +171,7 @@ def assumptions(config: TrainConfig) -> list[str]:
     if (config.num_devices or world_size(config.parallel)) > 1:
         needed += ["link_gb_per_s", "network_gb_per_s"]
     missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
-    if hardware.device_target == "CPU" and not is_native(hardware):
+    if hardware.backend == "composed":
         missing.append("calibration without hardware.native_kernels=true and fp32")
     if missing:
         notes.append(f"speed is not predicted: hardware={hardware.name} has no {', '.join(missing)}")

@@ -20,7 +20,6 @@ from gpt2x.planner.memory import (
     Memory,
     accumulates,
     elements,
-    is_native,
     step_memory,
     usable_bytes,
     weights_bytes,
@@ -194,7 +193,7 @@ class Job:
         self.rows = self.micro_batch_size * trainer.seq_len
         self.width = stats.BYTES[hardware.precision]
         self.traffic = Traffic(model, parallel, hardware, self.rows)
-        self.is_native = is_native(hardware)
+        self.is_native = hardware.backend == "native"
         self.flash = stats.uses_flash_attention(model, hardware) or self.is_native
 
     # ---- work of a stage
@@ -257,7 +256,7 @@ class Job:
         once = self.traffic.update(coordinates, count)
         flops = self.flops(coordinates, count)
         compute_s = micro_batch_s = update_s = None
-        is_calibrated = self.is_native or hardware.device_target != "CPU"
+        is_calibrated = self.is_native or not hardware.is_cpu
         if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s and is_calibrated:
             bandwidth = hardware.memory_gb_per_s * 1e9
             compute_s = flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)

@@ -90,7 +90,7 @@ def layouts(
 ) -> Iterator[ParallelConfig]:
     """Every layout that divides the model and the batch; the tensor axis stays within a node."""
     for tensor in divisors(num_devices):
-        if tensor > max(1, hardware.devices_per_node) and hardware.device_target != "CPU":
+        if tensor > max(1, hardware.devices_per_node) and not hardware.is_cpu:
             continue
         for pipeline in divisors(num_devices // tensor):
             data = num_devices // tensor // pipeline

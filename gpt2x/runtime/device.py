@@ -14,12 +14,15 @@ from gpt2x.runtime.console import console
 
 
 def set_up_device(hardware: HardwareConfig) -> None:
-    """Choose the device, its kernels and graph mode; once a process.
+    """Choose device and graph mode, and open the compiled kernels from the main thread.
+
+    May be called again in one process, also with other options: nothing that it sets decides which operators compute.
+    Each net asks `gpt2x.ops.backend_of(hardware)` for that.
 
     Raises:
-        UserError: when this MindSpore has no such device.
+        UserError: this MindSpore has no such device, or the compiled kernels belong to a different version of gpt2x.
     """
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: errors only
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore logs only errors
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -27,17 +30,22 @@ def set_up_device(hardware: HardwareConfig) -> None:
         ms.set_device(hardware.device_target)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has none "
-            f"({str(error).strip().splitlines()[0]}); use hardware=cpu"
+            f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has no such "
+            f"device ({str(error).strip().splitlines()[0]}); use hardware=cpu."
         ) from None
+    if hardware.backend != "native":
+        return
     try:
-        native.set_up(hardware.device_target == "CPU" and hardware.native_kernels)
+        native.library()
     except native.MissingKernelsError as reason:
-        console.warn(f"slower without gpt2x's own kernels: {reason}; hardware.native_kernels=false says this is meant")
+        console.warn(
+            f"gpt2x's C++ kernels are not available ({reason}); training will be slower. "
+            "Set hardware.native_kernels=false to silence this warning."
+        )
 
 
 def measure_peak_tflops(seconds: float = 0.4) -> float:
-    """The best rate of fp32 matrix products (2048, 2048) x (2048, 2048) by MindSpore on this machine, in TFLOP/s."""
+    """Return the best rate of MindSpore's fp32 matrix products (2048, 2048) x (2048, 2048) here, in TFLOP/s."""
     from mindspore import Tensor, ops
 
     size = 2048

@@ -147,7 +147,7 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
-    is_alone = config.hardware.device_target == "CPU" and settings.num_nodes == 1
+    is_alone = config.hardware.is_cpu and settings.num_nodes == 1
     with World(0.0 if is_alone else FAREWELL_S) as world:
         if size == 1:
             world.start("rank 0", worker, variables, log=None)
@@ -159,7 +159,7 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
             for local in range(per_node):
                 rank = settings.node_rank * per_node + local
                 log = logs / f"rank_{rank}.log" if rank else None
-                shared = cores(local, per_node) if config.hardware.device_target == "CPU" else {}
+                shared = cores(local, per_node) if config.hardware.is_cpu else {}
                 world.start(f"rank {rank}", worker, variables | place(rank, local) | shared, log)
         world.wait()
 

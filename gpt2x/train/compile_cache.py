@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import gpt2x
-from gpt2x import native
 from gpt2x.checkpoint.files import sha256
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.cache import META
 from gpt2x.errors import UserError
+from gpt2x.ops import backend_of
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import new_directory
@@ -87,7 +87,7 @@ def applies(config: TrainConfig) -> bool:
     """Whether the cache is wanted, and known to be right: on the CPU, without stages, once a process."""
     return (
         config.trainer.compile_cache
-        and config.hardware.device_target == "CPU"
+        and config.hardware.is_cpu
         and config.parallel.pipeline == 1
         and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user's own
         and Path(sys.argv[0]).is_file()  # MindSpore reads it
@@ -106,7 +106,7 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
             del inner[name]
     facts = {
         "gpt2x": sources_hash(Path(gpt2x.__file__).parent),
-        "kernels": str(native.library()[0]) if native.is_on() else None,  # graphs name the file
+        "kernels": str(backend_of(config.hardware).library),  # graphs name the file
         "entry": sha256(Path(sys.argv[0])),
         "versions": [ms.__version__, sys.version, platform.machine()],
         "environment": {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in MEETING},

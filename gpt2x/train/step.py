@@ -9,33 +9,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from gpt2x import native
 from gpt2x.optim.adamw import AdamW
 
 # Maps over the parameters: a Python loop over hundreds of tensors exceeds the depth to which MindSpore unrolls.
-square_sum = ops.MultitypeFuncGraph("square_sum")
 add_to = ops.MultitypeFuncGraph("add_to")
 clear = ops.MultitypeFuncGraph("clear")
-
-
-@square_sum.register("Tensor")
-def _square_sum(gradient):
-    row = gradient.reshape(1, -1)
-    return ops.matmul(row, row.reshape(-1, 1)).reshape(())
-
-
-def square_sums() -> ops.MultitypeFuncGraph:
-    """The sum of a tensor's squares, as a map over tensors."""
-    if not native.is_on():
-        return square_sum
-    kernel = native.operator("square_sum", lambda x: [1])
-    found = ops.MultitypeFuncGraph("native_square_sum")
-
-    @found.register("Tensor")
-    def _native_square_sum(gradient):
-        return kernel(gradient).reshape(())
-
-    return found
 
 
 @add_to.register("Tensor", "Tensor")
@@ -95,7 +73,7 @@ class Update(nn.Cell):
     def __init__(self, optimizer: AdamW, reduction: nn.Cell | None, grad_clip: float | None):
         super().__init__(auto_prefix=False)
         self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
-        self.for_each, self.square_sum = ops.HyperMap(), square_sums()
+        self.for_each, self.square_sum = ops.HyperMap(), optimizer.backend.square_sum()
 
     def construct(self, gradients, loss, share, loss_scale, rate, eps, keep):
         """-> unscaled loss, global norm of the unscaled gradients before clipping, whether it was finite, and the

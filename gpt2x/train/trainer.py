@@ -97,7 +97,7 @@ class Trainer:
         self.held = local_parameters(net, model, mesh, trained)
         self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.parts}
         shares = layer_rate_factors(config.optimizer, [held.name for held in self.held], model.num_layers)
-        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], shares)
+        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], net.backend, shares)
         self.train_step = build_step(decision, net, mesh, self.held, self.optimizer)
         self.task = decision.task
         self.validation = None if data.val is None else self.task.validation(decision, net, mesh)

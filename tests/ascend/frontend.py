@@ -156,7 +156,7 @@ def train(
     net = GPT2(model, hardware(precision=precision), recompute)
     if break_net:
         break_net(net)
-    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params())
+    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params(), net.backend)
     loss = PackedLoss(net) if packed else WeightedLoss(net)
     step = TrainStep(loss, net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
     ids = np.zeros((micro_batches, BATCH, (2 if packed else 1) * LENGTH + 1), np.int32)

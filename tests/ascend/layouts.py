@@ -79,7 +79,7 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     if case.spoil:
         case.spoil(net)
     held = local_parameters(net, config.model, mesh, trained)
-    optimizer = AdamW(config.optimizer, [part.trained for part in held])
+    optimizer = AdamW(config.optimizer, [part.trained for part in held], net.backend)
     start = Decision(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
     step = build_step(start, net, mesh, held, optimizer)
     if case.message:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from gpt2x import ops as kernels
+from gpt2x.ops import ascend, composed
 from gpt2x.runtime.device import set_up_device
 from tests.ascend import frontend
 from tests.ascend.runs import compile_case, report_of
@@ -99,14 +99,14 @@ def test_attention_that_is_written_out_equals_the_cpu_one():
     set_up_device(CPU)
     q, k, v = (draw(2, 3, 8, 16, seed=seed, dtype=np.float16) for seed in range(3))
     keep = Tensor((np.random.default_rng(5).random((2, 3, 8, 8)) > 0.3).astype(np.float32) / 0.7)
-    ascend, cpu = kernels.ascend.AttentionAscend(3, 16, 32, flash=True), kernels.composed.Attention(16, 32)
-    assert np.array_equal(ascend(q, k, v, keep).asnumpy(), cpu(q, k, v, keep).asnumpy())
+    fused, cpu = ascend.AttentionAscend(3, 16, 32, flash=True), composed.Attention(16, 32)
+    assert np.array_equal(fused(q, k, v, keep).asnumpy(), cpu(q, k, v, keep).asnumpy())
     changed = Tensor(np.concatenate([v.asnumpy()[:, :, :5], v.asnumpy()[:, :, 5:] + 1], axis=2))
-    assert np.array_equal(ascend(q, k, changed, keep).asnumpy()[:, :, :5], cpu(q, k, v, keep).asnumpy()[:, :, :5])
+    assert np.array_equal(fused(q, k, changed, keep).asnumpy()[:, :, :5], cpu(q, k, v, keep).asnumpy()[:, :, :5])
 
 
 def test_compressed_mask_discards_the_future():
-    mask = kernels.ascend.compressed_causal_mask()
+    mask = ascend.compressed_causal_mask()
     assert mask.shape == (2048, 2048)
     assert mask.dtype == ms.uint8
     rows, columns = np.indices((9, 9))
@@ -118,10 +118,10 @@ def test_fused_operators_have_the_values_of_the_cpu_ones():
     x, weight, bias = draw(3, 5, 64), draw(64, seed=1), draw(64, seed=2)
     pairs = [
         (
-            kernels.ascend.LayerNormAscend(64, 1e-5)(x, weight, bias),
-            kernels.composed.LayerNorm(64, 1e-5)(x, weight, bias),
+            ascend.LayerNormAscend(64, 1e-5)(x, weight, bias),
+            composed.LayerNorm(64, 1e-5)(x, weight, bias),
         ),
-        (kernels.ascend.GeluNewAscend()(3 * x), kernels.composed.GeluNew()(3 * x)),
+        (ascend.GeluNewAscend()(3 * x), composed.GeluNew()(3 * x)),
     ]
-    for ascend, cpu in pairs:
-        assert np.allclose(ascend.asnumpy(), cpu.asnumpy(), atol=1e-5)
+    for fused, cpu in pairs:
+        assert np.allclose(fused.asnumpy(), cpu.asnumpy(), atol=1e-5)

@@ -105,7 +105,7 @@ def test_only_factors_are_trained_and_have_states():
     net = adapted(MODEL, lora)
     assert {parameter.name for parameter in net.trainable_params()} == set(factor_shapes(lora, MODEL))
     held = local_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().coordinates))
-    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), [part.trained for part in held])
+    optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), [part.trained for part in held], net.backend)
     assert {p.name.partition(".")[2] for p in (*optimizer.mean, *optimizer.square)} == set(factor_shapes(lora, MODEL))
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from gpt2x import ops as kernels
 from gpt2x.config import ModelConfig
 from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights, logical_weights
 from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
+from gpt2x.ops import composed
 from tests.models import CPU, build, random_ids, tiny_model
 
 
@@ -130,7 +130,7 @@ class Activations(nn.Cell):
     def __init__(self, net):
         super().__init__(auto_prefix=False)
         self.net = net
-        self.attention = kernels.composed.AttentionKernel(16, 11)  # which has weights to show
+        self.attention = composed.AttentionKernel(16, 11)  # which has weights to show
 
     def construct(self, ids):
         net = self.net

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gpt2x.config import OptimizerConfig
+from gpt2x.ops import backend_of
 from gpt2x.optim.adamw import AdamW, layer_rate_factors
 from gpt2x.runtime.device import set_up_device
 from tests.models import CPU
@@ -46,7 +47,7 @@ class Run:
     def ours(self, layer_decay: float | None) -> dict[str, np.ndarray]:
         config = config_of(layer_decay)
         parameters = [Parameter(Tensor(value), name=name) for name, value in self.values.items()]
-        optimizer = AdamW(config, parameters, layer_rate_factors(config, list(SHAPES), num_layers=2))
+        optimizer = AdamW(config, parameters, backend_of(CPU), layer_rate_factors(config, list(SHAPES), num_layers=2))
         for index, gradient in enumerate(self.gradients):
             rate = 1e-2 / (index + 1)  # as a schedule does
             optimizer(

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from gpt2x.config import OptimizerConfig, ScheduleConfig
+from gpt2x.ops import backend_of
 from gpt2x.optim.adamw import AdamW
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
@@ -68,7 +69,7 @@ def updates(bias_correction, count=5):
     gradients = [[generator.standard_normal(v.shape).astype(np.float32) for v in values] for _ in range(count)]
     config = OptimizerConfig(name="adamw", learning_rate=1e-2, bias_correction=bias_correction)
     parameters = [Parameter(Tensor(value), name=f"p{index}") for index, value in enumerate(values)]
-    optimizer = AdamW(config, parameters)
+    optimizer = AdamW(config, parameters, backend_of(CPU))
     for index, gradient in enumerate(gradients):
         optimizer(
             tuple(Tensor(g) for g in gradient),

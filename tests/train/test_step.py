@@ -23,7 +23,7 @@ class Updates:
         self.model = tiny_model(**model)
         self.net = build(self.model, hardware=hardware, recompute=recompute)
         config = OptimizerConfig(name="adamw", learning_rate=3e-3)
-        self.optimizer = AdamW(config, self.net.trainable_params())
+        self.optimizer = AdamW(config, self.net.trainable_params(), self.net.backend)
         has_dropout = self.model.dropout > 0
         self.step = TrainStep(
             WeightedLoss(self.net),

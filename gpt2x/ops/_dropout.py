@@ -1,0 +1,68 @@
+"""Dropout whose mask every backend draws the same, bit for bit.
+
+Legend: B batch, T tokens, D hidden, R rows.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+# The same numbers are in gpt2x/native/src/constants.hpp; `gpt2x.native.library` checks that they agree.
+MIX_1, MIX_2 = 0x2C1B3C6D, 0x297A2D39  # odd multipliers below 2^31, because graphs multiply int32
+WEYL = 0x9E3779B97F4A7C15  # step of the columns' Weyl sequence: 2^64 over the golden ratio
+
+
+def mix(x):
+    """A bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
+    x = ops.bitwise_xor(x, shift_right(x, 16)) * MIX_1
+    x = ops.bitwise_xor(x, shift_right(x, 13)) * MIX_2
+    return ops.bitwise_xor(x, shift_right(x, 16))
+
+
+def shift_right(x, bits: int):
+    """The logical shift; MindSpore's keeps the sign."""
+    return ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1)
+
+
+class Dropout(nn.Cell):
+    """Dropout (Srivastava et al., 2014) whose mask is a pure function of key, site and logical position.
+
+    The mask at (row, column) is a hash of (key, site, row) and column. A resumed run, a different micro batch size or
+    a different layout therefore drops the same activations. MindSpore's own dropout has hidden kernel state that
+    cannot be saved.
+
+    Rows and columns are hashed in full. What is left for each element is x (x + M) mod 2^32 of their sum x, whose
+    upper bits decide. Additions and multiplications are what int32 does fast on the CPU; a shift costs three times as
+    much. `tests/test_ops.py` compares the masks with the statistics of independent draws.
+
+    Args:
+        rate: the fraction that is dropped, in [0, 1).
+        site: the number that tells this dropout from all others of the model.
+        columns: the largest size of the last dim.
+        first: logical number of the first column, if other processes have the columns before it.
+    """
+
+    def __init__(self, rate: float, site: int, columns: int, first: int = 0):
+        super().__init__()
+        self.first = first
+        self.scale = 1.0 / (1.0 - rate)
+        self.site = (site * 0x9E3779B1 + 0x7F4A7C15) % 2**31
+        self.threshold = round(rate * 2**32) - 2**31
+        numbers = np.arange(first + 1, first + columns + 1, dtype=np.uint64)
+        column = numbers * np.uint64(WEYL)
+        self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
+
+    def keep(self, key, rows, columns: int):
+        """Multipliers, 0 or 1 / (1 - rate), fp32.
+
+        key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
+        """
+        x = mix(mix(ops.bitwise_xor(rows, self.site)) + key) + mix(self.columns[:, :columns])  # (R, columns)
+        x = x * (x + MIX_1)
+        return ops.cast(x >= self.threshold, ms.float32) * self.scale
+
+    def construct(self, x, key, rows):
+        """x (B, T, D); rows (B * T, 1) -> x after dropout."""
+        return x * ops.cast(self.keep(key, rows, x.shape[-1]), x.dtype).reshape(x.shape)
