@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 def prepare(options: argparse.Namespace, cores: list[int], cache: Path) -> dict[str, float]:
     """Prepare the corpus on `cores` into an empty cache: by its own account, and as a whole command."""
     command = [
-        sys.executable, "-m", "gpt2x.data.prepare", f"dataset={options.dataset}", f"dataset.path={options.corpus}",
+        sys.executable, "-m", "gpt2x.commands.prepare", f"dataset={options.dataset}", f"dataset.path={options.corpus}",
         f"tokenizer.path={options.tokenizer}", f"seq_len={options.seq_len}",
     ]  # fmt: skip
     log = cache.with_suffix(".log")
@@ -83,12 +83,13 @@ def loader(options: argparse.Namespace, folder: Path):
     from gpt2x.config import DatasetConfig, TokenizerConfig
     from gpt2x.config.options import read_option
     from gpt2x.data.prepare import prepare
+    from gpt2x.data.rows.blocks import Blocks
     from gpt2x.data.sampling import batches
 
     dataset = read_option("dataset", options.dataset, DatasetConfig)
     dataset.path = options.corpus_path
     tokenizer = TokenizerConfig(name="gpt2", path=options.tokenizer_path)
-    data = prepare(dataset, tokenizer, seq_len=options.seq_len, cache=folder / "cache")
+    data = prepare(dataset, tokenizer, Blocks(options.seq_len), cache=folder / "cache")
     step = train_steps.gpt2x_step(options, folder)
     assert data.train is not None
     size = options.micro_batch_size

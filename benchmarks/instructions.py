@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from gpt2x.config import DatasetConfig, HardwareConfig, OptimizerConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.options import CONF, known_models
-from gpt2x.data.rows.instruction import inputs_of, prepare_instructions
+from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.instruction import InstructionRows, inputs_of
 from gpt2x.data.sampling import batches
 from gpt2x.data.tokenizer import Tokenizer
 
@@ -138,8 +139,8 @@ def main() -> None:
     tokenizer = Tokenizer.load(chosen.tokenizer)
     base = DatasetConfig(name="alpaca", corpus="instructions", train_path=chosen.data, skip_empty=True)
     data = {
-        packing: prepare_instructions(
-            replace(base, packing=packing), TokenizerConfig(name="given"), seq_len=chosen.seq_len,
+        packing: prepare(
+            replace(base, packing=packing), TokenizerConfig(name="given"), InstructionRows(chosen.seq_len),
             cache=Path(chosen.cache), checkpoint_tokenizer=tokenizer, splits=("train",),
         )
         for packing in (True, False)

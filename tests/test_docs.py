@@ -32,7 +32,7 @@ SCRIPTS = {
     "train.py": "train",
     "evaluate.py": "evaluate",
     "predict.py": "predict",
-    "-m gpt2x.data.prepare": "prepare",
+    "-m gpt2x.commands.prepare": "prepare",
 }
 
 

@@ -8,6 +8,7 @@ A field without a default is set by the YAML option that is chosen; a default st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -50,6 +51,7 @@ class TokenizerConfig:
 
     name: str = MISSING
     path: str | None = None  # directory or hub repository; null: train on the corpus
+    kind: str = "byte_level_bpe"  # of a trained tokenizer: a file in gpt2x/data/tokenizers
     vocab_size: int | None = None  # of a trained tokenizer
     eos_token: str = "<|endoftext|>"  # ends each document, starts an empty prompt
     extend: bool = False  # train: path's tokenizer may add tokens to that of load=, whose embedding then grows
@@ -60,7 +62,7 @@ class DatasetConfig:
     """Where text comes from. A `.mindrecord` path is used as it is."""
 
     name: str = MISSING
-    corpus: str = MISSING  # the reader in gpt2x/data/sources: pydocs | wikitext2 | text | labelled | instructions
+    corpus: str = MISSING  # the source: a file in gpt2x/data/sources
     path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
     train_path: str | None = None  # training text alone
     val_path: str | None = None  # validation text alone
@@ -79,7 +81,8 @@ class DatasetConfig:
     archive_folder: str = ""  # labelled: where the files lie in the download
     template: str = "alpaca"  # instructions: alpaca, or a YAML file of your own (docs/instructions.md)
     packing: bool = True  # instructions: several examples a row, apart from each other; false: one
-    skip_empty: bool = False  # instructions: leave out rows with an empty output instead of refusing them
+    skip_empty: bool = False  # instructions: leave out rows with an empty output instead of rejecting them
+    settings: dict[str, Any] = field(default_factory=dict)  # keys that only one source has, by its `Settings`
 
 
 @dataclass
@@ -313,7 +316,7 @@ class PredictConfig(CommonConfig):
 
 @dataclass
 class PrepareConfig:
-    """`python -m gpt2x.data.prepare`."""
+    """`python -m gpt2x.commands.prepare`."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

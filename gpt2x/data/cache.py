@@ -1,7 +1,9 @@
-"""Directories that are built once, with facts about them (imports no mindspore)."""
+"""Directories that are built once, with facts about them."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,22 @@ from gpt2x.runtime.files import new_directory
 META = "meta.json"
 
 
+def digest_of(facts: list[Any]) -> str:
+    """Return the sha256 of plain data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def code_hash(definition: Callable[..., Any]) -> str:
+    """Return the sha256 of the file that defines a class or function.
+
+    It belongs in the cache keys of what an extension makes, so that an extension that is being written never gets what
+    an earlier version of it made.
+    """
+    return hashlib.sha256(Path(inspect.getfile(definition)).read_bytes()).hexdigest()
+
+
 def read_meta(directory: Path) -> dict[str, Any] | None:
-    """The facts that were stored with a complete directory; None when it is missing or its files changed size."""
+    """Return the facts stored with a complete directory; None if it is missing or its files changed size."""
     try:
         meta = json.loads((directory / META).read_text(encoding="utf-8"))
         sizes = {name: (directory / name).stat().st_size for name in meta["files"]}
@@ -23,18 +39,18 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
 
 
 def build_once(directory: Path, build: Callable[[Path], dict[str, Any]], *, key: str = "paths.cache") -> dict[str, Any]:
-    """The facts of `directory`, which `build` fills when it is not there yet.
+    """Return the facts of `directory`, and let `build` fill it first if it is not there yet.
 
-    Two processes may build at once: the first that is done wins, the other's work is dropped. A damaged directory is
-    built anew.
+    Two processes may build at once: the first to finish wins, the other's work is dropped. A damaged directory is
+    built again.
 
     Args:
         directory: The complete directory, afterwards.
-        build: Fills the directory it is given, and returns facts for `meta.json`.
-        key: The configuration key that the place comes from, for messages.
+        build: Fills the directory that it gets, and returns facts for `meta.json`.
+        key: The configuration key that the location comes from, for messages.
 
     Raises:
-        UserError: The place cannot be written.
+        UserError: The location cannot be written.
     """
     facts = read_meta(directory)
     if facts is not None:

@@ -1,14 +1,16 @@
-"""MindRecord files with the reference's columns: written, found, checked (mindspore is imported when needed).
+"""MindRecord files with the reference's columns: write them, locate those that a configuration names, check them.
 
-L is the number of columns of a row (`block_len`).
+L is the number of columns of a row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,182 +19,168 @@ from gpt2x.errors import UserError
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards numbers them; `.db` is the index
+PREPARE_AGAIN = "Prepare it again: python -m gpt2x.commands.prepare."
+
+RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # input_ids, attention_mask, labels: int32 (rows, …) each
 
 
 @dataclass(frozen=True)
 class Split:
-    """The blocks of one part of a corpus and where they lie.
+    """The rows of one part of a corpus, and their files.
 
-    `num_tokens + dropped_tokens` is the length of the part in tokens, EOS included. Of a file written elsewhere,
+    `num_tokens + dropped_tokens` is the length of the part in tokens, EOS included. For a file written elsewhere,
     `num_tokens` counts what attention_mask covers; documents and dropped tokens are not known and 0.
     """
 
     files: tuple[Path, ...]
-    num_blocks: int
-    block_len: int  # columns a row, L: seq_len + 1 for training, see docs/data.md
+    num_blocks: int  # rows
+    block_len: int  # columns of a row, L: seq_len + 1 for language modeling, see docs/data.md
     num_tokens: int
     num_documents: int
     dropped_tokens: int
-    num_words: int | None  # original words (wikitext), <eos> of each line counted
+    num_words: int | None  # original words (wikitext), one <eos> per line included
+    sha256: str  # of all columns of all rows, see `RowHash`
 
 
-def write_blocks(file: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
-    """Write rows of `input_ids`, `attention_mask` and `labels` (= input_ids), as the reference does.
+class RecordFiles(NamedTuple):
+    """MindRecord files that a configuration names directly.
 
-    Args:
-        file: As for `write_rows`.
-        batches: Pairs of ids and mask, int32 (rows, L) each.
-
-    Returns:
-        Number of rows.
+    Attributes:
+        key: What the user typed, such as `dataset.path=x.mindrecord`.
+        files: Files of one schema.
     """
-    return write_rows(file, ((ids, mask, ids) for ids, mask in batches), "gpt2x language model blocks")
+
+    key: str
+    files: list[Path]
 
 
-def write_rows(file: Path, batches: Iterable[tuple[np.ndarray, ...]], description: str) -> int:
-    """Write rows of int32 `input_ids`, `attention_mask` and `labels`.
+class Scan(NamedTuple):
+    """What reading all rows of MindRecord files counts: rows, tokens that attention_mask covers, the rows' hash."""
+
+    num_rows: int
+    num_tokens: int
+    sha256: str
+
+
+class RowHash:
+    """sha256 over rows, independent of the number of files and of how many rows are written at once."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, *columns: np.ndarray) -> None:
+        """Add one row."""
+        for column in columns:
+            self._digest.update(column.size.to_bytes(4, "little"))
+            self._digest.update(np.ascontiguousarray(column, np.int32).tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the hash of the rows so far."""
+        return self._digest.hexdigest()
+
+
+def write_rows(file: Path, batches: Iterable[RowArrays], description: str) -> tuple[int, str]:
+    """Write rows of int32 `input_ids`, `attention_mask` and `labels`, as the reference does.
 
     Args:
-        file: A new file; its index is written beside it as `<file>.db`. The name is stored inside: the folder may be
-            renamed, the file not.
-        batches: ids, mask and labels, int32 (rows, …) each.
-        description: Of the schema.
+        file: A new file; its index is written beside it as `<file>.db`. The file's name is stored inside: the folder
+            may be renamed, the file may not.
+        batches: Ids, mask and labels, int32 (rows, …) each.
+        description: Text in the schema.
 
     Returns:
-        Number of rows.
+        Number of rows and their `RowHash`.
     """
     from mindspore.mindrecord import FileWriter
 
     writer = FileWriter(str(file), shard_num=1)
     writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, description)
-    rows = 0
+    num_rows, digest = 0, RowHash()
     for batch in batches:
-        if len(batch[0]):
-            writer.write_raw_data([dict(zip(COLUMNS, row, strict=True)) for row in zip(*batch, strict=True)])
-            rows += len(batch[0])
-    if rows:
+        rows = list(zip(*batch, strict=True))
+        if rows:
+            writer.write_raw_data([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+            for row in rows:
+                digest.update(*row)
+            num_rows += len(rows)
+    if num_rows:
         writer.commit()
-    return rows
+    return num_rows, digest.hexdigest()
 
 
-def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, tuple[str, list[Path]]]:
-    """MindRecord files that the configuration names directly, as {split: (key, files)}.
+def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, RecordFiles]:
+    """Return the MindRecord files that the configuration names directly, by split.
 
-    `train_path` and `val_path` come first. `path` is a file, which serves the one split asked for, or else training;
-    or a folder: files that begin with train or val serve those, as `gpt2x.data.prepare output=` writes them.
+    `train_path` and `val_path` come first. `path` is a file, used for the one requested split, or else for training;
+    or a folder: files whose names begin with train or val are for those splits, as `gpt2x.data.export` writes them.
     """
-    found: dict[str, tuple[str, list[Path]]] = {}
+    records: dict[str, RecordFiles] = {}
     in_path = _records(config.path)
     named = {name: [p for p in in_path if p.name.startswith(name)] for name in ("train", "val")}
     for split in splits:
-        own = config.train_path if split == "train" else config.val_path
-        if own is not None:
-            files, key = _records(own), f"dataset.{split}_path={own}"
+        split_path = config.train_path if split == "train" else config.val_path
+        if split_path is not None:
+            files, key = _records(split_path), f"dataset.{split}_path={split_path}"
         elif Path(config.path or "").expanduser().is_dir() and any(named.values()):
             files, key = named[split], f"dataset.path={config.path}"
         else:
             files, key = (in_path if split == "train" or len(splits) == 1 else []), f"dataset.path={config.path}"
         if files:
-            found[split] = (key, files)
-    return found
+            records[split] = RecordFiles(key, files)
+    return records
 
 
 def _records(path: str | None) -> list[Path]:
     if path is None:
         return []
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return sorted(p for p in place.iterdir() if RECORD_NAME.fullmatch(p.name) and p.is_file())
-    return [place] if RECORD_NAME.fullmatch(place.name) else []
+    location = Path(path).expanduser()
+    if location.is_dir():
+        return sorted(p for p in location.iterdir() if RECORD_NAME.fullmatch(p.name) and p.is_file())
+    return [location] if RECORD_NAME.fullmatch(location.name) else []
 
 
-def open_records(key: str, files: list[Path], block_len: int, vocab_size: int) -> Split:
-    """Check files written elsewhere by reading all of their rows once (some 11,000 rows of 1025 a second).
-
-    Args:
-        key: What the user gave, such as `dataset.path=x.mindrecord`.
-        files: MindRecord files of one schema.
-        block_len: L that the run needs.
-        vocab_size: Ids must be below it.
-
-    Raises:
-        UserError: Missing files, other columns, rows of another length, ids outside the vocabulary, labels that are
-            not input_ids, damaged files.
-    """
-
-    def fault_of(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> str:
-        return _fault(ids, mask, labels, block_len, vocab_size)
-
-    num_blocks, num_tokens = scan_rows(key, files, fault_of)
-    return Split(tuple(files), num_blocks, block_len, num_tokens, 0, 0, None)
-
-
-def scan_rows(key: str, files: list[Path], fault_of: Callable[..., str]) -> tuple[int, int]:
-    """Read all rows of MindRecord files once; the number of rows, and of tokens that attention_mask covers.
+def scan_rows(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:
+    """Read all rows of MindRecord files once.
 
     Args:
-        key: What the user gave.
-        files: MindRecord files of one schema.
-        fault_of: What is wrong with a row's ids, mask and labels, and the fix; empty when nothing is.
+        records: The files.
+        fault_of: Returns what is wrong with a row's ids, mask and labels, and the fix; empty if nothing is wrong.
 
     Raises:
-        UserError: Missing or damaged files, other columns, a faulty row.
+        UserError: Missing or damaged files, other columns, or a faulty row.
     """
-    for file in files:
+    for file in records.files:
         for part in (file, file.with_name(file.name + ".db")):
             if not part.is_file():
-                raise UserError(f"{key}: {part} is missing. A MindRecord file and its .db index belong together.")
+                raise UserError(
+                    f"{records.key}: {part} is missing. A MindRecord file and its .db index belong together."
+                )
     try:
-        return _scan(key, files, fault_of)
+        return _scan(records, fault_of)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
         reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
         reason = re.sub(r"^(\[[^]]*\]\s*)+", "", reason)  # [ERROR] [Internal ERROR]
-        raise UserError(
-            f"{key} cannot be read as MindRecord: {reason} Prepare it anew: python -m gpt2x.data.prepare."
-        ) from error
+        raise UserError(f"{records.key} cannot be read as MindRecord: {reason} {PREPARE_AGAIN}") from error
 
 
-def _scan(key: str, files: list[Path], fault_of: Callable[..., str]) -> tuple[int, int]:
+def _scan(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:
     import mindspore.dataset as ds
 
-    names = [str(file) for file in files]
+    names = [str(file) for file in records.files]
     columns = ds.MindDataset(names, num_parallel_workers=1, shuffle=False).get_col_names()
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(
-            f"{key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Rows need "
-            f"{', '.join(COLUMNS)}; prepare it anew: python -m gpt2x.data.prepare."
+            f"{records.key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Rows need "
+            f"{', '.join(COLUMNS)}. {PREPARE_AGAIN}"
         )
-    num_blocks = num_tokens = 0
-    for file in files:
+    num_rows, num_tokens, digest = 0, 0, RowHash()
+    for file in records.files:
         rows = ds.MindDataset([str(file)], columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
         for row, (ids, mask, labels) in enumerate(rows.create_tuple_iterator(num_epochs=1, output_numpy=True)):
             if fault := fault_of(ids, mask, labels):
-                raise UserError(f"{key}: row {row} of {file.name} holds {fault}")
-            num_blocks += 1
+                raise UserError(f"{records.key}: row {row} of {file.name} has {fault}")
+            num_rows += 1
             num_tokens += int(mask.sum())
-    return num_blocks, num_tokens
-
-
-def _fault(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray, block_len: int, vocab_size: int) -> str:
-    """What is wrong with a row, and the fix; empty when nothing is."""
-    if ids.shape != (block_len,) or mask.shape != ids.shape or labels.shape != ids.shape:
-        return (
-            f"{ids.size} tokens, but a block of {block_len} is needed (seq_len + 1 for training). "
-            f"Set trainer.seq_len={ids.size - 1}, or prepare the text anew with the seq_len wanted."
-        )
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        return (
-            f"token id {high if high >= vocab_size else low}, outside the vocabulary of {vocab_size}. "
-            "Use the tokenizer that the file was written with (tokenizer.path)."
-        )
-    differing = np.flatnonzero((labels != ids) & (mask != 0))
-    if differing.size:
-        place = differing[0]
-        return (
-            f"labels that are not its input_ids (at position {place}: {labels[place]}, not {ids[place]}). gpt2x shifts "
-            "by itself and trains on every token that attention_mask covers, so shifted labels, or labels of -100, "
-            "would be ignored. Write labels equal to input_ids, with attention_mask 0 where nothing is to be learnt."
-        )
-    return ""
+            digest.update(ids, mask, labels)
+    return Scan(num_rows, num_tokens, digest.hexdigest())

@@ -1,4 +1,4 @@
-"""The order of batches: a pure function of seed and epoch (mindspore is imported when needed).
+"""The order of batches: a pure function of seed and epoch.
 
 B is the batch size, L the number of columns of a row.
 """
@@ -15,12 +15,12 @@ Batch = dict[str, np.ndarray]
 
 
 def num_batches(split: Split, batch_size: int, *, drop_last: bool) -> int:
-    """Batches in one pass over `split`."""
+    """Return the number of batches in one pass over `split`."""
     return split.num_blocks // batch_size if drop_last else -(-split.num_blocks // batch_size)
 
 
 def block_order(num_blocks: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """The order of blocks in an epoch, int64 (num_blocks,).
+    """Return the order of blocks in an epoch, int64 (num_blocks,).
 
     Philox is a counter-based generator (Salmon et al., SC 2011): the order needs no state from earlier epochs.
     """
@@ -40,12 +40,12 @@ def batches(
     start_batch: int = 0,
     drop_last: bool,
     num_workers: int = 1,
-    share: tuple[int, int] = (0, 1),
+    replica: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch, from `start_batch` on.
+    """Yield the batches of one epoch, starting with `start_batch`.
 
-    MindDataset gets the whole order as an explicit list of rows (SubsetSampler) instead of shuffling itself, so the
-    number of workers, the process and what was read before do not matter; skipping is a slice of that list.
+    MindDataset gets the whole order as an explicit list of rows (SubsetSampler) instead of shuffling by itself. So the
+    number of workers, the process and what was read before do not matter, and skipping is a slice of that list.
 
     Args:
         split: Blocks to read.
@@ -53,10 +53,10 @@ def batches(
         seed: With `epoch`, decides the order when `shuffle` is true.
         epoch: Counted from 0.
         shuffle: False: the order of the file.
-        start_batch: Batches to leave out at the start, at no cost.
-        drop_last: Leave out a last batch of fewer than B blocks; otherwise it comes smaller.
-        num_workers: Threads that read; has no influence on the values.
-        share: (index, count): only the index-th of count equal parts of each batch; whole batches alone have such.
+        start_batch: Number of batches to skip at the start, at no cost.
+        drop_last: True: skip a last batch of fewer than B blocks. False: yield it.
+        num_workers: Number of reading threads; has no influence on the values.
+        replica: (index, count): yield only the index-th of count equal parts of each batch; requires `drop_last`.
 
     Yields:
         `input_ids`, `attention_mask` and `labels`, int32 (B, L) each.
@@ -64,7 +64,7 @@ def batches(
     order = block_order(split.num_blocks, seed=seed, epoch=epoch, shuffle=shuffle)
     stop = num_batches(split, batch_size, drop_last=drop_last) * batch_size
     order = order[start_batch * batch_size : stop]
-    index, count = share
+    index, count = replica
     if count > 1:
         batch_size //= count
         order = order.reshape(-1, count, batch_size)[:, index].reshape(-1)

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: loaded, trained, saved in the files that transformers reads (imports no mindspore)."""
+"""Byte-level BPE tokenizers: loaded from, and saved to, the files that transformers reads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2x.errors import UserError
 
@@ -26,8 +26,8 @@ HUB_TIMEOUT_S = 5
 class Tokenizer:
     """A byte-level BPE tokenizer with an end-of-text token.
 
-    Encoding equals transformers' `GPT2TokenizerFast`: a special token that stands literally in a text, such as
-    `<|endoftext|>`, becomes its one id; nothing is added at either end.
+    Encoding equals transformers' `GPT2TokenizerFast`: a special token that is written out in a text, such as
+    `<|endoftext|>`, becomes one id; nothing is added at either end.
 
     Attributes:
         vocab_size: Number of ids, special tokens included.
@@ -35,16 +35,19 @@ class Tokenizer:
         eos_token: Its text.
         fingerprint: sha256 of what decides the encoding; the same for vocab.json + merges.txt, for tokenizer.json
             and after save and load.
-        cuts_at_whitespace: A text may be cut before a blank or newline that follows a visible character, and the
-            parts encoded one by one, without changing the ids. True of GPT-2's pre-tokenization, where whitespace
-            always starts a new word.
+        cuts_at_whitespace: True if a text may be cut before a blank or newline that follows a visible character, and
+            its parts encoded one by one, without changing the ids. GPT-2's pre-tokenization allows it: whitespace
+            always starts a new word there.
+
+    Raises:
+        UserError: The end-of-text token is not in the vocabulary.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, eos_token: str) -> None:
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise UserError(
-                f"The end-of-text token {eos_token!r} is not in the tokenizer's vocabulary. Name one that is with "
+                f"The end-of-text token {eos_token!r} is not in the tokenizer's vocabulary. Give one that is with "
                 f"tokenizer.eos_token=..., or use the tokenizer files that belong to the model."
             )
         backend.no_truncation()
@@ -69,24 +72,24 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`."""
+        """Return the ids of `text`."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; texts are spread over the processor's cores."""
+        """Return the ids of each text; texts are spread over the processor's cores."""
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`, special tokens included unless skipped; bytes that form no character become U+FFFD."""
+        """Return the text of `ids`. Special tokens are included unless skipped; invalid bytes become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def extends(self, other: Tokenizer) -> bool:
-        """Whether every id of `other` has the same token here, and the same one ends a text."""
-        mine, theirs = (tokenizer._backend.get_vocab(with_added_tokens=True) for tokenizer in (self, other))
-        return self.eos_token == other.eos_token and all(mine.get(token) == id for token, id in theirs.items())
+        """Return True if every token of `other` has the same id here, and both end a text with the same token."""
+        ids, other_ids = (tokenizer._backend.get_vocab(with_added_tokens=True) for tokenizer in (self, other))
+        return self.eos_token == other.eos_token and all(ids.get(token) == id for token, id in other_ids.items())
 
     def save(self, directory: Path) -> None:
-        """Write the files that `transformers.AutoTokenizer` and `load` read, into `directory` (made when missing)."""
+        """Write the files that `transformers.AutoTokenizer` and `load` read into `directory`, which may be new."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(directory / "tokenizer.json"))
@@ -107,8 +110,8 @@ class Tokenizer:
 
         Args:
             path: A directory with tokenizer.json, or vocab.json and merges.txt; a tokenizer.json; else the name of a
-                repository on the Hugging Face hub (a cached copy is used when there is one).
-            eos_token: Taken where the files name none.
+                repository on the Hugging Face hub (a cached copy is used if there is one).
+            eos_token: Used if the files name none.
 
         Raises:
             UserError: No such files, files that do not parse, no end-of-text token, or a hub that cannot be reached.
@@ -134,45 +137,22 @@ class Tokenizer:
             backend = _read_tokenizer_json(directory / "tokenizer.json")
         elif vocab.is_file() and merges.is_file():
             try:
-                backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+                backend = byte_level(models.BPE.from_file(str(vocab), str(merges)))
             except Exception as error:  # the library raises a bare Exception
                 raise UserError(
                     f"tokenizer.path={directory}: vocab.json and merges.txt do not fit: {error}."
                 ) from error
         else:
-            found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
+            names = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
             raise UserError(
-                f"tokenizer.path={directory} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is "
-                f"needed; found {found}. Point tokenizer.path to the right directory, or use tokenizer=bpe."
+                f"tokenizer.path={directory} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is "
+                f"needed; it has {names}. Point tokenizer.path to the right directory, or use tokenizer=bpe."
             )
         return cls(backend, declared_eos(directory, backend.id_to_token) or eos_token or DEFAULT_EOS)
 
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -> Tokenizer:
-        """Train byte-level BPE as GPT-2's (Radford et al. 2019, section 2.2): 256 bytes, merges, one special token.
 
-        Args:
-            texts: Read once, one at a time; memory grows with the number of different words, not with the text.
-            vocab_size: Number of ids wanted; a small corpus may give fewer.
-            eos_token: Gets id 0.
-
-        Raises:
-            UserError: `vocab_size` has no room for the bytes and the special token.
-        """
-        if vocab_size < 257:
-            raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {eos_token} need 257 ids.")
-        backend = _byte_level(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[eos_token],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator(texts, trainer)
-        return cls(backend, eos_token)
-
-
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """Return `model` with GPT-2's pre-tokenization, decoding and offsets."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -187,14 +167,14 @@ def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
         raise UserError(f"tokenizer.path={path} is not a tokenizer.json: {error}.") from error
     if not (isinstance(backend.model, models.BPE) and isinstance(backend.decoder, decoders.ByteLevel)):
         raise UserError(
-            f"tokenizer.path={path} holds a {type(backend.model).__name__} tokenizer; gpt2x reads byte-level BPE, "
+            f"tokenizer.path={path} is a {type(backend.model).__name__} tokenizer; gpt2x reads byte-level BPE, "
             f"as GPT-2's. Use such a tokenizer, or tokenizer=bpe to train one on the corpus."
         )
     return backend
 
 
 def declared_eos(directory: Path, token_of: Callable[[int], str | None]) -> str | None:
-    """The end-of-text token as a tokenizer's files name it, else the model's config.json; None where neither does."""
+    """Return the end-of-text token that a tokenizer's files name, else the model's config.json, else None."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(directory / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -205,7 +185,7 @@ def declared_eos(directory: Path, token_of: Callable[[int], str | None]) -> str 
 
 
 def _fingerprint(state: dict[str, Any], eos_token: str) -> str:
-    """Hash what decides the ids: vocabulary, merges, added tokens, normalizer, pre-tokenization."""
+    """Return the hash of what decides the ids: vocabulary, merges, added tokens, normalizer, pre-tokenization."""
     model, pre = state["model"], state["pre_tokenizer"]
     if pre is not None:
         pre = {key: value for key, value in pre.items() if key != "trim_offsets"}  # decides offsets, not ids
@@ -222,9 +202,9 @@ def _fingerprint(state: dict[str, Any], eos_token: str) -> str:
 
 
 def _download(repository: str) -> Path:
-    """The directory of the hub's tokenizer files: the cached copy when there is one, else a download.
+    """Return the directory of the hub's tokenizer files: a cached copy if there is one, else a download.
 
-    The hub's client retries for half a minute without a network, so the endpoint is asked once beforehand.
+    Without a network the hub's client retries for half a minute, so the endpoint is tried once before.
     """
     import huggingface_hub
     import huggingface_hub.constants  # the package names it by itself in some versions only
@@ -243,22 +223,22 @@ def _download(repository: str) -> Path:
         request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        pass  # an answer, whatever it says: the hub is there
+        pass  # any answer means that the hub is reachable
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"tokenizer.path={repository} is no local directory, and the hub "
+            f"tokenizer.path={repository} is not a local directory, and the hub "
             f"({huggingface_hub.constants.ENDPOINT}) cannot be reached: {reason}. {fix}"
         ) from error
     try:
-        paths = [found for name in HUB_FILES if (found := fetch(name))]
+        paths = [path for name in HUB_FILES if (path := fetch(name))]
         if not any(os.path.basename(p) == "tokenizer.json" for p in paths):
-            paths = [found for name in ("vocab.json", "merges.txt") if (found := fetch(name))]
+            paths = [path for name in ("vocab.json", "merges.txt") if (path := fetch(name))]
     except (HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tokenizer.path={repository} cannot be loaded from the hub: {reason} {fix}") from error
     if not paths:
-        raise UserError(f"tokenizer.path={repository}: that hub repository holds no tokenizer files. {fix}")
+        raise UserError(f"tokenizer.path={repository}: that hub repository has no tokenizer files. {fix}")
     return Path(paths[0]).parent
 
 
@@ -268,7 +248,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}. Copy the file anew.") from error
+        raise UserError(f"{path} is not JSON: {error}. Copy the file again.") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""The perplexity that word counts alone reach: what a language model has to beat."""
+"""The perplexity that token frequencies reach by themselves: what a language model has to beat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt2x.data.sampling import batches
 
 
 def token_counts(split: Split, vocab_size: int) -> np.ndarray:
-    """How often each id is a target in `split`, int64 (vocab_size,)."""
+    """Return how often each id is a target in `split`, int64 (vocab_size,)."""
     counts = np.zeros(vocab_size, np.int64)
     for batch in batches(split, batch_size=256, seed=0, epoch=0, shuffle=False, drop_last=False):
         targets = batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] > 0]
@@ -18,7 +18,10 @@ def token_counts(split: Split, vocab_size: int) -> np.ndarray:
 
 
 def unigram_perplexity(train: Split, val: Split, vocab_size: int) -> float:
-    """exp of the mean nll of the validation targets under the training targets' frequencies, plus one each."""
+    """Return exp of the mean nll of the validation targets under the frequencies of the training targets.
+
+    Every frequency is raised by one, so that no target has probability 0.
+    """
     frequencies = token_counts(train, vocab_size) + 1
     counts = token_counts(val, vocab_size)
     return float(np.exp(-(counts * np.log(frequencies / frequencies.sum())).sum() / counts.sum()))

@@ -13,7 +13,8 @@ from rich.progress import Progress
 from gpt2x.config import EvaluateConfig, ModelConfig
 from gpt2x.config.rules import require_labelled
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.rows.labelled import prepare_labelled
+from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.labelled import LabelledRows
 from gpt2x.data.sampling import Batch, num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -50,15 +51,15 @@ class ClassMeasurement:
             )
         self.seq_len = seq_len
         self.evaluation = replace(config.evaluation, seq_len=seq_len, protocols=[], stride=None)
-        data = prepare_labelled(
-            config.dataset, config.tokenizer, seq_len=seq_len, cache=Path(config.paths.cache).expanduser(),
-            checkpoint_tokenizer=tokenizer, splits=(self.evaluation.split,), labels=self.labels,
+        data = prepare(
+            config.dataset, config.tokenizer, LabelledRows(seq_len, tuple(self.labels)),
+            cache=Path(config.paths.cache), checkpoint_tokenizer=tokenizer, splits=(self.evaluation.split,),
         )  # fmt: skip
         split = data.val if self.evaluation.split == "val" else data.train
         assert split is not None
         self.split, self.data_sha256, self.data_hash = split, data.fingerprint, data.fingerprint
         self.extent = f"{split.num_blocks:,} texts"
-        self.notes = [f"note: {note}" for note in data.facts["notes"]]  # type: ignore[attr-defined]
+        self.notes = [f"note: {note}" for note in data.summary.notes]
 
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Predictions]:
         """The only one, under no name; one process has all texts."""

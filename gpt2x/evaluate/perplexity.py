@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from gpt2x.config import EvaluateConfig, EvaluationConfig, ModelConfig
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sources.files import hash_files
+from gpt2x.data.reading.files import hash_files
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import Intervals, flat

@@ -13,7 +13,7 @@ import numpy as np
 from gpt2x.config import DatasetConfig, EvaluationConfig, TokenizerConfig
 from gpt2x.data.mindrecord import Split, find_records
 from gpt2x.data.prepare import prepare
-from gpt2x.data.rows.blocks import Packer
+from gpt2x.data.rows.blocks import Blocks, Packer
 from gpt2x.data.sources.registry import open_corpus
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -113,8 +113,8 @@ def open_texts(
             )
         length = evaluation.seq_len
         assert length is not None
-        data = prepare(dataset, TokenizerConfig(), seq_len=length, block_len=length, cache=cache,
-                       checkpoint_tokenizer=tokenizer, splits=(split,))  # fmt: skip
+        form = Blocks(length - 1)  # rows of exactly `length` tokens
+        data = prepare(dataset, TokenizerConfig(), form, cache=cache, checkpoint_tokenizer=tokenizer, splits=(split,))
         found = data.train if split == "train" else data.val
         assert found is not None
         return {"reference": found}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gpt2x.config import PredictConfig
 from gpt2x.convert import Source
-from gpt2x.data.sources.files import read_lines, require_file
+from gpt2x.data.reading.files import read_lines, require_file
 from gpt2x.data.template import Template, load_template, stored_template
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter

@@ -13,8 +13,10 @@ from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData, prepare
-from gpt2x.data.rows.instruction import Inputs, inputs_of, prepare_instructions
-from gpt2x.data.rows.labelled import compact, prepare_labelled
+from gpt2x.data.rows.base import RowForm
+from gpt2x.data.rows.blocks import Blocks
+from gpt2x.data.rows.instruction import Inputs, InstructionRows, inputs_of
+from gpt2x.data.rows.labelled import LabelledRows, compact
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.unigram import unigram_perplexity
@@ -89,6 +91,12 @@ class Task(Protocol):
         """The best validation in words."""
 
 
+def prepare_rows(config: TrainConfig, form: RowForm, checkpoint_tokenizer: Tokenizer | None) -> PreparedData:
+    """Return the rows of a training run."""
+    cache = Path(config.paths.cache)
+    return prepare(config.dataset, config.tokenizer, form, cache=cache, checkpoint_tokenizer=checkpoint_tokenizer)
+
+
 class LanguageModeling:
     """Next tokens: pretraining and fine-tuning."""
 
@@ -96,10 +104,7 @@ class LanguageModeling:
 
     def prepare(self, config: TrainConfig, own: Tokenizer | None) -> PreparedData:
         """Blocks of seq_len + 1 tokens."""
-        cache = Path(config.paths.cache).expanduser()
-        return prepare(
-            config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, checkpoint_tokenizer=own
-        )
+        return prepare_rows(config, Blocks(config.trainer.seq_len), own)
 
     def fit_model(self, model: ModelConfig, data: PreparedData, loaded: ModelConfig | None) -> ModelConfig:
         """`model` itself; a classifier has no head for tokens."""
@@ -157,10 +162,7 @@ class Instruction(LanguageModeling):
 
     def prepare(self, config: TrainConfig, own: Tokenizer | None) -> PreparedData:
         """Rows of seq_len + 1 tokens."""
-        cache = Path(config.paths.cache).expanduser()
-        return prepare_instructions(
-            config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, checkpoint_tokenizer=own
-        )
+        return prepare_rows(config, InstructionRows(config.trainer.seq_len), own)
 
     def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
         """The weighted sum of the tokens' losses."""
@@ -206,10 +208,7 @@ class Classification:
 
     def prepare(self, config: TrainConfig, own: Tokenizer | None) -> PreparedData:
         """Labelled rows of seq_len tokens."""
-        cache = Path(config.paths.cache).expanduser()
-        return prepare_labelled(
-            config.dataset, config.tokenizer, seq_len=config.trainer.seq_len, cache=cache, checkpoint_tokenizer=own
-        )
+        return prepare_rows(config, LabelledRows(config.trainer.seq_len), own)
 
     def fit_model(self, model: ModelConfig, data: PreparedData, loaded: ModelConfig | None) -> ModelConfig:
         """`model` with the data's labels."""

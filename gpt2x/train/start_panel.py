@@ -70,7 +70,7 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     """Print the start panel, and notices about data that the run does not see."""
     config, data = decision.config, decision.data
     trainer, hardware = config.trainer, config.hardware
-    tokenizer = config.tokenizer.path if decision.num_added_rows else data.facts["tokenizer"]
+    tokenizer = config.tokenizer.path if decision.num_added_rows else data.summary.tokenizer
     facts = {
         "training": decision.task.describe(decision.train_split),
         "validation": decision.task.describe(data.val) if data.val else "none",
@@ -97,8 +97,7 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
 def notices(decision: Decision) -> list[str]:
     """What is left out, changed or unused."""
     config, data, train = decision.config, decision.data, decision.train_split
-    notes = data.facts.get("notes")
-    found = [str(note) for note in notes] if isinstance(notes, list) else []
+    found = list(data.summary.notes)
     tail = train.num_blocks % config.trainer.global_batch_size
     if tail:
         rows = "texts" if data.labels else "blocks"

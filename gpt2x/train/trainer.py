@@ -210,7 +210,7 @@ class Trainer:
                 shuffle=True,
                 start_batch=self.state.batch,
                 drop_last=True,
-                share=(self.mesh.coordinates.data, self.config.parallel.data),
+                replica=(self.mesh.coordinates.data, self.config.parallel.data),
             ):
                 self.state.batch += 1
                 yield batch

@@ -8,10 +8,12 @@ import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.data.mindrecord import write_rows
-from gpt2x.data.rows.labelled import prepare_labelled
+from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.labelled import LabelledRows
 from gpt2x.data.sampling import batches
 from gpt2x.data.sources.labelled import Labelled
 from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from tests.test_config import typed
 
@@ -37,7 +39,7 @@ def written(folder, name: str, text: str):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["good film , bad film , some words more"] * 3, 280)
+    return byte_level_bpe.train(["good film , bad film , some words more"] * 3, 280)
 
 
 def test_a_csv_with_quotes_newlines_and_a_header(tmp_path):
@@ -107,7 +109,7 @@ def test_mistakes_name_file_and_line(tmp_path, name, content, changes, parts):
 
 @pytest.mark.parametrize("name", [*FOLDERS, "labelled_text"])
 def test_without_a_path_or_a_checksum_nothing_is_downloaded(tmp_path, name):
-    with pytest.raises(UserError, match=rf"dataset.path is null: give dataset={name} a local dataset.path="):
+    with pytest.raises(UserError, match=rf"dataset.path=null: dataset={name} needs a local dataset.path="):
         Labelled(dataset(name), tmp_path)
 
 
@@ -118,11 +120,11 @@ def test_a_label_that_training_has_not_is_refused(tmp_path, tokenizer):
         prepared(dataset("labelled_text", path=str(tmp_path)), tmp_path, tokenizer)
 
 
-def prepared(config: DatasetConfig, folder, tokenizer, seq_len: int = 8, **options):
-    return prepare_labelled(
+def prepared(config: DatasetConfig, folder, tokenizer, seq_len: int = 8, labels=None, **options):
+    return prepare(
         config,
         TokenizerConfig(name="x"),
-        seq_len=seq_len,
+        LabelledRows(seq_len, labels),
         cache=folder / "cache",
         checkpoint_tokenizer=tokenizer,
         **options,
@@ -148,12 +150,12 @@ def test_rows_are_padded_cut_and_cached(tmp_path, tokenizer):
     assert rows["labels"].tolist() == [[0], [1], [1]]
     assert data.labels == ("neg", "pos")
     assert data.train.dropped_tokens == num - 8
-    assert data.facts["notes"] == [f"1 of 3 train texts are cut to their first 8 tokens ({num - 8} tokens lost)"]
+    assert data.summary.notes == (f"1 of 3 train texts are cut to their first 8 tokens ({num - 8} tokens lost)",)
     again = prepared(config, tmp_path, tokenizer)
-    assert (again.fingerprint, again.train, again.facts["notes"]) == (
-        data.fingerprint, data.train, data.facts["notes"]
+    assert (again.fingerprint, again.train, again.summary.notes) == (
+        data.fingerprint, data.train, data.summary.notes
     )  # fmt: skip
-    assert prepared(config, tmp_path, tokenizer, splits=("val",), labels=["neg", "pos", "other"]).labels[2] == "other"
+    assert prepared(config, tmp_path, tokenizer, splits=("val",), labels=("neg", "pos", "other")).labels[2] == "other"
 
 
 def test_mindrecord_files_of_others(tmp_path, tokenizer):
@@ -168,9 +170,9 @@ def test_mindrecord_files_of_others(tmp_path, tokenizer):
     assert (data.train.num_blocks, data.train.block_len, data.train.num_tokens) == (2, 4, 6)
     assert rows_of(data.train)["labels"].tolist() == [[0], [2]]
     with pytest.raises(UserError, match=r"labels \[2\], not one class from 0 to 1"):
-        prepared(config, tmp_path, tokenizer, splits=("train",), labels=["a", "b"])
+        prepared(config, tmp_path, tokenizer, splits=("train",), labels=("a", "b"))
     write_rows(tmp_path / "blocks.mindrecord", [(ids, mask, ids)], "x")
-    with pytest.raises(UserError, match="4 labels, not one class a row"):
+    with pytest.raises(UserError, match="4 labels, not one class per row"):
         prepared(replace(config, path=str(tmp_path / "blocks.mindrecord")), tmp_path, tokenizer)
 
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from gpt2x.data.sources.documents import Piece, SeededSplit, cut_position, document, pieces_of
+from gpt2x.data.reading.documents import Piece, SeededSplit, cut_position, document, pieces_of
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -91,7 +91,7 @@ def test_three_documents_are_cut_in_the_last():
 
 
 def test_no_text_and_wrong_fraction():
-    with pytest.raises(UserError, match=r"dataset.path=x holds no text"):
+    with pytest.raises(UserError, match=r"dataset.path=x has no text"):
         list(split_of([" "]).pieces("train"))
     with pytest.raises(UserError, match=r"dataset.val_fraction=1.5 must lie between"):
         split_of(["a"], 1.5)

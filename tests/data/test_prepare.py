@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2x.commands.prepare import run
 from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
-from gpt2x.data.mindrecord import COLUMNS, write_blocks
-from gpt2x.data.prepare import prepare, run
-from gpt2x.data.rows.blocks import Packer
+from gpt2x.data.mindrecord import COLUMNS, write_rows
+from gpt2x.data.prepare import prepare
+from gpt2x.data.reading.documents import Piece
+from gpt2x.data.rows.blocks import Blocks, Packer
 from gpt2x.data.sampling import batches
-from gpt2x.data.sources.documents import Piece
 from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 
 BPE = TokenizerConfig(name="bpe", vocab_size=300)
@@ -33,7 +35,7 @@ def corpus(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(iter(LINES), 300)
+    return byte_level_bpe.train(iter(LINES), 300)
 
 
 def ids_of(split):
@@ -75,7 +77,7 @@ def test_tokenizer_that_looks_beyond_whitespace(tokenizer, tmp_path):
 
 
 def test_text_end_to_end(corpus, tmp_path):
-    data = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    data = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
     assert (data.train.num_documents, data.val.num_documents) == (54, 6)
     documents = []
     for split in (data.train, data.val):
@@ -85,31 +87,30 @@ def test_text_end_to_end(corpus, tmp_path):
         assert len(stream) == split.num_tokens
         documents += data.tokenizer.decode(stream).split("<|endoftext|>")[:-1]
     assert sorted(documents) == sorted(LINES)
-    assert data.facts["cached"] is False
+    assert data.summary.tokens_per_s > 0
 
 
 def test_cache_hit_and_invalidation(corpus, tmp_path):
     cache = tmp_path / "cache"
 
-    def files(dataset=None, tokenizer=BPE, seq_len=16, **options):
-        made = prepare(dataset or text(corpus), tokenizer, seq_len=seq_len, cache=cache, **options)
-        return made.train.files[0], made
+    def files(dataset=None, tokenizer=BPE, seq_len=16):
+        data = prepare(dataset or text(corpus), tokenizer, Blocks(seq_len), cache=cache)
+        return data.train.files[0], data
 
     first, data = files()
     stamp = first.stat().st_mtime_ns
     again, hit = files()
     assert again == first
     assert again.stat().st_mtime_ns == stamp
-    assert hit.facts["cached"] is True
+    assert hit.summary.tokens_per_s is None
     assert (hit.fingerprint, hit.train, hit.val) == (data.fingerprint, data.train, data.val)
     others = [
         files(seq_len=15)[0],
         files(text(corpus, split_seed=1))[0],
         files(text(corpus, val_fraction=0.2))[0],
         files(tokenizer=TokenizerConfig(name="bpe", vocab_size=290))[0],
-        files(block_len=16)[0],
     ]
-    assert len({first, *others}) == 5  # block_len=16 is what seq_len=15 means
+    assert len({first, *others}) == 5
     moved = corpus.rename(corpus.with_name("moved.jsonl"))
     assert files(text(moved))[0] == first  # content counts, not the name
     moved.write_text(moved.read_text().replace("document 3 ", "document 4 "))
@@ -117,18 +118,18 @@ def test_cache_hit_and_invalidation(corpus, tmp_path):
 
 
 def test_damaged_cache_is_made_anew(corpus, tmp_path):
-    data = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+    data = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
     whole = data.train.files[0].read_bytes()
     data.train.files[0].write_bytes(whole[:100])
-    again = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
-    assert again.facts["cached"] is False
+    again = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
+    assert again.summary.tokens_per_s > 0
     assert again.train.files == data.train.files
     assert len(again.train.files[0].read_bytes()) == len(whole)
 
 
 def _prepare_and_count(arguments):
     path, cache = arguments
-    data = prepare(text(path), BPE, seq_len=16, cache=cache)
+    data = prepare(text(path), BPE, Blocks(16), cache=cache)
     return data.fingerprint, data.train.num_blocks, ids_of(data.train)[0].sum().item()
 
 
@@ -142,7 +143,7 @@ def test_two_processes_at_once(corpus, tmp_path):
 def test_own_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
     missing = TokenizerConfig(name="gpt2", path="/no/such/place")
     data = prepare(
-        text(corpus), missing, seq_len=16, cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer, splits=("val",)
+        text(corpus), missing, Blocks(16), cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer, splits=("val",)
     )
     assert data.train is None
     assert data.tokenizer is tokenizer
@@ -151,35 +152,35 @@ def test_own_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
 
 def test_train_text_alone_says_so(corpus, tmp_path):
     alone = DatasetConfig(name="text", corpus="text", train_path=str(corpus))
-    data = prepare(alone, BPE, seq_len=16, cache=tmp_path / "cache")
+    data = prepare(alone, BPE, Blocks(16), cache=tmp_path / "cache")
     assert data.val is None
     assert data.train.num_documents == 60
-    assert any("val_path is null" in note for note in data.facts["notes"])
+    assert any("val_path is null" in note for note in data.summary.notes)
     with pytest.raises(UserError, match=r"dataset=text has no val text. Give dataset.val_path"):
-        prepare(alone, BPE, seq_len=16, cache=tmp_path / "cache", splits=("val",))
+        prepare(alone, BPE, Blocks(16), cache=tmp_path / "cache", splits=("val",))
 
 
 def test_too_short_for_one_block(corpus, tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(UserError, match=r"The train part of dataset=text has \d+ tokens, fewer than one block of 5001"):
-        prepare(text(corpus), BPE, seq_len=5000, cache=cache)
+        prepare(text(corpus), BPE, Blocks(5000), cache=cache)
     with pytest.raises(UserError, match=r"The val part .* \(seq_len=150 needs seq_len \+ 1\).*larger dataset.val_frac"):
-        prepare(text(corpus, val_fraction=0.04), BPE, seq_len=150, cache=cache)
+        prepare(text(corpus, val_fraction=0.04), BPE, Blocks(150), cache=cache)
     assert not [p for p in (cache / "datasets").iterdir() if p.name.startswith((".", "text-val"))]
     with pytest.raises(UserError, match="seq_len=0 is too short"):
-        prepare(text(corpus), BPE, seq_len=0, cache=cache)
+        prepare(text(corpus), BPE, Blocks(0), cache=cache)
 
 
 def test_cache_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"paths.cache: cannot write .*"):
-        prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "file")
+        prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "file")
 
 
 def test_wrong_line_leaves_no_cache(corpus, tmp_path):
     corpus.write_text(corpus.read_text() + "\n{")
     with pytest.raises(UserError, match="line 61 is not JSON"):
-        prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
+        prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
@@ -188,7 +189,7 @@ def records(tmp_path, tokenizer):
     folder = tmp_path / "records"
     folder.mkdir()
     ids = np.arange(10 * 9, dtype=np.int32).reshape(10, 9) % 256
-    write_blocks(folder / "x.mindrecord", [(ids, np.ones_like(ids))])
+    write_rows(folder / "x.mindrecord", [(ids, np.ones_like(ids), ids)], "x")
     tokenizer.save(tmp_path / "tokenizer")
     return folder / "x.mindrecord", TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer")), ids
 
@@ -201,7 +202,7 @@ def test_mindrecord_is_used_directly(records, tmp_path):
         (text(path.parent), ("val",)),
         (DatasetConfig(name="w", corpus="wikitext2", train_path=str(path), val_path=str(path)), ("train", "val")),
     ):
-        data = prepare(dataset, config, seq_len=8, cache=tmp_path / "cache", splits=splits)
+        data = prepare(dataset, config, Blocks(8), cache=tmp_path / "cache", splits=splits)
         split = data.train or data.val
         assert (split.num_blocks, split.block_len, split.num_tokens) == (10, 9, 90)
         np.testing.assert_array_equal(ids_of(split)[0], ids)
@@ -211,7 +212,7 @@ def test_mindrecord_is_used_directly(records, tmp_path):
 def test_mindrecord_beside_text(records, corpus, tmp_path):
     path, config, _ = records
     mixed = DatasetConfig(name="text", corpus="text", train_path=str(corpus), val_path=str(path))
-    data = prepare(mixed, config, seq_len=8, cache=tmp_path / "cache")
+    data = prepare(mixed, config, Blocks(8), cache=tmp_path / "cache")
     assert data.val.num_blocks == 10
     assert data.train.num_documents == 60
 
@@ -221,17 +222,17 @@ def test_wrong_mindrecord(records, tmp_path):
 
     def refused(dataset, message, tokenizer=config, seq_len=8):
         with pytest.raises(UserError, match=message):
-            prepare(dataset, tokenizer, seq_len=seq_len, cache=tmp_path / "cache")
+            prepare(dataset, tokenizer, Blocks(seq_len), cache=tmp_path / "cache")
 
     refused(
-        text(path), r"row 0 of x.mindrecord holds 9 tokens, but a block of 17 is needed.*trainer.seq_len=8", seq_len=16
+        text(path), r"row 0 of x.mindrecord has 9 tokens, but a block of 17 is needed.*trainer.seq_len=8", seq_len=16
     )
-    refused(text(path), r"tokenizer.path is null, and dataset=text gives no training text", BPE)
+    refused(text(path), r"tokenizer.path=null: dataset=text gives no training text", BPE)
     refused(text(tmp_path / "none.mindrecord"), "none.mindrecord is missing")
     ids = np.full((2, 9), 300, np.int32)
     high = tmp_path / "high.mindrecord"
-    write_blocks(high, [(ids, np.ones_like(ids))])
-    refused(text(high), "row 0 of high.mindrecord holds token id 300, outside the vocabulary of 300")
+    write_rows(high, [(ids, np.ones_like(ids), ids)], "x")
+    refused(text(high), "row 0 of high.mindrecord has token id 300, outside the vocabulary of 300")
     Path(f"{high}.db").unlink()
     refused(text(high), r"high.mindrecord.db is missing. A MindRecord file and its .db")
     path.write_bytes(path.read_bytes()[:1000])
@@ -256,9 +257,9 @@ def test_mindrecord_of_other_labels(records, tmp_path, label, mask, is_refused):
     both = DatasetConfig(name="w", corpus="text", train_path=str(records[0]), val_path=str(file))
     if is_refused:
         with pytest.raises(UserError, match=rf"dataset.val_path=.*: row 1 of labels.mindrecord .* {label}, not 5"):
-            prepare(both, records[1], seq_len=8, cache=tmp_path / "cache")
+            prepare(both, records[1], Blocks(8), cache=tmp_path / "cache")
     else:
-        assert prepare(both, records[1], seq_len=8, cache=tmp_path / "cache").val.num_tokens == 17
+        assert prepare(both, records[1], Blocks(8), cache=tmp_path / "cache").val.num_tokens == 17
 
 
 def test_mindrecord_in_several_files(tmp_path, tokenizer):
@@ -271,7 +272,7 @@ def test_mindrecord_in_several_files(tmp_path, tokenizer):
     writer.commit()
     tokenizer.save(tmp_path / "tokenizer")
     own = TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer"))
-    data = prepare(text(tmp_path), own, seq_len=8, cache=tmp_path / "cache", splits=("val",))
+    data = prepare(text(tmp_path), own, Blocks(8), cache=tmp_path / "cache", splits=("val",))
     assert (len(data.val.files), data.val.num_blocks) == (3, 2)
 
 
@@ -283,7 +284,7 @@ def test_home_in_paths(corpus, tmp_path, monkeypatch):
     folder = tmp_path / "prepared"
     given = {"train_path": "~/prepared/train.mindrecord", "val_path": "~/prepared/val.mindrecord"}
     for dataset in (text("~/prepared"), DatasetConfig(name="text", corpus="text", **given)):
-        data = prepare(dataset, own, seq_len=16, cache=Path("~/cache"))
+        data = prepare(dataset, own, Blocks(16), cache=Path("~/cache"))
         assert data.train.files == (folder / "train.mindrecord",)
         assert data.val.files == (folder / "val.mindrecord",)
     assert not Path("~").exists()
@@ -297,7 +298,7 @@ def test_mindrecord_of_other_columns(records, tmp_path):
     writer.write_raw_data([{"input_ids": np.zeros(9, np.int32)}])
     writer.commit()
     with pytest.raises(UserError, match=r"has no column attention_mask, labels \(it has input_ids\)"):
-        prepare(text(tmp_path / "other.mindrecord"), records[1], seq_len=8, cache=tmp_path / "cache")
+        prepare(text(tmp_path / "other.mindrecord"), records[1], Blocks(8), cache=tmp_path / "cache")
 
 
 def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
@@ -308,23 +309,23 @@ def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
     assert "tokens/s" in printed
     assert str(output / "train.mindrecord") in printed
     own = TokenizerConfig(name="gpt2", path=str(output / "tokenizer"))
-    made = prepare(text(corpus), BPE, seq_len=16, cache=tmp_path / "cache")
-    read = prepare(text(output), own, seq_len=16, cache=tmp_path / "nothing")
+    made = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
+    read = prepare(text(output), own, Blocks(16), cache=tmp_path / "nothing")
     for split in ("train", "val"):
         np.testing.assert_array_equal(ids_of(getattr(read, split))[0], ids_of(getattr(made, split))[0])
     assert read.tokenizer.fingerprint == made.tokenizer.fingerprint
     assert (read.train.num_documents, read.train.num_tokens) == (54, made.train.num_tokens)
     other = TokenizerConfig(name="gpt2", path=str(tmp_path / "other"))
-    Tokenizer.train(iter(LINES), 290).save(tmp_path / "other")
-    with pytest.raises(UserError, match=r"was prepared with another tokenizer.*tokenizer.path=.*out/tokenizer"):
-        prepare(text(output), other, seq_len=16, cache=tmp_path / "nothing")
+    byte_level_bpe.train(iter(LINES), 290).save(tmp_path / "other")
+    with pytest.raises(UserError, match=r"was prepared with a different tokenizer.*tokenizer.path=.*out/tokenizer"):
+        prepare(text(output), other, Blocks(16), cache=tmp_path / "nothing")
     with pytest.raises(UserError, match="is not an empty directory; nothing is overwritten"):
         run(config)
 
 
 def test_command_line(corpus, tmp_path):
     def command(*overrides):
-        code = [sys.executable, "-m", "gpt2x.data.prepare", f"paths.cache={tmp_path}/cache", *overrides]
+        code = [sys.executable, "-m", "gpt2x.commands.prepare", f"paths.cache={tmp_path}/cache", *overrides]
         return subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     done = command("dataset=text", f"dataset.path={corpus}", "tokenizer=bpe", "tokenizer.vocab_size=300", "seq_len=16")

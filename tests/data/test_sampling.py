@@ -3,7 +3,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from gpt2x.data.mindrecord import Split, write_blocks
+from gpt2x.data.mindrecord import Split, write_rows
 from gpt2x.data.sampling import batches, block_order, num_batches
 
 ROWS, LENGTH = 103, 5
@@ -17,9 +17,9 @@ def split(tmp_path_factory):
     for number, part in enumerate(np.array_split(np.arange(ROWS), 2)):
         file = tmp_path_factory.mktemp("records") / f"{number}.mindrecord"
         ids = np.repeat(part[:, None], LENGTH, axis=1).astype(np.int32)
-        write_blocks(file, [(rows, np.ones_like(rows)) for rows in np.array_split(ids, 3)])
+        write_rows(file, [(rows, np.ones_like(rows), rows) for rows in np.array_split(ids, 3)], "x")
         files.append(file)
-    return Split(tuple(files), ROWS, LENGTH, ROWS * LENGTH, 0, 0, None)
+    return Split(tuple(files), ROWS, LENGTH, ROWS * LENGTH, 0, 0, None, "")
 
 
 def read(split, **options):
@@ -68,9 +68,9 @@ def test_columns_and_early_end(split):
 
 @pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("start", [0, 3])
-def test_shares_are_parts_of_the_same_batches(split, count, start):
+def test_replicas_read_parts_of_the_same_batches(split, count, start):
     """Replica after replica: none of a batch's rows is lost, and none comes twice."""
     options = {"drop_last": True, "start_batch": start}
-    shares = [read(split, **options, share=(index, count)) for index in range(count)]
-    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == read(split, **options)
-    assert {len(part) for part in chain(*shares)} == {10 // count}
+    replicas = [read(split, **options, replica=(index, count)) for index in range(count)]
+    assert [list(chain(*parts)) for parts in zip(*replicas, strict=True)] == read(split, **options)
+    assert {len(part) for part in chain(*replicas)} == {10 // count}

@@ -71,12 +71,12 @@ def test_the_real_csv(shared_data, tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a.jsonl, line 2 is not a JSON object"),
         ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no key 'text'; it has 'body'. Set dataset.text_column"),
-        ("a.jsonl", b'{"text": 3}\n', r"line 1: 'text' holds int, not text"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1: 'text' is int, not text"),
         ("a.csv", b"body,label\nx,1\n", r"a.csv has no column 'text'; its header line has 'body', 'label'"),
         ("a.csv", b"text,label\nx,1\nx,y,1\n", r"a.csv, line 3 has 3 fields, the header 2"),
         ("a.csv", b'text\n"open\n', r"a.csv, line 2 is not CSV"),
         ("a.parquet", b"no parquet", r"a.parquet is not a Parquet file"),
-        ("a.pdf", b"x", r"dataset.train_path=.*files ending in '.pdf' cannot be read. Known: .txt"),
+        ("a.pdf", b"x", r"dataset.train_path=.*files ending in '.pdf' cannot be read. Use one of .txt"),
     ],
 )
 def test_wrong_files(tmp_path, name, content, message):
@@ -92,20 +92,22 @@ def test_wrong_places(tmp_path):
     with pytest.raises(UserError, match=r"dataset.path=.*none.txt does not exist"):
         corpus(tmp_path, path=str(tmp_path / "none.txt"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder holds no file with text"):
+    with pytest.raises(UserError, match=r"folder has no file with text"):
         corpus(tmp_path, path=str(tmp_path / "folder"))
-    with pytest.raises(UserError, match=r"dataset.path is null.*dataset.path=FILE_OR_FOLDER"):
+    with pytest.raises(UserError, match=r"dataset.path=null.*dataset.path=FILE_OR_FOLDER"):
         corpus(tmp_path)
-    with pytest.raises(UserError, match="both given"):
+    with pytest.raises(UserError, match="both set"):
         corpus(tmp_path, path="a", train_path="b")
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"has no column 'text'; it has 'body', 'n'"):
         read(tmp_path, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"column 'n' holds int64, not text"):
+    with pytest.raises(UserError, match=r"column 'n' is int64, not text"):
         read(tmp_path, tmp_path / "a.parquet", text_column="n")
-    with pytest.raises(UserError, match="defined for dataset=wikitext2 only"):
+    with pytest.raises(
+        UserError, match="dataset.protocol=reference is not defined for dataset.corpus=text. Choose one of: clean"
+    ):
         corpus(tmp_path, protocol="reference", path="x")
-    with pytest.raises(UserError, match=r"dataset.corpus=books is unknown"):
+    with pytest.raises(UserError, match=r"dataset.corpus=books does not exist"):
         open_corpus(DatasetConfig(name="x", corpus="books"), tmp_path)
 
 

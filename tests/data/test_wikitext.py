@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.config.options import CONF
 from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.blocks import Blocks
 from gpt2x.data.sampling import batches
 from gpt2x.data.sources.registry import open_corpus
 from gpt2x.data.sources.wikitext2 import clean_articles, detokenize, reference_passages
@@ -89,8 +90,7 @@ def test_reference_validation_blocks(shared_data, tmp_path, block_len, keep_last
     data = prepare(
         config(path=str(folder), protocol="reference", keep_last_passage=keep_last),
         TokenizerConfig(name="gpt2", path=str(shared_data / GPT2)),
-        seq_len=1024,
-        block_len=block_len,
+        Blocks(block_len - 1),
         cache=tmp_path,
         splits=("val",),
     )
@@ -110,7 +110,7 @@ def test_reference_train_blocks(shared_data, tmp_path):
     folder = shared_data / "wikitext-2"
     tokenizer = TokenizerConfig(name="gpt2", path=str(shared_data / GPT2))
     data = prepare(
-        config(path=str(folder), protocol="reference"), tokenizer, seq_len=1024, cache=tmp_path, splits=("train",)
+        config(path=str(folder), protocol="reference"), tokenizer, Blocks(1024), cache=tmp_path, splits=("train",)
     )
     ids = plain_gpt2(shared_data)(independent_reference(folder / "wiki.train.tokens", False))
     assert (data.train.num_blocks, data.train.dropped_tokens) == (len(ids) // 1025, len(ids) % 1025) == (2194, 1000)
@@ -121,7 +121,7 @@ def test_reference_train_blocks(shared_data, tmp_path):
 def test_clean_validation_blocks(shared_data, tmp_path):
     folder = shared_data / "wikitext-2"
     tokenizer = TokenizerConfig(name="gpt2", path=str(shared_data / GPT2))
-    data = prepare(config(path=str(folder)), tokenizer, seq_len=1024, cache=tmp_path, splits=("val",))
+    data = prepare(config(path=str(folder)), tokenizer, Blocks(1024), cache=tmp_path, splits=("val",))
     text = (folder / "wiki.valid.tokens").read_text(encoding="utf-8")
     articles = re.split(r"(?m)^ \n(?= = [^=\n]+ = \n \n)", text)  # a title stands between blank lines
     articles = [article for article in articles if article.strip()]
@@ -217,7 +217,7 @@ def test_download_with_and_without_checksum(server, tmp_path):
 
 def test_the_default_archive_is_checked(server, tmp_path):
     given = OmegaConf.load(CONF / "dataset" / "wikitext2.yaml")
-    with pytest.raises(UserError, match=r"dataset.sha256=92675f1d.*Accept another archive with dataset.sha256=null"):
+    with pytest.raises(UserError, match=r"dataset.sha256=92675f1d.*Accept any archive with dataset.sha256=null"):
         open_corpus(config(url=server[0], sha256=given.sha256), tmp_path / "cache")
     assert files_below(tmp_path / "cache") == []
 
@@ -239,13 +239,16 @@ def test_failed_downloads_leave_nothing(server, tmp_path):
 
 def test_wrong_places(tmp_path):
     (tmp_path / "other.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds none of wiki.train.tokens.*found: other.txt"):
+    with pytest.raises(UserError, match=r"has neither wiki.train.tokens.*it has other.txt"):
         open_corpus(config(path=str(tmp_path)), tmp_path)
     with pytest.raises(UserError, match=r"dataset.path=.*none is not a folder"):
         open_corpus(config(path=str(tmp_path / "none")), tmp_path)
     with pytest.raises(UserError, match=r"dataset.val_path=.*none.tokens does not exist"):
         open_corpus(config(val_path=str(tmp_path / "none.tokens")), tmp_path)
-    with pytest.raises(UserError, match=r"dataset.path is null"):
+    with pytest.raises(UserError, match=r"dataset.path=null"):
         open_corpus(config(), tmp_path)
-    with pytest.raises(UserError, match=r"dataset.protocol=raw is unknown. Choose one of: clean, reference"):
+    with pytest.raises(
+        UserError,
+        match=r"dataset.protocol=raw is not defined for dataset.corpus=wikitext2. Choose one of: clean, reference",
+    ):
         open_corpus(config(protocol="raw", path=str(tmp_path)), tmp_path)

@@ -15,6 +15,7 @@ import yaml
 
 from gpt2x.convert.__main__ import main as convert
 from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.evaluate.harness.__main__ import main
 
@@ -68,7 +69,7 @@ def random_dir(lm_eval, tmp_path_factory):
     import transformers
 
     folder = tmp_path_factory.mktemp("random")
-    trained = tokenizers.Tokenizer.from_str(Tokenizer.train(TEXTS[:20], 400)._backend.to_str())
+    trained = tokenizers.Tokenizer.from_str(byte_level_bpe.train(TEXTS[:20], 400)._backend.to_str())
     trained.add_special_tokens(["<sep>"])
     tokenizer = Tokenizer(trained, "<|endoftext|>")
     tokenizer.save(folder)

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from gpt2x.config import DatasetConfig, EvaluationConfig
-from gpt2x.data.prepare import TokenizerConfig, prepare
+from gpt2x.config import DatasetConfig, EvaluationConfig, TokenizerConfig
+from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.blocks import Blocks
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.text import TokenStream, num_windows, open_texts, windows
@@ -77,7 +78,7 @@ def test_reference_blocks_are_those_of_preparation(tokenizer, shared_data, tmp_p
     dataset = DatasetConfig(
         name="wikitext2", corpus="wikitext2", path=str(shared_data / "wikitext-2"), protocol="reference"
     )
-    data = prepare(dataset, TokenizerConfig(name="gpt2"), seq_len=1024, block_len=1024, splits=("val",),
+    data = prepare(dataset, TokenizerConfig(name="gpt2"), Blocks(1023), splits=("val",),
                    cache=tmp_path, checkpoint_tokenizer=tokenizer)  # fmt: skip
     rows = batches(data.val, batch_size=300, seed=0, epoch=0, shuffle=False, drop_last=False)
     blocks = np.concatenate([row["input_ids"] for row in rows])
@@ -88,7 +89,7 @@ def test_reference_blocks_are_those_of_preparation(tokenizer, shared_data, tmp_p
 
 def test_records_serve_reference_alone(tokenizer, text_file, tmp_path):
     dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
-    data = prepare(dataset, TokenizerConfig(name="gpt2"), seq_len=31, splits=("val",), cache=tmp_path,
+    data = prepare(dataset, TokenizerConfig(name="gpt2"), Blocks(31), splits=("val",), cache=tmp_path,
                    checkpoint_tokenizer=tokenizer)  # fmt: skip
     records = DatasetConfig(name="text", corpus="text", val_path=str(data.val.files[0]))
     texts = open_texts(records, EvaluationConfig(protocols=["reference"], seq_len=32), tokenizer, tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.blocks import Blocks
 from gpt2x.data.sampling import batches
 from gpt2x.evaluate.scoring import Scorer
 from gpt2x.evaluate.validation import Validation
@@ -13,7 +14,7 @@ from gpt2x.evaluate.validation import Validation
 @pytest.fixture(scope="module")
 def split(shakespeare, text_file, tmp_path_factory):
     dataset = DatasetConfig(name="text", corpus="text", val_path=str(text_file))
-    data = prepare(dataset, TokenizerConfig(name="checkpoint"), seq_len=32, cache=tmp_path_factory.mktemp("cache"),
+    data = prepare(dataset, TokenizerConfig(name="checkpoint"), Blocks(32), cache=tmp_path_factory.mktemp("cache"),
                    checkpoint_tokenizer=shakespeare.tokenizer, splits=("val",))  # fmt: skip
     return data.val
 

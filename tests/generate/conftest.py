@@ -3,7 +3,7 @@
 import pytest
 
 from gpt2x.config import HardwareConfig, ModelConfig
-from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 
 MODEL = ModelConfig(
     name="tiny", num_layers=2, num_heads=2, hidden_size=32, max_seq_len=80, vocab_size=300, pad_vocab_multiple=128,
@@ -31,7 +31,7 @@ def hardware():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.train(["the cat sat on the mat and the dog sat on the log " * 3], 300)
+    return byte_level_bpe.train(["the cat sat on the mat and the dog sat on the log " * 3], 300)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import pytest
 
 from gpt2x.config import GenerationConfig
-from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import ROUND_BATCHES, Row, shares
 from gpt2x.generate.streaming import TextStream
@@ -97,7 +97,7 @@ def test_no_prompts_give_no_completions(generator):
 
 @pytest.mark.parametrize("text", ["aé", "日本語 and ñ", "🙂🙃x", "a\ufffdb", "plain"])
 def test_streamed_characters_are_whole(text):
-    bytes_only = Tokenizer.train([], 257)  # a token a byte
+    bytes_only = byte_level_bpe.train([], 257)  # a token a byte
     stream = TextStream(bytes_only)
     pieces = [stream.push(token) for token in bytes_only.encode(text)]
     assert "".join(pieces) + stream.end() == text
@@ -105,7 +105,7 @@ def test_streamed_characters_are_whole(text):
 
 
 def test_broken_bytes_stream_as_they_decode():
-    bytes_only = Tokenizer.train([], 257)
+    bytes_only = byte_level_bpe.train([], 257)
     emoji = bytes_only.encode("🙂")
     for ids in (emoji[:3], emoji[:2] + bytes_only.encode("x"), emoji[1:] + emoji, [*emoji[:1], *emoji[:1]]):
         stream = TextStream(bytes_only)

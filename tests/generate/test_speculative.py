@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2x.config import GenerationConfig, ModelConfig
-from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.generate.completion import Drafter
@@ -123,7 +123,7 @@ def test_options_that_do_not_fit_a_draft(options, message):
 
 
 def test_a_draft_of_other_tokens_is_refused(saved, hardware, tmp_path):  # noqa: F811
-    other = Tokenizer.train(["other words altogether " * 5], 270)
+    other = byte_level_bpe.train(["other words altogether " * 5], 270)
     model = ModelConfig(**(vars(SMALL) | {"vocab_size": other.vocab_size}))
     draft = save_small(tmp_path / "other", model, other, hardware)
     config = predict_config(f"load={saved}", "prompts=[a]", f"generation.draft={draft}")

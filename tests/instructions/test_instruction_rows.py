@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
-from gpt2x.data.rows.instruction import IGNORED, encode, inputs_of, pack, prepare_instructions
+from gpt2x.data.prepare import prepare
+from gpt2x.data.rows.instruction import IGNORED, InstructionRows, encode, inputs_of, pack
 from gpt2x.data.sampling import batches
 from gpt2x.data.sources.instructions import Instructions
 from gpt2x.data.template import FOLDER, load_template, stored_template
-from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 
 ALPACA_WITH_INPUT = (
@@ -47,13 +48,17 @@ def written(tmp_path, rows, name="train.json"):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = [load_template("alpaca", "t").prompt(r["instruction"], r.get("input", "")) + r["output"] for r in ROWS]
-    return Tokenizer.train(texts, 300, "<|endoftext|>")
+    return byte_level_bpe.train(texts, 300, "<|endoftext|>")
 
 
 def prepared(tmp_path, tokenizer, rows=ROWS, seq_len=200, **changes):
     dataset = config(written(tmp_path, rows), **changes)
-    return prepare_instructions(
-        dataset, TokenizerConfig(name="t"), seq_len=seq_len, cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer
+    return prepare(
+        dataset,
+        TokenizerConfig(name="t"),
+        InstructionRows(seq_len),
+        cache=tmp_path / "cache",
+        checkpoint_tokenizer=tokenizer,
     )
 
 
@@ -98,8 +103,8 @@ def test_a_template_is_saved_and_found_again(tmp_path):
             "without_input has the placeholder {input}, which is none of {instruction}",
         ),
         ({"with_input": "{instruction}{input}", "without_input": "{instruction!r}"}, "the placeholder {instruction!r}"),
-        ({"with_input": "{instruction}{input} {", "without_input": "{instruction}"}, "a brace of the text itself is"),
-        ({"with_input": 3, "without_input": "{instruction}"}, "with_input holds int, not text"),
+        ({"with_input": "{instruction}{input} {", "without_input": "{instruction}"}, "a brace of the text itself"),
+        ({"with_input": 3, "without_input": "{instruction}"}, "with_input is int, not text"),
     ],
 )
 def test_wrong_templates(tmp_path, content, message):
@@ -112,7 +117,7 @@ def test_wrong_templates(tmp_path, content, message):
 
 
 def test_an_unknown_template_names_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.template=alpacca is no file.*alpaca"):
+    with pytest.raises(UserError, match=r"dataset.template=alpacca is not a file or template.*alpaca"):
         load_template("alpacca", "dataset.template")
     path = tmp_path / "bad.yaml"
     path.write_text("a: [")
@@ -145,12 +150,12 @@ def changed(**changes):
         ("a.jsonl", changed(instruction=None), "a.jsonl, line 2 has no 'instruction'"),
         ("a.json", changed(output=" \n"), "a.json, line 7 has an empty 'output'.*dataset.skip_empty=true"),
         ("a.json", changed(instruction=""), "a.json, line 7 has an empty 'instruction'"),
-        ("a.json", changed(input=3), "a.json, line 7: 'input' holds int, not text"),
+        ("a.json", changed(input=3), "a.json, line 7: 'input' is int, not text"),
         ("a.json", [ROWS[0], "text"], "a.json, line 7 begins str, not a JSON object"),
-        ("a.json", {"data": ROWS}, "a.json holds dict, not a list of objects"),
+        ("a.json", {"data": ROWS}, "a.json is dict, not a list of objects"),
         ("a.json", "[{},", "a.json is not JSON"),
         ("a.json", "{}\n{}\n", "is not JSON: Extra data.*rename the file"),
-        ("a.json", [], "holds no example"),
+        ("a.json", [], "has no example"),
         ("a.jsonl", "[]\n", "a.jsonl, line 1 is not a JSON object"),
         ("a.txt", "text", "instructions are read from .json, .jsonl"),
     ],
@@ -166,7 +171,7 @@ def test_wrong_files(tmp_path, name, content, message):
 
 
 def test_no_path_at_all(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.path is null.*\.json, \.jsonl"):
+    with pytest.raises(UserError, match=r"dataset.path=null.*\.json, \.jsonl"):
         Instructions(DatasetConfig(name="alpaca", corpus="instructions"), tmp_path)
 
 
@@ -250,7 +255,7 @@ def test_responses_are_cut_and_long_prompts_left_out_and_both_are_said(tmp_path,
     left_out = sum(prompt > seq_len for prompt, _ in sizes)
     assert left_out == 1
     assert data.train.num_documents == 3
-    notes = " ".join(data.facts["notes"])
+    notes = " ".join(data.summary.notes)
     assert f"{left_out} train examples are left out: prompts beyond seq_len={seq_len}" in notes
     if cut:
         assert f"{len(cut)} train responses are cut" in notes

@@ -11,6 +11,7 @@ from gpt2x.config import TokenizerConfig
 from gpt2x.convert import load_source
 from gpt2x.convert.added_rows import grown
 from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from gpt2x.pretrained import source_tokenizer
@@ -86,9 +87,9 @@ def test_equals_transformers_resized_embeddings(tie, tmp_path):
 def directories(tmp_path_factory):
     """A trained tokenizer, it with added tokens, and another of its size."""
     root = tmp_path_factory.mktemp("tokenizers")
-    Tokenizer.train(["a cat sat on a mat"] * 9, 270).save(root / "own")
+    byte_level_bpe.train(["a cat sat on a mat"] * 9, 270).save(root / "own")
     grown_tokenizer(root / "own", root / "more", ("<|user|>", "<|assistant|>"))
-    Tokenizer.train(["other words here, quite other ones"] * 9, 280).save(root / "other")
+    byte_level_bpe.train(["other words here, quite other ones"] * 9, 280).save(root / "other")
     return root
 
 

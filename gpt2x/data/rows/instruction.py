@@ -1,37 +1,34 @@
-"""Instructions to rows of tokens, cached, and batches of rows to what a model takes.
+"""Instructions as rows of L = seq_len + 1 token ids, and batches of rows as a model takes them.
 
-mindspore is imported when needed. A row has L = seq_len + 1 tokens: of several examples one behind the other, or of
-one. Its columns:
+A row has several examples one after the other, or one (`dataset.packing`). Its columns:
 
 - `input_ids`: prompt, response and EOS of each example; EOS in the rest of the row;
 - `attention_mask`: the number of a token's example within the row, from 1 on; 0 in the rest;
-- `labels`: `input_ids` where a response or its EOS stands, -100 elsewhere, as Hugging Face's.
+- `labels`: `input_ids` for a response and its EOS, -100 elsewhere, as Hugging Face's.
 
-B is the batch size, T the inputs of a row: its tokens but the last.
+B is the batch size, T the number of inputs of a row: all of its tokens but the last.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from gpt2x.config import DatasetConfig, TokenizerConfig
-from gpt2x.data.cache import build_once
-from gpt2x.data.mindrecord import Split, write_rows
-from gpt2x.data.prepare import FORMAT, PreparedData, digest_of, find_tokenizer
-from gpt2x.data.rows.labelled import padded_length
+from gpt2x.config import DatasetConfig
+from gpt2x.data.mindrecord import RowArrays
+from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
 from gpt2x.data.sampling import Batch
+from gpt2x.data.sources.base import Source
 from gpt2x.data.sources.instructions import Instruction, Instructions
-from gpt2x.data.sources.registry import open_corpus
+from gpt2x.data.template import Template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
-IGNORED = -100  # as a label: not learnt
+IGNORED = -100  # the label of a token that is not learnt
 ROWS_AT_ONCE = 1024
 
 
@@ -42,116 +39,86 @@ class Encoded(NamedTuple):
     num_prompt: int
 
 
-def prepare_instructions(
-    dataset: DatasetConfig,
-    tokenizer: TokenizerConfig,
-    *,
-    seq_len: int,
-    cache: Path,
-    checkpoint_tokenizer: Tokenizer | None = None,
-    splits: tuple[str, ...] = ("train", "val"),
-) -> PreparedData:
-    """Make the rows of `splits`, or find them in the cache.
+@dataclass(frozen=True)
+class InstructionRows(RowForm):
+    """Prompts with their responses.
 
-    A response that does not fit is cut, and then has no EOS; an example whose prompt leaves no room for a token of the
-    response is left out. Notes count both.
+    A response that does not fit is cut, and then has no EOS. An example is left out if its prompt leaves no room for a
+    token of the response. Notes count both.
+    """
 
-    Args:
-        dataset: Of `corpus=instructions`.
-        tokenizer: Loaded from its path; trained on the training texts when the path is null.
-        seq_len: Tokens a model sees at once.
-        cache: As for `prepare`.
-        own_tokenizer: A loaded checkpoint's; takes the place of `tokenizer`.
-        splits: Which parts to make, of train and val.
+    noun = "instructions"
+    description = "gpt2x instructions"
+    exports = False  # rows do not say whether they are packed, nor by which template their prompts were made
+
+    @property
+    def row_len(self) -> int:
+        """L."""
+        return self.seq_len + 1
+
+    def cut(self, part: Part, counts: Counts, on_chars: Callable[[int], None]) -> Iterator[RowArrays]:
+        """Yield the rows of a part."""
+        source, length = instructions(part.source), self.row_len
+        examples = source.examples(part.split)
+        encoded = encode(examples, part.tokenizer)
+        fitting = [Encoded(one.ids[:length], one.num_prompt) for one in encoded if one.num_prompt < length]
+        if not fitting:
+            raise UserError(
+                f"trainer.seq_len={self.seq_len}: no {part.split} prompt of dataset={source.config.name} leaves room "
+                f"for a response; the shortest has {min(one.num_prompt for one in encoded)} tokens. "
+                "Use a longer seq_len."
+            )
+        lengths = [len(example.ids) for example in fitting]
+        packed = pack(lengths, length) if source.config.packing else [[index] for index in range(len(fitting))]
+        rows = [[fitting[index] for index in row] for row in packed]
+        yield from tables(rows, length, part.tokenizer.eos_id)
+        counts.tokens, counts.documents = sum(lengths), len(fitting)
+        counts.notes += truncation_notes(part.split, encoded, self.seq_len)
+        on_chars(sum(len(example.prompt) + len(example.response) for example in examples))
+
+    def template(self, source: Source | None) -> Template | None:
+        """Return the template of the prompts."""
+        return None if source is None else instructions(source).template
+
+    def layout(self, dataset: DatasetConfig) -> str:
+        """Return whether rows are packed."""
+        return "packed" if dataset.packing else "one example per row"
+
+
+def instructions(source: Source) -> Instructions:
+    """Return `source` as a source of instructions.
 
     Raises:
-        UserError: Wrong input, or no example that fits.
+        UserError: It has no responses.
     """
-    started = time.perf_counter()
-    cache = Path(cache).expanduser().absolute()
-    corpus = open_corpus(dataset, cache)
-    assert isinstance(corpus, Instructions)
-    chosen = checkpoint_tokenizer or find_tokenizer(tokenizer, corpus, cache, dataset)
-    made: dict[str, Split | None] = {"train": None, "val": None}
-    digests, notes, responses = [chosen.fingerprint], list(corpus.notes), {}
-    for split in splits:
-        if corpus.has(split):
-            made[split], facts = _rows(dataset, corpus, split, chosen, seq_len, cache)
-            digests.append(facts["digest"])
-            notes += truncation_notes(split, facts, seq_len)
-            responses[split] = facts["num_response_tokens"]
-        elif split == "train" or len(splits) == 1:
-            raise UserError(f"dataset={dataset.name} has no {split} examples. Give dataset.{split}_path.")
-        else:
-            notes.append("no validation examples: dataset.val_path is null")
-    facts = {
-        "corpus": dataset.name,
-        "protocol": "packed" if dataset.packing else "an example a row",
-        "block_len": seq_len + 1,
-        "tokenizer": "the checkpoint's" if checkpoint_tokenizer else tokenizer.path or f"trained, {tokenizer.name}",
-        "vocab_size": chosen.vocab_size,
-        "seconds": time.perf_counter() - started,
-        "tokens_per_s": None,
-        "response_tokens": responses,
-        "notes": notes,
-    }
-    return PreparedData(made["train"], made["val"], chosen, digest_of(digests), facts, template=corpus.template)
-
-
-def truncation_notes(split: str, facts: dict[str, Any], seq_len: int) -> list[str]:
-    """What did not fit, for the user."""
-    notes = []
-    if facts["num_cut"]:
-        notes.append(
-            f"{facts['num_cut']:,} {split} responses are cut to fit seq_len={seq_len} "
-            f"({facts['num_lost']:,} tokens lost, no EOS learnt at the cut)"
+    if not isinstance(source, Instructions):
+        raise UserError(
+            f"dataset.corpus={source.config.corpus} has no responses. Use dataset=instructions for your own files."
         )
-    if facts["num_left_out"]:
-        notes.append(f"{facts['num_left_out']:,} {split} examples are left out: prompts beyond seq_len={seq_len}")
+    return source
+
+
+def truncation_notes(split: str, encoded: Sequence[Encoded], seq_len: int) -> list[str]:
+    """Return what does not fit into rows of seq_len + 1 tokens, for the user."""
+    length = seq_len + 1
+    lost = [len(one.ids) - length for one in encoded if one.num_prompt < length < len(one.ids)]
+    num_left_out = sum(one.num_prompt >= length for one in encoded)
+    notes = []
+    if lost:
+        notes.append(
+            f"{len(lost):,} {split} responses are cut to fit seq_len={seq_len} "
+            f"({sum(lost):,} tokens lost, no EOS learnt at the cut)"
+        )
+    if num_left_out:
+        notes.append(f"{num_left_out:,} {split} examples are left out: prompts beyond seq_len={seq_len}")
     return notes
 
 
-def _rows(
-    dataset: DatasetConfig, corpus: Instructions, split: str, tokenizer: Tokenizer, seq_len: int, cache: Path
-) -> tuple[Split, dict[str, Any]]:
-    """The rows of one split, and facts about them."""
-    digest = digest_of([FORMAT, corpus.content_hash(split), tokenizer.fingerprint, seq_len, dataset.packing, split])
-    directory, name = cache / "datasets" / f"{dataset.name}-{split}-{digest[:16]}", f"{split}.mindrecord"
-
-    def write(temporary: Path) -> dict[str, Any]:
-        length = seq_len + 1
-        encoded = encode(corpus.examples(split), tokenizer)
-        kept = [Encoded(example.ids[:length], example.num_prompt) for example in encoded if example.num_prompt < length]
-        if not kept:
-            raise UserError(
-                f"trainer.seq_len={seq_len}: no {split} prompt of dataset={dataset.name} leaves room for a response; "
-                f"the shortest has {min(example.num_prompt for example in encoded)} tokens. Use a longer seq_len."
-            )
-        lengths = [len(example.ids) for example in kept]
-        places = pack(lengths, length) if dataset.packing else [[index] for index in range(len(kept))]
-        rows = [[kept[index] for index in row] for row in places]
-        num_rows = write_rows(temporary / name, tables(rows, length, tokenizer.eos_id), "gpt2x instructions")
-        lost = [len(e.ids) - length for e in encoded if e.num_prompt < length < len(e.ids)]
-        return {
-            "num_blocks": num_rows,
-            "num_tokens": sum(lengths),
-            "num_documents": len(kept),
-            "num_response_tokens": sum(lengths) - sum(example.num_prompt for example in kept),
-            "num_cut": len(lost),
-            "num_lost": sum(lost),
-            "num_left_out": len(encoded) - len(kept),
-        }
-
-    facts = build_once(directory, write)
-    rows = Split(
-        (directory / name,), facts["num_blocks"], seq_len + 1, facts["num_tokens"], facts["num_documents"], 0, None
-    )
-    return rows, facts | {"digest": digest}
-
-
 def encode(examples: Sequence[Instruction], tokenizer: Tokenizer) -> list[Encoded]:
-    """The tokens of examples. Prompt and response are encoded apart: a prompt's tokens are those that `predict.py`
-    gives to the model, whatever follows.
+    """Return the tokens of examples.
+
+    Prompt and response are encoded separately: the tokens of a prompt are those that `predict.py` gives to the model,
+    whatever follows.
     """
     prompts = tokenizer.encode_batch([example.prompt for example in examples])
     responses = tokenizer.encode_batch([example.response for example in examples])
@@ -162,32 +129,32 @@ def encode(examples: Sequence[Instruction], tokenizer: Tokenizer) -> list[Encode
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Share out examples over rows of `size` tokens: best fit, the longest first (Ding et al., arXiv:2404.10830).
+    """Distribute examples over rows of `size` tokens: best fit, the longest first (Ding et al., arXiv:2404.10830).
 
     Args:
-        lengths: of the examples, each at most `size`.
+        lengths: Tokens of each example, each at most `size`.
         size: L.
 
     Returns:
-        Rows of indices into `lengths`, each in ascending order, rows by their first.
+        Rows of indices into `lengths`, each in ascending order; rows are sorted by their first index.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = bisect_left(room, (lengths[index], 0))
-        if place == len(room):
+        tightest = bisect_left(room, (lengths[index], 0))
+        if tightest == len(room):
             rows.append([index])
             left = size - lengths[index]
             insort(room, (left, len(rows) - 1))
         else:
-            left, row = room.pop(place)
+            left, row = room.pop(tightest)
             rows[row].append(index)
             insort(room, (left - lengths[index], row))
     return sorted(sorted(row) for row in rows)
 
 
-def tables(rows: Sequence[Sequence[Encoded]], length: int, eos_id: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """`input_ids`, `attention_mask` and `labels`, int32 (R, length) each, some rows at a time."""
+def tables(rows: Sequence[Sequence[Encoded]], length: int, eos_id: int) -> Iterator[RowArrays]:
+    """Yield `input_ids`, `attention_mask` and `labels`, int32 (R, length) each, some rows at a time."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
         ids = np.full((len(some), length), eos_id, np.int32)
@@ -207,7 +174,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         ids: (B, T + 1) int32.
-        counted: (B, T) fp32, 1 where the token behind is learnt.
+        counted: (B, T) fp32, 1 where the next token is learnt.
         starts: (B, T) int32, the column at which each token's example begins.
     """
 
@@ -217,11 +184,11 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(batch: Batch, *, width: int | None = None) -> Inputs:
-    """A batch of rows as a model takes it.
+    """Return a batch of rows as a model takes it.
 
     Args:
-        batch: rows as `tables` makes them.
-        width: T; None: the least power of two, from 32 on, that holds the longest row, or the rows' own.
+        batch: Rows as `tables` makes them.
+        width: T; None: the least power of two, from 32 on, that has room for the longest row, or the width of the rows.
     """
     ids, numbers, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
     if width is None:
@@ -232,3 +199,6 @@ def inputs_of(batch: Batch, *, width: int | None = None) -> Inputs:
     starts = np.maximum.accumulate(np.where(begins, columns, 0), axis=1).astype(np.int32)
     counted = (labels[:, 1 : width + 1] != IGNORED).astype(np.float32)
     return Inputs(ids[:, : width + 1], counted, starts)
+
+
+FORM = InstructionRows

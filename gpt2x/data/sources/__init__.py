@@ -1,1 +1,1 @@
-"""Where text comes from: a file each kind of corpus."""
+"""Sources of text: one file per kind of corpus, named as `dataset.corpus`. `base.Source` says what a source has."""

@@ -1,4 +1,4 @@
-"""Downloads with a checksum: all or nothing (imports no mindspore)."""
+"""Downloads with a checksum: all or nothing."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]
 
     Args:
         url: http(s) or file.
-        sha256: Enforced when given; when null, the computed one is returned to be written down.
+        sha256: The archive must have it; None: any archive is accepted.
         cache: The files go to `cache/downloads/<hash of the url>/`, which appears only when complete.
 
     Returns:
         The folder of the unpacked files, and the sha256 of the archive.
 
     Raises:
-        UserError: The server cannot be reached, another checksum, no zip archive. No file is left behind.
+        UserError: The server cannot be reached, a different checksum, or no zip archive. No file is left.
     """
     target = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
     record = target / "archive.sha256"
     if record.is_file():
-        found = record.read_text(encoding="utf-8").strip()
+        actual = record.read_text(encoding="utf-8").strip()
         _check(
-            url, found, sha256, f"Remove {target} to download anew, or accept this archive with dataset.sha256=null."
+            url, actual, sha256, f"Remove {target} to download again, or accept this archive with dataset.sha256=null."
         )
-        return target, found
+        return target, actual
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
@@ -46,15 +46,15 @@ def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]
         raise UserError(f"paths.cache={cache} cannot be written: {error.strerror}. Give another directory.") from error
     try:
         archive = temporary / "archive.zip"
-        found = _download(url, archive)
-        _check(url, found, sha256, "Accept another archive with dataset.sha256=null, or give dataset.path.")
+        actual = _download(url, archive)
+        _check(url, actual, sha256, "Accept any archive with dataset.sha256=null, or give dataset.path.")
         try:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(temporary)  # drops leading slashes and `..` itself
         except zipfile.BadZipFile as error:
             raise UserError(f"dataset.url={url} is not a zip archive: {error}. Give dataset.path instead.") from error
         archive.unlink()
-        (temporary / record.name).write_text(found + "\n", encoding="utf-8")
+        (temporary / record.name).write_text(actual + "\n", encoding="utf-8")
         if not target.exists():
             os.rename(temporary, target)
     except FileExistsError:
@@ -64,7 +64,7 @@ def fetch_archive(url: str, sha256: str | None, cache: Path) -> tuple[Path, str]
             raise UserError(f"paths.cache={cache} cannot be written: {error}. Give another directory.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target, found
+    return target, actual
 
 
 def _download(url: str, file: Path) -> str:
@@ -82,11 +82,11 @@ def _download(url: str, file: Path) -> str:
         host = urllib.parse.urlsplit(url).netloc or url
         raise UserError(
             f"dataset.url={url} cannot be downloaded from {host}: {reason}. Without a network, give dataset.path= a "
-            f"folder that holds the files, or use dataset=pydocs, which needs none."
+            f"folder that has the files, or use dataset=pydocs, which needs none."
         ) from error
     return digest.hexdigest()
 
 
-def _check(url: str, found: str, wanted: str | None, fix: str) -> None:
-    if wanted is not None and found != wanted.lower():
-        raise UserError(f"dataset.sha256={wanted}, but the archive of dataset.url={url} has sha256 {found}. {fix}")
+def _check(url: str, actual: str, expected: str | None, fix: str) -> None:
+    if expected is not None and actual != expected.lower():
+        raise UserError(f"dataset.sha256={expected}, but the archive of dataset.url={url} has sha256 {actual}. {fix}")

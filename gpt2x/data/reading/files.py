@@ -1,4 +1,4 @@
-"""Reading the user's text files, streaming, with messages that name file and line (imports no mindspore)."""
+"""The user's text files, read as streams; messages name file and line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gpt2x.data.sources.documents import Piece, document, pieces_of
+from gpt2x.data.reading.documents import Piece, document, pieces_of
 from gpt2x.errors import UserError
 
 CHUNK_CHARS = 1 << 16
@@ -17,10 +17,10 @@ MAX_CSV_FIELD_CHARS = 1 << 30  # the csv module's own limit, 128 kB, is less tha
 
 
 def require_file(path: Path, key: str) -> Path:
-    """Return `path` when it is a readable file that is not empty.
+    """Return `path` if it is a readable file that is not empty.
 
     Raises:
-        UserError: It is missing, no file, or empty.
+        UserError: It is missing, not a file, not readable, or empty.
     """
     if not path.exists():
         raise UserError(f"{key}={path} does not exist. Check the path (relative to {Path.cwd()}).")
@@ -34,38 +34,38 @@ def require_file(path: Path, key: str) -> Path:
 
 
 def text_files(path: Path, key: str) -> list[Path]:
-    """The files that `path` stands for: itself, or every file of a known suffix below it, sorted.
+    """Return the files that `path` stands for: itself, or every file below it with a suffix of `READERS`, sorted.
 
-    Empty files in a folder are passed over; an empty file named directly is refused.
+    Empty files in a folder are skipped; an empty file named directly is rejected.
 
     Raises:
-        UserError: Nothing there, or an unknown suffix.
+        UserError: No such file, or a suffix that cannot be read.
     """
-    known = ", ".join(READERS)
+    suffixes = ", ".join(READERS)
     if not path.is_dir():
         require_file(path, key)
         if path.suffix.lower() not in READERS:
             raise UserError(
-                f"{key}={path}: files ending in {path.suffix or 'nothing'!r} cannot be read. Known: {known}, "
-                f".mindrecord; rename or convert the file."
+                f"{key}={path}: files ending in {path.suffix or 'nothing'!r} cannot be read. Use one of "
+                f"{suffixes}, .mindrecord: rename or convert the file."
             )
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file() and p.stat().st_size)
-    if not found:
-        raise UserError(f"{key}={path} holds no file with text ({known}). Check the path.")
-    return found
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file() and p.stat().st_size)
+    if not files:
+        raise UserError(f"{key}={path} has no file with text ({suffixes}). Check the path.")
+    return files
 
 
 def read_documents(path: Path, column: str) -> Iterator[Piece]:
-    """The documents of one file: a .txt or .md is one, each row of .jsonl, .csv and .parquet is one."""
+    """Yield the documents of one file: a .txt or .md is one, each row of .jsonl, .csv and .parquet is one."""
     return READERS[path.suffix.lower()](path, column)
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, a byte order mark skipped, every line end given as a newline.
+    """Yield the lines of a UTF-8 file, without a byte order mark, every line end as a newline.
 
     Raises:
-        UserError: Invalid UTF-8, naming line and byte.
+        UserError: Invalid UTF-8; names line and byte.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -75,7 +75,11 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """(place, object) of each line of a .jsonl."""
+    """Yield (location, object) of each line of a .jsonl.
+
+    Raises:
+        UserError: A line that is not a JSON object.
+    """
     for number, line in enumerate(read_lines(path), 1):
         if line.isspace():
             continue
@@ -90,7 +94,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """sha256 over the contents of the files, in order; names do not matter, suffixes do."""
+    """Return the sha256 over the contents of the files, in order; names do not matter, suffixes do."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -100,7 +104,7 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def not_utf8(path: Path) -> UserError:
-    """Look for the first invalid byte; the decoder only knows its place in a buffer."""
+    """Return the error for the first invalid byte of a file; the decoder knows only its index in a buffer."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -144,11 +148,11 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
         if column not in row:
             raise UserError(
                 f"{path}, line {number} has no key {column!r}; it has {list_names(row)}. "
-                f"Set dataset.text_column to the one that holds the text."
+                f"Set dataset.text_column to the one with the text."
             )
         if not isinstance(row[column], str):
             raise UserError(
-                f"{path}, line {number}: {column!r} holds {type(row[column]).__name__}, not text. "
+                f"{path}, line {number}: {column!r} is {type(row[column]).__name__}, not text. "
                 f"Correct the line, or set dataset.text_column."
             )
         yield from document(row[column])
@@ -163,7 +167,7 @@ def _read_csv(path: Path, column: str) -> Iterator[Piece]:
             if column not in header:
                 raise UserError(
                     f"{path} has no column {column!r}; its header line has {list_names(header)}. "
-                    f"Set dataset.text_column to the one that holds the text."
+                    f"Set dataset.text_column to the one with the text."
                 )
             index = header.index(column)
             for row in rows:
@@ -172,7 +176,7 @@ def _read_csv(path: Path, column: str) -> Iterator[Piece]:
                 if len(row) != len(header):
                     raise UserError(
                         f"{path}, line {rows.line_num} has {len(row)} fields, the header {len(header)}. "
-                        f"Quote fields that hold commas, or correct the line."
+                        f"Quote fields that contain commas, or correct the line."
                     )
                 yield from document(row[index])
     except UnicodeDecodeError as error:
@@ -188,23 +192,23 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a Parquet file: {error}. Copy or write it anew.") from error
+        raise UserError(f"{path} is not a Parquet file: {error}. Copy or write it again.") from error
     with file:
         if column not in file.schema_arrow.names:
             raise UserError(
                 f"{path} has no column {column!r}; it has {list_names(file.schema_arrow.names)}. "
-                f"Set dataset.text_column to the one that holds the text."
+                f"Set dataset.text_column to the one with the text."
             )
         kind = file.schema_arrow.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"{path}: column {column!r} holds {kind}, not text. Set dataset.text_column.")
+            raise UserError(f"{path}: column {column!r} is {kind}, not text. Set dataset.text_column.")
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for text in batch.column(0).to_pylist():
                 yield from document(text or "")
 
 
 def list_names(names: Iterable[str]) -> str:
-    """Names, quoted, as a list for people."""
+    """Return names, quoted, as a list for people; "none" if there are none."""
     return ", ".join(map(repr, names)) or "none"
 
 

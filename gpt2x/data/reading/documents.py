@@ -1,4 +1,4 @@
-"""Documents as streams of pieces, and their split into training and validation part (imports no mindspore)."""
+"""Documents as streams of pieces, and their split into a training and a validation part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2x.errors import UserError
 
 
 class Piece(NamedTuple):
-    """A part of a document, small enough to be held in memory; a document may be a million pieces long.
+    """A part of a document that fits into memory; a document may be a million pieces long.
 
     Pieces are cut only before a blank or newline that follows a visible character (`cut_position`).
     """
@@ -22,11 +22,11 @@ class Piece(NamedTuple):
 
 
 def cut_position(text: str) -> int:
-    """The last place where `text` may be cut without changing GPT-2's encoding; 0 when there is none.
+    """Return the last index at which `text` may be cut without changing GPT-2's encoding; 0 if there is none.
 
-    GPT-2's pre-tokenization starts a new word at every whitespace that follows a visible character, so nothing before
-    that place looks at anything behind it. Only blank and newline count: Python and the tokenizer's regular
-    expressions differ about some rarer characters.
+    GPT-2's pre-tokenization starts a new word at every whitespace that follows a visible character, so the encoding of
+    what is before such an index does not depend on what is after it. Only blank and newline count: Python and the
+    tokenizer's regular expressions disagree about some rarer characters.
     """
     for position in range(len(text) - 1, 0, -1):
         if text[position] in " \n" and not text[position - 1].isspace():
@@ -35,7 +35,7 @@ def cut_position(text: str) -> int:
 
 
 def pieces_of(chunks: Iterable[str]) -> Iterator[Piece]:
-    """One document, given as text chunks cut anywhere, as pieces. A blank document gives none."""
+    """Yield the pieces of one document that arrives in chunks cut anywhere. A blank document has none."""
     rest, visible = "", False
     for chunk in chunks:
         visible = visible or not chunk.isspace()
@@ -48,7 +48,7 @@ def pieces_of(chunks: Iterable[str]) -> Iterator[Piece]:
 
 
 def document(text: str) -> Iterator[Piece]:
-    """One document that is in memory; a blank one gives nothing."""
+    """Yield one document that is in memory as one piece; a blank document has none."""
     if text and not text.isspace():
         yield Piece(text, True)
 
@@ -57,15 +57,18 @@ class SeededSplit:
     """Divides a stream of documents into `train` and `val`.
 
     Whole documents are drawn without replacement by the seed: round(val_fraction * documents) of them, by selection
-    sampling (Knuth, The Art of Computer Programming, vol. 2, 3.4.2, algorithm S), which needs no list of them. Where
-    that would be less than one document (a single text file, say), the text itself is cut: `val` is its last
+    sampling (Knuth, The Art of Computer Programming, vol. 2, 3.4.2, algorithm S), which needs no list of them. If
+    that is less than one document (a single text file, say), the text itself is cut: `val` is its last
     `val_fraction` of characters, from the next line boundary on.
 
     Args:
-        read: Gives the same pieces on every call.
+        read: Returns the same pieces on every call.
         val_fraction: Between 0 and 1.
-        seed: The draw is a function of it and of the number of documents alone.
-        key: What to name when there is no text, such as `dataset.path=notes.txt`.
+        seed: The draw is a function of only the seed and the number of documents.
+        key: What to name if there is no text, such as `dataset.path=notes.txt`.
+
+    Raises:
+        UserError: val_fraction is not between 0 and 1; later, if there is no text.
     """
 
     def __init__(self, read: Callable[[], Iterator[Piece]], val_fraction: float, seed: int, key: str) -> None:
@@ -75,24 +78,24 @@ class SeededSplit:
 
     @cached_property
     def _size(self) -> tuple[int, int]:
-        """Documents and characters; reads everything once, which also checks every line."""
+        """Number of documents and characters. Reads everything once, which also checks every line."""
         documents = characters = 0
         for piece in self._read():
             documents += piece.ends_document
             characters += len(piece.text)
         if not documents:
-            raise UserError(f"{self._key} holds no text: the file is empty. Give a file with text in it.")
+            raise UserError(f"{self._key} has no text. Give a file with text in it.")
         return documents, characters
 
     @property
     def num_val_documents(self) -> int:
-        """Whole documents drawn for validation; 0 when the text is cut instead."""
+        """Number of whole documents drawn for validation; 0 if the text is cut instead."""
         documents = self._size[0]
         return round(self._fraction * documents) if self._fraction * documents >= 1 else 0
 
     @property
     def note(self) -> str:
-        """What was done, for the panel at the start of a run."""
+        """How the text was divided, for the panel at the start of a run."""
         documents = self._size[0]
         if self.num_val_documents:
             return f"{self.num_val_documents} of {documents} documents drawn for validation (seed {self._seed})"
@@ -102,19 +105,19 @@ class SeededSplit:
         )
 
     def pieces(self, split: str) -> Iterator[Piece]:
-        """The pieces of `split` (train | val), in the order they are read."""
+        """Yield the pieces of `split` (train | val), in the order in which they are read."""
         if self.num_val_documents:
             return self._drawn(split)
         return self._cut(split)
 
     def _drawn(self, split: str) -> Iterator[Piece]:
-        left, wanted = self._size[0], self.num_val_documents
+        documents_left, draws_left = self._size[0], self.num_val_documents
         random = np.random.Generator(np.random.Philox(self._seed))
         is_val = None
         for piece in self._read():
             if is_val is None:
-                is_val = random.random() * left < wanted
-                left, wanted = left - 1, wanted - is_val
+                is_val = random.random() * documents_left < draws_left
+                documents_left, draws_left = documents_left - 1, draws_left - is_val
             if is_val == (split == "val"):
                 yield piece
             if piece.ends_document:
@@ -122,15 +125,15 @@ class SeededSplit:
 
     def _cut(self, split: str) -> Iterator[Piece]:
         start = round((1 - self._fraction) * self._size[1])
-        position, behind = 0, False
+        position, is_past_cut = 0, False
         for piece in self._read():
             text = piece.text
-            if behind or position + len(text) <= start:
-                if behind == (split == "val"):
+            if is_past_cut or position + len(text) <= start:
+                if is_past_cut == (split == "val"):
                     yield piece
             else:
                 at = _boundary(text, start - position)
-                behind = True
+                is_past_cut = True
                 if split == "train" and at:
                     yield Piece(text[:at], True)
                 elif split == "val" and at < len(text):
@@ -139,7 +142,7 @@ class SeededSplit:
 
 
 def _boundary(text: str, start: int) -> int:
-    """The first line start at or after `start`, else the first blank, else `start` itself."""
+    """Return the first line start at or after `start`, else the first blank, else `start` itself."""
     if start == 0:
         return 0
     newline = text.find("\n", start - 1)

@@ -1,80 +1,76 @@
-"""Corpora of examples, held in memory: which files they are in, and which of them are for validation.
-
-Imports no mindspore.
-"""
+"""Sources of examples, kept in memory: which files they are in, and which of them are for validation."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from gpt2x.config import DatasetConfig
-from gpt2x.data.sources.download import fetch_archive
-from gpt2x.data.sources.files import list_names
+from gpt2x.data.reading.download import fetch_archive
+from gpt2x.data.reading.files import list_names
+from gpt2x.data.sources.base import Source
 from gpt2x.errors import UserError
 
-VAL_NAMES = ("dev", "val", "valid", "validation", "test")  # in place of `train` in a file's name, the first found
+VAL_NAMES = ("dev", "val", "valid", "validation", "test")  # in place of `train` in a file's name; the first match wins
 Example = TypeVar("Example")
 
 
-class Examples(ABC, Generic[Example]):
-    """What readers of examples share.
+class Examples(Source, Generic[Example]):
+    """What sources of examples share.
 
-    `dataset.path` is a file, divided by the seed, or a folder with a file whose name holds `train` and one with `dev`,
-    `val` or `test` in its place; `train_path` and `val_path` name them instead.
+    `dataset.path` is a file, divided by the seed, or a folder. The folder has one file whose name contains `train`,
+    and may have one with `dev`, `val` or `test` in its place. `train_path` and `val_path` name the files instead.
 
     Raises:
-        UserError: no such files, a faulty row; with file and line.
+        UserError: No such files, or a faulty row; with file and line.
     """
 
-    separate = True
     suffixes: tuple[str, ...]
 
     def __init__(self, config: DatasetConfig, cache: Path) -> None:
-        self._config = config
-        self.notes: list[str] = []
-        given = {"train": config.train_path, "val": config.val_path}
-        files = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
+        super().__init__(config, cache)
+        paths = {"train": config.train_path, "val": config.val_path}
+        files = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
         keys = {split: f"dataset.{split}_path" for split in files}
         if config.path is not None or not files:
-            location, key = self._place(cache)
-            found = find_splits(location, key, self.suffixes) if location.is_dir() else {"train": location}
-            files, keys = found | files, dict.fromkeys(found, key) | keys
+            location, key = self._locate()
+            splits = find_splits(location, key, self.suffixes) if location.is_dir() else {"train": location}
+            files, keys = splits | files, dict.fromkeys(splits, key) | keys
         self._examples = {split: self.read(file, keys[split]) for split, file in files.items()}
         if "val" not in files and files.get("train") and config.path is not None:
             self._divide(config.path)
 
     @abstractmethod
     def read(self, path: Path, key: str) -> list[Example]:
-        """The examples of a file that `key` named."""
+        """Return the examples of a file that the configuration key `key` named."""
 
-    def _place(self, cache: Path) -> tuple[Path, str]:
+    def _locate(self) -> tuple[Path, str]:
         """The file or folder, and the key that it comes from."""
-        config = self._config
+        config = self.config
         if config.path is not None:
             return Path(config.path).expanduser(), "dataset.path"
         if config.url is None or config.sha256 is None:
             origin = f" (published at {config.url}; with its dataset.sha256=… it is downloaded)" if config.url else ""
             raise UserError(
-                f"dataset.path is null: give dataset={config.name} a local dataset.path=FILE_OR_FOLDER "
-                f"({', '.join(self.suffixes)}), or dataset.train_path and dataset.val_path{origin}"
+                f"dataset.path=null: dataset={config.name} needs a local dataset.path=FILE_OR_FOLDER "
+                f"({', '.join(self.suffixes)}), or dataset.train_path and dataset.val_path{origin}."
             )
-        folder, _ = fetch_archive(config.url, config.sha256, cache)
+        folder, _ = fetch_archive(config.url, config.sha256, self.cache)
         return folder / config.archive_folder, "dataset.url"
 
     def _divide(self, path: str) -> None:
-        """Draw round(val_fraction * examples) for validation, a function of the seed and of their number."""
-        config, examples = self._config, self._examples["train"]
+        """Draw round(val_fraction * examples) for validation: a function of the seed and of the number of examples."""
+        config, examples = self.config, self._examples["train"]
         if not 0 < config.val_fraction < 1:
             raise UserError(f"dataset.val_fraction={config.val_fraction} must lie between 0 and 1, such as 0.1.")
         count = round(config.val_fraction * len(examples))
         if not 0 < count < len(examples):
             raise UserError(
                 f"dataset.path={path} has {len(examples)} examples, too few to draw dataset.val_fraction="
-                f"{config.val_fraction} of them; give more, or dataset.train_path and dataset.val_path"
+                f"{config.val_fraction} of them. Give more, or dataset.train_path and dataset.val_path."
             )
         random = np.random.Generator(np.random.Philox(config.split_seed))
         drawn = set(random.permutation(len(examples))[:count].tolist())
@@ -85,22 +81,19 @@ class Examples(ABC, Generic[Example]):
         self.notes.append(f"{count} of {len(examples)} examples drawn for validation (seed {config.split_seed})")
 
     def has(self, split: str) -> bool:
-        """There are examples for `split`."""
+        """Return True if there are examples for `split`."""
         return split in self._examples
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of a split."""
+        """Return the examples of a split."""
         return self._examples[split]
-
-    def num_words(self, split: str) -> None:
-        """Not defined."""
 
 
 def find_splits(folder: Path, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder: the training file and the one named like it, or a single file for both.
+    """Return the files of a folder by split: the training file and the one named like it, or a single file for both.
 
     Raises:
-        UserError: none, or several that may be meant.
+        UserError: No such file, or several candidates.
     """
     files = {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.is_file()}
     training = [name for name in files if "train" in name]
@@ -110,6 +103,6 @@ def find_splits(folder: Path, key: str, suffixes: tuple[str, ...]) -> dict[str, 
     if len(files) == 1:
         return {"train": next(iter(files.values()))}
     raise UserError(
-        f"{key}={folder} has no single file of {', '.join(suffixes)} whose name holds `train` (found: "
-        f"{list_names(files)}); give dataset.train_path and dataset.val_path"
+        f"{key}={folder} must have one file of {', '.join(suffixes)} whose name contains `train`; it has "
+        f"{list_names(files)}. Give dataset.train_path and dataset.val_path."
     )

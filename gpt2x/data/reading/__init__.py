@@ -1,0 +1,1 @@
+"""What sources read with: text files, downloads, documents as streams of pieces."""
