@@ -104,7 +104,7 @@ def test_wrong_places(tmp_path):
     with pytest.raises(UserError, match=r"column 'n' is int64, not text"):
         read(tmp_path, tmp_path / "a.parquet", text_column="n")
     with pytest.raises(
-        UserError, match="dataset.protocol=reference is not defined for dataset.corpus=text. Choose one of: clean"
+        UserError, match=r"dataset.protocol=reference is not defined for dataset.corpus=text. Choose one of: clean"
     ):
         corpus(tmp_path, protocol="reference", path="x")
     with pytest.raises(UserError, match=r"dataset.corpus=books does not exist"):
