@@ -13,7 +13,7 @@ from rich.table import Table
 from gpt2x.checkpoint.reshard import merge, reshard
 from gpt2x.checkpoint.store import Checkpoint, open_checkpoint
 from gpt2x.config import ParallelConfig
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, did_you_mean
 
 
 def inspect(checkpoint: Checkpoint, console: Console) -> None:
@@ -45,12 +45,12 @@ def layout(name: str) -> ParallelConfig:
     """
     from omegaconf import OmegaConf
 
-    from gpt2x.config.options import CONF, suggestion  # brings hydra
+    from gpt2x.config.options import CONF
 
     options = {path.stem: path for path in sorted((CONF / "parallel").glob("*.yaml"))}
     if name not in options:
         raise UserError(
-            f"--parallel {name} is not an option; {suggestion(name, [*options])}options: {', '.join(options)}"
+            f"--parallel {name} is not an option; {did_you_mean(name, [*options])}options: {', '.join(options)}"
         )
     parallel = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ParallelConfig), OmegaConf.load(options[name])))
     assert isinstance(parallel, ParallelConfig)

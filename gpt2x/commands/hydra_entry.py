@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.config import schema
 from gpt2x.config.files import SCHEMAS, to_typed
-from gpt2x.config.messages import explain
+from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch, scheduler
@@ -64,7 +64,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
         try:
             values = hydra.compose(name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, SCHEMAS[name])) from None
+            raise UserError(message_of(error, SCHEMAS[name])) from None
         return to_typed(name, values)
 
 

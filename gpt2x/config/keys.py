@@ -1,18 +1,129 @@
-"""The dotted keys of a configuration dataclass."""
+"""The dotted keys of a configuration, and the checks of single values."""
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
 
-from gpt2x.config import schema
+from omegaconf import MISSING
+
+from gpt2x.config.metadata import Key, key_of
+from gpt2x.errors import UserError, did_you_mean
 
 
-def all_keys(root: type, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration dataclass."""
-    keys = []
-    for entry in fields(root):
-        keys.append(prefix + entry.name)
-        nested = getattr(schema, str(entry.type), None)
-        if isinstance(nested, type) and is_dataclass(nested):
-            keys += all_keys(nested, f"{prefix}{entry.name}.")
-    return keys
+@dataclass(frozen=True)
+class Leaf:
+    """A key that is not a group.
+
+    Attributes:
+        name: dotted, such as `model.num_layers`.
+        type: as the schema spells it, such as `int | None`.
+        default: `omegaconf.MISSING` if an option must give the value.
+        facts: what the schema records.
+    """
+
+    name: str
+    type: str
+    default: Any
+    facts: Key
+
+
+@cache
+def leaves(root: type) -> dict[str, Leaf]:
+    """Return every key of a configuration dataclass that is not a group, in the order of the schema."""
+    return {leaf.name: leaf for leaf in _leaves(root, "")}
+
+
+def _leaves(root: type, prefix: str) -> Iterator[Leaf]:
+    for entry, nested in _entries(root):
+        name = prefix + entry.name
+        if nested:
+            yield from _leaves(nested, f"{name}.")
+        else:
+            yield Leaf(name, str(entry.type), _default(entry), key_of(entry))
+
+
+def groups(root: type) -> dict[str, type]:
+    """Return the groups of a configuration dataclass by name."""
+    return {entry.name: nested for entry, nested in _entries(root) if nested}
+
+
+def all_keys(root: type) -> list[str]:
+    """Return every dotted key of a configuration dataclass, groups included."""
+    return [*groups(root), *leaves(root)]
+
+
+def defaults(root: type) -> dict[str, Any]:
+    """Return the default of every key that has one in the schema."""
+    return {name: leaf.default for name, leaf in leaves(root).items() if leaf.default != MISSING}
+
+
+def flatten(values: Mapping[str, Any], root: type) -> dict[str, Any]:
+    """Return nested values of the configuration `root` by dotted key, whole.
+
+    A value that is itself a mapping, such as `schedule.settings`, is one value.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = groups(root).get(name)
+        if nested and isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": one for inner, one in flatten(value, nested).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def spell(value: Any) -> str:
+    """Return a value as YAML and the command line spell it: `null`, `true`, `0.0001`, `["a", "b"]`."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Check every value by itself: numbers against their bounds, words against the choices.
+
+    Args:
+        config: the dataclass of an entry point or of a group.
+        prefix: of its keys, such as `generation.`.
+
+    Raises:
+        UserError: with key, value and what is allowed.
+    """
+    for entry, nested in _entries(type(config)):
+        value, name = getattr(config, entry.name), prefix + entry.name
+        if nested:
+            check_values(value, f"{name}.")
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    _check(name, one, key_of(entry))
+
+
+def _check(name: str, value: Any, facts: Key) -> None:
+    null = f"; null: {facts.null}" if facts.null else ""
+    if isinstance(value, int | float) and not facts.is_in_bounds(value):
+        raise UserError(f"{name}={spell(value)} must be {facts.bounds()}{null}.")
+    words = facts.names()
+    # Hydra passes `plan=true` as "True", since the key is a string
+    if words and value not in words and not (value in ("True", "False") and value.lower() in words):
+        raise UserError(
+            f"{name}={value} does not exist; {did_you_mean(str(value), words)}choose one of: {', '.join(words)}."
+        )
+
+
+def _entries(root: type) -> list[tuple[Field, type | None]]:
+    """The fields of a configuration dataclass, each with its dataclass if it is a group."""
+    types = _types(root)
+    return [(entry, types[entry.name] if is_dataclass(types[entry.name]) else None) for entry in fields(root)]
+
+
+@cache
+def _types(root: type) -> dict[str, Any]:
+    return get_type_hints(root)
+
+
+def _default(entry: Field) -> Any:
+    return entry.default if entry.default_factory is NO_DEFAULT else entry.default_factory()

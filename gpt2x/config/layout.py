@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.config import ModelConfig, ParallelConfig, TrainerConfig
+from gpt2x.config.keys import check_values
+from gpt2x.config.schema import ModelConfig, ParallelConfig, TrainerConfig
 from gpt2x.errors import UserError
 
 
@@ -103,10 +104,7 @@ def validate_parallel(parallel: ParallelConfig) -> None:
     Raises:
         UserError: with key, value and fix.
     """
-    for key in ("data", "tensor", "pipeline", "micro_batches", "optimizer_shards"):
-        value = getattr(parallel, key)
-        if value is not None and value < 1:
-            raise UserError(f"parallel.{key}={value} must be at least 1")
+    check_values(parallel, "parallel.")
     if parallel.data % parallel.optimizer_shards:
         raise UserError(
             f"parallel.optimizer_shards={parallel.optimizer_shards} does not divide parallel.data={parallel.data}; "

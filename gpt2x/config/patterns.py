@@ -6,13 +6,12 @@ do, or beside the columns of one: `attn.q`, `attn.k`, `attn.v`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 
-from gpt2x.config import LoraConfig
-from gpt2x.errors import UserError
+from gpt2x.config.schema import LoraConfig
+from gpt2x.errors import UserError, did_you_mean
 
 SEGMENTS = ("attn.q", "attn.k", "attn.v")  # thirds of the columns of attn.c_attn, in this order
 FUSED = "attn.c_attn"
@@ -76,8 +75,7 @@ def similar_patterns(pattern: str, names: Collection[str]) -> str:
     if any(fits(name, f"{pattern}.*") for name in names):
         return f"did you mean '{pattern}.*'? "
     tails = {".".join(parts[at:]) for parts in (name.split(".") for name in names) for at in range(len(parts))}
-    close = difflib.get_close_matches(pattern, sorted(tails), n=1, cutoff=0.75)
-    return f"did you mean {close[0]}? " if close else ""
+    return did_you_mean(pattern, sorted(tails))
 
 
 def fits(name: str, target: str) -> bool:

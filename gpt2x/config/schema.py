@@ -1,325 +1,398 @@
-"""The typed configuration (floor 0; imports no mindspore). `gpt2x.config.rules` has the cross-field checks.
+"""The keys of the configuration: types, meanings, bounds and what they change (imports no mindspore).
 
-Values live in `conf/*.yaml`, types live here. `to_object` turns a composed Hydra config into these dataclasses
-once; everything below the entry scripts receives the dataclasses and never sees Hydra or OmegaConf.
-A field without a default is set by the YAML option that is chosen; a default stands in exactly one place.
+Values live in `conf/*.yaml`. A composed Hydra configuration becomes these dataclasses once; everything below the
+entry points receives the dataclasses and never sees Hydra or OmegaConf. A key without a default is set by the option
+that is chosen, so a default stands in exactly one place. `gpt2x.config.metadata` explains `key` and the effects.
+
+A new key needs a default: configurations of older checkpoints lack it and compare as the default.
 """
+
+# ruff: noqa: RUF009  (`key` and `group` return fields)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
+from gpt2x.config.metadata import Effect, group, key
+
+HOST, LAYOUT, RUN, STEP = Effect.HOST, Effect.LAYOUT, Effect.RUN, Effect.STEP
+NAME = "the chosen option's name"
+SETTINGS = "keys of this kind only, see the Settings of its file"
+
 
 @dataclass
 class TaskConfig:
-    """What a run is for; `name` is also the MLflow experiment."""
+    """What a run trains for. Its name is also MLflow's experiment."""
 
-    name: str = MISSING  # pretrain | finetune | classification | instruction
-    requires_load: bool = MISSING  # start from `load=`, never from random weights
-    objective: str = "language_modeling"  # language_modeling | classification | instruction
+    name: str = key(NAME, STEP)
+    requires_load: bool = key("start from load=, never from random weights", STEP)
+    objective: str = key("what is learnt", STEP, "language_modeling", extensions="gpt2x.tasks")
+    settings: dict[str, Any] = key(SETTINGS, STEP, {})
 
 
 @dataclass
 class ModelConfig:
-    """GPT-2's shape. Names as in docs/design/architecture.md; Hugging Face's name in brackets."""
+    """The shape of GPT-2. Hugging Face's names are in brackets."""
 
-    name: str = MISSING
-    num_layers: int = MISSING  # transformer blocks [n_layer]
-    num_heads: int = MISSING  # attention heads a block; divides hidden_size [n_head]
-    hidden_size: int = MISSING  # width of the residual stream [n_embd]
-    max_seq_len: int = MISSING  # learned positions [n_positions]
-    vocab_size: int | None = 50257  # null: the tokenizer's
-    ffn_size: int | None = None  # [n_inner]; null: 4 * hidden_size
-    activation: str = "gelu_new"  # gelu_new | gelu | fast_gelu
-    layer_norm_eps: float = 1e-5  # added to the variance [layer_norm_epsilon]
-    dropout: float = 0.1  # on embeddings, attention weights and both residual branches
-    embedding_dropout: float | None = None  # [embd_pdrop]; null: dropout
-    attention_dropout: float | None = None  # [attn_pdrop]; null: dropout
-    initializer_range: float = 0.02  # the reference uses 0.01
-    scale_residual_init: bool = True  # residual projections by 1/sqrt(2 * num_layers), as GPT-2's paper
-    tie_embeddings: bool = True  # the head is the embedding's transpose [tie_word_embeddings]
-    pad_vocab_multiple: int = 1  # rows of the embedding are padded to a multiple; padded logits are never chosen
-    labels: list[str] | None = None  # a classifier's, in the order of its logits [id2label]; the data sets them
-
-
-@dataclass
-class TokenizerConfig:
-    """`path` names a directory (vocab.json + merges.txt, or tokenizer.json) or a hub repository; null: train BPE."""
-
-    name: str = MISSING
-    path: str | None = None  # directory or hub repository; null: train on the corpus
-    kind: str = "byte_level_bpe"  # of a trained tokenizer: a file in gpt2x/data/tokenizers
-    vocab_size: int | None = None  # of a trained tokenizer
-    eos_token: str = "<|endoftext|>"  # ends each document, starts an empty prompt
-    extend: bool = False  # train: path's tokenizer may add tokens to that of load=, whose embedding then grows
-
-
-@dataclass
-class DatasetConfig:
-    """Where text comes from. A `.mindrecord` path is used as it is."""
-
-    name: str = MISSING
-    corpus: str = MISSING  # the source: a file in gpt2x/data/sources
-    path: str | None = None  # a file or folder holding all the text (split by split_seed), or a corpus' own folder
-    train_path: str | None = None  # training text alone
-    val_path: str | None = None  # validation text alone
-    url: str | None = None  # where the corpus is downloaded from when no path is given
-    sha256: str | None = None  # of the download
-    text_column: str = "text"  # of jsonl, csv and parquet
-    val_fraction: float = 0.1  # share of the documents held out for validation
-    split_seed: int = 0  # draws the documents held out
-    protocol: str = "clean"  # clean | reference (wikitext2 only), see docs/data.md
-    keep_last_passage: bool = False  # protocol=reference: keep the passage that the reference loses
-    columns: list[str] | None = None  # labelled: names of the columns of a table without a header line
-    text_columns: list[str] | None = None  # labelled: several that make the text, joined by ". "; null: text_column
-    label_column: str = "label"  # labelled: the column with the class
-    label_names: dict[str, str] | None = None  # labelled: names of the classes by their value; null: the values
-    line_break: str | None = None  # labelled: markup in a text that stands for a newline
-    archive_folder: str = ""  # labelled: where the files lie in the download
-    template: str = "alpaca"  # instructions: alpaca, or a YAML file of your own (docs/instructions.md)
-    packing: bool = True  # instructions: several examples a row, apart from each other; false: one
-    skip_empty: bool = False  # instructions: leave out rows with an empty output instead of rejecting them
-    settings: dict[str, Any] = field(default_factory=dict)  # keys that only one source has, by its `Settings`
-
-
-@dataclass
-class ParallelConfig:
-    """How a run is laid out over data * tensor * pipeline processes, one a device (docs/parallel.md)."""
-
-    name: str = MISSING
-    data: int = 1  # replicas of the model, each with its share of every batch
-    tensor: int = 1  # processes that share every layer: heads, feed-forward columns, vocabulary
-    pipeline: int = 1  # stages of consecutive layers
-    micro_batches: int | None = None  # forward passes an update a replica; null: by trainer.micro_batch_size
-    optimizer_shards: int = 1  # ZeRO-1: replicas that share the optimizer's states; divides data
-    sequence_parallel: bool = False  # tensor > 1: layer norms and dropout on a share of the tokens
-    vocab_parallel: bool = True  # tensor > 1: embedding, head and cross entropy on a share of the vocabulary
-    recompute: str = "none"  # none | attention | block: activations recomputed in backward instead of kept
-
-
-@dataclass
-class LaunchConfig:
-    """Where the processes of a parallel layout meet; one machine needs nothing of it."""
-
-    address: str | None = None  # name or IP address of node 0; null: this machine (a single node only)
-    port: int | None = None  # on node 0; null: a free one (a single node only)
-    num_nodes: int = 1  # machines, each with the same number of processes
-    node_rank: int = 0  # this machine's number
-    timeout_s: int = 600  # how long a process waits for the others before it gives up
-
-
-@dataclass
-class HardwareConfig:
-    """A device as the documentation of its maker states it; `source` says where."""
-
-    name: str = MISSING
-    device_target: str = MISSING  # CPU | Ascend
-    precision: str = MISSING  # fp32 | fp16 | bf16
-    memory_gb: float | None = MISSING  # of one device; null: the machine's
-    peak_tflops: float | None = MISSING  # dense, at `precision`; null: a matmul measured at start
-    devices_per_node: int = MISSING  # devices in one machine
-    flash_attention: bool = MISSING  # the kernel is there
-    source: str = MISSING
-    native_kernels: bool = True  # CPU: gpt2x's own kernels; false: MindSpore's operators alone
-    efficiency: float | None = None  # share of the peak that matrix products reach (docs/planning.md); null: not known
-    memory_gb_per_s: float | None = None  # bandwidth of a device's memory; null: not known
-    link_gb_per_s: float | None = None  # from a device to another of its node, each pair a link; null: not known
-    network_gb_per_s: float | None = None  # from a device to other nodes; null: not known
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether the device is the CPU."""
-        return self.device_target == "CPU"
-
-    @property
-    def backend(self) -> str:
-        """The implementation of the operators: the name of a file in `gpt2x/ops`."""
-        if not self.is_cpu:
-            return self.device_target.lower()
-        return "native" if self.native_kernels and self.precision == "fp32" else "composed"
+    name: str = key(NAME, STEP)
+    num_layers: int = key("transformer blocks [n_layer]", STEP, at_least=1)
+    num_heads: int = key("attention heads per block; divides hidden_size [n_head]", STEP, at_least=1)
+    hidden_size: int = key("width of the residual stream [n_embd]", STEP, at_least=1)
+    max_seq_len: int = key("learned positions [n_positions]", STEP, at_least=1, unit="tokens")
+    vocab_size: int | None = key("rows of the embedding", STEP, 50257, at_least=1, null="the tokenizer's size")
+    ffn_size: int | None = key("width inside the feed-forward layer [n_inner]", STEP, None, at_least=1,
+                               null="4 * hidden_size")  # fmt: skip
+    activation: str = key("of the feed-forward layer", STEP, "gelu_new", choices=("gelu_new", "gelu", "fast_gelu"))
+    layer_norm_eps: float = key("added to the variance [layer_norm_epsilon]", STEP, 1e-5, above=0)
+    dropout: float = key("on embeddings, attention weights and both residual branches", STEP, 0.1, at_least=0, below=1)
+    embedding_dropout: float | None = key("on embeddings [embd_pdrop]", STEP, None, at_least=0, below=1, null="dropout")
+    attention_dropout: float | None = key("on attention weights [attn_pdrop]", STEP, None, at_least=0, below=1,
+                                          null="dropout")  # fmt: skip
+    initializer_range: float = key("standard deviation of random weights; MindFormers uses 0.01", STEP, 0.02, above=0)
+    scale_residual_init: bool = key(
+        "scale residual projections by 1/sqrt(2 * num_layers), as GPT-2's paper", STEP, True
+    )
+    tie_embeddings: bool = key("the head is the embedding's transpose [tie_word_embeddings]", STEP, True)
+    pad_vocab_multiple: int = key("pad the embedding's rows to a multiple; padding rows are never chosen", LAYOUT, 1,
+                                  at_least=1)  # fmt: skip
+    labels: list[str] | None = key("a classifier's classes in the order of its logits [id2label]", STEP, None,
+                                   null="the data's, if the task has classes")  # fmt: skip
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters beside frozen weights (Hu et al., arXiv:2106.09685), see docs/lora.md."""
 
-    name: str = MISSING
-    rank: int | None = MISSING  # columns of A, rows of B; null: no adapters, the whole model is trained
-    alpha: float | None = MISSING  # their product is multiplied with alpha / rank
-    dropout: float = 0.1  # on what enters an adapter
-    targets: list[str] = field(default_factory=lambda: ["q", "v"])  # modules or patterns: q, k, v, c_attn, c_proj, c_fc
-    rank_stabilized: bool = False  # alpha / sqrt(rank) instead (Kalajdzievski, arXiv:2312.03732)
+    name: str = key(NAME, STEP)
+    rank: int | None = key(
+        "columns of A and rows of B", STEP, at_least=1, null="no adapters, the whole model is trained"
+    )
+    alpha: float | None = key("the product B A is multiplied with alpha / rank", STEP, above=0, null="no adapters")
+    dropout: float = key("on the input of each adapter", STEP, 0.1, at_least=0, below=1)
+    targets: list[str] = key(
+        "modules or patterns: q, k, v, c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj", STEP, ["q", "v"]
+    )
+    rank_stabilized: bool = key(
+        "multiply with alpha / sqrt(rank) instead (Kalajdzievski, arXiv:2312.03732)", STEP, False
+    )
+
+
+@dataclass
+class TokenizerConfig:
+    """A tokenizer that is read from files, or trained on the corpus."""
+
+    name: str = key(NAME, STEP)
+    kind: str = key("how a tokenizer is trained", STEP, "byte_level_bpe", extensions="gpt2x.data.tokenizers")
+    path: str | None = key("directory with vocab.json and merges.txt or tokenizer.json, or hub repository", STEP, None,
+                           null="train one on the corpus, or use the checkpoint's")  # fmt: skip
+    vocab_size: int | None = key(
+        "of a trained tokenizer", STEP, None, unit="tokens", null="the tokenizer is not trained"
+    )
+    eos_token: str = key("ends each document and starts an empty prompt", STEP, "<|endoftext|>")
+    extend: bool = key(
+        "train: path's tokenizer may add tokens to that of load=, whose embedding then grows", STEP, False
+    )
+    settings: dict[str, Any] = key(SETTINGS, STEP, {})
+
+
+@dataclass
+class DatasetConfig:
+    """Where text comes from. A .mindrecord path is used as it is."""
+
+    name: str = key(NAME, STEP)
+    corpus: str = key("the source that reads it (docs/data.md)", STEP, extensions="gpt2x.data.sources")
+    path: str | None = key("file or folder with all texts, split by split_seed; or the corpus' folder", STEP, None,
+                           null="a corpus that comes with gpt2x or is downloaded, or train_path")  # fmt: skip
+    train_path: str | None = key("file or folder with only training texts", STEP, None, null="split path")
+    val_path: str | None = key("file or folder with only validation texts", STEP, None, null="split path")
+    url: str | None = key("where to download the corpus if there is no path", STEP, None, null="no download")
+    sha256: str | None = key("of the download", STEP, None, null="accept any download and print its sha256")
+    text_column: str = key("column with the text, in jsonl, csv and parquet files", STEP, "text")
+    val_fraction: float = key("share of the documents for validation", STEP, 0.1, above=0, below=1)
+    split_seed: int = key("draws the documents for validation", STEP, 0)
+    protocol: str = key("how the corpus is cleaned: clean, or reference of wikitext2 (docs/data.md)", STEP, "clean")
+    keep_last_passage: bool = key("protocol=reference: keep the last passage, which the reference drops", STEP, False)
+    columns: list[str] | None = key("labelled: names of the columns", STEP, None, null="the table's header line")
+    text_columns: list[str] | None = key('labelled: columns that make the text, joined by ". "', STEP, None,
+                                         null="text_column")  # fmt: skip
+    label_column: str = key("labelled: column with the class", STEP, "label")
+    label_names: dict[str, str] | None = key("labelled: name of each class, by its value", STEP, None,
+                                             null="the values are the names")  # fmt: skip
+    line_break: str | None = key("labelled: markup that stands for a newline", STEP, None, null="none")
+    archive_folder: str = key("labelled: folder of the files in the download", STEP, "")
+    template: str = key("instructions: alpaca, or a YAML file of your own (docs/instructions.md)", STEP, "alpaca")
+    packing: bool = key("instructions: several examples per row, which do not see each other", STEP, True)
+    skip_empty: bool = key("instructions: leave out rows with an empty output instead of rejecting them", STEP, False)
+    settings: dict[str, Any] = key(SETTINGS, STEP, {})
+
+
+@dataclass
+class ParallelConfig:
+    """The layout of a run over data * tensor * pipeline processes, one per device (docs/parallel.md)."""
+
+    name: str = key(NAME, LAYOUT)
+    data: int = key("replicas of the model; each trains on its part of every batch", LAYOUT, 1, at_least=1)
+    tensor: int = key(
+        "processes that split every layer: heads, feed-forward columns, vocabulary", LAYOUT, 1, at_least=1
+    )
+    pipeline: int = key("stages of consecutive layers", LAYOUT, 1, at_least=1)
+    micro_batches: int | None = key("forward passes per update and replica", LAYOUT, None, at_least=1,
+                                    null="from trainer.micro_batch_size")  # fmt: skip
+    optimizer_shards: int = key(
+        "replicas that split the optimizer's states (ZeRO-1); divides data", LAYOUT, 1, at_least=1
+    )
+    sequence_parallel: bool = key("tensor > 1: split the tokens of layer norms and dropout", LAYOUT, False)
+    vocab_parallel: bool = key("tensor > 1: split the vocabulary of embedding, head and cross entropy", LAYOUT, True)
+    recompute: str = key("activations that backward computes again instead of keeping them", LAYOUT, "none",
+                         choices=("none", "attention", "block"))  # fmt: skip
+
+
+@dataclass
+class LaunchConfig:
+    """Where the processes of a layout meet. One machine needs none of it."""
+
+    address: str | None = key("name or IP address of node 0", HOST, None, null="this machine (single node only)")
+    port: int | None = key("TCP port on node 0", HOST, None, at_least=1, at_most=65535,
+                           null="a free one (single node only)")  # fmt: skip
+    num_nodes: int = key("machines, each with the same number of processes", HOST, 1, at_least=1)
+    node_rank: int = key("this machine's number, from 0", HOST, 0, at_least=0)
+    timeout_s: int = key("how long a process waits for the others", HOST, 600, at_least=1, unit="seconds")
+
+
+@dataclass
+class HardwareConfig:
+    """A device by its data sheet; `source` names the origin of the numbers."""
+
+    name: str = key(NAME, LAYOUT)
+    device_target: str = key("MindSpore's backend", LAYOUT, choices=("CPU", "Ascend"))
+    precision: str = key("of matrix products; the CPU has no bf16", STEP, choices=("fp32", "fp16", "bf16"))
+    memory_gb: float | None = key("memory per device", HOST, unit="GB", above=0, null="the machine's")
+    peak_tflops: float | None = key("dense peak at `precision`", HOST, unit="TFLOP/s", above=0,
+                                    null="measured with a matrix product at start")  # fmt: skip
+    devices_per_node: int = key("devices per machine", HOST, at_least=1)
+    flash_attention: bool = key("the device has a fused attention kernel", LAYOUT)
+    source: str = key("where the numbers come from", HOST)
+    native_kernels: bool = key("CPU: use gpt2x's C++ kernels; false: only MindSpore's operators", LAYOUT, True)
+    efficiency: float | None = key("share of the peak that matrix products reach (docs/planning.md)", HOST, None,
+                                   above=0, null="unknown")  # fmt: skip
+    memory_gb_per_s: float | None = key(
+        "bandwidth of a device's memory", HOST, None, unit="GB/s", above=0, null="unknown"
+    )
+    link_gb_per_s: float | None = key("bandwidth between two devices of a node", HOST, None, unit="GB/s", above=0,
+                                      null="unknown")  # fmt: skip
+    network_gb_per_s: float | None = key("bandwidth from a device to other nodes", HOST, None, unit="GB/s", above=0,
+                                         null="unknown")  # fmt: skip
+
+    @property
+    def is_cpu(self) -> bool:
+        """Return whether the device is the CPU."""
+        return self.device_target == "CPU"
+
+    @property
+    def backend(self) -> str:
+        """Return the implementation of the operators: the name of a file in `gpt2x/ops`."""
+        if not self.is_cpu:
+            return self.device_target.lower()
+        return "native" if self.native_kernels and self.precision == "fp32" else "composed"
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), states in fp32."""
+    """How gradients change the weights; the states are fp32."""
 
-    name: str = MISSING
-    learning_rate: float = MISSING  # the schedule's peak
-    beta1: float = 0.9  # decay of the mean of gradients
-    beta2: float = 0.95  # decay of the mean of squared gradients
-    eps: float = 1e-8  # added to the root of the mean square
-    weight_decay: float = 0.1  # not on biases and layer norms
-    bias_correction: bool = True  # the reference's Adam has none
-    layer_decay: float | None = None  # each layer's rate is this share of the one's above it; null: one rate for all
+    name: str = key(NAME, STEP)
+    kind: str = key("the algorithm; adamw is Loshchilov and Hutter, arXiv:1711.05101", STEP, "adamw",
+                    extensions="gpt2x.optim.optimizers")  # fmt: skip
+    learning_rate: float = key("the schedule's peak", RUN, above=0)
+    beta1: float = key("decay of the mean of gradients", STEP, 0.9, at_least=0, below=1)
+    beta2: float = key("decay of the mean of squared gradients", STEP, 0.95, at_least=0, below=1)
+    eps: float = key("added to the root of the mean square", STEP, 1e-8, above=0)
+    weight_decay: float = key("on all weights but biases and layer norms", STEP, 0.1, at_least=0)
+    bias_correction: bool = key("correct the means' bias towards 0; the reference's Adam does not", STEP, True)
+    layer_decay: float | None = key("each layer's rate is this share of the rate of the layer above", STEP, None,
+                                    above=0, at_most=1, null="all layers have one rate")  # fmt: skip
+    settings: dict[str, Any] = key(SETTINGS, STEP, {})
 
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over steps: warmup to optimizer.learning_rate, then decay to its final_ratio."""
+    """The learning rate over steps: a warmup to optimizer.learning_rate, then a decay to final_ratio of it."""
 
-    name: str = MISSING  # constant | linear | cosine | cosine_restarts | polynomial
-    warmup_steps: int | None = None  # steps of linear warmup; null: none, or by warmup_ratio
-    warmup_ratio: float | None = None  # of all steps; give one of the two
-    final_ratio: float = 0.1  # last rate over peak rate
-    num_cycles: int = 1  # of cosine_restarts
-    power: float = 1.0  # of polynomial
+    name: str = key("the curve of the decay", RUN, extensions="gpt2x.optim.schedules")
+    warmup_steps: int | None = key("steps of linear warmup", RUN, None, at_least=0, null="warmup_ratio, or none")
+    warmup_ratio: float | None = key(
+        "warmup as a share of all steps", RUN, None, at_least=0, below=1, null="warmup_steps"
+    )
+    final_ratio: float = key("last rate as a share of the peak", RUN, 0.1, at_least=0, at_most=1)
+    num_cycles: int = key("cosine_restarts: how often the rate falls", RUN, 1, at_least=1)
+    power: float = key("polynomial: its power", RUN, 1.0, above=0)
+    settings: dict[str, Any] = key(SETTINGS, RUN, {})
 
 
 @dataclass
 class TrainerConfig:
-    """The loop. `max_steps` rules where both are given; `max_epochs` counts where it is null."""
+    """The training loop. If both are set, max_steps wins over max_epochs."""
 
-    max_steps: int | None = None  # optimizer updates; null: by max_epochs
-    max_epochs: int | None = MISSING  # passes over the training blocks, where max_steps is null
-    global_batch_size: int = MISSING  # sequences an update
-    micro_batch_size: int | None = MISSING  # sequences a forward pass; null: by parallel.micro_batches
-    seq_len: int = MISSING  # tokens a sequence
-    grad_clip: float | None = 1.0  # global norm; null: off
-    frozen: list[str] = field(default_factory=list)  # tensors or patterns that are not trained: wte.weight, h.[0-3].*
-    log_every_steps: int = 10  # lines on a terminal that is not interactive
-    eval_every_steps: int | None = None  # null: at the end
-    max_eval_batches: int | None = None  # null: the whole validation split
-    sample_every_steps: int | None = None  # null: with every evaluation
-    sample_prompts: list[str] = field(
-        default_factory=lambda: [""]
-    )  # "" starts from EOS; others go into the template, if any
-    checkpoint_every_steps: int | None = None  # null: at the end
-    keep_last: int = 2  # newest checkpoints kept
-    keep_best: bool = True  # keep, and write at once, the checkpoint of the best best_metric
-    best_metric: str = "val/loss"  # val/loss | val/ppl; of a classifier val/loss | val/accuracy | val/f1 | val/mcc
-    early_stopping_patience: int | None = None  # end after so many evaluations in a row without a better one
-    stop_after_steps: int | None = None  # end early, after a checkpoint; the schedule is unchanged
-    loss_scale_init: float = 65536.0  # fp16 only: the first loss scale
-    loss_scale_factor: float = 2.0  # up after a window of finite updates, down after a non-finite one
-    loss_scale_window: int = 1000  # finite updates in a row
-    max_skipped_steps: int = 10  # non-finite gradients in a row before the run is ended
-    compile_cache: bool = True  # CPU: keep the compiled update in paths.cache for the next start of the same model
+    max_steps: int | None = key("updates", RUN, None, at_least=1, null="max_epochs")
+    max_epochs: int | None = key("passes over the training rows", RUN, at_least=1, null="max_steps")
+    global_batch_size: int = key("sequences per update", STEP, at_least=1)
+    micro_batch_size: int | None = key("sequences per forward pass and replica", LAYOUT, at_least=1,
+                                       null="from parallel.micro_batches, or the whole batch")  # fmt: skip
+    seq_len: int = key("length of a sequence", STEP, at_least=1, unit="tokens")
+    grad_clip: float | None = key("largest global norm of the gradients", STEP, 1.0, above=0, null="off")
+    frozen: list[str] = key("tensors or patterns that are not trained: wte.weight, h.[0-3].*", STEP, [])
+    log_every_steps: int = key("steps per line, on a terminal that is not interactive", HOST, 10, at_least=1)
+    eval_every_steps: int | None = key("steps between validations", HOST, None, at_least=1, null="only at the end")
+    max_eval_batches: int | None = key("batches per validation", HOST, None, at_least=1, null="the whole split")
+    sample_every_steps: int | None = key("steps between samples", HOST, None, at_least=1, null="with every validation")
+    sample_prompts: list[str] = key('one sample each; "" starts from EOS, others use the template, if any', HOST, [""])
+    checkpoint_every_steps: int | None = key(
+        "steps between checkpoints", HOST, None, at_least=1, null="only at the end"
+    )
+    keep_last: int = key("how many of the newest checkpoints to keep", HOST, 2, at_least=1)
+    keep_best: bool = key("write a checkpoint at each best best_metric, and keep it", HOST, True)
+    best_metric: str = key("a metric of the task's validation, such as val/loss or val/accuracy", RUN, "val/loss")
+    early_stopping_patience: int | None = key("end after this many validations in a row without a better one", HOST,
+                                              None, at_least=1, null="off")  # fmt: skip
+    stop_after_steps: int | None = key("end here, after a checkpoint; the schedule is unchanged", HOST, None,
+                                       at_least=1, null="off")  # fmt: skip
+    loss_scale_init: float = key("fp16: the first loss scale", STEP, 65536.0, above=0)
+    loss_scale_factor: float = key("fp16: up after a window of finite updates, down after one that is not", STEP, 2.0,
+                                   at_least=1)  # fmt: skip
+    loss_scale_window: int = key("fp16: finite updates in a row", STEP, 1000, above=0)
+    max_skipped_steps: int = key("end after more non-finite gradients in a row", RUN, 10, at_least=0)
+    compile_cache: bool = key("CPU: keep the compiled update in paths.cache for the next start", HOST, True)
 
 
 @dataclass
 class GenerationConfig:
-    """Decoding. Sampling is on when temperature, top_k or top_p is given, or do_sample is true."""
+    """Decoding. It samples if temperature, top_k or top_p is set, or if do_sample is true."""
 
-    max_new_tokens: int = 64  # tokens a completion has at most
-    min_new_tokens: int = 0  # EOS is not chosen before
-    do_sample: bool | None = None  # null: when temperature, top_k or top_p is given
-    temperature: float | None = None  # divides the logits; 0: greedy
-    top_k: int | None = None  # only the k likeliest tokens; 0 or null: all
-    top_p: float | None = None  # only the likeliest tokens that hold this probability together
-    repetition_penalty: float = 1.0  # Keskar et al., arXiv:1909.05858; over prompt and completion
-    eos_ids: list[int] | None = None  # null: the tokenizer's
-    seed: int | None = None  # null: the run's seed
-    batch_size: int = 8  # prompts decoded together; when one ends, the next takes its place
-    draft: str | None = None  # a smaller model with the same tokenizer, for speculative decoding: as load; null: off
-    draft_tokens: int = 4  # drafted at a time
-    weights: str = "fp32"  # fp32 | bf16 | int8: what a step reads from memory, on the CPU (docs/generation.md)
+    max_new_tokens: int = key("most tokens of a completion", HOST, 64, at_least=1)
+    min_new_tokens: int = key("EOS is not chosen before", HOST, 0, at_least=0)
+    do_sample: bool | None = key("draw tokens; false takes the likeliest", HOST, None,
+                                 null="true if temperature, top_k or top_p is set")  # fmt: skip
+    temperature: float | None = key("divides the logits; 0 is greedy", HOST, None, at_least=0, null="1")
+    top_k: int | None = key("only the k likeliest tokens; 0 for all", HOST, None, at_least=0, null="all")
+    top_p: float | None = key("only the likeliest tokens that have this probability together", HOST, None, above=0,
+                              at_most=1, null="all")  # fmt: skip
+    repetition_penalty: float = key("over prompt and completion (Keskar et al., arXiv:1909.05858); 1 is off", HOST, 1.0,
+                                    above=0)  # fmt: skip
+    eos_ids: list[int] | None = key("tokens that end a completion", HOST, None, null="the tokenizer's")
+    seed: int | None = key("of the draws", HOST, None, null="the run's seed")
+    batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
+    draft: str | None = key("a smaller model with the same tokenizer, for speculative decoding; as load", HOST, None,
+                            null="off")  # fmt: skip
+    draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
+    weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
+                       choices=("fp32", "bf16", "int8"))  # fmt: skip
 
 
 @dataclass
 class EvaluationConfig:
-    """Perplexity protocols, defined in docs/evaluation.md."""
+    """Protocols of perplexity, defined in docs/evaluation.md."""
 
-    protocols: list[str] = field(default_factory=lambda: ["reference", "strided", "word"])
-    split: str = "val"  # val | train
-    stride: int | None = None  # strided; null: half of seq_len
-    seq_len: int | None = None  # null: the model's max_seq_len
-    batch_size: int = 8  # windows a forward pass; has no influence on strided and word
-    bootstrap_resamples: int | None = 1000  # drawn for 95 % intervals, by the run's seed; 0 or null: no intervals
+    protocols: list[str] = key("which to compute", HOST, ["reference", "strided", "word"],
+                               choices=("reference", "strided", "word"))  # fmt: skip
+    split: str = key("of the corpus", HOST, "val", choices=("train", "val"))
+    stride: int | None = key("strided: tokens between windows", HOST, None, at_least=1, null="half of seq_len")
+    seq_len: int | None = key(
+        "length of a window", HOST, None, at_least=1, unit="tokens", null="the model's max_seq_len"
+    )
+    batch_size: int = key("windows per forward pass; strided and word do not depend on it", HOST, 8, at_least=1)
+    bootstrap_resamples: int | None = key("draws for 95 % intervals, by the run's seed; 0: no intervals", HOST, 1000,
+                                          at_least=0, null="no intervals")  # fmt: skip
 
 
 @dataclass
 class TrackerConfig:
-    """`metrics.jsonl` in the run directory is always written; a tracker mirrors it."""
+    """A mirror of metrics.jsonl, which is always written to the run directory."""
 
-    name: str = MISSING  # mlflow | none
-    uri: str | None = None  # null: sqlite in paths.outputs
-    experiment: str | None = None  # null: task.name
-    run_name: str | None = None  # null: model.name/dataset.name; an evaluation's also names the checkpoint
-    system_metrics: bool = True  # MLflow samples CPU, memory and disk
+    name: str = key("the tracker", HOST, extensions="gpt2x.tracking.trackers")
+    uri: str | None = key("where to", HOST, None, null="an sqlite file in paths.outputs")
+    experiment: str | None = key("group of runs", HOST, None, null="task.name")
+    run_name: str | None = key("name of the run", HOST, None,
+                               null="model.name/dataset.name; an evaluation's also names the checkpoint")  # fmt: skip
+    system_metrics: bool = key("MLflow samples CPU, memory and disk", HOST, True)
+    settings: dict[str, Any] = key(SETTINGS, HOST, {})
 
 
 @dataclass
 class PathsConfig:
-    """Directories; the only group, with tracker and hydra, that may read the environment."""
+    """Directories. Only this group, tracker and hydra may read the environment."""
 
-    outputs: str = MISSING  # run directories and the MLflow store
-    cache: str = MISSING  # prepared data, trained tokenizers, downloads
+    outputs: str = key("run directories and the MLflow store", HOST)
+    cache: str = key("prepared data, trained tokenizers, downloads, kernels", LAYOUT)
 
 
 @dataclass
 class CommonConfig:
-    """Keys that every entry point has."""
+    """Keys that train, evaluate and predict have."""
 
-    seed: int = 0  # weights, order of batches, dropout, samples, the bootstrap's draws
-    load: str | None = None  # a gpt2x checkpoint or a Hugging Face directory, told apart by content
-    adapters: list[str] = field(default_factory=list)  # on load: runs of lora=, their checkpoints, PEFT directories
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = key("of weights, order of batches, dropout, samples and the bootstrap's draws", RUN, 0, at_least=0)
+    load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, null="random weights")
+    adapters: list[str] = key("adapters on load: runs of lora=, their checkpoints, PEFT directories", STEP, [])
+    tokenizer: TokenizerConfig = group(TokenizerConfig)
+    hardware: HardwareConfig = group(HardwareConfig)
+    parallel: ParallelConfig = group(ParallelConfig)
+    launch: LaunchConfig = group(LaunchConfig)
+    tracker: TrackerConfig = group(TrackerConfig)
+    paths: PathsConfig = group(PathsConfig)
 
 
 @dataclass
 class TrainConfig(CommonConfig):
-    """`train.py`."""
+    """Train GPT-2 from random weights or from load=, the whole model or adapters beside it."""
 
-    resume: str | None = None  # auto | a checkpoint directory | null
-    plan: str = "false"  # true: only predict memory, communication and speed; search: rank the layouts that fit
-    num_devices: int | None = None  # plan=search: how many devices; null: the layout's
-    task: TaskConfig = field(default_factory=TaskConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    resume: str | None = key("auto, for the newest run with this configuration, or a checkpoint directory", HOST, None,
+                             null="start a new run")  # fmt: skip
+    plan: str = key("true: only predict memory, communication and speed; search: rank layouts that fit", HOST, "false",
+                    choices=("false", "true", "search"))  # fmt: skip
+    num_devices: int | None = key("plan=search: how many devices", HOST, None, at_least=1, null="the layout's")
+    task: TaskConfig = group(TaskConfig)
+    model: ModelConfig = group(ModelConfig)
+    lora: LoraConfig = group(LoraConfig)
+    dataset: DatasetConfig = group(DatasetConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    trainer: TrainerConfig = group(TrainerConfig)
+    generation: GenerationConfig = group(GenerationConfig)
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    """`evaluate.py`: the model and the tokenizer are the checkpoint's own."""
+    """Evaluate load= on a data set, with the checkpoint's model and tokenizer."""
 
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    output: str | None = None  # results.json; null: in the run directory
+    dataset: DatasetConfig = group(DatasetConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
+    output: str | None = key("file for the results", HOST, None, null="results.json in the run directory")
 
 
 @dataclass
 class PredictConfig(CommonConfig):
-    """`predict.py`."""
+    """Complete prompts, or classify them, with load=."""
 
-    prompts: list[str] | None = None
-    adapter: str | None = None  # which of several adapters: the name of its run or directory
-    prompts_file: str | None = None  # .txt: a prompt a line; .jsonl: keys `prompt`, or `instruction` and `input`
-    template: str | None = "checkpoint"  # around prompts: the one tuned with, if any; a name or a file; null: none
-    output: str | None = None  # JSONL file, "-" for stdout; null: text on the terminal
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    prompts: list[str] | None = key("the prompts", HOST, None, null="prompts_file")
+    adapter: str | None = key(
+        "which of several adapters: the name of its run or directory", HOST, None, null="the only one"
+    )
+    prompts_file: str | None = key(".txt: one prompt per line; .jsonl: keys prompt, or instruction and input", HOST,
+                                   None, null="prompts")  # fmt: skip
+    template: str | None = key("text around prompts: checkpoint for that of the training, a name or a file", HOST,
+                               "checkpoint", null="none")  # fmt: skip
+    output: str | None = key('JSONL file, "-" for stdout', HOST, None, null="text on the terminal")
+    generation: GenerationConfig = group(GenerationConfig)
 
 
 @dataclass
 class PrepareConfig:
-    """`python -m gpt2x.commands.prepare`."""
+    """Write a data set as MindRecord files."""
 
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seq_len: int = MISSING
-    output: str | None = None  # directory for the MindRecord files; null: the cache
+    dataset: DatasetConfig = group(DatasetConfig)
+    tokenizer: TokenizerConfig = group(TokenizerConfig)
+    paths: PathsConfig = group(PathsConfig)
+    seq_len: int = key("length of a sequence; rows have seq_len + 1 columns", HOST, MISSING, unit="tokens")
+    output: str | None = key("directory for the MindRecord files", HOST, None, null="the cache")

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.config import schema
-from gpt2x.config.messages import explain
+from gpt2x.config.messages import message_of
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.interrupt import Terminated
@@ -26,7 +26,7 @@ def guarded(job: Callable[[], Any], root: type | None = None) -> int:
     except UserError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        message = explain(error, root or schema.TrainConfig)
+        message = message_of(error, root or schema.TrainConfig)
     except RunError as failure:
         message, status = str(failure), failure.status
     except KeyboardInterrupt as interrupt:

@@ -1,9 +1,10 @@
-"""The compiled update, kept for the next start of the same graphs (docs/design/startup.md).
+"""The compiled update, kept for the next start with the same graphs (docs/design/startup.md).
 
-MindSpore's own compile cache compares the entry script alone and numbers graphs by their order in the process: another
-model, or another order, would run a stale graph. Here each set of graphs has a directory of its own, named by all that
-shapes them; it is complete or not there, its files are checked before they are used, and the cache is on for nothing
-but the update.
+MindSpore's compile cache compares only the entry script and numbers graphs by their order in the process. With a
+different model, or a different order, it would run a stale graph. Here each set of graphs has its own directory, named
+by a hash of everything that may shape them: among it every key of the configuration whose effect in
+`gpt2x/config/schema.py` is not known to spare the graphs. A directory is complete or absent, its files are checked
+before they are used, and MindSpore's cache is on only while the update is compiled.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import gpt2x
 from gpt2x.checkpoint.files import sha256
 from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.config.keys import flatten, leaves
 from gpt2x.data.cache import META
 from gpt2x.errors import UserError
 from gpt2x.ops import backend_of
@@ -31,33 +33,23 @@ from gpt2x.runtime.console import console
 from gpt2x.runtime.files import new_directory
 
 MAX_KEPT = 32  # sets of graphs, of a few MB each
-# Keys that no graph depends on, so that a longer, repeated or resumed run finds its graphs. Any other key counts.
-HOST_KEYS = {
-    "": ("seed", "resume", "plan", "num_devices", "generation", "schedule", "tracker", "launch"),
-    "optimizer": ("learning_rate",),
-    "paths": ("outputs",),  # the cache counts: compiled operators lie in it
-    "hardware": ("memory_gb", "peak_tflops", "source", "efficiency", "memory_gb_per_s", "link_gb_per_s",
-                 "network_gb_per_s", "devices_per_node"),
-    "trainer": ("max_steps", "max_epochs", "log_every_steps", "eval_every_steps", "max_eval_batches",
-                "sample_every_steps", "sample_prompts", "checkpoint_every_steps", "keep_last", "keep_best",
-                "best_metric", "early_stopping_patience", "stop_after_steps", "max_skipped_steps", "compile_cache"),
-}  # fmt: skip
+# Set by the launcher; other values give the same graphs
 MEETING = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "MS_TOPO_TIMEOUT",
            "MS_CPU_COMM_OP_TIMEOUT"}  # fmt: skip
 
-_used: list[Path] = []  # MindSpore takes the place of its cache once a process
+_used: list[Path] = []  # MindSpore accepts a directory for its cache once per process
 
 
 @contextmanager
 def kept_graphs(
     config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tuple[Any, tuple]]
 ) -> Iterator[None]:
-    """While the graphs of the update are compiled: take them from the cache, or put them there.
+    """Take the graphs of the update from the cache while they are compiled, or put them there.
 
     Args:
         config: of the run.
-        model: with its vocabulary known.
-        mesh: the processes; all of them take their graphs from the cache, or none does.
+        model: with its final vocabulary.
+        mesh: the processes; either all of them take their graphs from the cache, or none does.
         graphs: Cells in the order in which they are compiled, with example inputs.
     """
     if not applies(config):
@@ -84,33 +76,28 @@ def kept_graphs(
 
 
 def applies(config: TrainConfig) -> bool:
-    """Whether the cache is wanted, and known to be right: on the CPU, without stages, once a process."""
+    """Return whether the cache is requested, and known to be right: on the CPU, without stages, once per process."""
     return (
         config.trainer.compile_cache
         and config.hardware.is_cpu
         and config.parallel.pipeline == 1
-        and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user's own
-        and Path(sys.argv[0]).is_file()  # MindSpore reads it
+        and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user has switched on MindSpore's
+        and Path(sys.argv[0]).is_file()  # MindSpore reads the entry script
         and not _used
     )
 
 
 def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tuple[Any, tuple]]) -> str:
-    """A name that differs where anything does that may shape the graphs of this process."""
+    """Return a name that differs if anything differs that may shape the graphs of this process."""
     import mindspore as ms
 
-    values = asdict(config) | {"model": asdict(model)}
-    for group, names in HOST_KEYS.items():
-        inner = values[group] if group else values
-        for name in names:
-            del inner[name]
     facts = {
         "gpt2x": sources_hash(Path(gpt2x.__file__).parent),
         "kernels": str(backend_of(config.hardware).library),  # graphs name the file
         "entry": sha256(Path(sys.argv[0])),
         "versions": [ms.__version__, sys.version, platform.machine()],
         "environment": {k: v for k, v in os.environ.items() if k.startswith("MS_") and k not in MEETING},
-        "config": values,
+        "config": values_in_graphs(replace(config, model=model)),
         "process": [mesh.rank, mesh.size],
         "graphs": [
             {
@@ -125,8 +112,18 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def values_in_graphs(config: TrainConfig) -> dict[str, Any]:
+    """Return the values of the keys that graphs may depend on."""
+    keys = leaves(TrainConfig)
+    return {
+        key: value
+        for key, value in flatten(asdict(config), TrainConfig).items()
+        if keys[key].facts.effect.part_of_graph
+    }
+
+
 def sources_hash(package: Path) -> str:
-    """sha256 of the names and contents of a package's files."""
+    """Return the sha256 of the names and contents of a package's files."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
@@ -137,7 +134,7 @@ def sources_hash(package: Path) -> str:
 
 @contextmanager
 def caching(directory: Path) -> Iterator[None]:
-    """MindSpore's compile cache on, in `directory`."""
+    """Switch MindSpore's compile cache on, in `directory`."""
     import mindspore as ms
 
     _used.append(directory)
@@ -149,18 +146,18 @@ def caching(directory: Path) -> Iterator[None]:
 
 
 def file_hashes(directory: Path) -> dict[str, str]:
-    """sha256 of each file below `directory` but its description."""
+    """Return the sha256 of each file below `directory`, except the file with these hashes."""
     paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != META)
     return {str(path.relative_to(directory)): sha256(path) for path in paths}
 
 
 def describe(directory: Path) -> None:
-    """Write what `is_intact` compares with."""
+    """Write the hashes that `is_intact` compares with."""
     (directory / META).write_text(json.dumps(file_hashes(directory), indent=2) + "\n", encoding="utf-8")
 
 
 def is_intact(directory: Path) -> bool:
-    """Whether a complete set of graphs is there, bit for bit as it was written."""
+    """Return whether a complete set of graphs is there, bit for bit as it was written."""
     try:
         stored = json.loads((directory / META).read_text(encoding="utf-8"))
         return bool(stored) and stored == file_hashes(directory)
@@ -169,7 +166,7 @@ def is_intact(directory: Path) -> bool:
 
 
 def prune(folder: Path) -> None:
-    """Remove the sets of graphs that were not used for longest, beyond MAX_KEPT."""
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[MAX_KEPT:]:
+    """Remove the least recently used sets of graphs beyond MAX_KEPT."""
+    kept = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True)[MAX_KEPT:]:
         shutil.rmtree(path, ignore_errors=True)

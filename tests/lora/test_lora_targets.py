@@ -63,11 +63,11 @@ def test_rank_stabilized_scaling_divides_by_the_root():
 )
 def test_mistakes_are_answered(overrides, words):
     from gpt2x.config import TrainConfig
-    from gpt2x.config.messages import explain
+    from gpt2x.config.messages import message_of
 
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Hydra's own for an unknown option
         typed("train", "model.num_layers=2", "lora=r8", "load=somewhere", *overrides)
-    text = str(caught.value) if isinstance(caught.value, UserError) else explain(caught.value, TrainConfig)
+    text = str(caught.value) if isinstance(caught.value, UserError) else message_of(caught.value, TrainConfig)
     assert all(word in text for word in words), text
 
 

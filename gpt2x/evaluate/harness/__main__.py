@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.config import HardwareConfig
-from gpt2x.config.options import read_option, suggestion
+from gpt2x.config.options import read_option
 from gpt2x.convert import load_source
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, did_you_mean
 from gpt2x.evaluate.run import check_target, write_json
 from gpt2x.runtime.exits import guarded
 
@@ -100,7 +100,7 @@ def load_tasks(names: list[str], manager: Any) -> list[Any]:
     for pattern in [part for name in names for part in name.split(",") if part]:
         matching = manager.match_tasks([pattern])
         if not matching:
-            close = suggestion(pattern, manager.all_tasks)
+            close = did_you_mean(pattern, manager.all_tasks)
             raise UserError(
                 f"--tasks={pattern}: lm_eval knows no such task; {close}"
                 "`lm_eval ls tasks` lists its own, --include-path=DIR adds others"
