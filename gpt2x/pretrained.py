@@ -152,8 +152,8 @@ def open_pretrained(
     check_vocabulary(own, source.model, f"load={load}")
     for adapter in adapters:
         check_fits(adapter, source.model, load)
-        if launch.is_deciding():
-            check_base(adapter, source.weights(), load)
+    if launch.is_deciding():
+        check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
     return source, own, padded_for(model, parallel, f"load={load}")
 

@@ -25,13 +25,14 @@ ARROWS = {
     "checkpoint": "config errors model parallel runtime",
     "convert": "checkpoint config data errors model parallel runtime",
     "lora": "checkpoint config convert errors model ops parallel runtime",
-    "planner": "config errors lora model parallel runtime",
+    "trainable": "config lora model parallel",
+    "planner": "config errors lora model parallel runtime trainable",
     "pretrained": "config convert data errors lora model parallel runtime",
     "generate": "config convert data errors lora model ops parallel pretrained runtime",
     "evaluate": "config convert data errors generate model ops parallel pretrained runtime tracking",
     "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
     "train": "checkpoint config convert data errors evaluate generate lora model ops optim parallel planner "
-    "pretrained runtime tasks tracking",
+    "pretrained runtime tasks tracking trainable",
     "commands": "checkpoint config convert data errors evaluate generate lora model parallel planner pretrained "
     "runtime tasks tracking train",
 }

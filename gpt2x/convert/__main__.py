@@ -71,7 +71,7 @@ def convert(chosen: argparse.Namespace) -> str:
         adapter = open_adapter(chosen.merge or chosen.unmerge)
         if chosen.merge:
             check_fits(adapter, source.model, str(chosen.source))
-            check_base(adapter, source.weights(), str(chosen.source))
+            check_base([adapter], source.weights(), str(chosen.source))
         source = MergedSource(source, adapter, 1 if chosen.merge else -1)
     (export_huggingface if chosen.to == "hf" else export_gpt2x)(source, chosen.output)
     return f"{len(source.weights())} tensors of {source.model.name}"

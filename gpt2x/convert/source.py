@@ -39,6 +39,9 @@ class Source(Protocol):
     def weights(self) -> LazyTensors:
         """Logical tensors in their stored dtype, each read (read-only) when it is asked for, whole or a box."""
 
+    def verify(self) -> None:
+        """Hash the files, if the directory says what they should be; raises UserError naming a damaged one."""
+
 
 class GPT2XSource:
     """A gpt2x checkpoint as a source."""
@@ -54,6 +57,10 @@ class GPT2XSource:
     def weights(self) -> LazyTensors:
         """Logical tensors."""
         return self.checkpoint.tensors("weights")
+
+    def verify(self) -> None:
+        """Hash every file (about 1 GB/s); raises UserError naming a damaged one."""
+        self.checkpoint.verify()
 
 
 def load_source(path: Path | str, *, verify: bool = True) -> GPT2XSource | HuggingFaceSource:

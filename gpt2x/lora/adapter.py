@@ -175,17 +175,22 @@ def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
         )
 
 
-def check_base(adapter: Adapter, weights: LazyTensors, load: str) -> None:
-    """Refuse other weights than those that an adapter was trained beside, where it says which.
+def check_base(adapters: Sequence[Adapter], weights: LazyTensors, load: str) -> None:
+    """Reject weights that differ from those that an adapter was trained beside, if it says which; hashes them once.
 
     Raises:
-        UserError: naming where they were.
+        UserError: naming where the weights were.
     """
-    if adapter.fingerprint is not None and adapter.fingerprint != (found := fingerprint(weights)):
-        raise UserError(
-            f"adapters={adapter.path} was trained beside other weights than those of load={load} (sha256 "
-            f"{adapter.fingerprint[:12]}, here {found[:12]}): give load={adapter.base}, or where they are now"
-        )
+    if all(adapter.fingerprint is None for adapter in adapters):
+        return
+    actual = fingerprint(weights)
+    for adapter in adapters:
+        if adapter.fingerprint not in (None, actual):
+            raise UserError(
+                f"adapters={adapter.path} was trained beside other weights than those of load={load} (sha256 "
+                f"{str(adapter.fingerprint)[:12]}, here {actual[:12]}). Give load={adapter.base}, or where they are "
+                "now."
+            )
 
 
 def of_base(adapter: Adapter) -> str:

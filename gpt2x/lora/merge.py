@@ -44,6 +44,10 @@ class MergedSource:
         """Logical tensors in their stored dtype; sums are taken in fp32."""
         return merged(self.source.weights(), self.adapter, self.sign)
 
+    def verify(self) -> None:
+        """Hash the files of the source; raises UserError naming a damaged one."""
+        self.source.verify()
+
 
 def merged(weights: LazyTensors, adapter: Adapter, sign: int = 1) -> LazyTensors:
     """The weights with an adapter added (sign 1) or taken away (-1), each in its dtype, summed in fp32; its head."""

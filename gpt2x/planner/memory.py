@@ -8,7 +8,7 @@ Legend: b sequences of a micro batch, T tokens, D hidden, N heads, F feed-forwar
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
@@ -16,6 +16,7 @@ from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
 from gpt2x.parallel.placement import holds, placement, placements, shard_rows
 from gpt2x.runtime.memory import machine_memory_gb
+from gpt2x.trainable import Trainable
 
 FP32 = 4  # bytes
 LOGITS_COPIES = 3  # fp32: log-probabilities, softmax and its gradient (gpt2x/ops.py, CrossEntropyKernel)
@@ -225,27 +226,39 @@ def logits_bytes(model: ModelConfig, coordinates: Coordinates, hardware: Hardwar
     return FP32 * units.logits * (whole if units.logits_chunk is None else min(whole, units.logits_chunk))
 
 
-def frozen_memory(
-    full: Memory, model: ModelConfig, coordinates: Coordinates, hardware: HardwareConfig, trained: Collection[str]
+def memory_of_trainable(
+    full: Memory, trainable: Trainable, coordinates: Coordinates, hardware: HardwareConfig, rows: int
 ) -> Memory:
-    """The estimate where some tensors alone are trained; activations below them are counted, though not needed.
+    """Return the estimate for what is trained, from that of training the whole model.
+
+    Activations below the first trained tensor are counted, though their backward does not need them.
 
     Args:
-        full: that of training all (`step_memory`).
-        model: with its vocabulary known.
-        place: the process.
+        full: of training all weights (`step_memory`).
+        trainable: what is trained.
+        coordinates: of the process.
         hardware: whether memory is reused as on Ascend or measured as on the CPU.
-        trained: names of tensors.
+        rows: tokens of a micro batch.
     """
-    sizes = {name: math.prod(part.shape) for name, part in placements(model, coordinates).items()}
-    own = sum(size for name, size in sizes.items() if name in trained)
-    share, frozen = own / sum(sizes.values()), sum(sizes.values()) - own
-    copies = cpu_units(hardware).frozen if hardware.is_cpu else 0
+    weights = sum(math.prod(part.shape) for part in placements(trainable.model, coordinates).values())
+    parts = trainable.trained_placements(coordinates)
+    trained = sum(math.prod(part.shape) for part in parts.values())
+    if trained == weights and not trainable.is_adapter:
+        return full
+    buffers = min(full.buffers, 2 * FP32 * trained)
+    is_cpu, units = hardware.is_cpu, cpu_units(hardware)
+    if not trainable.is_adapter:
+        share, frozen = trained / weights, weights - trained
+        gradients = share * full.gradients + FP32 * (units.frozen if is_cpu else 0) * frozen
+        return replace(full, gradients=gradients, optimizer=share * full.optimizer, buffers=buffers)
+    kept = units.adapter_dropout * FP32 if is_cpu else FP32 + stats.BYTES[hardware.precision]  # mask and product
     return replace(
         full,
-        gradients=share * full.gradients + FP32 * copies * frozen,
-        optimizer=share * full.optimizer,
-        buffers=min(full.buffers, 2 * FP32 * own),
+        weights=full.weights + FP32 * trained,
+        gradients=FP32 * (units.frozen * weights + units.gradients * trained if is_cpu else trained),
+        optimizer=full.optimizer * trained / weights,
+        activations=full.activations + kept * rows * trainable.num_dropped_inputs(coordinates),
+        buffers=buffers,
     )
 
 

@@ -22,8 +22,6 @@ def build_step(
     """The update of this process."""
     config, model = decision.config, decision.model
     trainer, parallel = config.trainer, config.parallel
-    lora_dropout = 0.0 if config.lora.rank is None else config.lora.dropout
-    has_dropout = any((model.dropout, model.embedding_dropout, model.attention_dropout, lora_dropout))
     parameters = [part.parameter for part in held]
     reduction = Reduction(held, mesh) if mesh.size > 1 else None
     is_shared = any(part.rows is not None for part in held)
@@ -31,13 +29,13 @@ def build_step(
     if parallel.pipeline == 1:
         return TrainStep(
             decision.task.loss(config, net), parameters, optimizer, num_micro_batches(parallel, trainer),
-            trainer.grad_clip, has_dropout, reduction, publication,
+            trainer.grad_clip, decision.trainable.has_dropout(), reduction, publication,
         )  # fmt: skip
     assert reduction is not None
     links = Links(mesh, model, config.hardware, micro_batch_size(parallel, trainer), trainer.seq_len)
     return PipelineStep(
         Stage(net, mesh.coordinates), links, mesh.coordinates.stage, parallel.pipeline, parameters, optimizer,
-        trainer.grad_clip, has_dropout, reduction, publication,
+        trainer.grad_clip, decision.trainable.has_dropout(), reduction, publication,
     )  # fmt: skip
 
 

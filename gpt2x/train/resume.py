@@ -59,7 +59,7 @@ def keys_that_may_be_omitted(now: dict[str, Any], then: dict[str, Any]) -> Itera
         yield from (key for key in now if key.startswith("lora."))
 
 
-def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
+def find_resumption(config: TrainConfig, new_run_dir: Path, *, verify: bool = True) -> Resumption:
     """Return the checkpoint that `resume=` names.
 
     `auto` is the newest checkpoint under paths.outputs of a run with this configuration, which continues in that run's
@@ -79,7 +79,7 @@ def find_resumption(config: TrainConfig, new_run_dir: Path) -> Resumption:
         newest = checkpoint.list_checkpoints(path)
         path, run_dir = (newest[-1] if newest else path), new_run_dir
     saved = checkpoint.open_checkpoint(path)
-    if launch.is_deciding():  # other processes rely on its answer
+    if verify and launch.is_deciding():  # other processes rely on its answer
         saved.verify()
     if "optimizer" not in saved.groups():
         raise UserError(

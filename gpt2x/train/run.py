@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import save_config
-from gpt2x.model.stats import HEAD
 from gpt2x.parallel.agreement import from_main
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Readable
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops, set_up_device
@@ -80,63 +78,30 @@ def open_run_dir(decision: Decision) -> None:
     if decision.run_dir != made_by_hydra:
         remove_empty(made_by_hydra)
     save_config(decision.resolved, launch.config_path(decision.config, decision.run_dir))
-    if decision.resumption and decision.config.launch.node_rank == 0:
-        copy_history(decision.resumption)
+    if decision.source.resumption and decision.config.launch.node_rank == 0:
+        copy_history(decision.source.resumption)
 
 
 def build_trainer(decision: Decision, mesh: Mesh, tracker: Tracker, peak_tflops: float) -> Trainer:
-    """This process' part of the model with its weights, and the loop around it at the position where it goes on."""
-    from gpt2x.lora.cells import add_adapters
-    from gpt2x.model.gpt2 import initial_weights
+    """Build this process' part of the model with its values, and the loop around it at the position where it begins."""
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.tensor import build_net
     from gpt2x.pretrained import read_weights
+    from gpt2x.train.initial_values import initial_values, loaded_weights
     from gpt2x.train.trainer import Trainer
 
-    model, lora = decision.model, decision.config.lora
+    model = decision.model
     net = build_net(model, decision.config.hardware, mesh)
-    if lora.rank is not None:
-        add_adapters(net, model, lora, mesh)
+    decision.trainable.attach(net, mesh)
     keep_stage(net, model, mesh.coordinates)
-    if lora.rank is not None:
-        read_weights(net, with_head(decision), model, mesh.coordinates)
+    if decision.base:
+        read_weights(net, loaded_weights(decision), model, mesh.coordinates)
     trainer = Trainer(decision, net, mesh, tracker, peak_tflops)
-    if decision.resumption:
-        trainer.restore(decision.resumption.saved)
-    elif lora.rank is not None:
-        trainer.load(first_adapter(decision))
-    elif decision.source:
-        trainer.load(with_head(decision))
+    if decision.source.resumption:
+        trainer.restore(decision.source.resumption.saved)
     else:
-        trainer.load(initial_weights(model, decision.config.seed))
+        trainer.load(initial_values(decision))
     return trainer
-
-
-def first_adapter(decision: Decision) -> Readable:
-    """What lora= trains, as it begins: the adapter that training goes on from, or a fresh one; a classifier's head."""
-    from gpt2x.lora.cells import initial_factors
-    from gpt2x.parallel.placement import Whole
-
-    model, adapter = decision.model, decision.adapter
-    values = adapter.factors() if adapter else initial_factors(decision.config.lora, model, decision.config.seed)
-    if model.labels:
-        shape = (len(model.labels), model.hidden_size)
-        is_trained = adapter is not None and adapter.head is not None
-        values[HEAD] = adapter.head if is_trained else with_head(decision).read(HEAD, (0, 0), shape)
-    return Whole(values)
-
-
-def with_head(decision: Decision) -> Readable:
-    """The loaded weights, with rows for added tokens, and a fresh head where they have none for these labels."""
-    from gpt2x.convert.added_rows import grown
-    from gpt2x.model.classifier import WithFreshHead
-
-    assert decision.source is not None
-    assert decision.model.vocab_size is not None
-    weights = grown(decision.source.weights(), decision.model.vocab_size)
-    if not decision.model.labels or decision.model.labels == decision.source.model.labels:
-        return weights
-    return WithFreshHead(weights, decision.model, decision.config.seed)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gpt2x.config import GenerationConfig, ModelConfig, TrainConfig
 from gpt2x.data.prepare import PreparedData
+from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
 SAMPLE_HEAD = "=== step {} ===\n"
@@ -30,19 +32,24 @@ def sample_prompts(config: TrainConfig, data: PreparedData) -> list[str]:
     return prompts if template is None else [prompt and template.prompt(prompt) for prompt in prompts]
 
 
-def sample_generation(config: TrainConfig, model: ModelConfig, data: PreparedData) -> GenerationConfig:
-    """`config.generation` with max_new_tokens, and min_new_tokens, cut to what a window of max_seq_len has room for.
+def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int) -> int:
+    """Return the number of tokens that the longest prompt leaves for its completion.
 
     Raises:
-        UserError: when a sample prompt leaves no room for a single token.
+        UserError: a sample prompt leaves no room for a single token.
     """
-    longest = max((len(data.tokenizer.encode(prompt)) or 1 for prompt in sample_prompts(config, data)), default=1)
-    room = model.max_seq_len - longest
-    if room < 1:
+    longest = max((len(tokenizer.encode(prompt)) or 1 for prompt in prompts), default=1)
+    if longest >= max_seq_len:
         raise UserError(
-            f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={model.max_seq_len} leaves "
-            "no room for a completion; shorten it"
+            f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={max_seq_len} leaves no room "
+            "for a completion. Shorten it."
         )
+    return max_seq_len - longest
+
+
+def sample_generation(config: TrainConfig, model: ModelConfig, data: PreparedData) -> GenerationConfig:
+    """Return `config.generation` with max_new_tokens and min_new_tokens cut to what a window has room for."""
+    room = check_prompts(sample_prompts(config, data), data.tokenizer, model.max_seq_len)
     generation = config.generation
     return replace(generation, max_new_tokens=min(generation.max_new_tokens, room),
                    min_new_tokens=min(generation.min_new_tokens, room))  # fmt: skip

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
-from gpt2x.lora.shapes import num_trainable, train_flops_per_token
 from gpt2x.model import stats
-from gpt2x.planner.adapter_memory import adapter_memory
-from gpt2x.planner.memory import frozen_memory, step_memory, usable_bytes
+from gpt2x.planner.memory import memory_of_trainable, step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
 from gpt2x.train.decision import Decision
@@ -26,44 +22,31 @@ def describe_model(decision: Decision) -> dict[str, str]:
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
     )
-    if trainer.frozen:
-        memory = frozen_memory(memory, model, Coordinates(parallel, 0), hardware, decision.trained)
-    lora = decision.config.lora
-    if lora.rank is not None:
-        rows = micro_batch_size(parallel, trainer) * trainer.seq_len
-        memory = adapter_memory(memory, model, lora, Coordinates(parallel, 0), hardware, rows)
+    trainable, rows = decision.trainable, micro_batch_size(parallel, trainer) * trainer.seq_len
+    memory = memory_of_trainable(memory, trainable, Coordinates(parallel, 0), hardware, rows)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // decision.config.launch.num_nodes)
-    weights = f"from {decision.source.path}" if decision.source else f"random, seed {decision.config.seed}"
-    if decision.resumption:
-        weights = f"from {decision.resumption.saved.path}"
-    flops = stats.train_flops_per_token(model, trainer.seq_len, decision.trained)
-    adapted = {}
-    if trainer.frozen:
-        shapes = stats.tensor_shapes(model)
-        number = sum(math.prod(shapes[name]) for name in decision.trained)
-        share = number / stats.num_params(model)
-        adapted = {"trained": f"{number:,} ({share:.2%}): all but {', '.join(trainer.frozen)}"}
-    if lora.rank is not None:
-        flops = train_flops_per_token(lora, model, trainer.seq_len)
-        number = num_trainable(lora, model)
-        frozen = f"{decision.source.path}" if decision.source else ""
-        adapted = {
-            "trained": f"{number:,} ({number / stats.num_params(model):.2%}): rank {lora.rank} on "
-            f"{', '.join(lora.targets)}, beside {frozen}"
-        }
-        if not decision.resumption:
-            weights = (
-                f"from {decision.adapter.path}" if decision.adapter else f"fresh adapters, seed {decision.config.seed}"
-            )
+    described = trainable.description()
+    if described and decision.base:
+        described += f", beside {decision.base.path}"
     return {
         "parameters": f"{stats.num_params(model):,} ({model.num_layers} layers, {model.num_heads} heads, "
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
-        **adapted,
-        "weights": weights,
-        "FLOPs a token": f"{flops:.3g} (forward and backward)",
+        **({"trained": described} if described else {}),
+        "weights": origin_of_weights(decision),
+        "FLOPs per token": f"{trainable.flops_per_token(trainer.seq_len):.3g} (forward and backward)",
         "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
     }
+
+
+def origin_of_weights(decision: Decision) -> str:
+    """Return where the trained values come from."""
+    source, seed = decision.source, decision.config.seed
+    if source.resumption:
+        return f"from {source.resumption.saved.path}"
+    if decision.base:
+        return f"from {source.adapter.path}" if source.adapter else f"fresh adapters, seed {seed}"
+    return f"from {source.weights.path}" if source.weights else f"random, seed {seed}"
 
 
 def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None) -> None:
@@ -81,10 +64,10 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     if baseline:
         facts[baseline.key] = baseline.text
     run = {
-        "steps": f"{decision.total_steps:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
+        "steps": f"{decision.steps.total:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
         f"({config.parallel.data} x {num_micro_batches(config.parallel, trainer)} x "
         f"{micro_batch_size(config.parallel, trainer)} sequences), "
-        f"{decision.total_steps / decision.steps_per_epoch:.2f} epochs",
+        f"{decision.steps.total / decision.steps.per_epoch:.2f} epochs",
         "device": f"{hardware.name}, {hardware.precision}, peak {peak_tflops:.3g} TFLOP/s ({hardware.source})",
         "directory": str(decision.run_dir),
     }
@@ -112,17 +95,18 @@ def notices(decision: Decision) -> list[str]:
         )
     if config.hardware.flash_attention and not stats.uses_flash_attention(decision.model, config.hardware):
         found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
-    if decision.source:
+    weights = decision.source.weights
+    if weights:
         if decision.num_added_rows:
             found.append(
                 f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's "
-                f"{decision.source.model.vocab_size:,}, each the mean of those, for tokens of "
+                f"{weights.model.vocab_size:,}, each the mean of those, for tokens of "
                 f"tokenizer.path={config.tokenizer.path}"
             )
         for key in ("activation", "layer_norm_eps", "tie_embeddings"):
             wanted, own = getattr(config.model, key), getattr(decision.model, key)
             if wanted != own:
                 found.append(f"model.{key}={own}, as the loaded checkpoint says (configured: {wanted})")
-    if decision.resumption:
-        found += [f"changed since the checkpoint: {line}" for line in decision.resumption.differences]
+    if decision.source.resumption:
+        found += [f"changed since the checkpoint: {line}" for line in decision.source.resumption.differences]
     return found

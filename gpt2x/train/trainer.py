@@ -19,16 +19,13 @@ from gpt2x.config.layout import num_micro_batches
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
-from gpt2x.lora.adapter import GROUP
-from gpt2x.lora.shapes import train_flops_per_token, trained_placements
-from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.adamw import AdamW, layer_rate_factors
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Readable, owns, placements, read_ahead
+from gpt2x.parallel.placement import Readable, owns, read_ahead
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_age_s, process_memory_gb
@@ -81,20 +78,15 @@ class Trainer:
 
     def __init__(self, decision: Decision, net: GPT2, mesh: Mesh, tracker: Tracker, peak_tflops: float):
         self.config, self.model, self.data = decision.config, decision.model, decision.data
-        self.train_split, self.run_dir, self.total_steps = decision.train_split, decision.run_dir, decision.total_steps
-        self.steps_per_epoch = decision.steps_per_epoch
+        self.train_split, self.run_dir, self.total_steps = decision.train_split, decision.run_dir, decision.steps.total
+        self.steps_per_epoch = decision.steps.per_epoch
         self.net, self.mesh, self.tracker, self.peak_tflops = net, mesh, tracker, peak_tflops
         config, model, data = decision.config, decision.model, decision.data
         trainer, parallel = config.trainer, config.parallel
         self.num_micro_batches = num_micro_batches(parallel, trainer)
-        self.is_adapter = config.lora.rank is not None
-        self.parts = (
-            trained_placements(config.lora, model, mesh.coordinates)
-            if self.is_adapter
-            else placements(model, mesh.coordinates)
-        )
-        trained = self.parts if self.is_adapter else {n: self.parts[n] for n in decision.trained if n in self.parts}
-        self.held = local_parameters(net, model, mesh, trained)
+        self.trainable = decision.trainable
+        self.parts = self.trainable.stored_placements(mesh.coordinates)
+        self.held = local_parameters(net, model, mesh, self.trainable.trained_placements(mesh.coordinates))
         self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.parts}
         shares = layer_rate_factors(config.optimizer, [held.name for held in self.held], model.num_layers)
         self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], net.backend, shares)
@@ -103,28 +95,18 @@ class Trainer:
         self.validation = None if data.val is None else self.task.validation(decision, net, mesh)
         self.generator = Generator(net, model, config.hardware, data.tokenizer)
         self.generation = sample_generation(config, model, data)
-        base = str(decision.source.path.absolute()) if self.is_adapter and decision.source else None
-        self.state = LoopState(
-            data_fingerprint=data.fingerprint, base_path=base, base_fingerprint=decision.base_fingerprint
-        )
+        self.state = LoopState(data_fingerprint=data.fingerprint)
+        if decision.base:
+            self.state.base_path, self.state.base_fingerprint = decision.base.path, decision.base.fingerprint
         if config.hardware.precision == "fp16":
             self.state.loss_scale = LossScale(
                 trainer.loss_scale_init, trainer.loss_scale_factor, trainer.loss_scale_window
             )
-        self.flops_per_token = (
-            train_flops_per_token(config.lora, model, trainer.seq_len)
-            if self.is_adapter
-            else stats.train_flops_per_token(model, trainer.seq_len, decision.trained)
-        )
+        self.flops_per_token = self.trainable.flops_per_token(trainer.seq_len)
         self.batch_units = self.task.global_units(config)
         self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
 
     # ---- state
-
-    @property
-    def group(self) -> str:
-        """What a checkpoint calls the tensors that it holds beside optimizer states."""
-        return GROUP if self.is_adapter else "weights"
 
     def load(self, weights: Readable) -> None:
         """Set what this process keeps in checkpoints, trained or frozen, from logical tensors."""
@@ -144,7 +126,7 @@ class Trainer:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer, position in the data, schedule, loss scale."""
-        self.load(saved.tensors(self.group))
+        self.load(saved.tensors(self.trainable.checkpoint_group))
         states = saved.tensors("optimizer")
         for kind, parameters in (("mean", self.optimizer.mean), ("square", self.optimizer.square)):
             for held, parameter in zip(self.held, parameters, strict=True):
@@ -175,7 +157,7 @@ class Trainer:
                 for kind, parameter in (("mean", mean), ("square", square)):
                     parts = held.trained_placement.parts(parameter.asnumpy())
                     states[f"{kind}.{held.name}"] = checkpoint.Sliced(shape, parts)
-        return {self.group: weights, "optimizer": states}
+        return {self.trainable.checkpoint_group: weights, "optimizer": states}
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step_N`, then remove what keep_last and keep_best do not keep."""

@@ -58,30 +58,26 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     import mindspore as ms
     from mindspore import Tensor
 
-    from gpt2x.lora.cells import add_adapters
-    from gpt2x.lora.shapes import factor_placements
     from gpt2x.optim.adamw import AdamW
     from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
-    from gpt2x.parallel.placement import placements
     from gpt2x.parallel.tensor import build_net
     from gpt2x.train.decision import Decision
     from gpt2x.train.layout_builders import build_step
+    from gpt2x.trainable import trainable_of
 
     mesh = Mesh(config.parallel, "Ascend", rank)
     net = build_net(config.model, config.hardware, mesh)
-    trained = placements(config.model, mesh.coordinates)
-    if config.lora.rank is not None:
-        add_adapters(net, config.model, config.lora, mesh)
-        trained = factor_placements(config.lora, config.model, mesh.coordinates)
+    trainable = trainable_of(config, config.model)
+    trainable.attach(net, mesh)
     keep_stage(net, config.model, mesh.coordinates)
     if case.spoil:
         case.spoil(net)
-    held = local_parameters(net, config.model, mesh, trained)
+    held = local_parameters(net, config.model, mesh, trainable.trained_placements(mesh.coordinates))
     optimizer = AdamW(config.optimizer, [part.trained for part in held], net.backend)
-    start = Decision(config, config.model, None, None, None, Path(), 1)  # of which only config and model are used
-    step = build_step(start, net, mesh, held, optimizer)
+    decision = Decision(config, Path(), None, None, None, config.model, trainable)  # data and source are not asked
+    step = build_step(decision, net, mesh, held, optimizer)
     if case.message:
         step.links.shape = (*step.links.shape[:-1], case.message)
     size, length = micro_batch_size(config.parallel, config.trainer), config.trainer.seq_len

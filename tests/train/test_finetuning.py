@@ -13,7 +13,8 @@ from gpt2x.convert.__main__ import main
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model import stats
-from gpt2x.train.finetune_checks import check_added_rows, check_changes, check_frozen
+from gpt2x.train.decision.model import check_added_rows
+from gpt2x.train.decision.source import check_finetuning, check_frozen
 from tests.support.models import tiny_model
 from tests.support.tokenizers import grown_tokenizer
 from tests.train import runs
@@ -165,19 +166,19 @@ def test_what_cannot_be_done_is_refused(work):
         return values
 
     values = dataclasses.replace(config)
-    check_changes(values)
+    check_finetuning(values)
     check_frozen(values, tiny_model())
     with pytest.raises(UserError, match=r"trainer.frozen=.* lora=none freezes the whole model already"):
-        check_changes(with_changes(lora__rank=8))
+        check_finetuning(with_changes(lora__rank=8))
     with pytest.raises(UserError, match=r"tokenizer.extend=true adds rows to the embedding, which lora="):
-        check_changes(with_changes(trainer__frozen=[]))
+        check_finetuning(with_changes(trainer__frozen=[]))
     with pytest.raises(UserError, match=r"but tokenizer.path=null"):
-        check_changes(with_changes(lora__rank=None, tokenizer__path=None))
+        check_finetuning(with_changes(lora__rank=None, tokenizer__path=None))
     with pytest.raises(UserError, match=r"tokenizer.extend=true adds rows to the embedding of load=DIR, but load=null"):
-        check_changes(with_changes(load__=None))
+        check_finetuning(with_changes(load__=None))
     with pytest.raises(UserError, match=r"trainer.frozen=\[ln_f.\*\] keeps weights as they are loaded, and load=null"):
-        check_changes(with_changes(trainer__frozen=["ln_f.*"]))
-    with pytest.raises(UserError, match=r"freezes all that stage 0 of parallel.pipeline=2 has, layers 0 to 0"):
+        check_finetuning(with_changes(trainer__frozen=["ln_f.*"]))
+    with pytest.raises(UserError, match=r"freezes everything in stage 0 of parallel.pipeline=2 has, layers 0 to 0"):
         check_frozen(with_changes(trainer__frozen=["h.0.*", "w?e.*"], parallel__pipeline=2), tiny_model())
     with pytest.raises(UserError, match=r"optimizer.layer_decay=1.2 must be above 0 and at most 1"):
         validate_train(with_changes(optimizer__layer_decay=1.2, load__="x", tokenizer__path="y", parallel__pipeline=1))

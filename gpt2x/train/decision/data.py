@@ -1,0 +1,105 @@
+"""Stage 2: the rows that a run trains on, and how many steps that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2x.config import TrainConfig
+from gpt2x.config.rules import validate_warmup
+from gpt2x.data.prepare import PreparedData
+from gpt2x.data.sampling import num_batches
+from gpt2x.errors import UserError
+from gpt2x.tasks.base import TASKS
+from gpt2x.train.decision.source import RunSource
+from gpt2x.train.resume import Resumption
+from gpt2x.train.samples import check_prompts, sample_prompts
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The length of a run.
+
+    Attributes:
+        total: optimizer updates.
+        per_epoch: updates in one pass over the training rows.
+    """
+
+    total: int
+    per_epoch: int
+
+
+def decide_data(config: TrainConfig, source: RunSource) -> tuple[PreparedData, Steps]:
+    """Prepare the task's rows with the run's tokenizer, or find them in the cache, and count the steps.
+
+    Raises:
+        UserError: wrong input, rows that differ from those of the resumed run, or a run without a step.
+    """
+    if source.tokenizer:
+        max_seq_len = (source.loaded_model or config.model).max_seq_len
+        check_prompts(config.trainer.sample_prompts, source.tokenizer, max_seq_len)
+    data = TASKS[config.task.objective].prepare(config, source.tokenizer)
+    check_same_data(config, data, source.resumption)
+    steps = count_steps(config, data)
+    check_end(config, steps, source.resumption)
+    check_prompts(sample_prompts(config, data), data.tokenizer, (source.loaded_model or config.model).max_seq_len)
+    return data, steps
+
+
+def count_steps(config: TrainConfig, data: PreparedData) -> Steps:
+    """Return the number of steps of the run and of an epoch.
+
+    Raises:
+        UserError: early stopping without validation rows, fewer training rows than a batch, or too long a warmup.
+    """
+    trainer = config.trainer
+    assert data.train is not None
+    if trainer.early_stopping_patience is not None and data.val is None:
+        raise UserError(
+            f"trainer.early_stopping_patience={trainer.early_stopping_patience}: dataset={config.dataset.name} has no "
+            "validation part. Give dataset.val_path, or trainer.early_stopping_patience=null."
+        )
+    per_epoch = num_batches(data.train, trainer.global_batch_size, drop_last=True)
+    if per_epoch == 0:
+        raise UserError(
+            f"trainer.global_batch_size={trainer.global_batch_size} exceeds the {data.train.num_blocks} training "
+            f"blocks of {trainer.seq_len} tokens. Use a smaller batch, a shorter trainer.seq_len or more text."
+        )
+    total = trainer.max_steps or per_epoch * (trainer.max_epochs or 1)
+    validate_warmup(config.schedule, total)
+    return Steps(total, per_epoch)
+
+
+def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumption | None) -> None:
+    """Reject rows that differ from those in which the checkpoint's position counts, if no key of the data changed.
+
+    Raises:
+        UserError: naming both fingerprints.
+    """
+    if not resumption or resumption.differences:
+        return
+    stored = resumption.saved.loop_state.get("data_fingerprint")
+    if stored != data.fingerprint:
+        raise UserError(
+            f"resume={config.resume}: dataset={config.dataset.name} gives different blocks than at "
+            f"{resumption.saved.path} (fingerprint {str(stored)[:12]} -> {data.fingerprint[:12]}), though the "
+            "configuration is the same: its files have changed. Bring them back, or start a new run from the "
+            f"weights with load={resumption.saved.path}."
+        )
+
+
+def check_end(config: TrainConfig, steps: Steps, resumption: Resumption | None) -> None:
+    """Reject a resumed run that has no step left.
+
+    Raises:
+        UserError: naming the key to raise.
+    """
+    if not resumption:
+        return
+    done = resumption.saved.loop_state["step"]
+    stop = min(steps.total, config.trainer.stop_after_steps or steps.total)
+    if done >= stop:
+        longer = "trainer.stop_after_steps" if stop < steps.total else "trainer.max_steps or trainer.max_epochs"
+        raise UserError(
+            f"resume={config.resume}: nothing to resume, since {resumption.saved.path} is at step {done} and the "
+            f"run ends at step {stop}. Give resume={resumption.saved.path} and raise {longer}."
+        )

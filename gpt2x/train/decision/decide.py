@@ -1,0 +1,80 @@
+"""A decision: the four stages in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.prepare import PreparedData
+from gpt2x.tasks.base import TASKS, Task
+from gpt2x.train.decision.data import Steps, decide_data
+from gpt2x.train.decision.model import decide_model
+from gpt2x.train.decision.source import RunSource, decide_source
+from gpt2x.train.decision.trainable import FrozenBase, decide_trainable
+from gpt2x.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A run that can begin.
+
+    Attributes:
+        config: as composed and validated.
+        run_dir: where the run writes; of `resume=auto` that of the resumed run.
+        source: where it starts from.
+        data: the rows, and the tokenizer that made them.
+        steps: how long it is.
+        model: config.model with everything known.
+        trainable: what is trained of it.
+        base: the frozen weights that adapters stand beside; None if there are none.
+    """
+
+    config: TrainConfig
+    run_dir: Path
+    source: RunSource
+    data: PreparedData
+    steps: Steps
+    model: ModelConfig
+    trainable: Trainable
+    base: FrozenBase | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the run trains for."""
+        return TASKS[self.config.task.objective]
+
+    @property
+    def train_split(self) -> Split:
+        """The training rows."""
+        assert self.data.train is not None
+        return self.data.train
+
+    @property
+    def num_added_rows(self) -> int:
+        """The rows that the loaded tables of tokens get for tokenizer.extend."""
+        weights = self.source.weights
+        return (self.model.vocab_size or 0) - (weights.model.vocab_size or 0) if weights else 0
+
+    @cached_property
+    def resolved(self) -> TrainConfig:
+        """The configuration with the model and the resumed checkpoint known, as config.yaml and trackers show it."""
+        resumption = self.source.resumption
+        resume = str(resumption.saved.path.absolute()) if resumption else None
+        return replace(self.config, model=self.model, resume=resume)
+
+
+def decide(config: TrainConfig, run_dir: Path) -> Decision:
+    """Read what the configuration names and check that it fits together.
+
+    Raises:
+        UserError: for anything that the user can put right; the run directory is still untouched.
+    """
+    source = decide_source(config, run_dir)
+    data, steps = decide_data(config, source)
+    model = decide_model(config, source, data)
+    trainable, base = decide_trainable(config, source, model)
+    run_dir = source.resumption.run_dir if source.resumption else run_dir
+    return Decision(config, run_dir, source, data, steps, model, trainable, base)

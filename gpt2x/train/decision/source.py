@@ -1,0 +1,218 @@
+"""Stage 1: where a run starts from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from gpt2x.checkpoint.files import require_writable
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.config.layout import Coordinates, validate_layout
+from gpt2x.config.options import known_models
+from gpt2x.config.patterns import scaling, trained_tensors
+from gpt2x.convert import Source, check_model_matches, load_source
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.errors import UserError, require
+from gpt2x.lora.adapter import Adapter, check_base, check_fits, open_adapter
+from gpt2x.lora.shapes import factor_shapes
+from gpt2x.model import stats
+from gpt2x.parallel.placement import holds
+from gpt2x.pretrained import check_vocabulary, source_tokenizer
+from gpt2x.runtime import launch
+from gpt2x.train.resume import Resumption, find_resumption
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """Where a run starts from.
+
+    Attributes:
+        weights: what `load=` names; of a resumed run the frozen weights of `lora=`; None for random weights.
+        resumption: the checkpoint that the run continues, if it does.
+        tokenizer: the one stored with the weights or the resumed checkpoint; None if there is neither.
+        adapter: what `adapters=` names, from which training continues.
+    """
+
+    weights: Source | None
+    resumption: Resumption | None
+    tokenizer: Tokenizer | None
+    adapter: Adapter | None
+
+    @property
+    def loaded_model(self) -> ModelConfig | None:
+        """The model that the weights or the resumed checkpoint state; None for a new model."""
+        if self.resumption:
+            return self.resumption.saved.model
+        return self.weights.model if self.weights else None
+
+
+def decide_source(config: TrainConfig, run_dir: Path) -> RunSource:
+    """Open what `load=`, `resume=` and `adapters=` name, and compare it with the configuration.
+
+    Raises:
+        UserError: for anything that the configuration and the headers of these files tell; then for damaged files.
+    """
+    check_finetuning(config)
+    require_writable(Path(config.paths.outputs).expanduser())
+    resumption = find_resumption(config, run_dir, verify=False) if config.resume else None
+    weights = open_weights(config, resumption)
+    source = RunSource(weights, resumption, checkpoint_tokenizer(config, weights, resumption), None)
+    if weights and not resumption:
+        check_loaded_model(config, weights)
+    check_frozen(config, source.loaded_model)
+    validate_layout(config.parallel, replace(config.model, vocab_size=None))
+    if config.adapters and not resumption:
+        source = replace(source, adapter=open_matching_adapter(config, weights))
+    verify(config, source)
+    return source
+
+
+def open_weights(config: TrainConfig, resumption: Resumption | None) -> Source | None:
+    """Open what `load=` names; of a resumed run the frozen weights of `lora=`, which its checkpoints refer to."""
+    if resumption is None:
+        return load_source(config.load, verify=False) if config.load else None
+    if config.lora.rank is None:
+        return None
+    return load_source(config.load or resumption.saved.loop_state["base_path"], verify=False)
+
+
+def checkpoint_tokenizer(
+    config: TrainConfig, weights: Source | None, resumption: Resumption | None
+) -> Tokenizer | None:
+    """Return the tokenizer stored with the weights or the resumed checkpoint; None for a new model."""
+    if resumption:
+        assert resumption.saved.tokenizer_dir is not None
+        return Tokenizer.load(resumption.saved.tokenizer_dir)
+    if weights is None:
+        return None
+    tokenizer = source_tokenizer(weights, config.tokenizer)
+    if not config.tokenizer.extend:
+        check_vocabulary(tokenizer, weights.model, f"load={config.load}")
+    return tokenizer
+
+
+def verify(config: TrainConfig, source: RunSource) -> None:
+    """Hash the files of checkpoints, once for all processes of a run.
+
+    Raises:
+        UserError: a file is damaged, or the adapter was trained beside other weights.
+    """
+    if not launch.is_deciding():
+        return
+    if source.resumption:
+        source.resumption.saved.verify()
+    if source.weights:
+        source.weights.verify()
+    if source.adapter:
+        assert source.weights is not None
+        check_base([source.adapter], source.weights.weights(), str(config.load))
+
+
+# ---- checks
+
+
+def check_finetuning(config: TrainConfig) -> None:
+    """Reject `trainer.frozen` and `tokenizer.extend` if there is nothing to freeze or to extend.
+
+    Raises:
+        UserError: naming the key; nothing has been read.
+    """
+    lora, frozen = config.lora, f"trainer.frozen=[{','.join(config.trainer.frozen)}]"
+    if config.trainer.frozen:
+        require(
+            lora.rank is None,
+            f"{frozen}: lora={lora.name} freezes the whole model already and trains only adapters. Drop one of the "
+            "two, and choose the adapted modules by lora.targets.",
+        )
+        require(
+            config.load is not None or config.resume is not None,
+            f"{frozen} keeps weights as they are loaded, and load=null leaves them random. Give load=DIR (a gpt2x "
+            "checkpoint or a Hugging Face directory).",
+        )
+    if config.tokenizer.extend and config.resume is None:
+        require(
+            config.load is not None,
+            "tokenizer.extend=true adds rows to the embedding of load=DIR, but load=null. A new model has the "
+            "tokenizer's size with model.vocab_size=null; drop tokenizer.extend.",
+        )
+        require(
+            config.tokenizer.path is not None,
+            "tokenizer.extend=true adds the tokens of tokenizer.path=DIR to the checkpoint's, but tokenizer.path=null. "
+            "Give tokenizer.path=DIR.",
+        )
+        require(
+            lora.rank is None,
+            f"tokenizer.extend=true adds rows to the embedding, which lora={lora.name} freezes and its checkpoints do "
+            "not hold. Add them first, in a run without lora=.",
+        )
+
+
+def check_loaded_model(config: TrainConfig, weights: Source) -> None:
+    """Compare the sizes of the configured model with those of the loaded weights; reads no values.
+
+    Raises:
+        UserError: says which keys differ and what to type.
+    """
+    check_model_matches(as_loaded(config, weights.model), weights.model, str(config.load), known_models())
+
+
+def as_loaded(config: TrainConfig, loaded: ModelConfig) -> ModelConfig:
+    """Return the configured model with what the loaded weights decide.
+
+    Sizes must be equal. Activation, eps and tying follow the checkpoint, since its weights were trained with them;
+    dropout and padding are the run's to choose.
+    """
+    return replace(
+        config.model,
+        activation=loaded.activation,
+        layer_norm_eps=loaded.layer_norm_eps,
+        tie_embeddings=loaded.tie_embeddings,
+        vocab_size=None if config.tokenizer.extend else config.model.vocab_size,
+    )
+
+
+def check_frozen(config: TrainConfig, loaded: ModelConfig | None) -> None:
+    """Reject `trainer.frozen` if it freezes nothing, the whole model, or all of a pipeline stage.
+
+    Raises:
+        UserError: naming trainer.frozen.
+    """
+    frozen, parallel = config.trainer.frozen, config.parallel
+    if not frozen or loaded is None:
+        return
+    labels = loaded.labels or ["any"] if config.task.objective == "classification" else None
+    model = replace(loaded, labels=labels)
+    trained = trained_tensors(frozen, stats.tensor_shapes(model))
+    for stage in range(min(parallel.pipeline, model.num_layers)):
+        coordinates = Coordinates(parallel, stage * parallel.data * parallel.tensor)
+        layers = coordinates.layers(model.num_layers)
+        require(
+            any(holds(name, model, coordinates) for name in trained),
+            f"trainer.frozen=[{','.join(frozen)}] freezes everything in stage {stage} of parallel.pipeline="
+            f"{parallel.pipeline}, layers {layers.start} to {layers.stop - 1}: it would have nothing to train. Use a "
+            "layout with parallel.pipeline=1, or leave a tensor of every stage to be trained.",
+        )
+
+
+def open_matching_adapter(config: TrainConfig, weights: Source | None) -> Adapter:
+    """Open the adapter of `adapters=` and compare its shapes with what `lora=` trains.
+
+    Raises:
+        UserError: it does not fit the model, or its rank, scale or targets differ from the configured ones.
+    """
+    assert weights is not None
+    adapter = open_adapter(config.adapters[0])
+    check_fits(adapter, weights.model, str(config.load))
+    shapes = {name: values.shape for name, values in adapter.factors().items()}
+    scales = {product.scale for product in adapter.products.values()}
+    is_same_scale = partial(math.isclose, scaling(config.lora))
+    if shapes != factor_shapes(config.lora, weights.model) or not all(map(is_same_scale, scales)):
+        modules = sorted({module.split(".", 2)[2] for module in adapter.products})
+        ranks = sorted({product.rank for product in adapter.products.values()})
+        raise UserError(
+            f"adapters=[{config.adapters[0]}] is not what lora= would train: it has rank {ranks} at scale "
+            f"{sorted(scales)} on {', '.join(modules)}. Give its lora.rank, lora.alpha and lora.targets."
+        )
+    return adapter

@@ -1,0 +1,193 @@
+"""What a run trains of a model: all of it, some of its tensors, or adapters beside frozen weights (no mindspore).
+
+`trainable_of` reads the configuration once. Everything that depends on what is trained asks the `Trainable`: which
+tensors a rank keeps in checkpoints and which of them it updates, FLOPs, the planner's memory and communication, and the
+start panel. `gpt2x.train.initial_values` has the values that training begins with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from gpt2x.config import LoraConfig, ModelConfig, TrainConfig
+from gpt2x.config.layout import Coordinates
+from gpt2x.config.patterns import trained_tensors
+from gpt2x.lora import shapes
+from gpt2x.lora.adapter import GROUP
+from gpt2x.model import stats
+from gpt2x.parallel.placement import Placement, placements
+
+if TYPE_CHECKING:
+    from gpt2x.parallel.mesh import Mesh
+
+
+class Trainable(Protocol):
+    """What a run trains.
+
+    Attributes:
+        model: with its vocabulary known.
+        checkpoint_group: the group of tensors that checkpoints hold beside optimizer states.
+        is_adapter: whether checkpoints hold adapters only, and refer to the frozen weights of `load=`.
+    """
+
+    model: ModelConfig
+    checkpoint_group: ClassVar[str]
+    is_adapter: ClassVar[bool]
+
+    def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return what checkpoints hold, as the process at `coordinates` has it."""
+
+    def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return what is updated, as the process at `coordinates` has it; a part of what is stored."""
+
+    def num_values(self) -> int:
+        """Return the number of trained values, copies in a layout not counted."""
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the floating-point operations of forward and backward per token of a sequence of `seq_len`."""
+
+    def has_dropout(self) -> bool:
+        """Return whether training draws random numbers."""
+
+    def num_dropped_inputs(self, coordinates: Coordinates) -> int:
+        """Return the columns of inputs of adapters that pass a dropout of their own, summed over the adapters."""
+
+    def description(self) -> str | None:
+        """Return what is trained in words, for the start panel; None if it is the whole model."""
+
+    def attach(self, net: Any, mesh: Mesh) -> None:
+        """Put what is trained beside the net's own parameters, if it is not one of them."""
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """Every tensor of the model."""
+
+    model: ModelConfig
+    checkpoint_group: ClassVar[str] = "weights"
+    is_adapter: ClassVar[bool] = False
+
+    def names(self) -> list[str]:
+        """Return the trained tensors in the order of the model."""
+        return list(stats.tensor_shapes(self.model))
+
+    def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return all tensors of the model, trained or frozen."""
+        return placements(self.model, coordinates)
+
+    def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return the trained tensors in the order of the model."""
+        stored = self.stored_placements(coordinates)
+        return {name: stored[name] for name in self.names() if name in stored}
+
+    def num_values(self) -> int:
+        """Return the number of values of the trained tensors."""
+        tensor_shapes = stats.tensor_shapes(self.model)
+        return sum(math.prod(tensor_shapes[name]) for name in self.names())
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the model FLOPs per token; see `gpt2x.model.stats.train_flops_per_token`."""
+        return stats.train_flops_per_token(self.model, seq_len, self.names())
+
+    def has_dropout(self) -> bool:
+        """Return whether any dropout rate of the model is above 0."""
+        model = self.model
+        return any((model.dropout, model.embedding_dropout, model.attention_dropout))
+
+    def num_dropped_inputs(self, coordinates: Coordinates) -> int:
+        """Return 0: there are no adapters."""
+        return 0
+
+    def description(self) -> str | None:
+        """Return None: nothing is left out."""
+        return None
+
+    def attach(self, net: Any, mesh: Mesh) -> None:
+        """Leave the net as it is."""
+
+
+@dataclass(frozen=True)
+class SelectedTensors(WholeModel):
+    """The tensors that no pattern of `trainer.frozen` fits; the others keep their loaded values.
+
+    Attributes:
+        frozen: the patterns.
+    """
+
+    frozen: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Return the trained tensors in the order of the model.
+
+        Raises:
+            UserError: a pattern fits nothing, or nothing is left to train.
+        """
+        return trained_tensors(list(self.frozen), stats.tensor_shapes(self.model))
+
+    def description(self) -> str | None:
+        """Return the number of trained values, and the frozen patterns."""
+        share = self.num_values() / stats.num_params(self.model)
+        return f"{self.num_values():,} ({share:.2%}): all but {', '.join(self.frozen)}"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters beside frozen weights, and a classifier's head.
+
+    Attributes:
+        lora: with a rank.
+    """
+
+    model: ModelConfig
+    lora: LoraConfig
+    checkpoint_group: ClassVar[str] = GROUP
+    is_adapter: ClassVar[bool] = True
+
+    def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return the factors of the adapters, and a classifier's head."""
+        return shapes.trained_placements(self.lora, self.model, coordinates)
+
+    def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
+        """Return what is stored: all of it is trained."""
+        return self.stored_placements(coordinates)
+
+    def num_values(self) -> int:
+        """Return the number of values of the factors and the head."""
+        return shapes.num_trainable(self.lora, self.model)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return FLOPs per token: the frozen weights get no gradient, which saves a third of their work."""
+        return shapes.train_flops_per_token(self.lora, self.model, seq_len)
+
+    def has_dropout(self) -> bool:
+        """Return whether any dropout rate of the model or of the adapters is above 0."""
+        return self.lora.dropout > 0 or WholeModel(self.model).has_dropout()
+
+    def num_dropped_inputs(self, coordinates: Coordinates) -> int:
+        """Return the columns of inputs of all adapters on this process; 0 if their dropout is off."""
+        if self.lora.dropout == 0:
+            return 0
+        parts = self.stored_placements(coordinates)
+        return sum(part.shape[0] for name, part in parts.items() if name.endswith(shapes.A))
+
+    def description(self) -> str | None:
+        """Return the number of trained values, the rank and the targets."""
+        share = self.num_values() / stats.num_params(self.model)
+        return f"{self.num_values():,} ({share:.2%}): rank {self.lora.rank} on {', '.join(self.lora.targets)}"
+
+    def attach(self, net: Any, mesh: Mesh) -> None:
+        """Put adapters without values beside the linears that `lora.targets` names, and freeze the net."""
+        from gpt2x.lora.cells import add_adapters
+
+        add_adapters(net, self.model, self.lora, mesh)
+
+
+def trainable_of(config: TrainConfig, model: ModelConfig) -> Trainable:
+    """Return what `config` trains of `model`, whose vocabulary is known."""
+    if config.lora.rank is not None:
+        return Adapters(model, config.lora)
+    if config.trainer.frozen:
+        return SelectedTensors(model, tuple(config.trainer.frozen))
+    return WholeModel(model)
