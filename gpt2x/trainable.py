@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 
 
 class Trainable(Protocol):
-    """What a run trains.
+    """What a run trains."""
 
-    Attributes:
-        model: with its vocabulary known.
-        checkpoint_group: the group of tensors that checkpoints hold beside optimizer states.
-        is_adapter: whether checkpoints hold adapters only, and refer to the frozen weights of `load=`.
-    """
+    @property
+    def model(self) -> ModelConfig:
+        """The model, with its vocabulary known."""
 
-    model: ModelConfig
-    checkpoint_group: ClassVar[str]
-    is_adapter: ClassVar[bool]
+    @property
+    def checkpoint_group(self) -> str:
+        """The group of tensors that checkpoints hold beside optimizer states: weights or adapter."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether checkpoints hold adapters only, and refer to the frozen weights of `load=`."""
 
     def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
         """Return what checkpoints hold, as the process at `coordinates` has it."""
