@@ -20,7 +20,7 @@ from gpt2x.config.metadata import Effect, group, key
 
 HOST, LAYOUT, RUN, STEP = Effect.HOST, Effect.LAYOUT, Effect.RUN, Effect.STEP
 NAME = "the chosen option's name"
-SETTINGS = "keys of this kind only, see the Settings of its file"
+SETTINGS = "further keys of one kind, as settings.KEY=VALUE (the Settings in its file)"
 
 
 @dataclass
@@ -284,7 +284,7 @@ class GenerationConfig:
     eos_ids: list[int] | None = key("tokens that end a completion", HOST, None, null="the tokenizer's")
     seed: int | None = key("of the draws", HOST, None, null="the run's seed")
     batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
-    draft: str | None = key("a smaller model with the same tokenizer, for speculative decoding; as load", HOST, None,
+    draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer that drafts tokens", HOST, None,
                             null="off")  # fmt: skip
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
@@ -312,7 +312,7 @@ class TrackerConfig:
     """A mirror of metrics.jsonl, which is always written to the run directory."""
 
     name: str = key("the tracker", HOST, extensions="gpt2x.tracking.trackers")
-    uri: str | None = key("where to", HOST, None, null="an sqlite file in paths.outputs")
+    uri: str | None = key("where it mirrors to", HOST, None, null="an sqlite file in paths.outputs")
     experiment: str | None = key("group of runs", HOST, None, null="task.name")
     run_name: str | None = key("name of the run", HOST, None,
                                null="model.name/dataset.name; an evaluation's also names the checkpoint")  # fmt: skip
