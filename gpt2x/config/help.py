@@ -163,6 +163,7 @@ class _Page:
     def row(self, left: str, right: str, column: int) -> list[str]:
         """Two columns; `right` starts on the next line if `left` is too long."""
         lines = self.wrapped(right, column) or [""]
+        left = left if len(left) <= self.width - 2 else f"{left[: self.width - 3]}…"
         if len(left) + 4 > column:
             return [f"  {left}", *map(self.dim, lines)] if right else [f"  {left}"]
         return [f"  {left}".ljust(column) + self.dim(lines[0][column:]), *map(self.dim, lines[1:])]

@@ -284,7 +284,7 @@ class GenerationConfig:
     eos_ids: list[int] | None = key("tokens that end a completion", HOST, None, null="the tokenizer's")
     seed: int | None = key("of the draws", HOST, None, null="the run's seed")
     batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
-    draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer that drafts tokens", HOST, None,
+    draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer for drafts", HOST, None,
                             null="off")  # fmt: skip
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
