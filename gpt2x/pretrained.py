@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mindspore import Tensor, ops
 
-from gpt2x.config import CommonConfig, HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
-from gpt2x.config.layout import Coordinates, validate_layout, world_size
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
+from gpt2x.config.layout import Coordinates, validate_layout
 from gpt2x.convert import Source, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -156,19 +156,6 @@ def open_pretrained(
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
     return source, own, padded_for(model, parallel, f"load={load}")
-
-
-def require_single(config: CommonConfig, model: ModelConfig) -> None:
-    """Refuse to run a classifier by several processes.
-
-    Raises:
-        UserError: naming the layout.
-    """
-    if model.labels and world_size(config.parallel) > 1:
-        raise UserError(
-            f"parallel={config.parallel.name}: load={config.load} holds a classifier, which one process evaluates and "
-            "asks; use parallel=single"
-        )
 
 
 def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:

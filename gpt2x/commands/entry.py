@@ -21,7 +21,7 @@ from gpt2x.runtime.console import console
 from gpt2x.runtime.hydra_job import is_multirun
 from gpt2x.runtime.interrupt import deliver_interrupts
 
-MODULES = {"train": "gpt2x.train.run", "evaluate": "gpt2x.evaluate.run", "predict": "gpt2x.generate.run"}
+MODULES = {"train": "gpt2x.train.run", "evaluate": "gpt2x.commands.evaluate", "predict": "gpt2x.commands.predict"}
 
 
 def start(name: str, config: Any) -> None:

@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt2x.commands.configuration import typed_config
 from gpt2x.config import schema
-from gpt2x.config.files import SCHEMAS, to_typed
+from gpt2x.config.files import SCHEMAS
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
 from gpt2x.errors import RunError, UserError
@@ -65,7 +66,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
             values = hydra.compose(name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(message_of(error, SCHEMAS[name])) from None
-        return to_typed(name, values)
+        return typed_config(name, values)
 
 
 def hydra_entry(
@@ -92,7 +93,7 @@ def hydra_entry(
         started.append(True)
         settings, failure = HydraConfig.get(), None
         try:
-            config = to_typed(name, values)
+            config = typed_config(name, values)
             if isinstance(config, schema.CommonConfig):  # others run as one process
                 launch.require_as_many(config)
             if launch.is_scheduler():

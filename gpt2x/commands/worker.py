@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gpt2x.commands import entry as build
-from gpt2x.config.files import load_config
+from gpt2x.commands.configuration import read_config
 from gpt2x.errors import RunError
 from gpt2x.runtime.exits import run_and_leave
 from gpt2x.runtime.launch import end_with_launcher, keep_to_cores
@@ -20,7 +20,7 @@ def main(name: str, path: str) -> None:
         RunError: it was interrupted, which the launcher tells.
     """
     try:
-        build.RUNS[name](load_config(name, Path(path)))
+        build.RUNS[name](read_config(name, Path(path)))
     except KeyboardInterrupt:
         raise RunError(status=128 + signal.SIGINT) from None
 

@@ -11,7 +11,6 @@ from gpt2x.config.layout import divisors, stage_layers, validate_batch, validate
 from gpt2x.config.patterns import adapted_modules
 from gpt2x.config.schema import (
     CommonConfig,
-    DatasetConfig,
     EvaluateConfig,
     GenerationConfig,
     ModelConfig,
@@ -19,13 +18,7 @@ from gpt2x.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
-from gpt2x.errors import require, require_choice
-
-METRICS = {
-    "language_modeling": ("val/loss", "val/ppl"),
-    "classification": ("val/loss", "val/accuracy", "val/f1", "val/mcc"),
-    "instruction": ("val/loss", "val/ppl"),
-}  # of a validation, by objective
+from gpt2x.errors import require
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -141,7 +134,7 @@ def validate_draft(generation: GenerationConfig) -> None:
 
 
 def validate_train(config: TrainConfig) -> None:
-    """Check the configuration of `train.py` across fields."""
+    """Check the configuration of `train.py` across fields; its task checks the rest (`gpt2x.tasks.registry`)."""
     validate_common(config)
     validate_model(config.model)
     validate_generation(config.generation)
@@ -150,17 +143,11 @@ def validate_train(config: TrainConfig) -> None:
         f"generation.draft={config.generation.draft} is for predict.py; train.py needs generation.draft=null.",
     )
     trainer = config.trainer
-    require_choice("task.objective", config.task.objective, tuple(METRICS))
-    require_choice("trainer.best_metric", trainer.best_metric, METRICS[config.task.objective])
     require(
         trainer.early_stopping_patience is None or trainer.eval_every_steps is not None,
         f"trainer.early_stopping_patience={trainer.early_stopping_patience} counts evaluations, but "
         "trainer.eval_every_steps=null evaluates only at the end; give trainer.eval_every_steps=STEPS.",
     )
-    if config.task.objective == "classification":
-        validate_classification(config)
-    if config.task.objective == "instruction":
-        validate_instruction(config)
     require(
         trainer.max_steps is not None or trainer.max_epochs is not None,
         "trainer.max_steps and trainer.max_epochs are both null; give one of them.",
@@ -183,41 +170,6 @@ def validate_train(config: TrainConfig) -> None:
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain.",
-    )
-
-
-def validate_classification(config: TrainConfig) -> None:
-    """Refuse text without labels, and layouts that share out what a classifier's head reads."""
-    require_labelled(config.dataset, f"task={config.task.name}")
-    parallel = config.parallel
-    require(
-        parallel.tensor == parallel.pipeline == 1,
-        f"parallel={parallel.name} (parallel.tensor={parallel.tensor}, parallel.pipeline={parallel.pipeline}): "
-        f"task={config.task.name} runs under data layouts; use parallel=single, or dp2 and its like",
-    )
-
-
-def validate_instruction(config: TrainConfig) -> None:
-    """Refuse text without responses, and packed rows where stages exchange hidden states alone."""
-    require(
-        config.dataset.corpus == "instructions",
-        f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use dataset=alpaca, or "
-        "dataset=instructions for your own .json or .jsonl",
-    )
-    require(
-        config.parallel.pipeline == 1 or not config.dataset.packing,
-        f"dataset.packing=true: pipeline stages (parallel={config.parallel.name}, parallel.pipeline="
-        f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, or a "
-        "layout with parallel.pipeline=1",
-    )
-
-
-def require_labelled(dataset: DatasetConfig, reason: str) -> None:
-    """Refuse a corpus without labels."""
-    require(
-        dataset.corpus == "labelled",
-        f"dataset={dataset.name} has no labels, which {reason} needs; use dataset=sst2, cola, ag_news, imdb, or "
-        "labelled_text for your own .csv, .tsv or .jsonl",
     )
 
 

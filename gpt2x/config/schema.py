@@ -61,6 +61,11 @@ class ModelConfig:
     labels: list[str] | None = key("a classifier's classes in the order of its logits [id2label]", STEP, None,
                                    null="the data's, if the task has classes")  # fmt: skip
 
+    @property
+    def is_classifier(self) -> bool:
+        """True if the head scores classes of texts, False if it scores tokens."""
+        return bool(self.labels)
+
 
 @dataclass
 class LoraConfig:

@@ -11,16 +11,16 @@ import numpy as np
 from rich.progress import Progress
 
 from gpt2x.config import EvaluateConfig, ModelConfig
-from gpt2x.config.rules import require_labelled
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import prepare
-from gpt2x.data.rows.labelled import LabelledRows
+from gpt2x.data.rows.labelled import LabelledRows, require_labelled
 from gpt2x.data.sampling import Batch, num_batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import ENDS, Intervals
-from gpt2x.evaluate.classification import ClassScorer, Predictions, predict
+from gpt2x.evaluate.classification import Predictions, predict
 from gpt2x.evaluate.metrics import class_scores
+from gpt2x.generate.class_scorer import ClassScorer
 from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval

@@ -18,7 +18,7 @@ from gpt2x.commands.hydra_entry import SweepJob
 from gpt2x.config import EvaluateConfig
 from gpt2x.config.files import load_config
 from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
-from gpt2x.evaluate.run import RESULTS, SCORES, write_json
+from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
 from gpt2x.tracking import RunInfo, create_tracker, run_tags
 from gpt2x.tracking.jsonl import read

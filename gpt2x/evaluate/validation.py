@@ -7,11 +7,14 @@ from itertools import islice
 
 import numpy as np
 
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.pipeline import Links, Stage
 from gpt2x.parallel.replica_batches import ReplicaBatches
 
 Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
@@ -21,6 +24,29 @@ Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 def all_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, None]:
     """Of blocks: all that attention_mask covers."""
     return batch["input_ids"], batch["attention_mask"][:, 1:] > 0, None
+
+
+def build_validation(
+    config: TrainConfig, model: ModelConfig, split: Split | None, net: GPT2, mesh: Mesh, targets: Targets
+) -> Validation:
+    """Return a language model's validation by all processes, in any layout.
+
+    Args:
+        config: the configuration of `train.py`.
+        model: the model with its vocabulary.
+        split: the validation rows.
+        net: the part of the model on this process.
+        mesh: the processes.
+        targets: which tokens of a batch count.
+    """
+    assert split is not None
+    batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
+    scorer = None
+    if config.parallel.pipeline > 1:
+        links = Links(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
+        scorer = StageScorer(Stage(net, mesh.coordinates), links, batch_size)
+    max_batches = config.trainer.max_eval_batches
+    return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)
 
 
 class Validation:

@@ -41,7 +41,8 @@ class Completion:
         tokens_per_s: num_tokens over the seconds from when the prompt entered a slot to the last token. Compilation of
             graphs is left out.
         finish_reason: "eos", or "length" at max_new_tokens.
-        acceptance_rate: the share of drafted tokens that the model took; None without a draft, or where none was asked.
+        num_drafted: tokens that the draft proposed.
+        num_accepted: how many of them the model took.
     """
 
     prompt: str
@@ -50,7 +51,13 @@ class Completion:
     num_tokens: int
     tokens_per_s: float
     finish_reason: str
-    acceptance_rate: float | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of drafted tokens that the model took; None if there was nothing to draft."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else None
 
 
 @dataclass
@@ -105,8 +112,6 @@ class Generator:
     Attributes:
         compile_seconds: spent on compilation so far.
         decode_seconds: spent on decoding so far.
-        num_drafted: drafted tokens so far.
-        num_accepted: of them, those that the model took.
     """
 
     def __init__(
@@ -123,7 +128,6 @@ class Generator:
         self.slots = Slots(net, model, hardware)
         self.draft_slots = Slots(draft.net, draft.model, hardware) if draft else None
         self.compile_seconds = self.decode_seconds = 0.0
-        self.num_drafted = self.num_accepted = 0
 
     def complete(
         self,
@@ -174,9 +178,8 @@ class Generator:
             if ended:
                 num_tokens = len(row.new)
                 speed = num_tokens / row.seconds
-                rate = row.num_accepted / row.num_drafted if row.num_drafted else None
-                text, reason = texts[index], row.finish_reason
-                end(index, Completion(prompts[index], text, row.new, num_tokens, speed, reason, rate))
+                text, reason, counts = texts[index], row.finish_reason, (row.num_drafted, row.num_accepted)
+                end(index, Completion(prompts[index], text, row.new, num_tokens, speed, reason, *counts))
 
         def on_round(rows: list[Row]) -> None:
             for others in replicas.exchange([(row.index, asdict(completions[row.index])) for row in rows]):
@@ -328,7 +331,6 @@ class Generator:
             num_drafted = min(config.draft_tokens, config.max_new_tokens - len(row.new))
             num_accepted = min(num_drafted, len(found[slot]) - 1)
             row.num_drafted, row.num_accepted = row.num_drafted + num_drafted, row.num_accepted + num_accepted
-            self.num_drafted, self.num_accepted = self.num_drafted + num_drafted, self.num_accepted + num_accepted
         return found
 
     def _choose(self, found: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int) -> list[int]:

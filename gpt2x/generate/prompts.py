@@ -19,7 +19,7 @@ class Prompt(NamedTuple):
     """What a user asks: a text, or an instruction with its input."""
 
     text: str
-    given: str = ""  # the input of an instruction
+    input: str = ""  # of an instruction
     is_instruction: bool = False  # and needs a template
 
 
@@ -59,10 +59,10 @@ def json_prompt(path: Path, number: int, line: str) -> Prompt:
     key = "instruction" if isinstance(row, dict) and "prompt" not in row and "instruction" in row else "prompt"
     if not isinstance(row, dict) or not isinstance(row.get(key), str):
         raise UserError(f'{path}, line {number} is no JSON object with a text `{key}`, such as {{"{key}": "To be"}}.')
-    given = row.get("input", "") if key == "instruction" else ""
-    if not isinstance(given, str):
-        raise UserError(f"{path}, line {number}: `input` holds {type(given).__name__}, not text. Correct the line.")
-    return Prompt(row[key], given, key == "instruction")
+    extra = row.get("input", "") if key == "instruction" else ""
+    if not isinstance(extra, str):
+        raise UserError(f"{path}, line {number}: `input` holds {type(extra).__name__}, not text. Correct the line.")
+    return Prompt(row[key], extra, key == "instruction")
 
 
 def choose_template(config: PredictConfig, source: Source, adapters: Sequence[Adapter]) -> Template | None:
@@ -86,7 +86,7 @@ def filled(prompts: Sequence[Prompt], template: Template | None, config: Predict
         UserError: instructions without a template.
     """
     if template is not None:
-        return [template.prompt(prompt.text, prompt.given) for prompt in prompts]
+        return [template.prompt(prompt.text, prompt.input) for prompt in prompts]
     if any(prompt.is_instruction for prompt in prompts):
         reason = "template=null" if config.template is None else f"load={config.load} was tuned with none"
         raise UserError(

@@ -60,15 +60,12 @@ def longest_agreed(drafted: Sequence[int], chosen: Sequence[int]) -> list[int]:
     return list(chosen[: count + 1])
 
 
-def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
-    """Refuse a draft of another tokenizer, before any weights are read.
+def check_draft(config: PredictConfig, *, verify: bool = False) -> None:
+    """Reject a draft that has a different tokenizer, before any weights are read.
 
     Args:
         config: of `predict.py`.
         verify: whether to hash the draft's weights; a launcher does it for its processes.
-
-    Returns:
-        The directory of the tokenizer that a draft without one uses; None for the configured one.
 
     Raises:
         UserError: a draft that cannot be read, that the layout cannot share out, or whose tokens or embedding are not
@@ -76,7 +73,7 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
     """
     path = config.generation.draft
     if path is None:
-        return None
+        return
     model = load_source(str(config.load), verify=False)
     tokenizer = source_tokenizer(model, config.tokenizer)
     try:
@@ -85,7 +82,7 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
     except UserError as error:
         raise UserError(f"generation.draft={path}: {error}") from None
     for source, name in ((model, f"load={config.load}"), (draft, f"generation.draft={path}")):
-        require(not source.model.labels, f"{name} is a classifier, and generation.draft is for language models")
+        require(not source.model.is_classifier, f"{name} is a classifier, and generation.draft is for language models")
     require(
         own.fingerprint == tokenizer.fingerprint and draft.model.vocab_size == model.model.vocab_size,
         f"generation.draft={path} ({own.vocab_size} tokens, model.vocab_size={draft.model.vocab_size}) has not the "
@@ -93,7 +90,6 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> Path | None:
         "give a smaller model that was trained with the same one, or generation.draft=null",
     )
     padded_for(draft.model, config.parallel, f"generation.draft={path}")
-    return model.tokenizer_dir
 
 
 def load_draft(config: PredictConfig, mesh: Mesh, tokenizer_dir: Path | None) -> Pretrained | None:
@@ -102,7 +98,7 @@ def load_draft(config: PredictConfig, mesh: Mesh, tokenizer_dir: Path | None) ->
     Args:
         config: of `predict.py`.
         mesh: the processes.
-        tokenizer_dir: from `check_draft`.
+        tokenizer_dir: the model's own tokenizer, which a draft without one uses; None for the configured one.
     """
     if config.generation.draft is None:
         return None

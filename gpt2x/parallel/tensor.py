@@ -240,5 +240,5 @@ def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
     recompute = mesh.coordinates.parallel.recompute
     with nn.utils.no_init_parameters():
         if mesh.tensor is None:
-            return (Classifier if model.labels else GPT2)(model, hardware, recompute)
+            return (Classifier if model.is_classifier else GPT2)(model, hardware, recompute)
         return TensorParallelGPT2(model, hardware, mesh, recompute)

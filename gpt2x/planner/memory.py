@@ -198,7 +198,7 @@ def step_memory(
     if hardware.is_cpu:
         units = cpu_units(hardware)
         gradient_copies = units.gradients + units.sums * accumulates(parallel, micro_batches)
-        if model.tie_embeddings and not model.labels and coordinates.is_first_stage:
+        if model.tie_embeddings and not model.is_classifier and coordinates.is_first_stage:
             gradient_copies += units.tied * count.head / count.parameters
     return Memory(
         weights=weights_bytes(parallel, hardware.precision) * count.parameters
@@ -214,7 +214,7 @@ def step_memory(
 def logits_bytes(model: ModelConfig, coordinates: Coordinates, hardware: HardwareConfig, rows: int) -> float:
     """What the head's loss takes for the tokens of a micro batch."""
     parallel = coordinates.parallel
-    if not coordinates.is_last_stage or model.labels:
+    if not coordinates.is_last_stage or model.is_classifier:
         return 0.0
     columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
     whole = rows * columns

@@ -1,1 +1,1 @@
-"""A task turns a batch into a loss."""
+"""The tasks: one file each, found by its name (see `gpt2x.tasks.base`)."""

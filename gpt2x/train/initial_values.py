@@ -28,7 +28,7 @@ def loaded_weights(decision: Decision) -> Readable:
     assert source is not None
     assert model.vocab_size is not None
     weights = grown(source.weights(), model.vocab_size)
-    if not model.labels or model.labels == source.model.labels:
+    if not model.is_classifier or model.labels == source.model.labels:
         return weights
     return WithFreshHead(weights, model, decision.config.seed)
 
@@ -37,7 +37,7 @@ def initial_adapter(decision: Decision) -> dict[str, np.ndarray]:
     """Return the factors of the adapter from which training continues, or fresh ones; and a classifier's head."""
     model, config, adapter = decision.model, decision.config, decision.source.adapter
     values = adapter.factors() if adapter else initial_factors(config.lora, model, config.seed)
-    if model.labels:
+    if model.labels is not None:
         shape = (len(model.labels), model.hidden_size)
         has_head = adapter is not None and adapter.head is not None
         values[HEAD] = adapter.head if has_head else loaded_weights(decision).read(HEAD, (0, 0), shape)

@@ -83,10 +83,10 @@ def notices(decision: Decision) -> list[str]:
     found = list(data.summary.notes)
     tail = train.num_blocks % config.trainer.global_batch_size
     if tail:
-        rows = "texts" if data.labels else "blocks"
+        rows = decision.task.rows
         found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, other ones each time")
     for name, split in (("training", train), ("validation", data.val)):
-        if split and split.dropped_tokens and not data.labels:
+        if split and split.dropped_tokens and decision.task.rows == "blocks":
             found.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
     if (decision.model.vocab_size or 0) > data.tokenizer.vocab_size:
         found.append(

@@ -332,10 +332,10 @@ class Trainer:
                 self.write_samples()
 
     def remember(self, value: float) -> None:
-        """Whether an evaluation's best_metric is the best so far; of losses and perplexities the lowest is."""
+        """Note an evaluation's best_metric, and whether it is the best so far in the task's direction."""
         state, best = self.state, self.state.best_value
-        is_lower_better = self.config.trainer.best_metric in ("val/loss", "val/ppl")
-        if math.isfinite(value) and (best is None or (value < best if is_lower_better else value > best)):
+        metric = self.config.trainer.best_metric
+        if math.isfinite(value) and (best is None or self.task.is_better(metric, value, best)):
             state.best_step, state.best_value, state.evaluations_without_gain = state.step, value, 0
         else:
             state.evaluations_without_gain += 1
@@ -343,7 +343,7 @@ class Trainer:
     def write_samples(self) -> None:
         """Let the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
         prompts, coordinates = sample_prompts(self.config, self.data), self.mesh.coordinates
-        if not prompts or not samples_are_drawn(self.model, self.config.parallel) or coordinates.data > 0:
+        if not prompts or not samples_are_drawn(self.task, self.config.parallel) or coordinates.data > 0:
             return  # the other replicas wait in the next update
         seed = self.config.seed if self.config.generation.seed is None else self.config.generation.seed
         try:

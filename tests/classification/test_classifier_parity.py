@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from gpt2x.convert import load_source
 from gpt2x.data.rows.labelled import compact
-from gpt2x.evaluate.classification import ClassScorer, last_tokens
+from gpt2x.generate.class_scorer import ClassScorer, last_tokens
 from gpt2x.model import stats
 from gpt2x.model.classifier import Classifier, WithFreshHead
 from gpt2x.model.gpt2 import initial_weights, load_weights

@@ -316,7 +316,7 @@ MISTAKES = {
     "limit": ({"--limit": "0"}, "--limit=0: give the number of documents"),
     "batch-size": ({"--batch-size": "0"}, "--batch-size=0: give at least 1"),
     "hardware": ({"--hardware": "gpu"}, "hardware=gpu is not an option; options: atlas_800t_a2"),
-    "output": ({"--output": "."}, "output=. is a directory: give a file"),
+    "output": ({"--output": "."}, "output=. is a directory; give a file"),
 }
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gpt2x.commands.evaluate import run
 from gpt2x.config import (
     DatasetConfig,
     EvaluateConfig,
@@ -15,7 +16,7 @@ from gpt2x.config import (
 from gpt2x.convert.__main__ import main as convert
 from gpt2x.errors import UserError
 from gpt2x.evaluate.perplexity import resolve
-from gpt2x.evaluate.run import check_target, run
+from gpt2x.evaluate.results import check_target
 from gpt2x.tracking import NoTracker
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=8, max_seq_len=64)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpt2x.commands.hydra_entry import compose_config
+from gpt2x.commands.predict import run
 from gpt2x.errors import UserError
-from gpt2x.generate import Completion
-from gpt2x.generate import run as module
+from gpt2x.generate import Completion, predict_text
+from gpt2x.generate import output as module
+from gpt2x.generate.output import Lines, completion_values, printable, results
 from gpt2x.generate.prompts import Prompt, read_prompts
-from gpt2x.generate.run import json_line, printable, results, run
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.runtime.console import Console
 
@@ -76,7 +77,8 @@ class Recorder(io.StringIO):
 
 def test_streams_on_a_terminal(saved, hardware, monkeypatch):
     stream = Recorder()
-    monkeypatch.setattr(module, "console", Console(stream, interactive=True))
+    for part in (module, predict_text):
+        monkeypatch.setattr(part, "console", Console(stream, interactive=True))
     prompts = ["the cat", "the dog sat on the log"]
     run(predict_config(f"load={saved}", f"prompts={json.dumps(prompts)}", "generation.max_new_tokens=6",
                        "generation.eos_ids=[]"))  # fmt: skip
@@ -189,6 +191,13 @@ def completed(prompt):
     return Completion(prompt, " x", [1], 1, 2.0, "length")
 
 
+def json_line(completion):
+    """The line of `completion`, as `Lines` writes it."""
+    stream = io.StringIO()
+    Lines("-", stream).write(completion_values(completion))
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError, UserError])
 def test_a_failed_run_leaves_the_old_output_and_keeps_its_own_part(tmp_path, capsys, fault):
     output = tmp_path / "out.jsonl"
@@ -197,7 +206,7 @@ def test_a_failed_run_leaves_the_old_output_and_keeps_its_own_part(tmp_path, cap
     def fail(*prompts):
         with results(str(output), 3) as lines:
             for prompt in prompts:
-                lines.completion(0, completed(prompt))
+                lines.write(completion_values(completed(prompt)))
                 (partial,) = tmp_path.glob("out.jsonl.partial-*")
                 assert partial.read_text(encoding="utf-8").endswith(json_line(completed(prompt)))  # at once
             raise fault
@@ -212,9 +221,9 @@ def test_a_failed_run_leaves_the_old_output_and_keeps_its_own_part(tmp_path, cap
     assert output.read_text(encoding="utf-8") == "old"
     assert sorted(tmp_path.iterdir()) == [output, partial]
     assert [json.loads(line)["prompt"] for line in partial.read_text(encoding="utf-8").splitlines()] == ["a", "b"]
-    assert f"2 of 3 completions are in {partial}" in capsys.readouterr().err
+    assert f"2 of 3 lines are in {partial}" in capsys.readouterr().err
     with results(str(output), 1) as lines:
-        lines.completion(0, completed("new"))
+        lines.write(completion_values(completed("new")))
     assert output.read_text(encoding="utf-8") == json_line(completed("new"))
 
 
@@ -231,19 +240,19 @@ def test_an_interrupted_run_keeps_every_finished_completion(saved, tmp_path, har
         run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", f"output={tmp_path / 'out.jsonl'}"))
     (partial,) = tmp_path.iterdir()
     assert partial.read_text(encoding="utf-8") == "".join(json_line(completed(prompt)) for prompt in "acd")
-    assert f"3 of 4 completions are in {partial}" in capsys.readouterr().err
+    assert f"3 of 4 lines are in {partial}" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", "output=-"))
     out, err = capsys.readouterr()
     assert out == "".join(json_line(completed(prompt)) for prompt in "acd")
-    assert "3 of 4 completions were written" in err
+    assert "3 of 4 lines were written" in err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_said():
     def write():
         with results("/dev/full", 1) as lines:
-            lines.completion(0, completed("a"))
+            lines.write(completion_values(completed("a")))
 
     with pytest.raises(UserError, match="output=/dev/full cannot be written: No space left"):
         write()
@@ -251,7 +260,7 @@ def test_a_full_disk_is_said():
 
 def test_a_device_is_written_to_and_not_replaced():
     with results("/dev/null", 1) as lines:
-        lines.completion(0, completed("a"))
+        lines.write(completion_values(completed("a")))
     assert Path("/dev/null").is_char_device()
 
 

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from gpt2x import checkpoint
+from gpt2x.commands.predict import run as predict
 from gpt2x.convert import export_huggingface, load_source
 from gpt2x.data.template import load_template
 from gpt2x.errors import UserError
-from gpt2x.generate.run import run as predict
 from tests.parallel.runs import distance
 from tests.test_config import typed
 from tests.train.runs import curve, start

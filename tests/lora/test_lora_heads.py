@@ -29,7 +29,7 @@ LORA = ["lora=r8", "lora.targets=[q,v,c_fc]", "lora.alpha=32"]
 
 def log_probabilities(model, weights, ids):
     """Ours, of rows without padding."""
-    from gpt2x.evaluate.classification import ClassScorer
+    from gpt2x.generate.class_scorer import ClassScorer
     from gpt2x.model.classifier import Classifier
     from gpt2x.runtime.device import set_up_device
 

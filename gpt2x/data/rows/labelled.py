@@ -18,7 +18,7 @@ from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
 from gpt2x.data.sources.base import Source
 from gpt2x.data.sources.labelled import Example, Labelled
 from gpt2x.data.tokenizer import Tokenizer
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, require
 
 EXAMPLES_AT_ONCE = 2048
 
@@ -131,6 +131,19 @@ def label_ids(source: Labelled, split: str, names: Sequence[str]) -> list[int]:
             )
         ids.append(id_of[name])
     return ids
+
+
+def require_labelled(dataset: DatasetConfig, reason: str) -> None:
+    """Reject a corpus without labels, before anything is read.
+
+    Raises:
+        UserError: naming the data sets that have labels.
+    """
+    require(
+        dataset.corpus == "labelled",
+        f"dataset={dataset.name} has no labels, which {reason} needs; use dataset=sst2, cola, ag_news, imdb, or "
+        "labelled_text for your own .csv, .tsv or .jsonl.",
+    )
 
 
 def encode(

@@ -11,7 +11,7 @@ from gpt2x.config import HardwareConfig
 from gpt2x.config.options import read_option
 from gpt2x.convert import load_source
 from gpt2x.errors import UserError, did_you_mean
-from gpt2x.evaluate.run import check_target, write_json
+from gpt2x.evaluate.results import check_target, write_json
 from gpt2x.runtime.exits import guarded
 
 REFUSED = {"UNSAFE_CODE": "executes code that the model writes", "MULTIMODAL": "shows the model pictures or sounds"}

@@ -27,7 +27,7 @@ from gpt2x.config import GenerationConfig, HardwareConfig, TokenizerConfig
 from gpt2x.config.options import read_option
 from gpt2x.config.rules import validate_generation
 from gpt2x.errors import UserError
-from gpt2x.evaluate.run import trained_steps
+from gpt2x.evaluate.results import trained_steps
 from gpt2x.evaluate.scoring import GreedyScorer, padded
 from gpt2x.generate.completion import Generator, Row, excerpt
 from gpt2x.generate.slots import bucket
@@ -85,7 +85,7 @@ class GPT2XLM(TemplateLM):
         wanted = TokenizerConfig(name="checkpoint", path=tokenizer)
         adapters = open_adapters([adapter] if adapter else [])
         self.pretrained = load_pretrained(str(load), self.hardware, wanted, adapters=adapters)
-        if self.pretrained.model.labels:
+        if self.pretrained.model.is_classifier:
             raise UserError(f"load={load} is a classifier, and tasks are for language models: use evaluate.py")
         net, model, own = self.pretrained.net, self.pretrained.model, self.pretrained.tokenizer
         self.max_length = model.max_seq_len

@@ -9,7 +9,7 @@ from gpt2x.config.rules import validate_warmup
 from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.errors import UserError
-from gpt2x.tasks.base import TASKS
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import Resumption
 from gpt2x.train.samples import check_prompts, sample_prompts
@@ -37,7 +37,7 @@ def decide_data(config: TrainConfig, source: RunSource) -> tuple[PreparedData, S
     if source.tokenizer:
         max_seq_len = (source.loaded_model or config.model).max_seq_len
         check_prompts(config.trainer.sample_prompts, source.tokenizer, max_seq_len)
-    data = TASKS[config.task.objective].prepare(config, source.tokenizer)
+    data = task_of(config).prepare(config, source.tokenizer)
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
     check_end(config, steps, source.resumption)

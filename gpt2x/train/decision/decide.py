@@ -9,7 +9,8 @@ from pathlib import Path
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData
-from gpt2x.tasks.base import TASKS, Task
+from gpt2x.tasks.base import Task
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.data import Steps, decide_data
 from gpt2x.train.decision.model import decide_model
 from gpt2x.train.decision.source import RunSource, decide_source
@@ -44,7 +45,7 @@ class Decision:
     @property
     def task(self) -> Task:
         """What the run trains for."""
-        return TASKS[self.config.task.objective]
+        return task_of(self.config)
 
     @property
     def train_split(self) -> Split:

@@ -12,7 +12,7 @@ from gpt2x.errors import require
 from gpt2x.model import stats
 from gpt2x.parallel.placement import VOCABULARY
 from gpt2x.pretrained import check_vocabulary
-from gpt2x.tasks.base import TASKS
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.source import RunSource, as_loaded
 
 
@@ -43,7 +43,7 @@ def complete_model(config: TrainConfig, source: RunSource, data: PreparedData) -
     if model.vocab_size is None:
         model = replace(model, vocab_size=tokenizer.vocab_size)
     check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")
-    return TASKS[config.task.objective].fit_model(model, data, loaded)
+    return task_of(config).fit_model(model, data, loaded)
 
 
 def check_added_rows(frozen: list[str], model: ModelConfig, loaded: ModelConfig) -> None:

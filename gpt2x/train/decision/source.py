@@ -21,6 +21,7 @@ from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.runtime import launch
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.resume import Resumption, find_resumption
 
 
@@ -182,8 +183,7 @@ def check_frozen(config: TrainConfig, loaded: ModelConfig | None) -> None:
     frozen, parallel = config.trainer.frozen, config.parallel
     if not frozen or loaded is None:
         return
-    labels = loaded.labels or ["any"] if config.task.objective == "classification" else None
-    model = replace(loaded, labels=labels)
+    model = task_of(config).fit_model(loaded, None, loaded)
     trained = trained_tensors(frozen, stats.tensor_shapes(model))
     for stage in range(min(parallel.pipeline, model.num_layers)):
         coordinates = Coordinates(parallel, stage * parallel.data * parallel.tensor)

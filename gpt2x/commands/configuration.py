@@ -1,0 +1,35 @@
+"""A composed configuration, typed and validated, with the checks that its task owns (Hydra is not involved)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpt2x.config import TrainConfig
+from gpt2x.config.files import load_config, to_typed
+from gpt2x.tasks.registry import check_task
+
+
+def typed_config(name: str, values: Any) -> Any:
+    """Return the validated dataclass of entry point `name`.
+
+    Raises:
+        UserError: for anything that is wrong with a key or a value.
+    """
+    return checked(to_typed(name, values))
+
+
+def read_config(name: str, path: Path) -> Any:
+    """Return the configuration that `gpt2x.config.files.save_config` wrote, validated.
+
+    Raises:
+        UserError: as `typed_config`.
+    """
+    return checked(load_config(name, path))
+
+
+def checked(config: Any) -> Any:
+    """Return `config` after its task has checked it."""
+    if isinstance(config, TrainConfig):
+        check_task(config)
+    return config

@@ -1,0 +1,71 @@
+"""What `predict.py` does with a language model: a completion of each prompt, as text or JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt2x.config import PredictConfig
+from gpt2x.generate.completion import Completion, Drafter, Generator
+from gpt2x.generate.output import CompletionLines, Lines, Shown
+from gpt2x.generate.prompts import Prompt, choose_template, filled
+from gpt2x.generate.replicas import Replicas
+from gpt2x.generate.speculative import load_draft
+from gpt2x.generate.streaming import InputOrder
+from gpt2x.lora.adapter import Adapter
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.pretrained import Pretrained
+from gpt2x.runtime.console import console
+
+
+def complete_prompts(
+    config: PredictConfig,
+    prompts: list[Prompt],
+    pretrained: Pretrained,
+    adapters: Sequence[Adapter],
+    mesh: Mesh,
+    lines: Lines | None,
+) -> str:
+    """Complete prompts; return a summary for the user. Every process makes this call.
+
+    Args:
+        config: the configuration of `predict.py`.
+        prompts: texts, or instructions for the template.
+        pretrained: a language model.
+        adapters: what is merged into it; an adapter's template comes before the model's.
+        mesh: the processes.
+        lines: destination of JSON lines, or None for the terminal. Only the main process has lines.
+
+    Raises:
+        UserError: a mistake in the prompts, the template or the decoding options, or a line that cannot be written.
+    """
+    template = choose_template(config, pretrained.source, adapters)
+    texts = filled(prompts, template, config)
+    smaller = load_draft(config, mesh, pretrained.source.tokenizer_dir)
+    draft = Drafter(smaller.net, smaller.model) if smaller else None
+    generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor, draft)
+    seed = config.seed if config.generation.seed is None else config.generation.seed
+    shown = Shown([""] * len(texts) if template else texts, streams=console.is_interactive)
+    reader = shown if lines is None else CompletionLines(lines, prompts if template else None)
+    with shown, InputOrder(reader.text, reader.completion) as order:
+        completions = generator.complete(
+            texts, config.generation, seed, on_text=order.text, on_completion=order.end, replicas=Replicas(mesh)
+        )
+    decoding, compiling = (mesh.gather(s).max() for s in (generator.decode_seconds, generator.compile_seconds))
+    return summary(completions, float(decoding), float(compiling), config.output)
+
+
+def summary(completions: Sequence[Completion], decoding_s: float, compiling_s: float, output: str | None) -> str:
+    """Return the last line of a run: counts are sums over completions, each of which exists once however many ranks
+    computed it; seconds are the slowest rank's.
+    """
+    num_tokens, num_drafted, num_accepted = (
+        sum(getattr(completion, count) for completion in completions)
+        for count in ("num_tokens", "num_drafted", "num_accepted")
+    )
+    rate = f", {num_accepted / num_drafted:.0%} of drafted tokens accepted" if num_drafted else ""
+    count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"
+    target = "" if output in (None, "-") else f" -> {output}"
+    return (
+        f"{count}{target}, {num_tokens} tokens in {decoding_s:.1f} s: {num_tokens / decoding_s:.1f} tokens/s{rate} "
+        f"(compiling graphs, {compiling_s:.1f} s, is not counted)"
+    )

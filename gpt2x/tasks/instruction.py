@@ -1,0 +1,110 @@
+"""Responses to instructions: a language model that learns only the response of each example.
+
+Rows are those of `gpt2x.data.rows.instruction`. The model that comes out is a language model with a template, so
+inference and the head are those of `gpt2x.tasks.language_modeling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.data.mindrecord import Split
+from gpt2x.data.prepare import PreparedData
+from gpt2x.data.rows.base import RowForm
+from gpt2x.data.rows.instruction import Inputs, InstructionRows, inputs_of
+from gpt2x.data.sampling import Batch
+from gpt2x.errors import require
+from gpt2x.tasks.base import Baseline, Direction, NoSettings, Run, Task, Validates
+from gpt2x.tasks.language_modeling import TASK as LANGUAGE_MODELING
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from gpt2x.parallel.mesh import Mesh
+
+
+class Instruction(Task):
+    """The tokens of responses, each with its EOS, are learnt; prompts are only read."""
+
+    unit = "token"
+    rows = "blocks"
+    metrics: ClassVar[Mapping[str, Direction]] = {"val/loss": "lower", "val/ppl": "lower"}
+    samples_text = True
+    trains_in_stages = True
+    inference = LANGUAGE_MODELING.inference
+    settings = NoSettings
+
+    def check(self, config: TrainConfig) -> None:
+        """Reject text without responses, and packed rows if stages exchange only hidden states."""
+        require(
+            config.dataset.corpus == "instructions",
+            f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use "
+            "dataset=alpaca, or dataset=instructions for your own .json or .jsonl.",
+        )
+        require(
+            config.parallel.pipeline == 1 or not config.dataset.packing,
+            f"dataset.packing=true: pipeline stages (parallel={config.parallel.name}, parallel.pipeline="
+            f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, "
+            "or a layout with parallel.pipeline=1.",
+        )
+
+    def row_form(self, config: TrainConfig) -> RowForm:
+        """Cut rows of seq_len + 1 tokens."""
+        return InstructionRows(config.trainer.seq_len)
+
+    def fit_model(self, model: ModelConfig, data: PreparedData | None, loaded: ModelConfig | None) -> ModelConfig:
+        """Return a language model."""
+        return LANGUAGE_MODELING.fit_model(model, data, loaded)
+
+    def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
+        """Return the weighted sum of token losses; packed examples do not attend to each other."""
+        if not config.dataset.packing:
+            return LANGUAGE_MODELING.loss(config, net)
+        from gpt2x.model.losses.instruction import PackedLoss
+
+        return PackedLoss(net)
+
+    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows, packed ones followed by the columns at which their examples begin, and the responses."""
+        ids, counted, starts = row_inputs(config, batch)
+        return (np.concatenate([ids, starts], axis=1) if config.dataset.packing else ids), counted
+
+    def global_units(self, config: TrainConfig) -> int:
+        """Return the targets of a global batch, those of prompts and padding included."""
+        return LANGUAGE_MODELING.global_units(config)
+
+    def validation(self, run: Run, net: Any, mesh: Mesh) -> Validates:
+        """Compute loss and perplexity over the tokens of responses."""
+        from gpt2x.evaluate.validation import build_validation
+
+        def response_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+            ids, counted, starts = row_inputs(run.config, batch)
+            return ids, counted > 0, starts if run.config.dataset.packing else None
+
+        return build_validation(run.config, run.model, run.data.val, net, mesh, response_targets)
+
+    def describe(self, split: Split) -> str:
+        """Return examples, tokens and rows."""
+        rows = f"in {split.num_blocks:,} rows of {split.block_len} at most"
+        return f"{split.num_documents:,} examples, {split.num_tokens:,} tokens {rows}"
+
+    def baseline(self, run: Run) -> Baseline | None:
+        """Return None: a unigram model of responses is not computed."""
+        return None
+
+    def summary(self, metric: str, best: float) -> str:
+        """Return the perplexity of responses."""
+        return LANGUAGE_MODELING.summary(metric, best)
+
+
+def row_inputs(config: TrainConfig, batch: Batch) -> Inputs:
+    """Return a batch at the length that holds its longest row; stages exchange only rows of seq_len."""
+    has_one_length = config.dataset.packing or config.parallel.pipeline > 1
+    return inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
+
+
+TASK = Instruction()
