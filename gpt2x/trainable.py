@@ -8,7 +8,7 @@ start panel. `gpt2x.train.initial_values` has the values that training begins wi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gpt2x.config import LoraConfig, ModelConfig, TrainConfig
@@ -35,6 +35,10 @@ class Trainable(Protocol):
         """The group of tensors that checkpoints hold beside optimizer states: weights or adapter."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every tensor of the model is trained, and nothing else."""
+
+    @property
     def is_adapter(self) -> bool:
         """Whether checkpoints hold adapters only, and refer to the frozen weights of `load=`."""
 
@@ -43,6 +47,9 @@ class Trainable(Protocol):
 
     def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
         """Return what is updated, as the process at `coordinates` has it; a part of what is stored."""
+
+    def of_model(self, model: ModelConfig) -> Trainable:
+        """Return the same choice of what is trained, of another model."""
 
     def num_values(self) -> int:
         """Return the number of trained values, copies in a layout not counted."""
@@ -69,6 +76,7 @@ class WholeModel:
 
     model: ModelConfig
     checkpoint_group: ClassVar[str] = "weights"
+    is_whole: ClassVar[bool] = True
     is_adapter: ClassVar[bool] = False
 
     def names(self) -> list[str]:
@@ -83,6 +91,10 @@ class WholeModel:
         """Return the trained tensors in the order of the model."""
         stored = self.stored_placements(coordinates)
         return {name: stored[name] for name in self.names() if name in stored}
+
+    def of_model(self, model: ModelConfig) -> Trainable:
+        """Return the same choice of another model."""
+        return replace(self, model=model)
 
     def num_values(self) -> int:
         """Return the number of values of the trained tensors."""
@@ -119,6 +131,7 @@ class SelectedTensors(WholeModel):
     """
 
     frozen: tuple[str, ...] = ()
+    is_whole: ClassVar[bool] = False
 
     def names(self) -> list[str]:
         """Return the trained tensors in the order of the model.
@@ -145,6 +158,7 @@ class Adapters:
     model: ModelConfig
     lora: LoraConfig
     checkpoint_group: ClassVar[str] = GROUP
+    is_whole: ClassVar[bool] = False
     is_adapter: ClassVar[bool] = True
 
     def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
@@ -154,6 +168,10 @@ class Adapters:
     def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
         """Return what is stored: all of it is trained."""
         return self.stored_placements(coordinates)
+
+    def of_model(self, model: ModelConfig) -> Trainable:
+        """Return the same adapters of another model."""
+        return replace(self, model=model)
 
     def num_values(self) -> int:
         """Return the number of values of the factors and the head."""

@@ -154,11 +154,6 @@ def validate_train(config: TrainConfig) -> None:
     )
     validate_layout(config.parallel, config.model)
     validate_lora(config)
-    require(
-        not (config.trainer.frozen and is_plan(config)),
-        f"plan={config.plan.lower()} predicts full training, not trainer.frozen=[{','.join(config.trainer.frozen)}]; "
-        "drop it to get an upper bound.",
-    )
     validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,
@@ -199,11 +194,7 @@ def validate_lora(config: TrainConfig) -> None:
         f"adapters=[{','.join(config.adapters)}]: training continues from one adapter; give one of them.",
     )
     require(
-        not is_plan(config),
-        f"plan={config.plan.lower()} predicts full training, not lora={lora.name}; drop lora= to get an upper bound.",
-    )
-    require(
-        config.load is not None or config.resume is not None,
+        config.load is not None or config.resume is not None or is_plan(config),
         f"lora={lora.name} trains adapters beside frozen weights, and load=null leaves these random; give load=DIR "
         "(a gpt2x checkpoint or a Hugging Face directory).",
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
-from gpt2x.planner.memory import FP32, Elements, weights_bytes
+from gpt2x.planner.memory import FP32, TrainedElements, weights_bytes
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ class Traffic:
             )
         return found
 
-    def update(self, coordinates: Coordinates, count: Elements) -> list[Collective]:
+    def update(self, coordinates: Coordinates, trained: TrainedElements) -> list[Collective]:
         """Once an update: the tied table between its two stages, then gradients, then updated weights."""
         parallel, found = self.parallel, []
         is_end = coordinates.is_first_stage or coordinates.is_last_stage
-        if parallel.pipeline > 1 and is_end and self.model.tie_embeddings:
+        if parallel.pipeline > 1 and is_end and self.model.tie_embeddings and trained.is_table:
             split = parallel.tensor if parallel.vocab_parallel else 1
             table = stats.padded_vocab_size(self.model) * self.model.hidden_size * FP32 / split
             ends = [coordinates.rank_at(stage=0), coordinates.rank_at(stage=parallel.pipeline - 1)]
@@ -148,18 +148,18 @@ class Traffic:
             return found
         shards = parallel.optimizer_shards
         everyone = [coordinates.rank_at(data=index) for index in range(parallel.data)]
-        shared = shards * count.masters  # parameters whose states are shared out
+        shared = shards * trained.masters  # parameters whose states are shared out
         if shared:
             first = coordinates.data // shards * shards
             owners = [coordinates.rank_at(data=index) for index in range(first, first + shards)]
             found.append(self.collective("data", "gradients, scattered", owners, FP32 * shared, 1))
             if parallel.data > shards:
                 alike = [coordinates.rank_at(data=index) for index in range(coordinates.shard, parallel.data, shards)]
-                found.append(self.collective("data", "gradients of a share", alike, FP32 * count.masters, 2))
+                found.append(self.collective("data", "gradients of a share", alike, FP32 * trained.masters, 2))
             width = weights_bytes(parallel, self.hardware.precision)
             found.append(self.collective("data", "updated weights, gathered", owners, width * shared, 1))
-        if count.parameters > shared:
-            rest = FP32 * (count.parameters - shared)
+        if trained.parameters > shared:
+            rest = FP32 * (trained.parameters - shared)
             found.append(self.collective("data", "gradients", everyone, rest, 2))
         return found
 

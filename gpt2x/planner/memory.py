@@ -152,6 +152,48 @@ def elements(model: ModelConfig, coordinates: Coordinates) -> Elements:
     return Elements(parameters, block_matrices, num_layers * block_matrices + head, states, masters, head, largest)
 
 
+@dataclass(frozen=True)
+class TrainedElements:
+    """How many values a process updates.
+
+    Attributes:
+        parameters: whose gradients it computes.
+        states: whose optimizer states it keeps.
+        masters: that it updates in a copy of its own, from which the model's weights are gathered.
+        block_matrices: of the matrices of its blocks, adapters included.
+        adapter_matrices: of the factors of adapters.
+        is_head: whether the head's matrix is trained.
+        is_table: whether the table of tokens is trained.
+    """
+
+    parameters: int
+    states: int
+    masters: int
+    block_matrices: int
+    adapter_matrices: int
+    is_head: bool
+    is_table: bool
+
+
+def trained_elements(trainable: Trainable, coordinates: Coordinates, count: Elements) -> TrainedElements:
+    """Count what a process updates; `count` is what it holds of the whole model."""
+    num_layers = len(coordinates.layers(trainable.model.num_layers))
+    if trainable.is_whole:
+        blocks = num_layers * count.block_matrices
+        return TrainedElements(count.parameters, count.states, count.masters, blocks, 0, True, True)
+    head = "wte.weight" if trainable.model.tie_embeddings else "lm_head.weight"
+    parameters = states = masters = blocks = 0
+    parts = trainable.trained_placements(coordinates)
+    for name, part in parts.items():
+        size, rows = math.prod(part.shape), shard_rows(part.shape, coordinates)
+        local = size if rows is None else size // part.shape[0] * len(rows)
+        parameters, states = parameters + size, states + local
+        masters += 0 if rows is None else local
+        blocks += size if name.startswith("h.") and len(part.shape) == 2 else 0
+    adapters = blocks if trainable.is_adapter else 0
+    return TrainedElements(parameters, states, masters, blocks, adapters, head in parts, "wte.weight" in parts)
+
+
 def usable_bytes(hardware: HardwareConfig, processes: int) -> float:
     """Memory of a device that a run can fill; a CPU's is shared by the processes on the machine."""
     if hardware.is_cpu:
@@ -240,11 +282,11 @@ def memory_of_trainable(
         hardware: whether memory is reused as on Ascend or measured as on the CPU.
         rows: tokens of a micro batch.
     """
+    if trainable.is_whole:
+        return full
     weights = sum(math.prod(part.shape) for part in placements(trainable.model, coordinates).values())
     parts = trainable.trained_placements(coordinates)
     trained = sum(math.prod(part.shape) for part in parts.values())
-    if trained == weights and not trainable.is_adapter:
-        return full
     buffers = min(full.buffers, 2 * FP32 * trained)
     is_cpu, units = hardware.is_cpu, cpu_units(hardware)
     if not trainable.is_adapter:

@@ -18,12 +18,16 @@ from gpt2x.planner.communication import Collective, Traffic, forwards, times
 from gpt2x.planner.memory import (
     Elements,
     Memory,
+    TrainedElements,
     accumulates,
     elements,
+    memory_of_trainable,
     step_memory,
+    trained_elements,
     usable_bytes,
     weights_bytes,
 )
+from gpt2x.trainable import Trainable, trainable_of
 
 ASSUMED_VOCABULARY = 50257  # GPT-2's, where neither model nor tokenizer states one
 
@@ -52,7 +56,8 @@ class RankPlan:
         place: the first rank of the kind.
         stages: numbers of the stages that are alike.
         layers: blocks of the stage.
-        elements: what it holds.
+        elements: what it holds of the model.
+        trained: what it updates.
         memory: bytes.
         flops: floating-point operations of an update, recomputation included.
         collectives: communication of an update.
@@ -65,6 +70,7 @@ class RankPlan:
     stages: tuple[int, ...]
     layers: int
     elements: Elements
+    trained: TrainedElements
     memory: Memory
     flops: float
     collectives: tuple[Collective, ...]
@@ -108,19 +114,24 @@ class Plan:
     """A layout, its kinds of ranks, and what they add up to.
 
     Attributes:
-        model: with a vocabulary.
+        trainable: what is trained of which model.
         ranks: kinds, in the order of stages.
         usable: bytes of a device that a run can fill.
         speed: None where the hardware's figures are not known.
     """
 
-    model: ModelConfig
+    trainable: Trainable
     parallel: ParallelConfig
     hardware: HardwareConfig
     trainer: TrainerConfig
     ranks: tuple[RankPlan, ...]
     usable: float
     speed: Speed | None
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model, with a vocabulary."""
+        return self.trainable.model
 
     @property
     def fullest(self) -> RankPlan:
@@ -151,7 +162,8 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     model = with_vocabulary(config)
     validate_layout(config.parallel, model)
-    return plan(model, config.parallel, config.hardware, config.trainer, config.launch.num_nodes)
+    trainable = trainable_of(config, model)
+    return plan(trainable, config.parallel, config.hardware, config.trainer, config.launch.num_nodes)
 
 
 def with_vocabulary(config: TrainConfig) -> ModelConfig:
@@ -161,40 +173,43 @@ def with_vocabulary(config: TrainConfig) -> ModelConfig:
 
 
 def plan(
-    model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig, num_nodes: int = 1
+    trainable: Trainable, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig, num_nodes: int = 1
 ) -> Plan:
     """Plan a layout.
 
     Args:
-        model: with its vocabulary known.
+        trainable: what is trained of a model whose vocabulary is known.
         parallel: a layout that divides model and batch.
         hardware: the device.
         trainer: batch and sequence length.
         num_nodes: machines, of which a CPU's share their memory among processes.
     """
-    job = Job(model, parallel, hardware, trainer)
+    model, estimate = trainable.model, LayoutEstimate(trainable, parallel, hardware, trainer)
     kinds: dict[tuple[bool, bool, int], list[Coordinates]] = {}
     for stage in range(parallel.pipeline):
         coordinates = Coordinates(parallel, stage * parallel.data * parallel.tensor)
         kind = (coordinates.is_first_stage, coordinates.is_last_stage, len(coordinates.layers(model.num_layers)))
         kinds.setdefault(kind, []).append(coordinates)
-    ranks = tuple(job.rank(all_coordinates) for all_coordinates in kinds.values())
+    ranks = tuple(estimate.rank(all_coordinates) for all_coordinates in kinds.values())
     usable = usable_bytes(hardware, max(1, world_size(parallel) // num_nodes))
-    return Plan(model, parallel, hardware, trainer, ranks, usable, job.speed(ranks))
+    return Plan(trainable, parallel, hardware, trainer, ranks, usable, estimate.speed(ranks))
 
 
-class Job:
-    """The numbers of one layout: a model, a device, a batch."""
+class LayoutEstimate:
+    """The work, memory and time of one layout of a model on a device."""
 
-    def __init__(self, model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig):
-        self.model, self.parallel, self.hardware, self.trainer = model, parallel, hardware, trainer
+    def __init__(
+        self, trainable: Trainable, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig
+    ):
+        self.trainable, self.model = trainable, trainable.model
+        self.parallel, self.hardware, self.trainer = parallel, hardware, trainer
         self.micro_batches = num_micro_batches(parallel, trainer)
         self.micro_batch_size = micro_batch_size(parallel, trainer)
         self.rows = self.micro_batch_size * trainer.seq_len
         self.width = stats.BYTES[hardware.precision]
-        self.traffic = Traffic(model, parallel, hardware, self.rows)
+        self.traffic = Traffic(self.model, parallel, hardware, self.rows)
         self.is_native = hardware.backend == "native"
-        self.flash = stats.uses_flash_attention(model, hardware) or self.is_native
+        self.flash = stats.uses_flash_attention(self.model, hardware) or self.is_native
 
     # ---- work of a stage
 
@@ -202,19 +217,23 @@ class Job:
         """Forward passes through attention for one backward."""
         return forwards(coordinates) + (self.parallel.recompute == "attention" and not self.is_native)
 
-    def flops(self, coordinates: Coordinates, count: Elements) -> float:
-        """Floating-point operations of one micro batch; a backward pass costs two forward ones.
+    def flops(self, coordinates: Coordinates, count: Elements, trained: TrainedElements) -> float:
+        """Return the floating-point operations of one micro batch.
 
-        2 a weight and token; 2 x 2 x D x T/2 a token and layer for attention, the whole T where it is written out.
+        2 per weight and token for each forward pass, for the gradient of its input, and for its own gradient if it is
+        trained; 2 x 2 x D x T/2 per token and layer for attention, with the whole T where it is written out, twice
+        that backward. Adapters add their own products to the frozen weights'.
         """
         num_layers = len(coordinates.layers(self.model.num_layers))
-        linear = 2 * self.rows * num_layers * count.block_matrices
+        passes = forwards(coordinates) + 1
+        matrices = num_layers * count.block_matrices + trained.adapter_matrices
+        linear = 2 * self.rows * (matrices * passes + trained.block_matrices)
         length = self.trainer.seq_len / (2 if self.flash else 1)
         attention = 4 * self.rows * num_layers * self.model.hidden_size / self.parallel.tensor * length
-        head = 2 * self.rows * count.head
-        return linear * (forwards(coordinates) + 2) + attention * (self.attention_forwards(coordinates) + 2) + head * 3
+        head = 2 * self.rows * count.head * (2 + trained.is_head)
+        return linear + attention * (self.attention_forwards(coordinates) + 2) + head
 
-    def moved_bytes(self, coordinates: Coordinates, count: Elements) -> float:
+    def moved_bytes(self, coordinates: Coordinates, count: Elements, trained: TrainedElements) -> float:
         """Bytes that one micro batch moves in device memory beside its matrix products: casts, sums, attention weights
         that are written out.
         """
@@ -223,7 +242,7 @@ class Job:
             blocks = len(coordinates.layers(self.model.num_layers)) * count.block_matrices
             moved += CAST_BYTES * (blocks * forwards(coordinates) + count.head)
         if accumulates(self.parallel, self.micro_batches):
-            moved += SUM_BYTES * count.parameters
+            moved += SUM_BYTES * trained.parameters
         if not self.flash:
             each = SCORE_BYTES + SCORE_DROPOUT_BYTES * (stats.attention_dropout(self.model) > 0)
             scores = self.micro_batch_size * self.model.num_heads / self.parallel.tensor * self.trainer.seq_len**2
@@ -244,7 +263,8 @@ class Job:
         """The plan of a kind of rank."""
         coordinates = all_coordinates[0]
         count, hardware = elements(self.model, coordinates), self.hardware
-        memory = step_memory(
+        trained = trained_elements(self.trainable, coordinates, count)
+        full = step_memory(
             self.model,
             coordinates,
             hardware,
@@ -252,25 +272,27 @@ class Job:
             micro_batches=self.micro_batches,
             seq_len=self.trainer.seq_len,
         )
+        memory = memory_of_trainable(full, self.trainable, coordinates, hardware, self.rows)
         each = self.traffic.tensor(coordinates) + self.traffic.pipeline(coordinates)
-        once = self.traffic.update(coordinates, count)
-        flops = self.flops(coordinates, count)
+        once = self.traffic.update(coordinates, trained)
+        flops = self.flops(coordinates, count, trained)
         compute_s = micro_batch_s = update_s = None
         is_calibrated = self.is_native or not hardware.is_cpu
         if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s and is_calibrated:
             bandwidth = hardware.memory_gb_per_s * 1e9
             compute_s = flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
-            compute_s += self.moved_bytes(coordinates, count) / bandwidth
+            compute_s += self.moved_bytes(coordinates, count, trained) / bandwidth
             if self.is_native:
                 compute_s += NATIVE_LAYER_S * len(coordinates.layers(self.model.num_layers))
             micro_batch_s = add(compute_s, *(part.seconds for part in each))
             of_value = NATIVE_ADAM_BYTES if self.is_native else ADAM_BYTES
-            update_s = add(of_value * count.states / bandwidth, *(part.seconds for part in once))
+            update_s = add(of_value * trained.states / bandwidth, *(part.seconds for part in once))
         return RankPlan(
             coordinates=coordinates,
             stages=tuple(other.stage for other in all_coordinates),
             layers=len(coordinates.layers(self.model.num_layers)),
             elements=count,
+            trained=trained,
             memory=memory,
             flops=flops * self.micro_batches,
             collectives=tuple([times(part, self.micro_batches) for part in each] + once),
@@ -295,14 +317,14 @@ class Job:
         shares = {"compute": self.micro_batches * (busiest.compute_s or 0.0)}
         for part in busiest.collectives:
             shares[part.axis] = shares.get(part.axis, 0.0) + (part.seconds or 0.0)
-        once = sum(part.seconds or 0.0 for part in self.traffic.update(busiest.coordinates, busiest.elements))
+        once = sum(part.seconds or 0.0 for part in self.traffic.update(busiest.coordinates, busiest.trained))
         shares["optimizer"] = (busiest.update_s or 0.0) - once
         waiting = update_s - sum(shares.values())
         shares["waiting"] = waiting
         return Speed(
             update_s=update_s,
             tokens_per_s=tokens / update_s,
-            mfu=tokens / update_s * stats.train_flops_per_token(self.model, self.trainer.seq_len) / peak,
+            mfu=tokens / update_s * self.trainable.flops_per_token(self.trainer.seq_len) / peak,
             waiting=waiting / update_s,
             shares=shares,
         )

@@ -246,3 +246,42 @@ def test_tables_are_complete():
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert table.text().count("\n") == len(table.rows) + 2
         assert table.markdown().count("\n") == len(table.rows) + 3
+
+
+# ---- what is trained
+
+LARGE = ["model=gpt2_xl", "hardware=atlas_800t_a2", "trainer.seq_len=512", "trainer.global_batch_size=16",
+         "trainer.micro_batch_size=2", "plan=true"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["parallel=dp8", "parallel=dp8_zero"])
+def test_a_plan_of_adapters_counts_only_them(layout):
+    whole, adapted = planned(*LARGE, layout).fullest, planned(*LARGE, layout, "lora=r8").fullest
+    num_trained = 8 * 2 * 48 * (1600 + 1600)  # rank x (q, v) x layers x (in + out)
+    assert adapted.trained.parameters == num_trained
+    assert adapted.memory.gradients == 4 * num_trained
+    assert adapted.memory.weights - whole.memory.weights == 4 * num_trained
+    shards = 8 if layout.endswith("zero") else 1
+    assert adapted.memory.optimizer == pytest.approx(whole.memory.optimizer * num_trained / whole.elements.parameters)
+    assert adapted.trained.states == num_trained // shards
+    gradients = [part for part in adapted.collectives if part.axis == "data"]
+    assert 0 < sum(part.sent for part in gradients) < 3 * 4 * num_trained
+    assert adapted.flops < whole.flops
+
+
+def test_a_plan_of_frozen_tensors_leaves_out_their_gradients():
+    whole, frozen = planned(*LARGE, "parallel=dp8"), planned(*LARGE, "parallel=dp8", "trainer.frozen=['h.[0-9].*']")
+    share = 1 - 10 * (12 * 1600**2 + 13 * 1600) / whole.fullest.elements.parameters
+    for part in ("gradients", "optimizer"):
+        found = getattr(frozen.fullest.memory, part) / getattr(whole.fullest.memory, part)
+        assert found == pytest.approx(share)
+    saved = 2 * 10 * 12 * 1600**2 * 2 * 512  # of one micro batch of 2: the ten blocks' weight gradients
+    assert whole.fullest.flops - frozen.fullest.flops == pytest.approx(saved * whole.micro_batches)
+    assert frozen.speed.tokens_per_s > whole.speed.tokens_per_s
+
+
+def test_what_is_trained_is_searched_too():
+    found = search(typed("train", *LARGE[:-1], "trainer.micro_batch_size=null", "plan=search", "num_devices=2", "lora=r8",
+                         "model.pad_vocab_multiple=128"))  # fmt: skip
+    assert found.fitting
+    assert all(plan.trainable.is_adapter for plan in found.fitting)
