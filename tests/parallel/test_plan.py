@@ -281,7 +281,13 @@ def test_a_plan_of_frozen_tensors_leaves_out_their_gradients():
 
 
 def test_what_is_trained_is_searched_too():
-    found = search(typed("train", *LARGE[:-1], "trainer.micro_batch_size=null", "plan=search", "num_devices=2", "lora=r8",
-                         "model.pad_vocab_multiple=128"))  # fmt: skip
+    options = [
+        "trainer.micro_batch_size=null",
+        "plan=search",
+        "num_devices=2",
+        "lora=r8",
+        "model.pad_vocab_multiple=128",
+    ]
+    found = search(typed("train", *LARGE[:-1], *options))
     assert found.fitting
     assert all(plan.trainable.is_adapter for plan in found.fitting)
