@@ -25,7 +25,7 @@ lint: ## ruff: rules and format
 types: ## mypy on the typed part
 	mypy
 
-ci: ## everything, in a fresh environment (up to half an hour)
+ci: ## everything, in a fresh environment (about 20 minutes)
 	.ci/run
 
 bench: ## training speed against transformers on PyTorch, into outputs/bench_train.json

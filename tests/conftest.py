@@ -27,9 +27,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory) -> Zoo:
-    """Six runs that are made once per session, whatever the number of workers; use them read-only."""
+    """Five runs that are made once per session, whatever the number of workers; use them read-only."""
     root = tmp_path_factory.getbasetemp()
     return Zoo((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "zoo")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of workers: none for single files, else one per core up to four.
+
+    Most of a test's time is the compilation of graphs, by one core; a worker takes up to 2 GB.
+    """
+    chosen = [argument for argument in config.args if ".py" in argument]
+    return 0 if chosen and len(chosen) == len(config.args) else min(4, len(os.sched_getaffinity(0)))
 
 
 # ---- marks

@@ -2,20 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import ModelConfig
 from gpt2x.config.files import load_config, save_config
 from gpt2x.config.options import known_models
 from gpt2x.errors import UserError
 from gpt2x.model import stats
+from tests.support.configs import OPTIONS, ROOT, typed
 
-ROOT = Path(__file__).resolve().parents[1]
-GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
-OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 PARAMETERS = {
     "gpt2_small": 124_439_808,
     "gpt2_medium": 354_823_168,
@@ -24,10 +20,6 @@ PARAMETERS = {
     "gpt2_13b": 12_853_386_240,
     "gpt2_52b": 51_966_533_632,
 }
-
-
-def typed(name: str, *overrides: str):
-    return compose_config(name, overrides)
 
 
 def entry_of(group: str, option: str) -> str:
@@ -57,9 +49,10 @@ def test_every_entry_point_composes(name):
     assert typed(name, *extra)
 
 
+@pytest.mark.launch
 def test_composition_imports_no_mindspore():
     code = (
-        "import sys; from tests.test_config import typed; typed('train', 'model=gpt2_52b', 'trainer.seq_len=64');"
+        "import sys; from tests.support.configs import typed; typed('train', 'model=gpt2_52b', 'trainer.seq_len=64');"
         "heavy = {'mindspore', 'torch', 'mlflow', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -138,6 +131,7 @@ def test_mistakes_elsewhere(name, overrides, parts):
         assert part in str(caught.value)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -158,6 +152,7 @@ def test_the_command_line_answers_in_one_line(override, message, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.launch
 def test_an_output_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     command = [sys.executable, str(ROOT / "train.py"), f"paths.outputs={tmp_path}/file/out"]

@@ -10,7 +10,7 @@ import pytest
 from gpt2x.config.keys import leaves
 from gpt2x.config.options import SCHEMAS
 from gpt2x.config.reference import with_tables
-from tests.test_config import OPTIONS, ROOT, typed
+from tests.support.configs import OPTIONS, ROOT, typed
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")])

@@ -21,8 +21,8 @@ from gpt2x.ops import backend_of, composed, native
 from gpt2x.optim.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
 from gpt2x.train.step import TrainStep
+from tests.support.gradients import Gradients, draw
 from tests.support.models import CPU, build, random_ids, tiny_model
-from tests.test_ops import Gradients, draw
 
 PLAIN = replace(CPU, native_kernels=False)
 
@@ -285,6 +285,7 @@ def test_threads_are_the_cores_or_what_the_environment_allows(monkeypatch):
         assert library.num_threads() == expected
 
 
+@pytest.mark.launch
 def test_the_variant_for_processors_without_avx512_computes_the_same():
     code = (
         "from gpt2x import native; native.VARIANTS.pop('avx512')\n"

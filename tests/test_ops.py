@@ -9,27 +9,13 @@ from mindspore import Tensor, nn, ops
 
 from gpt2x.ops import composed
 from gpt2x.runtime.device import set_up_device
+from tests.support.gradients import Gradients, draw
 from tests.support.models import CPU
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
     set_up_device(CPU)
-
-
-def draw(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-class Gradients(nn.Cell):
-    """Gradients of sum(cell(inputs) * direction) with respect to all inputs."""
-
-    def __init__(self, cell):
-        super().__init__()
-        self.cell, self.gradient = cell, ops.GradOperation(get_all=True, sens_param=True)
-
-    def construct(self, direction, *inputs):
-        return self.gradient(self.cell)(*inputs, direction)
 
 
 def numeric(function, inputs, index, direction, eps=1e-4):

@@ -9,7 +9,7 @@ from gpt2x.ops import ascend, composed
 from gpt2x.runtime.device import set_up_device
 from tests.ascend import frontend
 from tests.ascend.runs import compile_case, report_of
-from tests.models import CPU
+from tests.support.models import CPU
 
 LAYERS = frontend.SMALL.num_layers
 

@@ -1,57 +1,23 @@
-"""train.py, evaluate.py and predict.py with a classifier: learning, layouts, resume, early stopping, mistakes."""
+"""train.py, evaluate.py and predict.py with a classifier: learning, resume, early stopping, mistakes."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt2x import checkpoint
 from gpt2x.errors import UserError
-from tests.test_config import typed
-from tests.train.runs import curve, run_dirs, start
+from tests.support.configs import typed
+from tests.support.decide import refusal
+from tests.support.in_process import run
+from tests.support.small_runs import curve, small
+from tests.support.zoo import paths
 
-MODEL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=64", "model.dropout=0",
-         "trainer.seq_len=48", "tokenizer.vocab_size=300", "hardware.peak_tflops=0.1", "tracker=none"]  # fmt: skip
-RUN = ["task=classification", "task.requires_load=false", "dataset=labelled_text", "trainer.global_batch_size=8",
-       "trainer.micro_batch_size=4", "optimizer.learning_rate=5e-3", "trainer.max_steps=40",
-       "trainer.eval_every_steps=10", "trainer.checkpoint_every_steps=20", "trainer.keep_last=9"]  # fmt: skip
-
-pytestmark = pytest.mark.slow
+KEYS = ("loss", "accuracy", "f1", "mcc")
 
 
-def write_texts(folder: Path) -> Path:
-    """Texts of random words, whose class is the word they end with."""
-    random = np.random.default_rng(0)
-    words = ["the", "cat", "sat", "on", "mats", "green", "hill", "and", "then"]
-    folder.mkdir(exist_ok=True)
-    for name, count in (("train", 160), ("dev", 33)):
-        rows = []
-        for _ in range(count):
-            text = " ".join(random.choice(words, random.integers(1, 20)))
-            label = str(random.choice(["sad", "fine", "glad"]))
-            rows.append(json.dumps({"text": f"{text} {label}", "label": label}))
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
-
-
-def options(folder: Path, outputs: str) -> list[str]:
-    return [f"paths.outputs={folder}/{outputs}/outputs", f"paths.cache={folder}/cache",
-            f"dataset.path={folder}/texts"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run `single`, and its run directory."""
-    folder = tmp_path_factory.mktemp("classifier")
-    write_texts(folder / "texts")
-    done = start("train.py", *MODEL, *RUN, *options(folder, "single"), "trainer.best_metric=val/accuracy")
-    (run_dir,) = run_dirs(folder / "single")
-    return folder, run_dir, done.stdout
-
-
-def test_it_learns_and_says_so(trained):
-    _, run_dir, out = trained
+def test_it_learns_and_says_so(zoo):
+    run_dir, out = zoo.classifier.run_dir, zoo.classifier.stdout
     accuracies = curve(run_dir, "val/accuracy", "val/loss", "val/f1", "val/mcc", "train/texts")
     assert accuracies[40][0] > 0.9
     assert accuracies[40][4] == 320
@@ -64,13 +30,13 @@ def test_it_learns_and_says_so(trained):
     assert saved.shape("weights", "score.weight") == (3, 32)
 
 
-def test_evaluate(trained, tmp_path):
-    folder, run_dir, _ = trained
-    start("evaluate.py", f"load={run_dir}", "dataset=labelled_text", "tracker=none", *options(folder, "evaluate"),
-          "evaluation.seq_len=48", f"output={tmp_path}/results.json")  # fmt: skip
+def test_evaluate(zoo, tmp_path):
+    run_dir, texts = zoo.classifier.run_dir, zoo.classifier.folder / "texts"
+    run("evaluate", f"load={run_dir}", "dataset=labelled_text", f"dataset.path={texts}", "tracker=none",
+        *paths(tmp_path), "evaluation.seq_len=48", f"output={tmp_path}/results.json")  # fmt: skip
     report = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    results, last = report["results"], curve(run_dir, "val/loss", "val/accuracy", "val/f1", "val/mcc")[40]
-    for key, value in zip(("loss", "accuracy", "f1", "mcc"), last, strict=True):
+    results, last = report["results"], curve(run_dir, *(f"val/{key}" for key in KEYS))[40]
+    for key, value in zip(KEYS, last, strict=True):
         assert results[key]["value"] == pytest.approx(value, rel=1e-5)
         assert results[key]["low"] <= results[key]["value"] <= results[key]["high"]
     assert np.sum(results["confusion"]) == results["num_texts"] == 33
@@ -79,66 +45,38 @@ def test_evaluate(trained, tmp_path):
     assert (tmp_path / "confusion.png").is_file()
 
 
-def test_predict(trained, tmp_path):
-    _, run_dir, _ = trained
+def test_predict(zoo, tmp_path):
     prompts = json.dumps(["the cat sat glad", "on mats sad", "then fine"])
-    start("predict.py", f"load={run_dir}", f"prompts={prompts}", "generation.batch_size=2",
-          f"output={tmp_path}/out.jsonl", f"paths.outputs={tmp_path}")  # fmt: skip
+    run("predict", f"load={zoo.classifier.run_dir}", f"prompts={prompts}", "generation.batch_size=2",
+        f"output={tmp_path}/out.jsonl", f"paths.outputs={tmp_path}")  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["label"] for row in rows] == ["glad", "sad", "fine"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
-@pytest.mark.parametrize("layout", ["dp2", "zero2"])
-def test_data_layouts_equal_one_process(trained, layout):
-    folder, run_dir, _ = trained
-    changes = ["trainer.best_metric=val/accuracy", f"parallel={layout}"]
-    start("train.py", *MODEL, *RUN, *options(folder, layout), *changes)
-    (other,) = run_dirs(folder / layout)
-    keys = ("train/loss", "train/grad_norm", "train/texts", "val/loss", "val/mcc")
-    mine, theirs = curve(other, *keys), curve(run_dir, *keys)
-    for step in range(1, 11):
-        assert mine[step][:3] == pytest.approx(theirs[step][:3], rel=1e-4), step
-    assert mine[10][3:] == pytest.approx(theirs[10][3:], rel=1e-3)
+def test_resume_is_exact(zoo, tmp_path):
+    branch = zoo.classifier.again(tmp_path, f"resume={zoo.classifier.checkpoint(20)}").run_dir
+    keys = ("train/loss", "val/loss")
+    assert curve(branch, *keys) == curve(zoo.classifier.run_dir, *keys)
 
 
-def test_resume_is_exact(trained):
-    folder, run_dir, _ = trained
-    begun = [*MODEL, *RUN, *options(folder, "resumed"), "trainer.best_metric=val/accuracy"]
-    start("train.py", *begun, "trainer.stop_after_steps=20")
-    start("train.py", *begun, "resume=auto")
-    (other,) = run_dirs(folder / "resumed")
-    assert curve(other, "train/loss", "val/loss") == curve(run_dir, "train/loss", "val/loss")
-
-
-def test_early_stopping_and_a_loaded_language_model(trained):
+def test_early_stopping_and_a_loaded_language_model(zoo, tmp_path):
     """The head is fresh, and a rate of nearly nothing brings no gain after the first evaluation."""
-    folder, _, _ = trained
-    start("train.py", *MODEL, "dataset=text", f"dataset.path={folder}/texts", "trainer.max_steps=3",
-          f"paths.outputs={folder}/lm/outputs", f"paths.cache={folder}/cache", "trainer.global_batch_size=4",
-          "trainer.sample_prompts=[]")  # fmt: skip
-    (lm,) = run_dirs(folder / "lm")
-    run = [*MODEL, *RUN, *options(folder, "early"), f"load={lm}"]
-    done = start("train.py", *run, "optimizer.learning_rate=1e-12", "trainer.eval_every_steps=2",
-                 "trainer.best_metric=val/accuracy", "trainer.early_stopping_patience=2")  # fmt: skip
-    (run_dir,) = run_dirs(folder / "early")
+    before = checkpoint.open_checkpoint(zoo.plain.checkpoint(16))
+    early = [f"load={before.path}", "model.max_seq_len=32", "trainer.seq_len=32", "optimizer.learning_rate=1e-12",
+             "trainer.eval_every_steps=2", "trainer.early_stopping_patience=2"]  # fmt: skip
+    done = zoo.classifier.again(tmp_path, *early)
     assert "stopped early at step 6: 2 evaluations in a row without a better val/accuracy" in done.stdout
-    assert max(curve(run_dir)) == 6
-    assert [path.name for path in checkpoint.list_checkpoints(run_dir)] == ["step_2", "step_6"]
-    before, after = (
-        checkpoint.open_checkpoint(next((path / "checkpoints").iterdir())).tensor("weights", "wte.weight")
-        for path in (lm, run_dir)
-    )
-    assert np.abs(before - after).max() < 1e-6
+    assert max(curve(done.run_dir)) == 6
+    saved = checkpoint.list_checkpoints(done.run_dir)
+    assert [path.name for path in saved] == ["step_2", "step_6"]
+    after = checkpoint.open_checkpoint(saved[0])
+    assert np.abs(before.tensor("weights", "wte.weight") - after.tensor("weights", "wte.weight")).max() < 1e-6
 
 
-def test_a_classifier_is_no_language_model(trained):
-    folder, run_dir, _ = trained
-    done = start("train.py", *MODEL, "task=finetune", f"load={run_dir}", "dataset=text",
-                 f"dataset.path={folder}/texts", f"paths.outputs={folder}/x", f"paths.cache={folder}/cache",
-                 check=False)  # fmt: skip
-    assert done.returncode == 2
-    assert "holds a classifier (fine, glad, sad)" in done.stderr
+def test_a_classifier_is_no_language_model(zoo, tmp_path):
+    options = ["model.max_seq_len=64", "task=finetune", f"load={zoo.classifier.run_dir}"]
+    assert "holds a classifier (fine, glad, sad)" in refusal("train", *small(tmp_path), *options)
 
 
 @pytest.mark.parametrize(

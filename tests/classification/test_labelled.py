@@ -15,7 +15,7 @@ from gpt2x.data.sources.labelled import Labelled
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
-from tests.test_config import typed
+from tests.support.configs import typed
 
 FOLDERS = {"sst2": "sst-2", "cola": "cola", "ag_news": "ag_news", "imdb": "imdb"}
 SIZES = {"sst2": (67_349, 872), "cola": (8_551, 527), "ag_news": (6_000, 800), "imdb": (3_000, 1_000)}

@@ -389,6 +389,7 @@ def test_another_model_than_configured():
         check_model_matches(known["tiny"], untied, "x", known)
 
 
+@pytest.mark.launch
 def test_imports_no_framework():
     code = (
         "import sys, gpt2x.convert, gpt2x.convert.__main__, gpt2x.checkpoint.__main__;"

@@ -65,6 +65,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.launch
 def test_memory_does_not_grow_with_the_model(tmp_path):
     model = ModelConfig(name="wide", num_layers=1, num_heads=2, hidden_size=512, max_seq_len=16, vocab_size=65536)
     write_huggingface(tmp_path / "a", model)  # 148 MB, of which the embedding is 134

@@ -133,6 +133,7 @@ def _prepare_and_count(arguments):
     return data.fingerprint, data.train.num_blocks, ids_of(data.train)[0].sum().item()
 
 
+@pytest.mark.launch
 def test_two_processes_at_once(corpus, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         results = pool.map(_prepare_and_count, [(corpus, tmp_path / "cache")] * 2, chunksize=1)
@@ -323,6 +324,7 @@ def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
         run(config)
 
 
+@pytest.mark.launch
 def test_command_line(corpus, tmp_path):
     def command(*overrides):
         code = [sys.executable, "-m", "gpt2x.commands.prepare", f"paths.cache={tmp_path}/cache", *overrides]

@@ -114,6 +114,7 @@ def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.launch
 def test_readers_do_not_import_mindspore():
     code = "import sys, gpt2x.data.prepare, gpt2x.data.sampling; assert 'mindspore' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

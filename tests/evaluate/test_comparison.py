@@ -14,7 +14,7 @@ from gpt2x.config import EvaluateConfig
 from gpt2x.errors import RunError
 from gpt2x.evaluate.bootstrap import TextScores, WindowScores, load_scores
 from gpt2x.evaluate.comparison import Outcome, labels, remarks, rows_of, show
-from tests.train.runs import run_dirs, start, train
+from tests.support.processes import start
 
 DATASET = "defaults: [text]\nname: {name}\nval_path: {path}\n"
 
@@ -22,19 +22,16 @@ DATASET = "defaults: [text]\nname: {name}\nval_path: {path}\n"
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(zoo, tmp_path_factory):
     """Two checkpoints of a run and one that is not there, on two data sets of a user's own folder."""
     root = tmp_path_factory.mktemp("comparison")
-    train(root, "trainer.max_steps=20", "trainer.checkpoint_every_steps=10", "trainer.keep_last=9",
-          "optimizer.learning_rate=3e-3")  # fmt: skip
-    (run_dir,) = run_dirs(root)
     (root / "conf" / "dataset").mkdir(parents=True)
-    text = (root / "corpus.txt").read_text(encoding="utf-8")
+    text = (zoo.plain.folder / "corpus.txt").read_text(encoding="utf-8")
     for name, part in {"hills": text[:3000], "dogs": text[3000:5000]}.items():
         (root / f"{name}.txt").write_text(part, encoding="utf-8")
         option = DATASET.format(name=name, path=root / f"{name}.txt")
         (root / "conf" / "dataset" / f"{name}.yaml").write_text(option, encoding="utf-8")
-    loads = ",".join(f"{run_dir}/checkpoints/{name}" for name in ("step_10", "step_20", "step_30"))
+    loads = ",".join(str(zoo.plain.checkpoint(step)) for step in (8, 16, 30))
     done = start("evaluate.py", "--config-dir", f"{root}/conf", "-m", f"load={loads}", "dataset=hills,dogs",
                  "evaluation.protocols=[reference,word]", "evaluation.bootstrap_resamples=200",
                  "tracker.system_metrics=false", f"paths.outputs={root}/found", f"paths.cache={root}/cache",
@@ -43,6 +40,7 @@ def sweep(tmp_path_factory):
     return root, sweep_dir, done
 
 
+@pytest.mark.launch
 def test_the_table_has_every_job_and_the_failed_ones_say_so(sweep):
     _, sweep_dir, done = sweep
     assert done.returncode == 2
@@ -62,6 +60,7 @@ def test_the_table_has_every_job_and_the_failed_ones_say_so(sweep):
     assert len(rows) == 2 * 2 * 4 + 2
 
 
+@pytest.mark.launch
 def test_values_are_those_of_the_jobs_and_differences_their_own(sweep):
     _, sweep_dir, _ = sweep
     rows = json.loads((sweep_dir / "comparison.json").read_text(encoding="utf-8"))["rows"]
@@ -72,10 +71,10 @@ def test_values_are_those_of_the_jobs_and_differences_their_own(sweep):
         found = results[protocol]
         assert [row["value"], row["low"], row["high"]] == [found[metric + end] for end in ("", "_low", "_high")]
         assert row["low"] < row["value"] < row["high"]
-        if row["checkpoint"] == "step_10":
+        if row["checkpoint"] == "step_8":
             assert row["difference"] is None
         else:
-            expected = row["value"] - values["step_10", row["dataset"], row["metric"]]
+            expected = row["value"] - values["step_8", row["dataset"], row["metric"]]
             assert row["difference"] == pytest.approx(expected, rel=1e-9)
             assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
     with (sweep_dir / "comparison.csv").open(encoding="utf-8", newline="") as file:
@@ -83,6 +82,7 @@ def test_values_are_those_of_the_jobs_and_differences_their_own(sweep):
     assert [row["value"] and float(row["value"]) for row in table] == [row["value"] or "" for row in rows]
 
 
+@pytest.mark.launch
 def test_a_jobs_scores_are_its_losses(sweep):
     _, sweep_dir, _ = sweep
     results = json.loads((sweep_dir / "0" / "results.json").read_text(encoding="utf-8"))["results"]
@@ -93,6 +93,7 @@ def test_a_jobs_scores_are_its_losses(sweep):
         assert len(found.nll) == results[protocol]["num_windows"]
 
 
+@pytest.mark.launch
 def test_mlflow_has_the_jobs_and_the_table(sweep):
     root, sweep_dir, _ = sweep
     with sqlite3.connect(root / "found" / "mlflow.db") as store:
@@ -108,6 +109,7 @@ def test_mlflow_has_the_jobs_and_the_table(sweep):
     assert kept == {"comparison.json", "comparison.csv"}
 
 
+@pytest.mark.launch
 def test_one_output_for_all_jobs_is_refused(sweep, tmp_path):
     root, _, _ = sweep
     done = start("evaluate.py", "--config-dir", f"{root}/conf", "-m", f"load={root},{root}/conf", "dataset=hills",

@@ -124,7 +124,7 @@ def test_unwritable_output(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_shakespeare_a_on_all_of_tinyshakespeare(config, shared_data, tmp_path):
     """462,884 tokens, mean nll 3.02420 by transformers (shared/data/README.md)."""
     config.dataset.val_path = str(shared_data / "tinyshakespeare" / "input.txt")

@@ -48,3 +48,15 @@ def generator(net, hardware, tokenizer):
     from gpt2x.generate import Generator
 
     return Generator(net, MODEL, hardware, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory, net, tokenizer):
+    """The tiny model as a gpt2x checkpoint."""
+    from gpt2x.checkpoint import save
+    from gpt2x.model.gpt2 import logical_weights
+
+    folder = tmp_path_factory.mktemp("predict") / "tiny"
+    weights = {"weights": logical_weights(net, MODEL)}
+    save(folder, tensors=weights, model=MODEL, run_config={}, loop_state={}, tokenizer_dir_writer=tokenizer.save)
+    return folder

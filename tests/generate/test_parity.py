@@ -78,7 +78,7 @@ def test_trained_weights(hardware, shared_data):
     assert generator.generate_ids(prompts, config, seed=0) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_gpt2_small(hardware, tokenizer):
     from gpt2x.generate import Generator
 

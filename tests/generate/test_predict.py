@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.commands.predict import run
 from gpt2x.errors import UserError
 from gpt2x.generate import Completion, predict_text
@@ -17,31 +16,15 @@ from gpt2x.generate.output import Lines, completion_values, printable, results
 from gpt2x.generate.prompts import Prompt, read_prompts
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.runtime.console import Console
+from tests.support.configs import typed
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory, net, tokenizer):
-    """The tiny model as a gpt2x checkpoint."""
-    from gpt2x.checkpoint import save
-    from gpt2x.model.gpt2 import logical_weights
-    from tests.generate.conftest import MODEL
-
-    folder = tmp_path_factory.mktemp("predict") / "tiny"
-    weights = {"weights": logical_weights(net, MODEL)}
-    save(folder, tensors=weights, model=MODEL, run_config={}, loop_state={}, tokenizer_dir_writer=tokenizer.save)
-    return folder
-
-
-def predict_config(*overrides: str):
-    return compose_config("predict", overrides)
 
 
 def test_jsonl_file_in_the_order_of_the_prompts(saved, tmp_path, hardware, capfd):
     output = tmp_path / "new" / "out.jsonl"
     prompts = ["the cat", "the dog sat on the log", ""]
-    run(predict_config(f"load={saved}", f"prompts={json.dumps(prompts)}", f"output={output}",
+    run(typed("predict", f"load={saved}", f"prompts={json.dumps(prompts)}", f"output={output}",
                        "generation.max_new_tokens=6", "generation.batch_size=2"))  # fmt: skip
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == prompts
@@ -57,7 +40,7 @@ def test_jsonl_file_in_the_order_of_the_prompts(saved, tmp_path, hardware, capfd
 
 
 def test_text_where_no_output_is_given(saved, hardware, capsys):
-    run(predict_config(f"load={saved}", "prompts=[the cat,the dog]", "generation.max_new_tokens=6"))
+    run(typed("predict", f"load={saved}", "prompts=[the cat,the dog]", "generation.max_new_tokens=6"))
     out = capsys.readouterr().out
     assert out.index("[1] the cat") < out.index("[2] the dog")
     assert "tokens/s" in out
@@ -80,7 +63,7 @@ def test_streams_on_a_terminal(saved, hardware, monkeypatch):
     for part in (module, predict_text):
         monkeypatch.setattr(part, "console", Console(stream, interactive=True))
     prompts = ["the cat", "the dog sat on the log"]
-    run(predict_config(f"load={saved}", f"prompts={json.dumps(prompts)}", "generation.max_new_tokens=6",
+    run(typed("predict", f"load={saved}", f"prompts={json.dumps(prompts)}", "generation.max_new_tokens=6",
                        "generation.eos_ids=[]"))  # fmt: skip
     shown = stream.getvalue()
     assert shown.index("[1]") < shown.index(prompts[0]) < shown.index("6 tokens") < shown.index("[2]")
@@ -124,14 +107,14 @@ def test_an_interrupted_terminal_shows_what_is_done(monkeypatch):
 def test_generation_seed_goes_before_the_seed_of_the_run(saved, tmp_path, hardware):
     def completion(*overrides):
         output = tmp_path / "out.jsonl"
-        run(predict_config(f"load={saved}", "prompts=[the cat]", f"output={output}", "generation.temperature=1.5",
+        run(typed("predict", f"load={saved}", "prompts=[the cat]", f"output={output}", "generation.temperature=1.5",
                            "generation.max_new_tokens=16", "generation.eos_ids=[]", *overrides))  # fmt: skip
         return json.loads(output.read_text(encoding="utf-8"))["completion"]
 
     assert completion("seed=2") == completion("seed=1", "generation.seed=2")
 
 
-@pytest.mark.skipif(not (ROOT / "gpt2x" / "build.py").exists(), reason="no entry point yet")
+@pytest.mark.launch
 def test_stdout_holds_json_lines_and_nothing_else(saved, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "predict.py"), f"load={saved}", 'prompts=["the cat","caf\u00e9"]', "output=-",
@@ -147,10 +130,10 @@ def test_stdout_holds_json_lines_and_nothing_else(saved, tmp_path):
 def test_prompts_files(tmp_path):
     text = tmp_path / "p.txt"
     text.write_text("\ufeffone\r\n\n two\n", encoding="utf-8")
-    assert read_prompts(predict_config("load=x", f"prompts_file={text}")) == [Prompt("one"), Prompt(" two")]
+    assert read_prompts(typed("predict", "load=x", f"prompts_file={text}")) == [Prompt("one"), Prompt(" two")]
     rows = tmp_path / "p.jsonl"
     rows.write_text('{"prompt": "a\\nb", "id": 1}\n\n{"prompt": ""}\n', encoding="utf-8")
-    assert read_prompts(predict_config("load=x", f"prompts_file={rows}")) == [Prompt("a\nb"), Prompt("")]
+    assert read_prompts(typed("predict", "load=x", f"prompts_file={rows}")) == [Prompt("a\nb"), Prompt("")]
 
 
 @pytest.mark.parametrize(
@@ -172,19 +155,19 @@ def test_wrong_prompts_files(tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_prompts(predict_config("load=x", f"prompts_file={path}"))
+        read_prompts(typed("predict", "load=x", f"prompts_file={path}"))
 
 
 def test_no_prompts():
     with pytest.raises(UserError, match=r"prompts=\[\] is empty"):
-        read_prompts(predict_config("load=x", "prompts=[]"))
+        read_prompts(typed("predict", "load=x", "prompts=[]"))
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_loading(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for output in (tmp_path, tmp_path / "file" / "below.jsonl"):
         with pytest.raises(UserError, match=f"output={output} cannot be written"):
-            run(predict_config("load=/nowhere", "prompts=[a]", f"output={output}"))
+            run(typed("predict", "load=/nowhere", "prompts=[a]", f"output={output}"))
 
 
 def completed(prompt):
@@ -237,12 +220,12 @@ def test_an_interrupted_run_keeps_every_finished_completion(saved, tmp_path, har
 
     monkeypatch.setattr(Generator, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
-        run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", f"output={tmp_path / 'out.jsonl'}"))
+        run(typed("predict", f"load={saved}", "prompts=[a,b,c,d]", f"output={tmp_path / 'out.jsonl'}"))
     (partial,) = tmp_path.iterdir()
     assert partial.read_text(encoding="utf-8") == "".join(json_line(completed(prompt)) for prompt in "acd")
     assert f"3 of 4 lines are in {partial}" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
-        run(predict_config(f"load={saved}", "prompts=[a,b,c,d]", "output=-"))
+        run(typed("predict", f"load={saved}", "prompts=[a,b,c,d]", "output=-"))
     out, err = capsys.readouterr()
     assert out == "".join(json_line(completed(prompt)) for prompt in "acd")
     assert "3 of 4 lines were written" in err

@@ -14,7 +14,7 @@ from gpt2x.generate.completion import Drafter
 from gpt2x.generate.speculative import longest_agreed
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from tests.generate.conftest import MODEL, num_graphs
-from tests.generate.test_predict import predict_config, saved  # noqa: F401
+from tests.support.configs import typed
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1], [77] * 33]
 SMALL = ModelConfig(name="small", num_layers=1, num_heads=2, hidden_size=16, max_seq_len=80, vocab_size=300,
@@ -89,10 +89,10 @@ def save_small(folder, model, tokenizer, hardware):
     return folder
 
 
-def test_predict_with_a_draft(saved, tokenizer, hardware, tmp_path, capfd):  # noqa: F811
+def test_predict_with_a_draft(saved, tokenizer, hardware, tmp_path, capfd):
     def rows(*overrides):
         output = tmp_path / "out.jsonl"
-        run(predict_config(f"load={saved}", 'prompts=["the cat","the dog sat on","a"]', f"output={output}",
+        run(typed("predict", f"load={saved}", 'prompts=["the cat","the dog sat on","a"]', f"output={output}",
                            "generation.max_new_tokens=12", "generation.batch_size=2", *overrides))  # fmt: skip
         return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
@@ -119,15 +119,15 @@ def test_predict_with_a_draft(saved, tokenizer, hardware, tmp_path, capfd):  # n
 )
 def test_options_that_do_not_fit_a_draft(options, message):
     with pytest.raises(UserError, match=message):
-        predict_config("load=x", "prompts=[a]", "generation.draft=d", *(f"generation.{option}" for option in options))
+        typed("predict", "load=x", "prompts=[a]", "generation.draft=d", *(f"generation.{option}" for option in options))
 
 
-def test_a_draft_of_other_tokens_is_refused(saved, hardware, tmp_path):  # noqa: F811
+def test_a_draft_of_other_tokens_is_refused(saved, hardware, tmp_path):
     other = byte_level_bpe.train(["other words altogether " * 5], 270)
     model = ModelConfig(**(vars(SMALL) | {"vocab_size": other.vocab_size}))
     draft = save_small(tmp_path / "other", model, other, hardware)
-    config = predict_config(f"load={saved}", "prompts=[a]", f"generation.draft={draft}")
+    config = typed("predict", f"load={saved}", "prompts=[a]", f"generation.draft={draft}")
     with pytest.raises(UserError, match=rf"generation\.draft={draft} \(.* tokens, .*tokenizer of load={saved} \("):
         run(config)
     with pytest.raises(UserError, match=r"generation\.draft=/nowhere: "):
-        run(predict_config(f"load={saved}", "prompts=[a]", "generation.draft=/nowhere"))
+        run(typed("predict", f"load={saved}", "prompts=[a]", "generation.draft=/nowhere"))

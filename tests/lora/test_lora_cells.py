@@ -22,6 +22,7 @@ from tests.support.adapted import (
     EVERYWHERE,
     adapted,
     adapter_of,
+    lazy,
     logits_of,
     lora_config,
     random_factors,
@@ -31,16 +32,6 @@ from tests.support.models import CPU, build, random_ids, tiny_model
 
 MODEL = tiny_model()
 IDS = random_ids(MODEL, (2, 17))
-
-
-def lazy(values):
-    """Arrays as a checkpoint's tensors."""
-    from gpt2x.checkpoint.tensors import LazyTensors, Spec
-
-    def read(name, start, shape):
-        return values[name][tuple(slice(at, at + n) for at, n in zip(start, shape, strict=True))]
-
-    return LazyTensors({name: Spec(value.shape, value.dtype) for name, value in values.items()}, read)
 
 
 @pytest.mark.parametrize(("targets", "precision"), [(["q", "v"], "fp32"), (EVERYWHERE, "fp32"), (EVERYWHERE, "fp16")])

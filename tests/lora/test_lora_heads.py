@@ -1,6 +1,7 @@
 """Adapters of classifiers: the head is trained and kept with them, and PEFT has it too."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,17 +15,20 @@ from gpt2x.errors import UserError
 from gpt2x.lora.adapter import adapted_model, open_adapter
 from gpt2x.lora.merge import merged
 from gpt2x.model.gpt2 import initial_weights, load_weights
-from tests.classification.test_class_runs import MODEL, RUN, options, write_texts
-from tests.lora.test_lora_cells import lazy
-from tests.lora.test_lora_peft import TRAINED, logits_by_peft, torch_classifier
+from tests.support.adapted import lazy
+from tests.support.decide import refusal
+from tests.support.in_process import run
 from tests.support.models import CPU, random_ids
-from tests.train.runs import curve, run_dirs, start
+from tests.support.peft import TRAINED, logits_by_peft, torch_classifier
+from tests.support.processes import start
+from tests.support.small_runs import curve, run_dirs, small
+from tests.support.zoo import paths
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.run,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT's use
 ]
-LORA = ["lora=r8", "lora.targets=[q,v,c_fc]", "lora.alpha=32"]
+LORA = ["lora=r8", "lora.targets=[q,v,c_fc]", "lora.alpha=32", "optimizer.learning_rate=1e-2"]
 
 
 def log_probabilities(model, weights, ids):
@@ -60,24 +64,15 @@ def test_a_trained_classifier_computes_what_peft_computes(shared_data, name):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with a language model, the run of an adapter that makes a classifier of it, and what that printed."""
-    folder = tmp_path_factory.mktemp("heads")
-    write_texts(folder / "texts")
-    corpus = "\n".join(json.loads(line)["text"] for line in (folder / "texts" / "train.jsonl").open())
+def work(zoo, tmp_path_factory):
+    """A folder, a language model, the run of an adapter that makes a classifier of it, and what that printed."""
+    folder, texts = tmp_path_factory.mktemp("heads"), zoo.classifier.folder / "texts"
+    corpus = "\n".join(json.loads(line)["text"] for line in (texts / "train.jsonl").open())
     (folder / "corpus.txt").write_text(corpus * 4, encoding="utf-8")
-    start("train.py", *MODEL, "dataset=text", f"dataset.path={folder}/corpus.txt", "trainer.max_steps=60",
-          "trainer.global_batch_size=8", "optimizer.learning_rate=5e-3", f"paths.outputs={folder}/base/outputs",
-          f"paths.cache={folder}/cache")  # fmt: skip
-    (base,) = run_dirs(folder / "base")
-    done = start("train.py", *arguments(folder, base, "single"))
-    (adapter,) = run_dirs(folder / "single")
-    return folder, base, adapter, done.stdout
-
-
-def arguments(folder, base, outputs: str) -> list[str]:
-    rate = "optimizer.learning_rate=1e-2"
-    return [*MODEL, *RUN, *LORA, rate, f"load={base}", *options(folder, outputs), "trainer.best_metric=val/accuracy"]
+    base = run("train", *small(folder), "model.max_seq_len=64", "trainer.seq_len=48", "trainer.max_steps=60",
+               "model.dropout=0", "trainer.micro_batch_size=8", "optimizer.learning_rate=5e-3").run_dir  # fmt: skip
+    done = zoo.classifier.again(folder / "adapted", *LORA, f"load={base}")
+    return folder, base, done.run_dir, done.stdout
 
 
 def test_it_learns_and_keeps_the_head_with_the_adapters(work):
@@ -95,32 +90,33 @@ def test_it_learns_and_keeps_the_head_with_the_adapters(work):
     assert adapter.base == str(checkpoint.list_checkpoints(base)[-1])
 
 
-def test_resumed_and_by_two_processes_it_is_the_same(work):
-    folder, base, run_dir, _ = work
-    start("train.py", *arguments(folder, base, "resumed"), "trainer.stop_after_steps=20")
-    start("train.py", *(word for word in arguments(folder, base, "resumed") if word != f"load={base}"), "resume=auto")
-    (resumed,) = run_dirs(folder / "resumed")
-    assert curve(resumed) == curve(run_dir)
-    start("train.py", *arguments(folder, base, "dp2"), "parallel=dp2", "trainer.max_steps=10")
-    (parallel,) = run_dirs(folder / "dp2")
-    start("train.py", *arguments(folder, base, "alone"), "trainer.max_steps=10")
-    (alone,) = run_dirs(folder / "alone")
-    ours, theirs = (open_adapter(path) for path in (parallel, alone))
+@pytest.mark.launch
+def test_resumed_and_by_two_processes_it_is_the_same(zoo, work, tmp_path):
+    _, base, run_dir, _ = work
+    stopped = zoo.classifier.again(tmp_path, *LORA, f"load={base}", "trainer.stop_after_steps=10").run_dir
+    ten = shutil.copytree(stopped / "checkpoints" / "step_10", tmp_path / "step_10")
+    zoo.classifier.again(tmp_path, *LORA, "resume=auto")
+    assert curve(stopped) == curve(run_dir)
+    start("train.py", *zoo.classifier.options_at(tmp_path / "dp2"), *LORA, f"load={base}", "parallel=dp2",
+          "trainer.stop_after_steps=10")  # fmt: skip
+    (parallel,) = run_dirs(tmp_path / "dp2")
+    ours, theirs = (open_adapter(path) for path in (parallel, ten))
     assert abs(ours.head - theirs.head).max() <= 1e-5
     assert ours.head.std() > 0.02
     for name, value in theirs.factors().items():
         assert abs(ours.factors()[name] - value).max() <= 1e-5
 
 
-def test_it_is_evaluated_merged_and_exported_as_training_saw_it(work, tmp_path):
-    folder, base, run_dir, _ = work
-    data = ["dataset=labelled_text", "tracker=none", *options(folder, "evaluate"), "evaluation.seq_len=48"]
+def test_it_is_evaluated_merged_and_exported_as_training_saw_it(zoo, work, tmp_path):
+    _, base, run_dir, _ = work
+    data = ["dataset=labelled_text", "tracker=none", f"dataset.path={zoo.classifier.folder}/texts", *paths(tmp_path),
+            "evaluation.seq_len=48"]  # fmt: skip
     last = curve(run_dir, "val/loss", "val/accuracy")[40]
     assert main(["--to", "peft", "--output", str(tmp_path / "peft"), str(run_dir)]) == 0
     assert main(["--to", "hf", "--output", str(tmp_path / "hf"), "--merge", str(run_dir), str(base)]) == 0
     for model in ([f"load={base}", f"adapters=[{run_dir}]"], [f"load={base}", f"adapters=[{tmp_path}/peft]"],
                   [f"load={tmp_path}/hf"]):  # fmt: skip
-        start("evaluate.py", *model, *data, f"output={tmp_path}/results.json")
+        run("evaluate", *model, *data, f"output={tmp_path}/results.json")
         results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
         (results,) = results.values() if "adapters" in model[-1] else [results]
         assert [results[key]["value"] for key in ("loss", "accuracy")] == pytest.approx(last, rel=1e-5)
@@ -129,7 +125,7 @@ def test_it_is_evaluated_merged_and_exported_as_training_saw_it(work, tmp_path):
     found = []
     for number, model in enumerate([[f"load={base}", f"adapters=[{run_dir}]"], [f"load={tmp_path}/hf"]]):
         output = tmp_path / f"{number}.jsonl"
-        start("predict.py", *model, f"prompts={prompts}", f"paths.outputs={tmp_path}", f"output={output}")
+        run("predict", *model, f"prompts={prompts}", f"paths.outputs={tmp_path}", f"output={output}")
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         found.append([row["probabilities"][label] for row in rows for label in ("fine", "glad", "sad")])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
@@ -150,7 +146,7 @@ def test_peft_computes_what_the_exported_one_computes(work, tmp_path):
     assert abs(ours - normalized(logits_by_peft(theirs, tmp_path / "peft", ids))).max() <= 1e-5
 
 
-def test_what_does_not_belong_together_is_refused(work, tmp_path, shared_data):
+def test_what_does_not_belong_together_is_refused(zoo, work, tmp_path, shared_data):
     folder, base, run_dir, _ = work
     with pytest.raises(UserError, match="make different models of it"):
         adapted_model(known_models()["gpt2_small"],
@@ -159,7 +155,7 @@ def test_what_does_not_belong_together_is_refused(work, tmp_path, shared_data):
     done = [str(tmp_path / "back"), "--unmerge", str(run_dir), str(tmp_path / "whole")]
     assert main(["--to", "gpt2x", "--output", *done]) == 2
     language = ["task=finetune", "dataset=text", f"dataset.path={folder}/corpus.txt", f"adapters=[{run_dir}]"]
-    done = start("train.py", *arguments(folder, base, "wrong"), *language, "trainer.best_metric=val/loss", check=False)
-    assert done.returncode == 2
-    assert "has a head for fine, glad, sad, but task=finetune" in done.stderr
-    assert "language modeling" in done.stderr
+    wrong = [*zoo.classifier.options_at(tmp_path), *LORA, f"load={base}", *language, "trainer.best_metric=val/loss"]
+    message = refusal("train", *wrong)
+    assert "has a head for fine, glad, sad, but task=finetune" in message
+    assert "language modeling" in message

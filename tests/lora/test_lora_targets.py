@@ -8,8 +8,8 @@ from gpt2x.config.options import known_models
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.errors import UserError
 from gpt2x.lora.shapes import factor_placements, factor_shapes, num_trainable
+from tests.support.configs import typed
 from tests.support.models import tiny_model
-from tests.test_config import typed
 
 
 def lora_config(**changes) -> LoraConfig:

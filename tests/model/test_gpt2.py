@@ -14,7 +14,7 @@ from gpt2x.model import stats
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights, logical_weights
 from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
 from gpt2x.ops import composed
-from tests.models import CPU, build, random_ids, tiny_model
+from tests.support.models import CPU, build, random_ids, tiny_model
 
 
 class Logits(nn.Cell):
@@ -209,7 +209,7 @@ def numpy_weights(hf):
     ("size", "length"),
     [
         pytest.param("gpt2_tiny", 128),
-        pytest.param("gpt2_small", 64, marks=pytest.mark.slow),
+        pytest.param("gpt2_small", 64, marks=pytest.mark.run),
     ],
 )
 def test_logits_loss_and_every_gradient_equal_transformers(size, length):

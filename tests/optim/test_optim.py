@@ -11,7 +11,7 @@ from gpt2x.optim.adamw import AdamW
 from gpt2x.optim.loss_scale import LossScale
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.runtime.device import set_up_device
-from tests.models import CPU
+from tests.support.models import CPU
 
 
 def rates(total=100, peak=1e-3, **fields):

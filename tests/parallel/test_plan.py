@@ -15,7 +15,7 @@ from gpt2x.planner import report as plan_report
 from gpt2x.planner.memory import elements
 from gpt2x.planner.roofline import ADAM_BYTES, make_plan
 from gpt2x.planner.search import CLOSE, advise, search, tokens_per_s
-from tests.test_config import ROOT, typed
+from tests.support.configs import ROOT, typed
 
 ATLAS = "hardware=atlas_800t_a2"
 G13B = ["model=gpt2_13b", ATLAS, "trainer.seq_len=2048", "model.attention_dropout=0"]
@@ -223,7 +223,7 @@ def test_plan_runs_nothing(tmp_path):
     """No mindspore, no data, no run directory; 52B in little memory."""
     code = (
         "import re, sys\n"
-        "from gpt2x.commands.entry import RUNS\nfrom tests.test_config import typed\n"
+        "from gpt2x.commands.entry import RUNS\nfrom tests.support.configs import typed\n"
         f"RUNS['train'](typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))}))\n"
         "assert not {'mindspore', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
         # not getrusage's peak, which a process inherits from the one that starts it

@@ -15,7 +15,7 @@ from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.planner.memory import step_memory
 from gpt2x.planner.roofline import Plan, make_plan
 from tests.parallel.memory import peaks_gb
-from tests.test_config import typed
+from tests.support.configs import typed
 from tests.train.runs import SMALL
 
 COMMON = ["model.num_layers=4", "model.num_heads=4", "model.max_seq_len=256"]

@@ -12,7 +12,7 @@ from gpt2x.parallel.collectives import AllReduce
 from gpt2x.parallel.gradient_reduction import RUN, Buckets, LocalParameter, Reduction
 from gpt2x.parallel.placement import whole
 from gpt2x.runtime.device import set_up_device
-from tests.models import CPU
+from tests.support.models import CPU
 
 
 @pytest.mark.parametrize("count", [1, 3 * RUN + 5, 400], ids=["one", "several runs", "more than MindSpore nests"])

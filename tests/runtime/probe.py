@@ -30,7 +30,7 @@ def work(world: int, mode: str) -> None:
     from gpt2x.parallel.agreement import from_main
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.runtime.device import set_up_device
-    from tests.models import CPU
+    from tests.support.models import CPU
 
     set_up_device(CPU)
     mesh = Mesh(ParallelConfig(name="probe", data=world))

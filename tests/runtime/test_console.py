@@ -162,6 +162,7 @@ def environment(**values):
     return {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm"} | values
 
 
+@pytest.mark.launch
 def test_a_pipe_gets_lines_and_no_escape_sequences():
     done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=environment(FORCE_COLOR="")
@@ -170,6 +171,7 @@ def test_a_pipe_gets_lines_and_no_escape_sequences():
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(("ci", "is_live"), [("", True), ("true", False)])
 def test_a_terminal_gets_a_live_bar_unless_under_ci(ci, is_live):
     master, slave = pty.openpty()

@@ -61,3 +61,13 @@ def logits_of(net, ids, randomness=None):
 def randomness_of(shape: tuple[int, int], key: int = 7, first: int = 0):
     rows = np.arange(first, first + shape[0] * shape[1], dtype=np.int32).reshape(-1, 1)
     return Tensor(key, ms.int32), Tensor(rows)
+
+
+def lazy(values):
+    """Arrays as a checkpoint's tensors."""
+    from gpt2x.checkpoint.tensors import LazyTensors, Spec
+
+    def read(name, start, shape):
+        return values[name][tuple(slice(at, at + n) for at, n in zip(start, shape, strict=True))]
+
+    return LazyTensors({name: Spec(value.shape, value.dtype) for name, value in values.items()}, read)

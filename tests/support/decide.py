@@ -13,7 +13,7 @@ import pytest
 from gpt2x.commands.entry import MODULES
 from gpt2x.errors import UserError
 from gpt2x.runtime import launch
-from tests.support.in_process import compose
+from tests.support.configs import typed
 
 
 def decide(name: str, *overrides: str) -> Any:
@@ -22,7 +22,7 @@ def decide(name: str, *overrides: str) -> Any:
     Raises:
         UserError: for anything that the user can put right.
     """
-    config = compose(name, *overrides)
+    config = typed(name, *overrides)
     with tempfile.TemporaryDirectory() as run_dir, pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, launch.RUN_DIR, run_dir)
         if name == "train":

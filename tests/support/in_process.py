@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.commands.entry import run_in_process
-from gpt2x.commands.hydra_entry import compose_config
 from tests.support import kinds
+from tests.support.configs import typed
 from tests.support.small_runs import small
 
 
@@ -26,11 +26,6 @@ class Finished:
     run_dir: Path
     stdout: str
     stderr: str
-
-
-def compose(name: str, *overrides: str) -> Any:
-    """Return the typed, validated configuration of an entry point."""
-    return compose_config(name, overrides)
 
 
 def new_run_dir(config: Any) -> Path:
@@ -53,7 +48,7 @@ def run(name: str, *overrides: str) -> Finished:
     """
     kinds.require("run")
     options = ["trainer.compile_cache=false"] if name == "train" else []
-    config = compose(name, *options, *overrides)
+    config = typed(name, *options, *overrides)
     run_dir = new_run_dir(config)
     out, err = io.StringIO(), io.StringIO()
     try:

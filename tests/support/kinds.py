@@ -16,12 +16,11 @@ _current: list[str] = []  # kind and name of the test that runs
 
 
 def kind_of(item: pytest.Item) -> str:
-    """Return the mark that says what a test starts."""
-    marked = {mark.name for mark in item.iter_markers()}
-    chosen = [kind for kind in KINDS if kind in marked]
-    assert len(chosen) <= 1, f"{item.nodeid} is marked {' and '.join(chosen)}"
-    if chosen:
-        return chosen[0]
+    """Return the mark that says what a test starts; a test's own goes before its module's."""
+    marked = [mark.name for mark in item.iter_markers()]
+    for name in marked:
+        if name in KINDS:
+            return name
     if "ascend" in marked:
         return "launch"
     return "run" if "parity" in marked or RUN_FIXTURES & set(getattr(item, "fixturenames", ())) else "unit"

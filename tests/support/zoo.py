@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tests.support import in_process, processes
+from tests.support import in_process
 from tests.support.small_runs import run_dirs, small
 from tests.support.tokenizers import grown_tokenizer
 
@@ -93,12 +93,6 @@ class Zoo:
         return self.create("plain", lambda folder: [*small(folder), *LONG, *SAMPLES])
 
     @cached_property
-    def tp2(self) -> Run:
-        """`plain` by two processes of a tensor axis, with a padded vocabulary."""
-        more = ["parallel=tp2", "model.pad_vocab_multiple=128"]
-        return self.create("tp2", lambda folder: [*small(folder), *LONG, *SAMPLES, *more], launched=True)
-
-    @cached_property
     def lora(self) -> Run:
         """Adapters beside the last weights of `plain`."""
         plain = self.plain
@@ -142,7 +136,7 @@ class Zoo:
 
         return self.create("instructions", options)
 
-    def create(self, name: str, options: Callable[[Path], list[str]], launched: bool = False) -> Run:
+    def create(self, name: str, options: Callable[[Path], list[str]]) -> Run:
         """Return the run `name`, which one worker makes while the others wait."""
         folder = self.root / name
         with locked(self.root / f"{name}.lock"):
@@ -150,10 +144,7 @@ class Zoo:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 typed = options(folder)
-                if launched:
-                    printed = processes.start("train.py", *typed).stdout
-                else:
-                    printed = in_process.run("train", *typed).stdout
+                printed = in_process.run("train", *typed).stdout
                 content = json.dumps({"options": typed, "stdout": printed})
                 (folder / "run.json").write_text(content, encoding="utf-8")
         written = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -66,6 +66,7 @@ def closed_port_uri():
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
+@pytest.mark.run
 def test_a_run_is_mirrored_whole(tmp_path, outputs, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     warnings = []
@@ -186,6 +187,7 @@ def test_a_full_queue_drops_lines_and_says_so(tmp_path, outputs, monkeypatch):
     assert len(client(outputs).get_metric_history(record(tmp_path)["run_id"], "train/loss")) == 100
 
 
+@pytest.mark.launch
 def test_three_first_users_at_once(tmp_path):
     code = (
         "import sys; from pathlib import Path; from gpt2x.config import TrackerConfig\n"

@@ -28,6 +28,7 @@ def test_flatten_keeps_to_limits_and_characters():
     assert "a_0__b" in flat
 
 
+@pytest.mark.launch
 def test_modules_import_neither_mlflow_nor_matplotlib_nor_mindspore():
     code = (
         "import sys, gpt2x.tracking.mlflow_tracker, gpt2x.tracking.plots, gpt2x.tracking.__main__\n"

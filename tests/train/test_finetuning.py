@@ -15,14 +15,12 @@ from gpt2x.errors import UserError
 from gpt2x.model import stats
 from gpt2x.train.decision.model import check_added_rows
 from gpt2x.train.decision.source import check_finetuning, check_frozen
+from tests.support.decide import refusal
+from tests.support.in_process import run
 from tests.support.models import tiny_model
-from tests.support.tokenizers import grown_tokenizer
-from tests.train import runs
+from tests.support.small_runs import curve
+from tests.support.zoo import Run
 
-FINETUNE = ("task=finetune", "trainer.frozen=[wpe.weight,'h.[0].*']", "optimizer.layer_decay=0.8",
-            "trainer.max_steps=4", "trainer.eval_every_steps=2", "trainer.checkpoint_every_steps=2",
-            "trainer.keep_last=9", "tokenizer.extend=true")  # fmt: skip
-ADDED = ("<|user|>", "<|assistant|>")
 NAMES = list(stats.tensor_shapes(tiny_model()))
 
 
@@ -78,40 +76,16 @@ def test_flops_are_of_what_is_trained():
 # ---- a run
 
 
-class Work:
-    """A base, and a run of 4 steps that fine-tunes it with two tokens more; under `root`."""
-
-    def __init__(self, root):
-        self.root = root
-        runs.train(root, "trainer.max_steps=2")
-        (self.base,) = runs.run_dirs(root)
-        saved = checkpoint.list_checkpoints(self.base)[-1]
-        self.tokenizer = grown_tokenizer(saved / "tokenizer", root / "tokenizer", ADDED)
-        assert main(["--to", "hf", "--output", str(root / "hf"), str(saved)]) == 0
-        with (root / "corpus.txt").open("a", encoding="utf-8") as file:
-            file.writelines(f"\n<|user|>the cat sat on a mat<|assistant|>some dogs ran over {i}" for i in range(60))
-        self.printed = self.finetune().stdout
-        self.tuned = next(path for path in runs.run_dirs(root) if path != self.base)
-
-    def finetune(self, *overrides: str):
-        load = (f"load={self.root}/hf", f"tokenizer.path={self.tokenizer}")
-        return runs.train(self.root, *FINETUNE, *load, *overrides)
-
-    def saved(self, step: int) -> checkpoint.Checkpoint:
-        return checkpoint.open_checkpoint(self.tuned / "checkpoints" / f"step_{step}")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Work(tmp_path_factory.mktemp("finetuning"))
+def saved_at(run: Run, step: int) -> checkpoint.Checkpoint:
+    return checkpoint.open_checkpoint(run.checkpoint(step))
 
 
 def is_frozen(name: str) -> bool:
     return name == "wpe.weight" or name.startswith("h.0.")
 
 
-def test_frozen_tensors_stay_bit_for_bit_and_have_no_states(work):
-    base, saved = checkpoint.open_checkpoint(checkpoint.list_checkpoints(work.base)[-1]), work.saved(4)
+def test_frozen_tensors_stay_bit_for_bit_and_have_no_states(zoo):
+    base, saved = saved_at(zoo.plain, 16), saved_at(zoo.grown, 4)
     saved.verify()
     assert set(saved.names("weights")) == set(base.names("weights"))
     for name in base.names("weights"):
@@ -119,17 +93,17 @@ def test_frozen_tensors_stay_bit_for_bit_and_have_no_states(work):
         assert np.array_equal(before, after[: len(before)]) == is_frozen(name), name
     trained = [name for name in base.names("weights") if not is_frozen(name)]
     assert set(saved.names("optimizer")) == {f"{kind}.{name}" for kind in ("mean", "square") for name in trained}
-    assert "all but wpe.weight, h.[0].*" in " ".join(work.printed.split())
+    assert "all but wpe.weight, h.[0].*" in " ".join(zoo.grown.stdout.split())
 
 
-def test_added_rows_are_trained_saved_with_their_tokenizer_and_exported(work, tmp_path):
-    saved = work.saved(4)
+def test_added_rows_are_trained_saved_with_their_tokenizer_and_exported(zoo, tmp_path):
+    saved = saved_at(zoo.grown, 4)
     assert saved.model.vocab_size == 302
-    assert Tokenizer.load(saved.tokenizer_dir).fingerprint == Tokenizer.load(work.tokenizer).fingerprint
+    assert Tokenizer.load(saved.tokenizer_dir).fingerprint == Tokenizer.load(zoo.grown.folder / "tokenizer").fingerprint
     rows = saved.tensor("weights", "wte.weight")
     assert rows.shape[0] == 302
     assert not np.array_equal(rows[300], rows[301])  # both began as the mean
-    assert "tokenizer.extend: 2 rows added to the embedding's 300" in " ".join(work.printed.split())
+    assert "tokenizer.extend: 2 rows added to the embedding's 300" in " ".join(zoo.grown.stdout.split())
     transformers = pytest.importorskip("transformers")
     assert main(["--to", "hf", "--output", str(tmp_path / "hf"), str(saved.path)]) == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -138,25 +112,27 @@ def test_added_rows_are_trained_saved_with_their_tokenizer_and_exported(work, tm
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("<|assistant|>")["input_ids"] == [301]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(work, tmp_path):
-    outputs = f"paths.outputs={tmp_path}"
-    work.finetune(outputs, "trainer.stop_after_steps=2")
-    runs.train(work.root, *FINETUNE, f"tokenizer.path={work.tokenizer}", outputs, "resume=auto")
-    (metrics,) = tmp_path.rglob("metrics.jsonl")
-    assert runs.curve(metrics.parent) == runs.curve(work.tuned)
-    mine, theirs = checkpoint.open_checkpoint(metrics.parent / "checkpoints" / "step_4"), work.saved(4)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(zoo, tmp_path):
+    stopped = zoo.grown.again(tmp_path, "trainer.stop_after_steps=2").run_dir
+    options = [option for option in zoo.grown.options_at(tmp_path) if not option.startswith("load=")]
+    assert run("train", *options, "resume=auto").run_dir == stopped
+    assert curve(stopped) == curve(zoo.grown.run_dir)
+    mine, theirs = checkpoint.open_checkpoint(stopped / "checkpoints" / "step_4"), saved_at(zoo.grown, 4)
     for group in ("weights", "optimizer"):
         assert set(mine.names(group)) == set(theirs.names(group))
         for name in theirs.names(group):
             assert np.array_equal(mine.tensor(group, name), theirs.tensor(group, name)), name
-    done = runs.train(work.root, *FINETUNE, f"resume={mine.path.parent}/step_2", "trainer.frozen=[]", check=False)
-    assert done.returncode == 2
-    assert "trains other tensors (trainer.frozen: " in done.stderr
-    assert f"load={mine.path.parent}/step_2" in done.stderr
 
 
-def test_what_cannot_be_done_is_refused(work):
-    config = load_config("train", work.tuned / "config.yaml")
+def test_other_tensors_are_not_resumed(zoo):
+    step = zoo.grown.checkpoint(2)
+    message = refusal("train", *zoo.grown.options, f"resume={step}", "trainer.frozen=[]")
+    assert "trains other tensors (trainer.frozen: " in message
+    assert f"load={step}" in message
+
+
+def test_what_cannot_be_done_is_refused(zoo):
+    config = load_config("train", zoo.grown.run_dir / "config.yaml")
 
     def with_changes(**changes):
         for key, value in changes.items():

@@ -10,7 +10,7 @@ import yaml
 from gpt2x import checkpoint
 from gpt2x.convert.__main__ import main as convert
 from tests.support.decide import refusal
-from tests.support.in_process import run, train
+from tests.support.in_process import train
 from tests.support.small_runs import curve, run_dirs, small
 from tests.support.zoo import LONG
 
@@ -134,7 +134,6 @@ def test_wrong_input(tmp_path):
     assert not list((tmp_path / "outputs").rglob("*"))
 
 
-@pytest.mark.run
 def test_fine_tuning_starts_from_the_checkpoint_and_resumes_with_or_without_load(zoo, tmp_path):
     """It takes the checkpoint's tokenizer, and notices a corpus that changes on the way."""
     load = f"load={zoo.plain.checkpoint(16)}"
@@ -151,14 +150,3 @@ def test_fine_tuning_starts_from_the_checkpoint_and_resumes_with_or_without_load
     train(tmp_path, *tune, "resume=auto")
     assert run_dirs(tmp_path) == [tuned]
     assert list(curve(tuned)) == [1, 2, 3, 4]
-
-
-def test_a_run_of_two_processes_continues_in_one(zoo, tmp_path):
-    """The other way round, and all layouts: tests/parallel."""
-    run_dir = zoo.tp2.again(tmp_path, f"resume={zoo.tp2.checkpoint(12)}", "parallel=single").run_dir
-    keys = ("train/loss", "train/grad_norm", "val/loss")
-    mine, theirs = curve(run_dir, *keys)[16], curve(zoo.plain.run_dir, *keys)[16]
-    assert mine == pytest.approx(theirs, rel=1e-4)
-    assert run("evaluate", f"load={run_dir}", "dataset=text", f"dataset.path={zoo.plain.folder}/corpus.txt",
-               "tracker=none", "evaluation.protocols=[reference]", f"paths.outputs={tmp_path}/evaluated",
-               f"paths.cache={tmp_path}/cache").stdout.count("reference")  # fmt: skip

@@ -6,13 +6,15 @@ import sys
 import pytest
 
 from gpt2x.train.compile_cache import MAX_KEPT, describe, is_intact, prune, sources_hash
-from tests.train.runs import curve, run_dirs, small, train
+from tests.support import in_process
+from tests.support.processes import train
+from tests.support.small_runs import curve, run_dirs, small
 
 SHORT = ["trainer.max_steps=3", "model.num_layers=1", "model.dropout=0.1"]
 FIRST_STEP = """
 import sys
 from gpt2x.commands.entry import RUNS
-from gpt2x.cli import hydra_entry
+from gpt2x.commands.hydra_entry import hydra_entry
 
 def run(config):
     from gpt2x.train.trainer import Trainer
@@ -38,7 +40,7 @@ def graphs(directory):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A run that put its graphs into the cache."""
+    """The folder of a run that put its graphs into the cache."""
     directory = tmp_path_factory.mktemp("kept")
     done = train(directory, *SHORT)
     assert "s after the command; compiling took" in done.stdout
@@ -46,35 +48,40 @@ def kept(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("other", [(), ("seed=1", "optimizer.learning_rate=1e-4", "trainer.max_steps=2")])
-def test_kept_graphs_give_the_losses_of_compiled_ones(kept, tmp_path, other):
-    """Also where values that are no part of the graph differ: weights, rate, order of batches."""
+@pytest.mark.launch
+def test_kept_graphs_give_the_losses_of_compiled_ones(kept, tmp_path):
+    """Also if values that are no part of the graph differ: weights, rate, order of batches."""
     before = graphs(kept)
+    other = ["seed=1", "optimizer.learning_rate=1e-4", "trainer.max_steps=2"]
     train(kept, *SHORT, *other)
     assert graphs(kept) == before, "none was compiled"
-    train(tmp_path, f"dataset.path={kept}/corpus.txt", *SHORT, *other, "trainer.compile_cache=false")
+    compiled = in_process.train(tmp_path, f"dataset.path={kept}/corpus.txt", *SHORT, *other).run_dir
     keys = ("train/loss", "train/grad_norm", "val/loss")
-    assert curve(run_dirs(kept)[-1], *keys) == curve(run_dirs(tmp_path)[-1], *keys)
+    assert curve(run_dirs(kept)[-1], *keys) == curve(compiled, *keys)
     assert not (tmp_path / "cache" / "graphs").exists()
 
 
-def test_a_run_that_is_resumed_with_kept_graphs_goes_on_exactly(kept):
+@pytest.mark.launch
+def test_a_run_that_is_resumed_with_kept_graphs_continues_exactly(kept, tmp_path):
     """The cached graph takes the restored weights and optimizer states, not those it was written with."""
     whole = curve(run_dirs(kept)[0])
-    train(kept, *SHORT, "trainer.stop_after_steps=2")
-    stopped = run_dirs(kept)[-1]
+    compiled = in_process.train(tmp_path, f"dataset.path={kept}/corpus.txt", *SHORT).run_dir
+    assert curve(compiled) == whole
+    stopped = in_process.train(tmp_path, f"dataset.path={kept}/corpus.txt", *SHORT, "trainer.stop_after_steps=2")
     before = graphs(kept)
-    train(kept, *SHORT, f"resume={stopped}/checkpoints/step_2")
+    train(kept, *SHORT, f"resume={stopped.run_dir}/checkpoints/step_2")
     assert graphs(kept) == before
     assert curve(run_dirs(kept)[-1]) == whole
 
 
-def test_another_graph_is_not_taken_for_a_kept_one(kept):
+@pytest.mark.launch
+def test_a_different_graph_is_not_taken_for_a_kept_one(kept):
     before = graphs(kept)
     train(kept, *SHORT, "trainer.grad_clip=0.5")
     assert len(graphs(kept)) == len(before) + 1
 
 
+@pytest.mark.launch
 def test_modules_that_the_first_step_does_not_need_are_not_imported(tmp_path):
     script = tmp_path / "first_step.py"
     script.write_text(FIRST_STEP, encoding="utf-8")

@@ -4,7 +4,10 @@ import sqlite3
 
 import pytest
 
-from tests.train.runs import curve, run_dirs, small, start
+from tests.support.processes import start
+from tests.support.small_runs import curve, run_dirs, small
+
+pytestmark = pytest.mark.launch
 
 FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4"]
 
