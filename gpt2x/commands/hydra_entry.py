@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.commands.configuration import typed_config
 from gpt2x.config import schema
-from gpt2x.config.files import SCHEMAS
+from gpt2x.config.files import SCHEMAS, schema_node
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
 from gpt2x.errors import RunError, UserError
@@ -50,8 +50,8 @@ class SweepJob:
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra as `schema/<name>`."""
     store = ConfigStore.instance()
-    for name, node in SCHEMAS.items():
-        store.store(group="schema", name=name, node=node, package="_global_")
+    for name in SCHEMAS:
+        store.store(group="schema", name=name, node=schema_node(name), package="_global_")
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:

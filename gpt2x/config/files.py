@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.config import rules
-from gpt2x.config.keys import check_values
+from gpt2x.config.keys import check_values, leaves
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
@@ -21,6 +21,15 @@ VALIDATIONS: dict[str, Callable[[Any], None]] = {
     "predict": rules.validate_predict,
     "prepare": check_values,
 }
+
+
+def schema_node(name: str) -> Any:
+    """Return the schema of entry point `name` for Hydra; `settings` of a group accept any key, which extensions check."""
+    node = OmegaConf.structured(SCHEMAS[name])
+    for key in leaves(SCHEMAS[name]):
+        if key.endswith(".settings"):
+            OmegaConf.set_struct(OmegaConf.select(node, key), False)
+    return node
 
 
 def to_typed(name: str, values: Any) -> Any:

@@ -114,12 +114,9 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
 
 def values_in_graphs(config: TrainConfig) -> dict[str, Any]:
     """Return the values of the keys that graphs may depend on."""
-    keys = leaves(TrainConfig)
-    return {
-        key: value
-        for key, value in flatten(asdict(config), TrainConfig).items()
-        if keys[key].facts.effect.part_of_graph
-    }
+    root = type(config)
+    facts = {name: leaf.facts for name, leaf in leaves(root).items()}
+    return {key: value for key, value in flatten(asdict(config), root).items() if facts[key].effect.part_of_graph}
 
 
 def sources_hash(package: Path) -> str:

@@ -33,10 +33,11 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     Values are compared whole. A key that the stored configuration lacks, since its version did not have it, compares
     as its default.
     """
-    now, then = flatten(asdict(config), TrainConfig), defaults(TrainConfig) | flatten(stored, TrainConfig)
+    root = type(config)
+    now, then = flatten(asdict(config), root), defaults(root) | flatten(stored, root)
     for key in keys_that_may_be_omitted(now, then):
         then[key] = now[key]
-    facts = {name: leaf.facts for name, leaf in leaves(TrainConfig).items()}
+    facts = {name: leaf.facts for name, leaf in leaves(root).items()}
     return [
         f"{key}: {spell(then.get(key))} -> {spell(now.get(key))}"
         for key in sorted(now.keys() | then.keys())
