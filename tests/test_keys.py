@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from gpt2x.commands.entry import run_in_process
 from gpt2x.commands.hydra_entry import compose_config, register_schemas
-from gpt2x.config.files import load_config
+from gpt2x.config.files import load_config, to_typed
 from gpt2x.config.help import help_text
 from gpt2x.config.keys import check_values, flatten, groups, leaves
 from gpt2x.config.metadata import Effect, group, key
@@ -143,9 +143,11 @@ def test_a_new_file_is_a_valid_name_at_once():
 
 
 @pytest.mark.parametrize("name", [name for name in TRAIN if name.endswith(".settings")])
-def test_extensions_have_settings_of_their_own(name, tmp_path):
-    config = compose_config("train", [f"{name}.gamma=0.5", f"+{name}.mode=fast"])
-    assert value_of(config, name) == {"gamma": 0.5, "mode": "fast"}
+def test_a_group_takes_any_settings_which_its_extension_checks(name):
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = compose("train", [f"{name}.gamma=0.5", f"+{name}.mode=fast"])
+    assert value_of(to_typed("train", values), name) == {"gamma": 0.5, "mode": "fast"}
 
 
 # ---- resume
