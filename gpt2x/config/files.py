@@ -24,7 +24,7 @@ VALIDATIONS: dict[str, Callable[[Any], None]] = {
 
 
 def schema_node(name: str) -> Any:
-    """Return the schema of entry point `name` for Hydra; `settings` of a group accept any key, which extensions check."""
+    """Return the schema of entry point `name` for Hydra. Extensions check the keys in `settings` of a group."""
     node = OmegaConf.structured(SCHEMAS[name])
     for key in leaves(SCHEMAS[name]):
         if key.endswith(".settings"):
