@@ -52,7 +52,7 @@ class Contestant:
         from gpt2x.model.gpt2 import initial_weights
         from gpt2x.model.losses.instruction import PackedLoss
         from gpt2x.model.losses.language_modeling import WeightedLoss
-        from gpt2x.optim.adamw import AdamW
+        from gpt2x.optim.optimizers.adamw import AdamW
         from gpt2x.parallel.mesh import Mesh
         from gpt2x.parallel.tensor import build_net
         from gpt2x.train.step import TrainStep
@@ -81,12 +81,15 @@ class Contestant:
         self.run(batch, self.width, counts=counts)
 
     def run(self, batch, width: int | None, *, counts: bool) -> None:
+        from gpt2x.train.step import StepInputs
+
         started = time.perf_counter()
         found = inputs_of(batch, width=width)
         ids = np.concatenate([found.ids, found.starts], axis=1) if self.packing else found.ids
         total = found.counted.sum()
         self.number += 1
-        self.step(ids[None], found.counted[None] / total, *self.inputs, *self.optimizer.scalars(1e-4, self.number))
+        scalars = self.optimizer.scalars(1e-4, self.number)
+        self.step(StepInputs(ids[None], found.counted[None] / total, *self.inputs, scalars))
         if counts:
             self.seconds.append(time.perf_counter() - started)
             self.tokens += int((batch["attention_mask"][:, : found.counted.shape[1]] != 0).sum())

@@ -34,14 +34,14 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     from gpt2x.lora.shapes import factor_placements
     from gpt2x.model.gpt2 import initial_weights
     from gpt2x.model.losses.language_modeling import WeightedLoss
-    from gpt2x.optim.adamw import AdamW
+    from gpt2x.optim.optimizers.adamw import AdamW
     from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.placement import placements
     from gpt2x.parallel.tensor import build_net
     from gpt2x.runtime.device import set_up_device
     from gpt2x.runtime.memory import peak_process_memory_gb
-    from gpt2x.train.step import TrainStep
+    from gpt2x.train.step import StepInputs, TrainStep
 
     hardware = option("hardware", "cpu", HardwareConfig)
     set_up_device(hardware)
@@ -66,7 +66,8 @@ def measure(chosen: argparse.Namespace, lora_name: str) -> dict[str, object]:
     times, losses = [], []
     for number in range(1, STEPS + 1):
         started = time.perf_counter()
-        found = step(ids, weights, Tensor(number, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, number))
+        scalars = optimizer.scalars(1e-3, number)
+        found = step(StepInputs(ids, weights, Tensor(number, ms.int32), Tensor(1.0, ms.float32), scalars))
         times.append(time.perf_counter() - started)
         losses.append(found.loss)
     return {

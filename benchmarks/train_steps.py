@@ -67,9 +67,9 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     from gpt2x.convert import load_source
     from gpt2x.model.gpt2 import GPT2, load_weights
     from gpt2x.model.losses.language_modeling import WeightedLoss
-    from gpt2x.optim.adamw import AdamW
+    from gpt2x.optim.optimizers.adamw import AdamW
     from gpt2x.runtime.device import set_up_device
-    from gpt2x.train.step import TrainStep
+    from gpt2x.train.step import StepInputs, TrainStep
 
     hardware = cpu_hardware()
     set_up_device(hardware)
@@ -91,7 +91,8 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
         nonlocal count
         count += 1
         key = Tensor(count, ms.int32)
-        return float(update(ids[None], weights, key, scale, *optimizer.scalars(LEARNING_RATE, count))[0])
+        inputs = StepInputs(ids[None], weights, key, scale, optimizer.scalars(LEARNING_RATE, count))
+        return update(inputs).loss
 
     return run
 

@@ -6,10 +6,11 @@ option's name, no list repeats it, and the names are read without importing any 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,11 @@ from gpt2x.errors import UserError, did_you_mean
 
 Settings = TypeVar("Settings")
 HELPERS = ("base", "registry")  # modules beside the options; so is every module whose name starts with "_"
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of an option that has none."""
 
 
 class Extensions:
@@ -52,6 +58,30 @@ class Extensions:
         if not hasattr(module, self.attribute):
             raise UserError(f"{self.key}={name}: {module.__file__} does not define {self.attribute}; define it there.")
         return getattr(module, self.attribute)
+
+    def literal(self, name: str, constant: str) -> Any:
+        """Read the literal that the module `name` assigns to `constant`, without importing the module.
+
+        Raises:
+            UserError: there is no such option, or its module does not assign a literal to `constant`.
+        """
+        require_name(self.key, name, self.names())
+        path = self._folder() / f"{name}.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
+                return ast.literal_eval(node.value)
+        raise UserError(f"{self.key}={name}: {path} does not define {constant}; assign a literal to it there.")
+
+    def settings(self, name: str, mapping: Mapping[str, Any] | None) -> Any:
+        """Return `mapping` as the `Settings` of the option `name`; without that dataclass it has no settings.
+
+        Raises:
+            UserError: there is no such option, or as `settings`.
+        """
+        self.load(name)
+        module = importlib.import_module(f"{self.package}.{name}")
+        group = self.key.rpartition(".")[0] or self.key
+        return settings(getattr(module, "Settings", NoSettings), mapping, f"{group}.settings")
 
     def _folder(self) -> Path:
         """The package's directory, located without importing the packages above it."""

@@ -18,9 +18,9 @@ from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.ops import backend_of, composed, native
-from gpt2x.optim.adamw import AdamW
+from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
-from gpt2x.train.step import TrainStep
+from gpt2x.train.step import StepInputs, TrainStep
 from tests.support.gradients import Gradients, draw
 from tests.support.models import CPU, build, random_ids, tiny_model
 
@@ -167,7 +167,8 @@ def updates(hardware, recompute="none", steps=4):
     for index in range(steps):
         scale = Tensor(np.float32(np.inf) if index == 2 else 1.0, ms.float32)
         ids = random_ids(model, (2, 2, 51), seed=index)
-        found.append(step(ids, weights, Tensor(index, ms.int32), scale, *optimizer.scalars(1e-3, index + 1)))
+        key, scalars = Tensor(index, ms.int32), optimizer.scalars(1e-3, index + 1)
+        found.append(step(StepInputs(ids, weights, key, scale, scalars)))
     return found, {parameter.name: parameter.asnumpy().copy() for parameter in parameters}
 
 

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.model.losses.language_modeling import TokenLosses
-from gpt2x.parallel.pipeline import Links, Stage
+from gpt2x.parallel.pipeline import Stage, StageLinks
 
 ROWS_AT_ONCE = 64  # of logits on the host: their exponentials stay in the cache
 
@@ -84,7 +84,7 @@ class StageScorer(nn.Cell):
         batch_size: B.
     """
 
-    def __init__(self, stage: Stage, links: Links, batch_size: int):
+    def __init__(self, stage: Stage, links: StageLinks, batch_size: int):
         super().__init__(auto_prefix=False)
         self.stage, self.links, self.batch_size = stage, links, batch_size
         self.is_exact = not stage.net.backend.exp_is_exact

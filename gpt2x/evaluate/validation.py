@@ -14,7 +14,7 @@ from gpt2x.data.sampling import Batch, batches
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.pipeline import Links, Stage
+from gpt2x.parallel.pipeline import Stage, StageLinks
 from gpt2x.parallel.replica_batches import ReplicaBatches
 
 Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
@@ -43,7 +43,7 @@ def build_validation(
     batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
     scorer = None
     if config.parallel.pipeline > 1:
-        links = Links(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
+        links = StageLinks(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
         scorer = StageScorer(Stage(net, mesh.coordinates), links, batch_size)
     max_batches = config.trainer.max_eval_batches
     return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)

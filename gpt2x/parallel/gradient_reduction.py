@@ -164,7 +164,7 @@ def after(x, previous):
     return x if previous is None else ops.depend(x, previous)
 
 
-class Reduction(nn.Cell):
+class GradientReduction(nn.Cell):
     """Gradients of this process -> gradients of the whole batch, for what this process updates.
 
     Each collective waits for the one before it (`previous`), whether or not it needs its values: the graphs of the
@@ -235,7 +235,7 @@ class Reduction(nn.Cell):
         return gradients, squares, loss, share
 
 
-class Publication(nn.Cell):
+class ParameterAllGather(nn.Cell):
     """Updated rows -> the parameters that the model computes with, on every replica."""
 
     def __init__(self, held: list[LocalParameter], group: Group):

@@ -97,7 +97,7 @@ def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[
         yield from sends + receives if sends_first or not is_exchange else receives + sends
 
 
-class Links:
+class StageLinks:
     """The messages of a stage with the one before it and the one behind it."""
 
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):

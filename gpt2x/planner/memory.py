@@ -221,6 +221,7 @@ def step_memory(
     coordinates: Coordinates,
     hardware: HardwareConfig,
     *,
+    num_states: int,
     micro_batch_size: int,
     micro_batches: int,
     seq_len: int,
@@ -231,6 +232,7 @@ def step_memory(
         model: with its vocabulary known.
         place: the process.
         hardware: decides the precision, and whether memory is reused as on Ascend or measured as on the CPU.
+        num_states: fp32 states that the optimizer keeps per value (`gpt2x.optim.registry.state_names`).
         micro_batch_size: sequences a forward pass.
         micro_batches: forward passes an update.
         seq_len: tokens a sequence.
@@ -246,7 +248,7 @@ def step_memory(
         weights=weights_bytes(parallel, hardware.precision) * count.parameters
         + cast_bytes(count, coordinates, hardware),
         gradients=FP32 * count.parameters * gradient_copies,
-        optimizer=FP32 * (2 * count.states + count.masters),
+        optimizer=FP32 * (num_states * count.states + count.masters),
         activations=activation_bytes(model, coordinates, hardware, micro_batch_size, micro_batches, seq_len),
         logits=logits_bytes(model, coordinates, hardware, micro_batch_size * seq_len),
         buffers=buffer_bytes(parallel, count),

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, validate_layout, world_size
 from gpt2x.model import stats
+from gpt2x.optim.registry import state_names
 from gpt2x.planner.communication import Collective, Traffic, forwards, times
 from gpt2x.planner.memory import (
+    FP32,
     Elements,
     Memory,
     TrainedElements,
@@ -32,15 +34,15 @@ from gpt2x.trainable import Trainable, trainable_of
 ASSUMED_VOCABULARY = 50257  # GPT-2's, where neither model nor tokenizer states one
 
 # Bytes that a value moves in device memory, by counting operands and results in gpt2x/optim, gpt2x/train and gpt2x/ops.
-ADAM_BYTES = 28 + 8 + 4  # parameter, mean, square and gradient read, three written; decay; the gradient's norm
+DECAY_BYTES = 8  # a parameter read and written by weight decay, where that is a pass of its own
+NORM_BYTES = 4  # a gradient read for the global norm
 SUM_BYTES = 12  # a gradient and its sum read, the sum written: each micro batch
 CAST_BYTES = 6  # an fp32 weight read, one of 2 bytes written: each forward
 SCORE_BYTES = 32  # an attention weight forward: product, cast, mask, softmax, cast, mix; backward moves twice that
 SCORE_DROPOUT_BYTES = 60  # its dropout: hash, compare, scale and product
-# Of gpt2x's own kernels for the CPU: AdamW without a pass for the decay; what stands between a block's products, for
+# Of gpt2x's own kernels for the CPU: what stands between a block's products, for
 # each value of b T D: two layer norms, GELU, two sums and attention's ends forward; these, the sums of gradients and
-# those of the biases backward. Elsewhere all but AdamW is in the efficiency.
-NATIVE_ADAM_BYTES = 16 + 12 + 4
+# those of the biases backward. Elsewhere all but the optimizer is in the efficiency.
 NATIVE_FORWARD_BYTES, NATIVE_BACKWARD_BYTES = 88, 132
 NATIVE_DROPOUT_BYTES = 32
 NATIVE_TIED_BYTES = 28  # the two gradients of a table that is embedding and head: cleared, scaled, summed up
@@ -115,6 +117,7 @@ class Plan:
 
     Attributes:
         trainable: what is trained of which model.
+        num_states: fp32 states that the optimizer keeps per value.
         ranks: kinds, in the order of stages.
         usable: bytes of a device that a run can fill.
         speed: None where the hardware's figures are not known.
@@ -124,6 +127,7 @@ class Plan:
     parallel: ParallelConfig
     hardware: HardwareConfig
     trainer: TrainerConfig
+    num_states: int
     ranks: tuple[RankPlan, ...]
     usable: float
     speed: Speed | None
@@ -163,7 +167,8 @@ def make_plan(config: TrainConfig) -> Plan:
     model = with_vocabulary(config)
     validate_layout(config.parallel, model)
     trainable = trainable_of(config, model)
-    return plan(trainable, config.parallel, config.hardware, config.trainer, config.launch.num_nodes)
+    num_states = len(state_names(config.optimizer.kind))
+    return plan(trainable, config.parallel, config.hardware, config.trainer, num_states, config.launch.num_nodes)
 
 
 def with_vocabulary(config: TrainConfig) -> ModelConfig:
@@ -173,7 +178,12 @@ def with_vocabulary(config: TrainConfig) -> ModelConfig:
 
 
 def plan(
-    trainable: Trainable, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig, num_nodes: int = 1
+    trainable: Trainable,
+    parallel: ParallelConfig,
+    hardware: HardwareConfig,
+    trainer: TrainerConfig,
+    num_states: int,
+    num_nodes: int = 1,
 ) -> Plan:
     """Plan a layout.
 
@@ -182,9 +192,10 @@ def plan(
         parallel: a layout that divides model and batch.
         hardware: the device.
         trainer: batch and sequence length.
+        num_states: fp32 states that the optimizer keeps per value.
         num_nodes: machines, of which a CPU's share their memory among processes.
     """
-    model, estimate = trainable.model, LayoutEstimate(trainable, parallel, hardware, trainer)
+    model, estimate = trainable.model, LayoutEstimate(trainable, parallel, hardware, trainer, num_states)
     kinds: dict[tuple[bool, bool, int], list[Coordinates]] = {}
     for stage in range(parallel.pipeline):
         coordinates = Coordinates(parallel, stage * parallel.data * parallel.tensor)
@@ -192,15 +203,30 @@ def plan(
         kinds.setdefault(kind, []).append(coordinates)
     ranks = tuple(estimate.rank(all_coordinates) for all_coordinates in kinds.values())
     usable = usable_bytes(hardware, max(1, world_size(parallel) // num_nodes))
-    return Plan(trainable, parallel, hardware, trainer, ranks, usable, estimate.speed(ranks))
+    return Plan(trainable, parallel, hardware, trainer, num_states, ranks, usable, estimate.speed(ranks))
+
+
+def update_bytes(num_states: int, is_native: bool) -> int:
+    """Return the bytes that an update moves per value.
+
+    Parameter, gradient and fp32 states are read; parameter and states are written. gpt2x's own kernel decays a
+    parameter in the same pass.
+    """
+    return FP32 * (3 + 2 * num_states) + NORM_BYTES + (0 if is_native else DECAY_BYTES)
 
 
 class LayoutEstimate:
     """The work, memory and time of one layout of a model on a device."""
 
     def __init__(
-        self, trainable: Trainable, parallel: ParallelConfig, hardware: HardwareConfig, trainer: TrainerConfig
+        self,
+        trainable: Trainable,
+        parallel: ParallelConfig,
+        hardware: HardwareConfig,
+        trainer: TrainerConfig,
+        num_states: int,
     ):
+        self.num_states = num_states
         self.trainable, self.model = trainable, trainable.model
         self.parallel, self.hardware, self.trainer = parallel, hardware, trainer
         self.micro_batches = num_micro_batches(parallel, trainer)
@@ -268,6 +294,7 @@ class LayoutEstimate:
             self.model,
             coordinates,
             hardware,
+            num_states=self.num_states,
             micro_batch_size=self.micro_batch_size,
             micro_batches=self.micro_batches,
             seq_len=self.trainer.seq_len,
@@ -285,7 +312,7 @@ class LayoutEstimate:
             if self.is_native:
                 compute_s += NATIVE_LAYER_S * len(coordinates.layers(self.model.num_layers))
             micro_batch_s = add(compute_s, *(part.seconds for part in each))
-            of_value = NATIVE_ADAM_BYTES if self.is_native else ADAM_BYTES
+            of_value = update_bytes(self.num_states, self.is_native)
             update_s = add(of_value * trained.states / bandwidth, *(part.seconds for part in once))
         return RankPlan(
             coordinates=coordinates,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
 from gpt2x.config.layout import validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
+from gpt2x.optim.registry import state_names
 from gpt2x.planner.roofline import Plan, plan, with_vocabulary
 from gpt2x.trainable import trainable_of
 
@@ -46,12 +47,12 @@ def search(config: TrainConfig) -> Search:
     """
     hardware, trainer = config.hardware, replace(config.trainer, micro_batch_size=None)
     model = with_vocabulary(config)
-    trainable = trainable_of(config, model)
+    trainable, num_states = trainable_of(config, model), len(state_names(config.optimizer.kind))
     num_devices = config.num_devices or world_size(config.parallel)
     best: dict[tuple[int, int, int], Plan] = {}
     num_plans = 0
     for layout in layouts(num_devices, model, hardware, trainer, config.parallel.vocab_parallel):
-        found = plan(trainable, layout, hardware, trainer, config.launch.num_nodes)
+        found = plan(trainable, layout, hardware, trainer, num_states, config.launch.num_nodes)
         if found.speed is None:
             raise UserError(
                 f"plan=search: conf/hardware/{hardware.name}.yaml has no figures to rank layouts by; give hardware."
@@ -173,7 +174,9 @@ def improvements(found: Plan, num_nodes: int) -> list[Advice]:
     advice = []
     for change, other_model, other in changes(found, model, layout):
         if is_valid(other, other_model, trainer):
-            after = plan(found.trainable.of_model(other_model), other, found.hardware, trainer, num_nodes)
+            after = plan(
+                found.trainable.of_model(other_model), other, found.hardware, trainer, found.num_states, num_nodes
+            )
             if after.fullest.memory.total < 0.99 * before:
                 advice.append(Advice(change, after))
     return sorted(advice, key=lambda item: item.plan.fullest.memory.total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
 from gpt2x.model import stats
+from gpt2x.optim.registry import state_names
 from gpt2x.planner.memory import memory_of_trainable, step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
@@ -18,6 +19,7 @@ def describe_model(decision: Decision) -> dict[str, str]:
         model,
         Coordinates(parallel, 0),
         hardware,
+        num_states=len(state_names(decision.config.optimizer.kind)),
         micro_batch_size=micro_batch_size(parallel, trainer),
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,

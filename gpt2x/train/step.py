@@ -1,260 +1,193 @@
-"""An optimizer update as graphs: forward, backward, accumulation, clipping, guard, optimizer."""
+"""An optimizer update of a global batch, called from the host: its inputs, its result, the graphs that it runs.
+
+`GraphStep` is the frame that both kinds share; `TrainStep` runs the whole model, `gpt2x.train.pipeline_step` a stage.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore import Parameter, Tensor, nn
 
-from gpt2x.optim.adamw import AdamW
+from gpt2x.optim.base import Optimizer
+from gpt2x.train.update import Accumulation, Gradients, GradientSums, Update, UpdateFromBatch, UpdateFromSums
 
-# Maps over the parameters: a Python loop over hundreds of tensors exceeds the depth to which MindSpore unrolls.
-add_to = ops.MultitypeFuncGraph("add_to")
-clear = ops.MultitypeFuncGraph("clear")
+Graph = tuple[nn.Cell, tuple[Tensor | None, ...]]  # with its example inputs
 
 
-@add_to.register("Tensor", "Tensor")
-def _add_to(buffer, gradient):
-    return ops.assign_add(buffer, gradient)
+class MicroBatch(NamedTuple):
+    """Inputs of one forward and backward pass, in the order in which the graphs take them.
 
-
-@clear.register("Tensor")
-def _clear(buffer):
-    """Set to zero, also what is not finite, by a formula that MindSpore does not fold.
-
-    `ops.zeros_like` becomes a constant: as much memory as all gradients, for as long as the graph lives.
-    """
-    return ops.assign(buffer, ops.cast(buffer < buffer, ms.float32))
-
-
-class Gradients(nn.Cell):
-    """Loss and gradients of a micro batch, both times the loss scale.
-
-    Args:
-        loss: a Cell of (ids, weights, randomness) -> scalar fp32.
-        parameters: what is differentiated by.
-        has_dropout: whether the loss draws random numbers.
+    Attributes:
+        ids: (B, T + 1) int32, or what the loss takes in their place.
+        weights: (B, T) fp32.
+        key: int32 scalar, for dropout.
+        first_row: int32 scalar, the number of the first row within the global batch.
+        loss_scale: fp32 scalar.
     """
 
-    def __init__(self, loss: nn.Cell, parameters: ms.ParameterTuple, has_dropout: bool):
-        super().__init__(auto_prefix=False)
-        self.loss, self.parameters, self.has_dropout = loss, parameters, has_dropout
-
-    def randomness(self, key, first_row, batch_size, length):
-        """The dropout key and the logical positions (B * T, 1) of B rows of T tokens."""
-        if not self.has_dropout:
-            return None
-        rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
-        return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
-
-    def scaled_loss(self, ids, weights, key, first_row, loss_scale):
-        """The loss of one micro batch, times the loss scale."""
-        return self.loss(ids, weights, self.randomness(key, first_row, *weights.shape)) * loss_scale
-
-    def construct(self, ids, weights, key, first_row, loss_scale):
-        """-> scaled loss, scaled gradients."""
-        return ms.value_and_grad(self.scaled_loss, None, self.parameters)(ids, weights, key, first_row, loss_scale)
+    ids: Tensor
+    weights: Tensor
+    key: Tensor
+    first_row: Tensor
+    loss_scale: Tensor
 
 
-class Update(nn.Cell):
-    """Reduction over the processes, clipping, guard and optimizer.
+class StepInputs(NamedTuple):
+    """One process's inputs of an update.
 
-    Where the global gradient norm is not finite, parameters and optimizer states stay as they are, bit for bit.
-
-    Args:
-        optimizer: updates its parameters in place.
-        reduction: brings the processes' gradients together; None in a run of one process.
-        grad_clip: largest global gradient norm, None for no clipping.
+    Attributes:
+        ids: (A, B, T + 1) int32, the rows of A micro batches; or what the loss takes in their place.
+        weights: (A, B, T) fp32, of each target 1 / (targets of the global batch), or 0 if it does not count.
+        key: int32 scalar, a hash of (seed, step), for dropout.
+        loss_scale: fp32 scalar, 1 unless the precision is fp16.
+        scalars: what `Optimizer.scalars` returns.
+        first_row: the number of this process's first row within the global batch.
+        counted_fraction: the sum of `weights`.
     """
 
-    def __init__(self, optimizer: AdamW, reduction: nn.Cell | None, grad_clip: float | None):
-        super().__init__(auto_prefix=False)
-        self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
-        self.for_each, self.square_sum = ops.HyperMap(), optimizer.backend.square_sum()
+    ids: np.ndarray
+    weights: np.ndarray
+    key: Tensor
+    loss_scale: Tensor
+    scalars: tuple[Tensor, ...]
+    first_row: int = 0
+    counted_fraction: float = 1.0
 
-    def construct(self, gradients, loss, share, loss_scale, rate, eps, keep):
-        """-> unscaled loss, global norm of the unscaled gradients before clipping, whether it was finite, and the
-        share of the batch's tokens that counted.
-        """
-        if self.reduction is None:
-            squares = ops.addn(self.for_each(self.square_sum, gradients))
-        else:
-            gradients, squares, loss, share = self.reduction(gradients, loss, share)
-        scale = loss_scale * share
-        norm = ops.sqrt(squares) / scale
-        finite = ops.isfinite(norm)
-        factor = 1.0 / scale
-        if self.grad_clip is not None:
-            factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
-        self.optimizer(gradients, factor, finite, rate, eps, keep)
-        return loss / scale, norm, finite, share
+    def micro_batch(self, index: int) -> MicroBatch:
+        """Return the inputs of the `index`-th forward and backward pass."""
+        row = Tensor(self.first_row + index * self.ids.shape[1], ms.int32)
+        return MicroBatch(Tensor(self.ids[index]), Tensor(self.weights[index]), self.key, row, self.loss_scale)
 
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """Return the inputs of all forward and backward passes, in order."""
+        return map(self.micro_batch, range(len(self.ids)))
 
-class WholeStep(nn.Cell):
-    """The update of a batch that fits into one forward pass, as one graph."""
-
-    def __init__(self, gradients: Gradients, update: Update):
-        super().__init__(auto_prefix=False)
-        self.gradients, self.update = gradients, update
-
-    def construct(self, ids, weights, key, first_row, loss_scale, share, rate, eps, keep):
-        """-> as `Update`."""
-        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
-        return self.update(gradients, loss, share, loss_scale, rate, eps, keep)
-
-
-class Accumulation(nn.Cell):
-    """Adds a micro batch's loss and gradients to fp32 sums."""
-
-    def __init__(self, gradients: Gradients, sums: Sums):
-        super().__init__(auto_prefix=False)
-        self.gradients, self.sums = gradients, sums
-
-    def construct(self, ids, weights, key, first_row, loss_scale):
-        """-> the scaled sum of losses."""
-        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
-        return self.sums(loss, gradients)
-
-
-class Sums(nn.Cell):
-    """fp32 sums of the micro batches' losses and gradients."""
-
-    def __init__(self, parameters: list[Parameter]):
-        super().__init__(auto_prefix=False)
-        self.loss = Parameter(Tensor(0.0, ms.float32), name="sum.loss", requires_grad=False)
-        self.gradients = ms.ParameterTuple(
-            Parameter(initializer("zeros", p.shape, ms.float32), name=f"sum.{p.name}", requires_grad=False)
-            for p in parameters
-        )
-        self.for_each = ops.HyperMap()
-
-    def construct(self, loss, gradients):
-        """Add both -> the sum of losses."""
-        self.for_each(add_to, self.gradients, gradients)
-        return ops.assign_add(self.loss, loss)
-
-
-class UpdateFromSums(nn.Cell):
-    """The update by accumulated gradients, which are cleared."""
-
-    def __init__(self, update: Update, sums: Sums):
-        super().__init__(auto_prefix=False)
-        self.update, self.sums, self.for_each = update, sums, ops.HyperMap()
-
-    def construct(self, share, loss_scale, rate, eps, keep):
-        """-> as `Update`."""
-        found = self.update(self.sums.gradients, self.sums.loss + 0.0, share, loss_scale, rate, eps, keep)
-        self.for_each(clear, self.sums.gradients)
-        ops.assign(self.sums.loss, Tensor(0.0, ms.float32))
-        return found
+    def update_scalars(self) -> tuple[Tensor, ...]:
+        """Return the scalars of `UpdateFromSums`."""
+        return Tensor(self.counted_fraction, ms.float32), self.loss_scale, *self.scalars
 
 
 class UpdateResult(NamedTuple):
-    """What an update found: loss, global gradient norm before clipping (both unscaled), whether the norm was finite,
-    and the share of the batch's tokens that counted.
+    """Result of an update on the host.
+
+    Attributes:
+        loss: unscaled loss of the global batch.
+        norm: global norm of the unscaled gradients before clipping.
+        finite: whether the norm was finite; if not, nothing was updated.
+        counted_fraction: the fraction of the global batch's targets that counted in the loss.
     """
 
     loss: float
     norm: float
     finite: bool
-    share: float
+    counted_fraction: float
+
+    @classmethod
+    def from_outputs(cls, outputs: tuple[Tensor, ...]) -> UpdateResult:
+        """Copy the outputs of `gpt2x.train.update.Update` to the host."""
+        loss, norm, finite, counted_fraction = (value.asnumpy() for value in outputs)
+        return cls(float(loss), float(norm), bool(finite), float(counted_fraction))
 
 
-def found(outputs: tuple[Tensor, ...]) -> UpdateResult:
-    """`Update`'s outputs on the host."""
-    loss, norm, finite, share = (value.asnumpy() for value in outputs)
-    return UpdateResult(float(loss), float(norm), bool(finite), float(share))
+class GraphStep(ABC):
+    """An optimizer update of a global batch as compiled graphs: the frame that all layouts share.
+
+    Args:
+        optimizer: updates its parameters in place.
+        grad_clip: largest global gradient norm, None for no clipping.
+        reduction: sums gradients over processes; None if there is only one process.
+        all_gather: run after each update, if the optimizer updates shards of the model's parameters.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, grad_clip: float | None, reduction: nn.Cell | None, all_gather: nn.Cell | None
+    ):
+        self.all_gather = all_gather
+        self.update = Update(optimizer, reduction, grad_clip)
+        self.is_compiled = False
+
+    @abstractmethod
+    def update_graphs(self, inputs: StepInputs) -> list[Graph]:
+        """Return the graphs from a batch to updated parameters, with example inputs."""
+
+    @abstractmethod
+    def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+        """Run these graphs and return the outputs of `Update`."""
+
+    def graphs(self, inputs: StepInputs) -> list[Graph]:
+        """Return all graphs of an update, with example inputs."""
+        graphs = self.update_graphs(inputs)
+        return graphs if self.all_gather is None else [*graphs, (self.all_gather, ())]
+
+    def compile(self, inputs: StepInputs) -> None:
+        """Compile all graphs, so that the first update takes no longer than the others."""
+        for cell, example in self.graphs(inputs):
+            cell.compile(*example)
+        self.is_compiled = True
+
+    def __call__(self, inputs: StepInputs) -> UpdateResult:
+        """Update the parameters by one global batch."""
+        outputs = self.run(inputs)
+        if self.all_gather is not None:
+            self.all_gather()
+        return UpdateResult.from_outputs(outputs)
 
 
-class TrainStep:
-    """An optimizer update of a global batch.
+class TrainStep(GraphStep):
+    """The update of a process that has all layers.
 
-    One graph where the batch is one micro batch. Where micro batches accumulate, two: one that each micro batch runs
-    through and one that updates. A loop inside one graph does it as well, but MindSpore's recomputation does not
-    reach into a loop's body (tests/ascend).
+    It is one graph if the batch is one micro batch. If micro batches accumulate, there are two: one that each micro
+    batch runs through and one that updates. A loop inside one graph works as well, but MindSpore's recomputation does
+    not reach into a loop's body (tests/ascend).
 
     Args:
         loss: a Cell of (ids, weights, randomness) -> scalar fp32.
-        parameters: what is differentiated by, in the order in which `optimizer` updates.
-        optimizer: updates its parameters in place.
-        num_micro_batches: A, forward passes an update.
-        grad_clip: largest global gradient norm, None for no clipping.
+        parameters: the parameters to differentiate by, in the order in which `optimizer` updates.
+        optimizer: as in `GraphStep`, and so are grad_clip, reduction and all_gather.
+        num_micro_batches: A, forward passes per update.
         has_dropout: whether the loss draws random numbers.
-        reduction: of gradients over processes; None in a run of one.
-        publication: run after each update, where the optimizer's parameters are shares of the model's.
     """
 
     def __init__(
         self,
         loss: nn.Cell,
         parameters: list[Parameter],
-        optimizer: AdamW,
+        optimizer: Optimizer,
         num_micro_batches: int,
         grad_clip: float | None,
         has_dropout: bool,
         reduction: nn.Cell | None = None,
-        publication: nn.Cell | None = None,
+        all_gather: nn.Cell | None = None,
     ):
+        super().__init__(optimizer, grad_clip, reduction, all_gather)
         gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout)
-        update = Update(optimizer, reduction, grad_clip)
-        self.whole = self.accumulation = self.update = None
-        self.publication = publication
+        self.from_batch = self.accumulation = self.from_sums = None
         if num_micro_batches == 1:
-            self.whole = WholeStep(gradients, update)
+            self.from_batch = UpdateFromBatch(self.update, gradients)
         else:
-            sums = Sums(parameters)
-            self.accumulation, self.update = Accumulation(gradients, sums), UpdateFromSums(update, sums)
-        self.is_compiled = False
+            sums = GradientSums(parameters)
+            self.accumulation, self.from_sums = Accumulation(gradients, sums), UpdateFromSums(self.update, sums)
 
-    def graphs(self, ids, weights, key, loss_scale, *scalars) -> list[tuple[nn.Cell, tuple[Tensor, ...]]]:
-        """The graphs and example inputs; arguments as in `__call__`."""
-        micro_batch = (Tensor(ids[0]), Tensor(weights[0]), key, Tensor(0, ms.int32), loss_scale)
-        share = Tensor(1.0, ms.float32)
-        if self.whole is not None:
-            graphs = [(self.whole, (*micro_batch, share, *scalars))]
-        else:
-            graphs = [(self.accumulation, micro_batch), (self.update, (share, loss_scale, *scalars))]
-        return graphs if self.publication is None else [*graphs, (self.publication, ())]
+    def update_graphs(self, inputs: StepInputs) -> list[Graph]:
+        """Return one graph, or two if micro batches accumulate."""
+        if self.from_batch is not None:
+            return [(self.from_batch, self.batch_inputs(inputs))]
+        return [(self.accumulation, inputs.micro_batch(0)), (self.from_sums, inputs.update_scalars())]
 
-    def compile(self, *inputs) -> None:
-        """Compile the graphs, so that the first step takes no longer than another; arguments as in `__call__`."""
-        for cell, example in self.graphs(*inputs):
-            cell.compile(*example)
-        self.is_compiled = True
+    def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+        """Run forward and backward of every micro batch, then the update."""
+        if self.from_batch is not None:
+            return self.from_batch(*self.batch_inputs(inputs))
+        for micro_batch in inputs.micro_batches():
+            self.accumulation(*micro_batch)
+        return self.from_sums(*inputs.update_scalars())
 
-    def __call__(
-        self,
-        ids: np.ndarray,
-        weights: np.ndarray,
-        key: Tensor,
-        loss_scale: Tensor,
-        *scalars: Tensor,
-        first_row: int = 0,
-        share: float = 1.0,
-    ) -> UpdateResult:
-        """One update.
-
-        Args:
-            ids: (A, B, T + 1) int32, this process' rows of the global batch; or what the loss takes in their place.
-            weights: (A, B, T) fp32, a counted token's share of all the global batch's tokens.
-            key: int32 scalar of (seed, step), for dropout.
-            loss_scale: fp32 scalar, 1 unless the precision is fp16.
-            scalars: `AdamW.scalars`.
-            first_row: the number of the first row within the global batch.
-            share: the sum of `weights`.
-        """
-        share_tensor = Tensor(share, ms.float32)
-        if self.whole is not None:
-            row = Tensor(first_row, ms.int32)
-            outputs = self.whole(Tensor(ids[0]), Tensor(weights[0]), key, row, loss_scale, share_tensor, *scalars)
-        else:
-            for index in range(len(ids)):
-                row = Tensor(first_row + index * ids.shape[1], ms.int32)
-                self.accumulation(Tensor(ids[index]), Tensor(weights[index]), key, row, loss_scale)
-            outputs = self.update(share_tensor, loss_scale, *scalars)
-        if self.publication is not None:
-            self.publication()
-        return found(outputs)
+    def batch_inputs(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+        """Return the inputs of `UpdateFromBatch`."""
+        counted_fraction, _, *optimizer_scalars = inputs.update_scalars()
+        return *inputs.micro_batch(0), counted_fraction, *optimizer_scalars

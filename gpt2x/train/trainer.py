@@ -20,8 +20,9 @@ from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.optim.adamw import AdamW, layer_rate_factors
+from gpt2x.optim.layer_decay import layer_rate_factors
 from gpt2x.optim.loss_scale import LossScale
+from gpt2x.optim.registry import create_optimizer
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
@@ -34,6 +35,7 @@ from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.layout_builders import build_step, samples_are_drawn
 from gpt2x.train.samples import SAMPLE_HEAD, rewind_samples, sample_generation, sample_prompts
+from gpt2x.train.step import StepInputs
 
 
 @dataclass
@@ -88,8 +90,10 @@ class Trainer:
         self.parts = self.trainable.stored_placements(mesh.coordinates)
         self.held = local_parameters(net, model, mesh, self.trainable.trained_placements(mesh.coordinates))
         self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.parts}
-        shares = layer_rate_factors(config.optimizer, [held.name for held in self.held], model.num_layers)
-        self.optimizer = AdamW(config.optimizer, [held.trained for held in self.held], net.backend, shares)
+        rate_factors = layer_rate_factors(config.optimizer, [held.name for held in self.held], model.num_layers)
+        self.optimizer = create_optimizer(
+            config.optimizer, [held.trained for held in self.held], net.backend, rate_factors
+        )
         self.train_step = build_step(decision, net, mesh, self.held, self.optimizer)
         self.task = decision.task
         self.validation = None if data.val is None else self.task.validation(decision, net, mesh)
@@ -128,9 +132,9 @@ class Trainer:
         """Continue from a checkpoint: weights, optimizer, position in the data, schedule, loss scale."""
         self.load(saved.tensors(self.trainable.checkpoint_group))
         states = saved.tensors("optimizer")
-        for kind, parameters in (("mean", self.optimizer.mean), ("square", self.optimizer.square)):
+        for state_name, parameters in self.optimizer.states.items():
             for held, parameter in zip(self.held, parameters, strict=True):
-                self.set_values(parameter, held.trained_placement.read(states, f"{kind}.{held.name}"))
+                self.set_values(parameter, held.trained_placement.read(states, f"{state_name}.{held.name}"))
         fresh, self.state = self.state, LoopState.from_dict(saved.loop_state)
         self.state.data_fingerprint = fresh.data_fingerprint
         self.state.base_path, self.state.base_fingerprint = fresh.base_path, fresh.base_fingerprint
@@ -151,12 +155,12 @@ class Trainer:
             if owns(name, coordinates) and coordinates.data == 0:
                 values = part.parts(self.parameters[name].asnumpy())
                 weights[name] = checkpoint.Sliced(part.logical_shape, values)
-        for held, mean, square in zip(self.held, self.optimizer.mean, self.optimizer.square, strict=True):
+        for index, held in enumerate(self.held):
             shape = held.placement.logical_shape
             if held.is_owned and coordinates.data < (1 if held.rows is None else shards):
-                for kind, parameter in (("mean", mean), ("square", square)):
-                    parts = held.trained_placement.parts(parameter.asnumpy())
-                    states[f"{kind}.{held.name}"] = checkpoint.Sliced(shape, parts)
+                for state_name, parameters in self.optimizer.states.items():
+                    parts = held.trained_placement.parts(parameters[index].asnumpy())
+                    states[f"{state_name}.{held.name}"] = checkpoint.Sliced(shape, parts)
         return {self.trainable.checkpoint_group: weights, "optimizer": states}
 
     def save_checkpoint(self) -> Path:
@@ -198,20 +202,20 @@ class Trainer:
                 yield batch
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def step_inputs(self, batch: Batch, rate: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of `TrainStep` for this process' rows of a global batch."""
+    def step_inputs(self, batch: Batch, rate: float) -> StepInputs:
+        """Return the inputs of an update for this process's rows of a global batch."""
         ids, counted = self.task.inputs(self.config, batch)
         shape = (self.num_micro_batches, len(counted) // self.num_micro_batches, -1)
         key = dropout_key(self.config.seed, self.state.step)
-        inputs = (
+        return StepInputs(
             ids.reshape(shape),
             (counted / np.float32(self.batch_units)).reshape(shape),
             Tensor(key, ms.int32),
             Tensor(self.state.loss_scale.scale, ms.float32),
-            *self.optimizer.scalars(rate, self.state.num_updates + 1),
+            self.optimizer.scalars(rate, self.state.num_updates + 1),
+            first_row=self.mesh.coordinates.data * len(counted),
+            counted_fraction=float(counted.sum(dtype=np.float64) / self.batch_units),
         )
-        first_row = self.mesh.coordinates.data * len(counted)
-        return inputs, {"first_row": first_row, "share": float(counted.sum(dtype=np.float64) / self.batch_units)}
 
     # ---- loop
 
@@ -255,18 +259,18 @@ class Trainer:
         rate = learning_rate(
             self.config.schedule, self.config.optimizer.learning_rate, state.step + 1, self.total_steps
         )
-        inputs, rows = self.step_inputs(batch, rate)
+        inputs = self.step_inputs(batch, rate)
         if not self.train_step.is_compiled:
             started = time.perf_counter()
             with progress.busy("compiling"):
-                graphs = self.train_step.graphs(*inputs)
+                graphs = self.train_step.graphs(inputs)
                 with kept_graphs(self.config, self.model, self.mesh, graphs):
-                    self.train_step.compile(*inputs)
+                    self.train_step.compile(inputs)
             metrics["perf/compile_time_s"] = time.perf_counter() - started
         scale = state.loss_scale.scale
-        loss, norm, finite, share = self.train_step(*inputs, **rows)
+        loss, norm, finite, counted_fraction = self.train_step(inputs)
         state.step += 1
-        state.units_seen += round(share * self.batch_units)
+        state.units_seen += round(counted_fraction * self.batch_units)
         state.loss_scale.update(finite)
         if finite:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
@@ -277,7 +281,7 @@ class Trainer:
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.steps_per_epoch
         metrics[f"train/{self.task.unit}s"] = float(state.units_seen)
-        return metrics, self.config.trainer.global_batch_size * inputs[1].shape[-1]
+        return metrics, self.config.trainer.global_batch_size * inputs.weights.shape[-1]
 
     def skip(self, norm: float, scale: float) -> None:
         """Say that an update was left out; end the run when too many in a row were."""

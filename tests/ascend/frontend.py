@@ -150,8 +150,8 @@ def train(
     from gpt2x.model.gpt2 import GPT2
     from gpt2x.model.losses.instruction import PackedLoss
     from gpt2x.model.losses.language_modeling import WeightedLoss
-    from gpt2x.optim.adamw import AdamW
-    from gpt2x.train.step import TrainStep
+    from gpt2x.optim.optimizers.adamw import AdamW
+    from gpt2x.train.step import StepInputs, TrainStep
 
     net = GPT2(model, hardware(precision=precision), recompute)
     if break_net:
@@ -161,8 +161,8 @@ def train(
     step = TrainStep(loss, net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
     ids = np.zeros((micro_batches, BATCH, (2 if packed else 1) * LENGTH + 1), np.int32)
     weights = np.zeros((micro_batches, BATCH, num_targets), np.float32)
-    inputs = (ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
-    return sum((compile_graph(cell, *example) for cell, example in step.graphs(*inputs)), Counter())
+    inputs = StepInputs(ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), optimizer.scalars(1e-3, 1))
+    return sum((compile_graph(cell, *example) for cell, example in step.graphs(inputs)), Counter())
 
 
 def evaluate(model: ModelConfig, precision: str):

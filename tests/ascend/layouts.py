@@ -58,13 +58,14 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     import mindspore as ms
     from mindspore import Tensor
 
-    from gpt2x.optim.adamw import AdamW
+    from gpt2x.optim.optimizers.adamw import AdamW
     from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.tensor import build_net
     from gpt2x.train.decision import Decision
     from gpt2x.train.layout_builders import build_step
+    from gpt2x.train.step import StepInputs
     from gpt2x.trainable import trainable_of
 
     mesh = Mesh(config.parallel, "Ascend", rank)
@@ -82,7 +83,8 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
         step.links.shape = (*step.links.shape[:-1], case.message)
     size, length = micro_batch_size(config.parallel, config.trainer), config.trainer.seq_len
     ids, weights = np.zeros((1, size, length + 1), np.int32), np.zeros((1, size, length), np.float32)
-    return step.graphs(ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), *optimizer.scalars(1e-3, 1))
+    key, scale = Tensor(0, ms.int32), Tensor(1.0, ms.float32)
+    return step.graphs(StepInputs(ids, weights, key, scale, optimizer.scalars(1e-3, 1)))
 
 
 def decoder_graphs(config: TrainConfig, rank: int, case: Case):

@@ -42,10 +42,10 @@ def check_tensor(found, layers, buckets):
     """Two sums a layer forward, two backward, one again where the block is recomputed; the embedding's, the cross
     entropy's and the head's gradient's. Gradients over the data axis, then the loss and the norm.
     """
-    assert collectives(found["WholeStep"]) == (5 * layers + 3 + 2, buckets, 0)
-    check_layers(found["WholeStep"], layers, 2, 2 * layers + 1)
-    assert found["WholeStep"]["Adam"] == 12 * layers + 4
-    assert collectives(found["Publication"]) == (0, 0, buckets)
+    assert collectives(found["UpdateFromBatch"]) == (5 * layers + 3 + 2, buckets, 0)
+    check_layers(found["UpdateFromBatch"], layers, 2, 2 * layers + 1)
+    assert found["UpdateFromBatch"]["Adam"] == 12 * layers + 4
+    assert collectives(found["ParameterAllGather"]) == (0, 0, buckets)
 
 
 def check_sequence(found, layers, buckets):
@@ -54,33 +54,33 @@ def check_sequence(found, layers, buckets):
     All gathers are recomputed, and one scatter a layer. Sums: the embedding, the cross entropy, the head's gradient,
     the gradients of this process' tokens, the loss, the norm.
     """
-    assert collectives(found["WholeStep"]) == (6, 5 * layers + buckets, 6 * layers + 2)
-    check_layers(found["WholeStep"], layers, 2, 2 * layers + 1)
-    assert collectives(found["Publication"]) == (0, 0, buckets)
+    assert collectives(found["UpdateFromBatch"]) == (6, 5 * layers + buckets, 6 * layers + 2)
+    check_layers(found["UpdateFromBatch"], layers, 2, 2 * layers + 1)
+    assert collectives(found["ParameterAllGather"]) == (0, 0, buckets)
 
 
 def check_replicas(found, layers, buckets):
     """Gradients summed, then the loss."""
-    assert list(found) == ["WholeStep"]
-    assert collectives(found["WholeStep"]) == (buckets + 1, 0, 0)
-    check_layers(found["WholeStep"], layers, 1, 2 * layers + 1)
-    assert found["WholeStep"]["Adam"] == 12 * layers + 4
+    assert list(found) == ["UpdateFromBatch"]
+    assert collectives(found["UpdateFromBatch"]) == (buckets + 1, 0, 0)
+    check_layers(found["UpdateFromBatch"], layers, 1, 2 * layers + 1)
+    assert found["UpdateFromBatch"]["Adam"] == 12 * layers + 4
 
 
 def check_shards(found, layers, buckets):
     """Gradients scattered, then the loss and the norm summed; parameters gathered."""
-    assert collectives(found["WholeStep"]) == (2, buckets, 0)
-    check_layers(found["WholeStep"], layers, 1, 2 * layers + 1)
-    assert collectives(found["Publication"]) == (0, 0, buckets)
+    assert collectives(found["UpdateFromBatch"]) == (2, buckets, 0)
+    check_layers(found["UpdateFromBatch"], layers, 1, 2 * layers + 1)
+    assert collectives(found["ParameterAllGather"]) == (0, 0, buckets)
 
 
 def check_stage(found, layers, buckets, stage):
     """Forward and backward communicate outside graphs; the update sums a tied embedding on the ends as well."""
     if stage == "last":
-        assert list(found) == ["LastStage", "UpdateFromSums", "Publication"]
+        assert list(found) == ["LastStage", "UpdateFromSums", "ParameterAllGather"]
         backward, own = found["LastStage"], 3  # the last layer norm, the tied embedding
     else:
-        assert list(found) == ["StageForward", "StageBackward", "UpdateFromSums", "Publication"]
+        assert list(found) == ["StageForward", "StageBackward", "UpdateFromSums", "ParameterAllGather"]
         assert found["StageForward"]["FlashAttentionScore"] == layers
         assert "FlashAttentionScoreGrad" not in found["StageForward"]
         assert collectives(found["StageForward"]) == (0, 0, 0)
@@ -90,7 +90,7 @@ def check_stage(found, layers, buckets, stage):
     assert backward["AssignAdd"] == 12 * layers + own + 1, "the sums of the gradients, and the loss"
     assert collectives(found["UpdateFromSums"]) == (2 if stage == "middle" else 3, buckets, 0)
     assert found["UpdateFromSums"]["Adam"] == 12 * layers + own
-    assert collectives(found["Publication"]) == (0, 0, buckets)
+    assert collectives(found["ParameterAllGather"]) == (0, 0, buckets)
 
 
 def check_decoder(found, layers):
@@ -110,7 +110,7 @@ def test_tensor_parallel_update_of_several_micro_batches(tmp_path):
     assert collectives(found["Accumulation"]) == (5 * SMALL + 3, 0, 0)
     check_layers(found["Accumulation"], SMALL, 2, 2 * SMALL + 1)
     assert collectives(found["UpdateFromSums"]) == (2, 1, 0)
-    assert collectives(found["Publication"]) == (0, 0, 1)
+    assert collectives(found["ParameterAllGather"]) == (0, 0, 1)
 
 
 def test_sequence_parallel_update(tmp_path):
@@ -122,10 +122,10 @@ def test_tensor_parallel_update_of_adapters(tmp_path):
     first block needs no gradient of its input.
     """
     found = compiled("lora_tp_bf16", tmp_path)
-    all_reduces, scatters, gathers = collectives(found["WholeStep"])
+    all_reduces, scatters, gathers = collectives(found["UpdateFromBatch"])
     assert all_reduces == 5 * SMALL + 3 + 2
     assert (scatters, gathers) == (1, 0)
-    assert found["WholeStep"]["Adam"] == 2 * 5 * SMALL
+    assert found["UpdateFromBatch"]["Adam"] == 2 * 5 * SMALL
 
 
 def test_update_of_replicas(tmp_path):

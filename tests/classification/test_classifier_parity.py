@@ -13,7 +13,7 @@ from gpt2x.model.classifier import Classifier, WithFreshHead
 from gpt2x.model.gpt2 import initial_weights, load_weights
 from gpt2x.model.losses.classification import WeightedClassLoss
 from gpt2x.runtime.device import set_up_device
-from gpt2x.train.step import Gradients
+from gpt2x.train.update import Gradients
 from tests.support.models import CPU, tiny_model
 
 LENGTHS = (3, 9, 1, 17)

@@ -14,10 +14,10 @@ from gpt2x.lora.merge import merged
 from gpt2x.lora.shapes import factor_placements, factor_shapes
 from gpt2x.model.gpt2 import initial_weights, load_weights
 from gpt2x.model.losses.language_modeling import WeightedLoss
-from gpt2x.optim.adamw import AdamW
+from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.train.step import Gradients
+from gpt2x.train.update import Gradients
 from tests.support.adapted import (
     EVERYWHERE,
     adapted,

@@ -7,7 +7,8 @@ from mindspore import Parameter, Tensor
 
 from gpt2x.config import OptimizerConfig
 from gpt2x.ops import backend_of
-from gpt2x.optim.adamw import AdamW, layer_rate_factors
+from gpt2x.optim.layer_decay import layer_rate_factors
+from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
 
@@ -54,7 +55,7 @@ class Run:
                 ms.mutable(tuple(Tensor(g) for g in gradient)),
                 Tensor(1.0, ms.float32),
                 Tensor(True),
-                *optimizer.scalars(rate, index + 1),
+                optimizer.scalars(rate, index + 1),
             )
         return {parameter.name: parameter.asnumpy() for parameter in parameters}
 

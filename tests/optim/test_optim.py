@@ -7,8 +7,8 @@ from mindspore import Parameter, Tensor
 
 from gpt2x.config import OptimizerConfig, ScheduleConfig
 from gpt2x.ops import backend_of
-from gpt2x.optim.adamw import AdamW
 from gpt2x.optim.loss_scale import LossScale
+from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
@@ -75,7 +75,7 @@ def updates(bias_correction, count=5):
             tuple(Tensor(g) for g in gradient),
             Tensor(1.0, ms.float32),
             Tensor(True),
-            *optimizer.scalars(1e-2, index + 1),
+            optimizer.scalars(1e-2, index + 1),
         )
     return values, gradients, [p.asnumpy() for p in parameters]
 

@@ -13,7 +13,7 @@ from gpt2x.model import stats
 from gpt2x.parallel.placement import owns, placements
 from gpt2x.planner import report as plan_report
 from gpt2x.planner.memory import elements
-from gpt2x.planner.roofline import ADAM_BYTES, make_plan
+from gpt2x.planner.roofline import make_plan, update_bytes
 from gpt2x.planner.search import CLOSE, advise, search, tokens_per_s
 from tests.support.configs import ROOT, typed
 
@@ -119,7 +119,7 @@ def test_efficiency_is_calibrated_by_the_references_finetune():
     (rank,), hardware = plan.ranks, plan.hardware
     compute = rank.flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
     communication = 2 * 2 * rank.elements.parameters / 8 / (hardware.link_gb_per_s * 1e9)
-    optimizer = ADAM_BYTES * rank.elements.states / (hardware.memory_gb_per_s * 1e9)
+    optimizer = update_bytes(num_states=2, is_native=False) * rank.elements.states / (hardware.memory_gb_per_s * 1e9)
     assert 2 * 2048 / (compute + communication + optimizer) == pytest.approx(1376, rel=0.01)
 
 

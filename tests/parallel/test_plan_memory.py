@@ -69,6 +69,7 @@ def rank_gb(plan: Plan, rank: int) -> float:
         plan.model,
         Coordinates(plan.parallel, rank),
         plan.hardware,
+        num_states=plan.num_states,
         micro_batch_size=plan.micro_batch_size,
         micro_batches=plan.micro_batches,
         seq_len=plan.trainer.seq_len,

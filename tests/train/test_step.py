@@ -9,8 +9,8 @@ from mindspore import Tensor
 
 from gpt2x.config import OptimizerConfig
 from gpt2x.model.losses.language_modeling import WeightedLoss
-from gpt2x.optim.adamw import AdamW
-from gpt2x.train.step import TrainStep
+from gpt2x.optim.optimizers.adamw import AdamW
+from gpt2x.train.step import StepInputs, TrainStep
 from tests.support.models import CPU, build, random_ids, tiny_model
 
 GOLDEN = [4.636683464050293, 4.48524284362793, 4.387150764465332, 4.319127559661865]  # see the test's docstring
@@ -40,9 +40,15 @@ class Updates:
         self.count += 1
         if weights is None:
             weights = np.full((ids.shape[0], ids.shape[1] - 1), 1 / (ids.shape[0] * (ids.shape[1] - 1)), np.float32)
-        scalars = self.optimizer.scalars(3e-3, self.count)
-        return self.step(ids.reshape(self.shape), weights.reshape(self.shape), Tensor(key, ms.int32),
-                         Tensor(loss_scale, ms.float32), *scalars)  # fmt: skip
+        return self.step(
+            StepInputs(
+                ids.reshape(self.shape),
+                weights.reshape(self.shape),
+                Tensor(key, ms.int32),
+                Tensor(loss_scale, ms.float32),
+                self.optimizer.scalars(3e-3, self.count),
+            )
+        )
 
     def values(self):
         states = (*self.net.trainable_params(), *self.optimizer.mean, *self.optimizer.square)

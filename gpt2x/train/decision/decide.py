@@ -9,6 +9,8 @@ from pathlib import Path
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData
+from gpt2x.optim.registry import OPTIMIZERS
+from gpt2x.optim.schedule import SCHEDULES
 from gpt2x.tasks.base import Task
 from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.data import Steps, decide_data
@@ -73,6 +75,8 @@ def decide(config: TrainConfig, run_dir: Path) -> Decision:
     Raises:
         UserError: for anything that the user can put right; the run directory is still untouched.
     """
+    OPTIMIZERS.settings(config.optimizer.kind, config.optimizer.settings)
+    SCHEDULES.settings(config.schedule.name, config.schedule.settings)
     source = decide_source(config, run_dir)
     data, steps = decide_data(config, source)
     model = decide_model(config, source, data)

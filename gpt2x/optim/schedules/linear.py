@@ -1,0 +1,8 @@
+"""A straight line to the final rate: transformers' `get_linear_schedule_with_warmup`."""
+
+from gpt2x.config import ScheduleConfig
+
+
+def decay(progress: float, config: ScheduleConfig) -> float:
+    """Return 1 - progress."""
+    return 1.0 - progress

@@ -1,0 +1,167 @@
+"""Graphs of an optimizer update: forward and backward, accumulation, clipping, the guard, the optimizer.
+
+The graphs take single tensors. MindSpore 2.10 compiles a graph again for every value in a tuple that it is called
+with, and runs a NamedTuple within a graph in the Python interpreter.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from gpt2x.optim.base import Optimizer
+
+# Maps over the parameters: a Python loop over hundreds of tensors exceeds the depth to which MindSpore unrolls.
+add_to = ops.MultitypeFuncGraph("add_to")
+clear = ops.MultitypeFuncGraph("clear")
+
+
+@add_to.register("Tensor", "Tensor")
+def _add_to(buffer, gradient):
+    return ops.assign_add(buffer, gradient)
+
+
+@clear.register("Tensor")
+def _clear(buffer):
+    """Set a buffer to zero, non-finite values included, by a formula that MindSpore does not fold.
+
+    `ops.zeros_like` becomes a constant: as much memory as all gradients for as long as the graph lives.
+    """
+    return ops.assign(buffer, ops.cast(buffer < buffer, ms.float32))
+
+
+def dropout_randomness(has_dropout: bool, key, first_row, batch_size: int, length: int):
+    """Return the dropout key and the logical positions (B * T, 1) of B rows of T tokens; None without dropout."""
+    if not has_dropout:
+        return None
+    rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
+    return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
+
+
+class Gradients(nn.Cell):
+    """Loss and gradients of a micro batch, both multiplied by the loss scale.
+
+    Args:
+        loss: a Cell of (ids, weights, randomness) -> scalar fp32.
+        parameters: the parameters to differentiate by.
+        has_dropout: whether the loss draws random numbers.
+    """
+
+    def __init__(self, loss: nn.Cell, parameters: ms.ParameterTuple, has_dropout: bool):
+        super().__init__(auto_prefix=False)
+        self.loss, self.parameters, self.has_dropout = loss, parameters, has_dropout
+
+    def scaled_loss(self, ids, weights, key, first_row, loss_scale):
+        """Return the loss of one micro batch, multiplied by the loss scale."""
+        return (
+            self.loss(ids, weights, dropout_randomness(self.has_dropout, key, first_row, *weights.shape)) * loss_scale
+        )
+
+    def construct(self, ids, weights, key, first_row, loss_scale):
+        """-> scaled loss, scaled gradients."""
+        return ms.value_and_grad(self.scaled_loss, None, self.parameters)(ids, weights, key, first_row, loss_scale)
+
+
+class Update(nn.Cell):
+    """Gradient reduction over the processes, clipping, the guard and the optimizer.
+
+    If the global gradient norm is not finite, parameters and optimizer states stay as they are, bit for bit.
+
+    Args:
+        optimizer: updates its parameters in place.
+        reduction: sums the processes' gradients; None if there is only one process.
+        grad_clip: largest global gradient norm, None for no clipping.
+    """
+
+    def __init__(self, optimizer: Optimizer, reduction: nn.Cell | None, grad_clip: float | None):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
+        self.for_each, self.square_sum = ops.HyperMap(), optimizer.backend.square_sum()
+
+    def construct(self, gradients, loss, counted_fraction, loss_scale, optimizer_scalars):
+        """Reduce, clip and update.
+
+        Args:
+            gradients: one per parameter, multiplied by the loss scale.
+            loss: fp32 scalar, multiplied by the loss scale.
+            counted_fraction: fp32 scalar, the sum of the loss weights of this process's rows.
+            loss_scale: fp32 scalar.
+            optimizer_scalars: what `Optimizer.scalars` returns.
+
+        Returns:
+            Unscaled loss, global norm of the unscaled gradients before clipping, whether the norm was finite, and the
+            counted fraction of the global batch.
+        """
+        if self.reduction is None:
+            squares = ops.addn(self.for_each(self.square_sum, gradients))
+        else:
+            gradients, squares, loss, counted_fraction = self.reduction(gradients, loss, counted_fraction)
+        scale = loss_scale * counted_fraction
+        norm = ops.sqrt(squares) / scale
+        finite = ops.isfinite(norm)
+        factor = 1.0 / scale
+        if self.grad_clip is not None:
+            factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
+        self.optimizer(gradients, factor, finite, optimizer_scalars)
+        return loss / scale, norm, finite, counted_fraction
+
+
+class GradientSums(nn.Cell):
+    """fp32 sums of the micro batches' losses and gradients."""
+
+    def __init__(self, parameters: list[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.loss = Parameter(Tensor(0.0, ms.float32), name="sum.loss", requires_grad=False)
+        self.gradients = ms.ParameterTuple(
+            Parameter(initializer("zeros", p.shape, ms.float32), name=f"sum.{p.name}", requires_grad=False)
+            for p in parameters
+        )
+        self.for_each = ops.HyperMap()
+
+    def construct(self, loss, gradients):
+        """Add a micro batch's loss and gradients -> the sum of losses."""
+        self.for_each(add_to, self.gradients, gradients)
+        return ops.assign_add(self.loss, loss)
+
+
+class Accumulation(nn.Cell):
+    """Forward and backward of a micro batch, added to fp32 sums."""
+
+    def __init__(self, gradients: Gradients, sums: GradientSums):
+        super().__init__(auto_prefix=False)
+        self.gradients, self.sums = gradients, sums
+
+    def construct(self, ids, weights, key, first_row, loss_scale):
+        """-> the scaled sum of losses."""
+        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
+        return self.sums(loss, gradients)
+
+
+class UpdateFromSums(nn.Cell):
+    """The update by accumulated gradients, which it clears."""
+
+    def __init__(self, update: Update, sums: GradientSums):
+        super().__init__(auto_prefix=False)
+        self.update, self.sums, self.for_each = update, sums, ops.HyperMap()
+
+    def construct(self, counted_fraction, loss_scale, *optimizer_scalars):
+        """-> as `Update`."""
+        loss = self.sums.loss + 0.0
+        outputs = self.update(self.sums.gradients, loss, counted_fraction, loss_scale, optimizer_scalars)
+        self.for_each(clear, self.sums.gradients)
+        ops.assign(self.sums.loss, Tensor(0.0, ms.float32))
+        return outputs
+
+
+class UpdateFromBatch(nn.Cell):
+    """The update of a batch of one micro batch, as one graph."""
+
+    def __init__(self, update: Update, gradients: Gradients):
+        super().__init__(auto_prefix=False)
+        self.gradients, self.update = gradients, update
+
+    def construct(self, ids, weights, key, first_row, loss_scale, counted_fraction, *optimizer_scalars):
+        """-> as `Update`."""
+        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
+        return self.update(gradients, loss, counted_fraction, loss_scale, optimizer_scalars)
