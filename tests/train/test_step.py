@@ -13,6 +13,7 @@ from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.train.step import StepInputs, TrainStep
 from tests.support.models import CPU, build, random_ids, tiny_model
 
+pytestmark = pytest.mark.run  # each case compiles an update
 GOLDEN = [4.636683464050293, 4.48524284362793, 4.387150764465332, 4.319127559661865]  # see the test's docstring
 
 
