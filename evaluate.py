@@ -4,8 +4,7 @@ Several at once, and their comparison: python evaluate.py -m load=A,B dataset=C,
 All keys and options: python evaluate.py --help
 """
 
-from gpt2x.commands.entry import RUNS, compare
-from gpt2x.commands.hydra_entry import hydra_entry
+from gpt2x.commands.cli import script
 
 if __name__ == "__main__":
-    hydra_entry("evaluate", RUNS["evaluate"], compare)
+    script("evaluate")

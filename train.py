@@ -3,8 +3,7 @@
 All keys and options: python train.py --help
 """
 
-from gpt2x.commands.entry import RUNS
-from gpt2x.commands.hydra_entry import hydra_entry
+from gpt2x.commands.cli import script
 
 if __name__ == "__main__":
-    hydra_entry("train", RUNS["train"])
+    script("train")

@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 def prepare(options: argparse.Namespace, cores: list[int], cache: Path) -> dict[str, float]:
     """Prepare the corpus on `cores` into an empty cache: by its own account, and as a whole command."""
     command = [
-        sys.executable, "-m", "gpt2x.commands.prepare", f"dataset={options.dataset}", f"dataset.path={options.corpus}",
+        sys.executable, "-m", "gpt2x", "prepare", f"dataset={options.dataset}", f"dataset.path={options.corpus}",
         f"tokenizer.path={options.tokenizer}", f"seq_len={options.seq_len}",
     ]  # fmt: skip
     log = cache.with_suffix(".log")

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from gpt2x.checkpoint import open_checkpoint
-from gpt2x.checkpoint.__main__ import layout
 from gpt2x.checkpoint.files import sha256
 from gpt2x.checkpoint.tensors import LazyTensors, Spec, pieces
+from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import Coordinates
-from gpt2x.config.options import known_models
+from gpt2x.config.options import known_models, read_option
 from gpt2x.convert import load_source
 from gpt2x.convert.huggingface import export_huggingface
 from gpt2x.model.stats import num_params, tensor_shapes
@@ -88,7 +88,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def read_rank(options: argparse.Namespace) -> None:
     """The local tensors of the last rank of the layout, one after the other, from either form."""
-    parallel = layout(options.parallel)
+    parallel = read_option("parallel", options.parallel, ParallelConfig)
     whole, sliced = (open_checkpoint(options.work / form).tensors("weights") for form in ("whole", "sliced"))
     model = replace(RandomSource(options).model, pad_vocab_multiple=128)
     for name, part in placements(
@@ -153,7 +153,7 @@ def main() -> None:
     model = RandomSource(options).model
     rows = []
     try:
-        rows.append(measure("import", ["-c", "import gpt2x.convert.__main__, gpt2x.checkpoint.__main__"]))
+        rows.append(measure("import", ["-c", "import gpt2x.commands.convert, gpt2x.commands.checkpoint"]))
         rows.append(measure("generate", [*own, "generate"]))
         num_bytes, before = sum(file.stat().st_size for file in Path(hf).iterdir()), hashes(Path(hf))
         rows.append(measure("convert", ["-m", "gpt2x.convert", "--to", "gpt2x", "--output", whole, hf]))

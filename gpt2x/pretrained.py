@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mindspore import Tensor, ops
 
@@ -21,7 +22,6 @@ from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, placements
 from gpt2x.parallel.tensor import build_net
-from gpt2x.runtime import launch
 
 
 @dataclass
@@ -43,12 +43,28 @@ class Pretrained:
     adapter: Adapter | None = None
 
 
+class OpenedModel(NamedTuple):
+    """A directory of `load=`, checked, its weights unread.
+
+    Attributes:
+        source: the directory.
+        tokenizer: its tokenizer, or the configured one.
+        model: padded for a layout, with the head that adapters add.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    model: ModelConfig
+
+
 def load_pretrained(
     load: str,
     hardware: HardwareConfig,
     tokenizer: TokenizerConfig,
     mesh: Mesh | None = None,
     adapters: Sequence[Adapter] = (),
+    *,
+    verify: bool = True,
 ) -> Pretrained:
     """Build the model that the directory `load` describes, with its weights and tokenizer.
 
@@ -60,6 +76,7 @@ def load_pretrained(
         tokenizer: for a directory that has none.
         mesh: the processes, by data and tensor axes; None: this one alone.
         adapters: those that the model will be used with; the first is merged into its weights (`use_adapter`).
+        verify: whether to hash the weights.
 
     Raises:
         UserError: for a directory that is no checkpoint, weights that do not fit, a tokenizer that disagrees, a
@@ -67,14 +84,30 @@ def load_pretrained(
             other weights, or make different models of it.
     """
     mesh = mesh or Mesh(ParallelConfig(name="single"))
-    source, own, model = open_pretrained(
-        load, tokenizer, mesh.coordinates.parallel, adapters, verify=not launch.is_launched()
-    )
-    require_same(mesh, f"load={load}", source.path.name)
+    opened = open_pretrained(load, tokenizer, mesh.coordinates.parallel, adapters, verify=verify)
+    return build_pretrained(opened, hardware, mesh, adapters)
+
+
+def build_pretrained(
+    opened: OpenedModel, hardware: HardwareConfig, mesh: Mesh, adapters: Sequence[Adapter] = ()
+) -> Pretrained:
+    """Build this process' part of an opened model and read its weights.
+
+    Args:
+        opened: from `open_pretrained`, for the layout of `mesh` and the same adapters.
+        hardware: the device.
+        mesh: the processes.
+        adapters: those that the model will be used with; the first is merged into its weights.
+
+    Raises:
+        UserError: another process has opened a different directory.
+    """
+    source, tokenizer, model = opened
+    require_same(mesh, "the directory of load=", source.path.name)
     net = build_net(model, hardware, mesh)
     first = adapters[0] if adapters else None
     read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.coordinates)
-    return Pretrained(net, replace(source.model, labels=model.labels), own, source, first)
+    return Pretrained(net, replace(source.model, labels=model.labels), tokenizer, source, first)
 
 
 def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: Coordinates) -> None:
@@ -134,15 +167,15 @@ def open_pretrained(
     adapters: Sequence[Adapter] = (),
     *,
     verify: bool = True,
-) -> tuple[Source, Tokenizer, ModelConfig]:
-    """The weights, unread, the tokenizer and the padded, adapted model of the directory `load`, each checked.
+) -> OpenedModel:
+    """Open and check the directory `load`; its weights stay unread.
 
     Args:
         load: as for `load_pretrained`.
         tokenizer: for a directory that has none.
         parallel: the layout.
         adapters: those that the model will be used with.
-        verify: whether to hash the weights; a launcher does it for its processes.
+        verify: whether to hash the weights, and adapters' base; one process does it for a run.
 
     Raises:
         UserError: as `load_pretrained`.
@@ -152,10 +185,10 @@ def open_pretrained(
     check_vocabulary(own, source.model, f"load={load}")
     for adapter in adapters:
         check_fits(adapter, source.model, load)
-    if launch.is_deciding():
+    if verify:
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
-    return source, own, padded_for(model, parallel, f"load={load}")
+    return OpenedModel(source, own, padded_for(model, parallel, f"load={load}"))
 
 
 def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:

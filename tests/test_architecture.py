@@ -27,14 +27,17 @@ ARROWS = {
     "lora": "checkpoint config convert errors model ops parallel runtime",
     "trainable": "config lora model parallel",
     "planner": "config errors lora model parallel runtime trainable",
+    # one file per format of `gpt2x convert --to`; beside convert/ and not within, since PEFT's needs lora
+    "formats": "checkpoint convert errors lora",
     "pretrained": "config convert data errors lora model parallel runtime",
     "generate": "config convert data errors lora model ops parallel pretrained runtime",
     "evaluate": "config convert data errors generate model ops parallel pretrained runtime tracking",
     "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
     "train": "checkpoint config convert data errors evaluate generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
-    "commands": "checkpoint config convert data errors evaluate generate lora model parallel planner pretrained "
+    "commands": "checkpoint config convert data errors evaluate formats generate lora model parallel planner pretrained "
     "runtime tasks tracking train",
+    "__main__": "commands",
 }
 
 

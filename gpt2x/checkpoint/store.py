@@ -259,7 +259,7 @@ def _hint(path: Path) -> str:
         if complete := list_checkpoints(run_dir):
             return f"the newest complete one is {complete[-1]}"
     if (path / "config.json").is_file():
-        return f"convert a Hugging Face directory first: python -m gpt2x.convert --to gpt2x --output DIR {path}"
+        return f"convert a Hugging Face directory first: gpt2x convert --to gpt2x --output DIR {path}"
     return "give a directory like RUN/checkpoints/step_100"
 
 

@@ -1,31 +1,77 @@
-"""What each entry point runs; imports wait until then, so that a typing mistake is answered at once."""
+"""From a typed configuration to a run: in this process, or in as many as the layout has.
+
+A command that runs a model is one module here, of the command's name, with three functions (`Command`). They are
+imported only when the configuration is known to be valid, so that a typing mistake is answered at once.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from gpt2x.commands.hydra_entry import SweepJob
-from gpt2x.config import TrainConfig
+from gpt2x.commands.configuration import typed_config
+from gpt2x.config import CommonConfig, TrainConfig
+from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan, require_devices
 from gpt2x.errors import RunError
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
-from gpt2x.runtime.hydra_job import is_multirun
+from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.role import Role
+from gpt2x.runtime.sweep import SweepJob
 
-MODULES = {"train": "gpt2x.train.run", "evaluate": "gpt2x.commands.evaluate", "predict": "gpt2x.commands.predict"}
+if TYPE_CHECKING:
+    from gpt2x.parallel.mesh import Mesh
 
 
-def start(name: str, config: Any) -> None:
-    """Run entry point `name`, in this process or in as many as the layout has.
+class Decision(Protocol):
+    """Everything that is known about a run before a device is set up."""
+
+    @property
+    def config(self) -> Any:
+        """The configuration that was typed."""
+
+    @property
+    def resolved(self) -> Any:
+        """The configuration with what was decided, as `config.yaml` shows it and the workers read it."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run writes."""
+
+
+class Command(Protocol):
+    """What a module of this package defines to run a model."""
+
+    def decide(self, config: Any, run_dir: Path, role: Role) -> Decision:
+        """Read what the configuration names, check that it fits together, and write nothing to the run directory.
+
+        Raises:
+            UserError: for anything the user can put right.
+        """
+
+    def open_run_dir(self, decision: Any) -> None:
+        """Write what the run directory holds before the first step; called once per run."""
+
+    def run(self, decision: Any, mesh: Mesh) -> None:
+        """Run, as one process of the layout."""
+
+
+def command(name: str) -> Command:
+    """Import the module of a command."""
+    return cast(Command, import_module(f"gpt2x.commands.{name}"))
+
+
+def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
+    """Run command `name` in this process, or in as many as the layout has.
 
     A job of a multirun gets a process of its own, since MindSpore cannot be set up twice in one.
 
@@ -33,25 +79,67 @@ def start(name: str, config: Any) -> None:
         UserError: for anything the user can put right.
         RunError: a process that was started here failed; its error has been shown.
     """
-    deliver_interrupts(signal.SIGINT, *([] if launch.is_launched() else [signal.SIGTERM]))
+    if not isinstance(config, CommonConfig):  # `prepare` has no processes
+        import_module(f"gpt2x.commands.{name}").run(config)
+        return
+    deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
     if isinstance(config, TrainConfig) and is_plan(config):  # computes nothing, reads nothing
         from gpt2x.planner.report import show
 
         show(config)
         return
-    if launch.worker_rank():
+    if role.rank:
         console.silence()
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: errors only; read when it is imported
-    entry = import_module(MODULES[name])
-    if launch.is_worker() or (world_size(config.parallel) == 1 and not is_multirun()):
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors only; read when it is imported
+    if role.is_worker or (world_size(config.parallel) == 1 and not role.is_sweeping):
         os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
-        entry.run(config)
-        return
-    require_devices(config)
-    run_dir = entry.prepare_launch(config).absolute()
-    worker = [sys.executable, "-m", "gpt2x.commands.worker", name, str(launch.config_path(config, run_dir))]
+        run_here(name, config, role, run_dir)
+    else:
+        require_devices(config)
+        run_in_workers(name, config, role, run_dir)
+
+
+def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None:
+    """Decide and run, as one process of the layout.
+
+    A process that was launched on a single node decides by itself, since the launcher has resolved everything. The
+    processes of msrun, or of several launchers, first agree on what rank 0 decides.
+    """
+    this = command(name)
+    is_agreed = role.is_launched and config.launch.num_nodes == 1
+    if world_size(config.parallel) == 1 or is_agreed:
+        decision = this.decide(config, run_dir, role)
+        mesh = open_mesh(config, role)
+    else:
+        mesh = open_mesh(config, role)
+        decision = decide_together(name, config, mesh, run_dir)
+    if role.decides:
+        open_run_dir(name, decision, run_dir)
+    this.run(decision, mesh)
+
+
+def run_in_process(name: str, config: Any, run_dir: Path) -> None:
+    """Run command `name` as a single process, here, writing to `run_dir`; can be called repeatedly.
+
+    Raises:
+        UserError: for anything the user can put right.
+    """
+    os.environ.setdefault("GLOG_v", "3")
+    if isinstance(config, CommonConfig):
+        run_here(name, config, Role(), run_dir)
+    else:
+        start(name, config, Role(), run_dir)
+
+
+def run_in_workers(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None:
+    """Decide once, then start this node's processes of the layout and wait for their end."""
+    decision = command(name).decide(config, run_dir, role)
+    open_run_dir(name, decision, run_dir)
+    run_dir = decision.run_dir.absolute()
+    path = launch.config_path(config, run_dir)
+    save_config(decision.resolved, path)
     try:
-        launch.launch(worker, config, run_dir)
+        launch.launch([sys.executable, "-m", "gpt2x.commands.worker", name, str(path)], config, run_dir)
     except KeyboardInterrupt:
         close_tracking(run_dir, "KILLED")
         raise
@@ -59,39 +147,48 @@ def start(name: str, config: Any) -> None:
         close_tracking(run_dir, "FAILED")
         raise
     finally:
-        console.rich.show_cursor()  # which a bar that was cut off has hidden
+        console.rich.show_cursor()  # an interrupted bar has hidden it
 
 
-def run_in_process(name: str, config: Any, run_dir: Path) -> None:
-    """Run entry point `name` as a single process, here, writing to `run_dir`; may be called again and again.
+def open_mesh(config: CommonConfig, role: Role) -> Mesh:
+    """Set up the device and join the other processes."""
+    from gpt2x.parallel.mesh import Mesh
+    from gpt2x.runtime.device import set_up_device
 
-    Raises:
-        UserError: for anything the user can put right.
-    """
-    os.environ.setdefault("GLOG_v", "3")
-    before = os.environ.get(launch.RUN_DIR)
-    os.environ[launch.RUN_DIR] = str(run_dir)
-    try:
-        import_module(MODULES[name]).run(config)
-    finally:
-        if before is None:
-            del os.environ[launch.RUN_DIR]
-        else:
-            os.environ[launch.RUN_DIR] = before
+    set_up_device(config.hardware)
+    return Mesh(config.parallel, config.hardware.device_target, role=role)
 
 
-def compare(sweep_dir: Path, jobs: list[SweepJob]) -> None:
-    """Put what the jobs of a sweep of `evaluate.py` measured into one table."""
-    from gpt2x.evaluate.comparison import compare
+def decide_together(name: str, config: CommonConfig, mesh: Mesh, run_dir: Path) -> Decision:
+    """Decide on rank 0, then on the other ranks from rank 0's run directory and resolved configuration."""
+    from gpt2x.parallel.agreement import from_main
 
-    compare(sweep_dir, jobs)
+    decision = command(name).decide(config, run_dir, mesh.role) if mesh.is_main else None
+    text = json.dumps([str(decision.run_dir.absolute()), asdict(decision.resolved)]) if decision else ""
+    rank0_run_dir, rank0_values = json.loads(from_main(mesh, text))
+    if decision:
+        return decision
+    resolved = replace(typed_config(name, rank0_values), launch=config.launch)
+    return command(name).decide(resolved, Path(rank0_run_dir), mesh.role)
+
+
+def open_run_dir(name: str, decision: Decision, hydra_dir: Path) -> None:
+    """Begin the run directory; remove the one that Hydra made if the run writes to an older one."""
+    if decision.run_dir != hydra_dir:
+        remove_empty(hydra_dir)
+    command(name).open_run_dir(decision)
+
+
+def end_sweep(name: str, sweep_dir: Path, jobs: list[SweepJob]) -> None:
+    """After a multirun of evaluations, compare what its jobs measured."""
+    if name == "evaluate":
+        from gpt2x.evaluate.comparison import compare
+
+        compare(sweep_dir, jobs)
 
 
 def close_tracking(run_dir: Path, status: str) -> None:
-    """End the MLflow run that rank 0 could not end."""
+    """End the MLflow run of a rank 0 that could not."""
     from gpt2x.tracking.mlflow_run import end_abandoned
 
     end_abandoned(run_dir, status)
-
-
-RUNS: dict[str, Callable[[Any], None]] = {name: partial(start, name) for name in MODULES}

@@ -1,11 +1,11 @@
-"""`evaluate.py`: one flow for every kind of model; what is measured is a `Measurement` of the model's task."""
+"""`evaluate.py` and `gpt2x evaluate`: a table, `results.json` and `scores.npz` of one model on one data set."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2x import __version__
 from gpt2x.config import EvaluateConfig
@@ -23,64 +23,110 @@ from gpt2x.evaluate.results import (
     trained_steps,
     write_json,
 )
+from gpt2x.lora.adapter import Adapter
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.replica_batches import ReplicaBatches
-from gpt2x.pretrained import Pretrained, load_pretrained, open_adapters, open_pretrained, use_adapter
+from gpt2x.pretrained import OpenedModel, Pretrained, build_pretrained, open_adapters, open_pretrained, use_adapter
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
-from gpt2x.runtime.device import set_up_device
-from gpt2x.runtime.hydra_job import is_multirun, output_dir
+from gpt2x.runtime.role import Role
 from gpt2x.tasks.registry import inference_for
-from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags
+from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags, tracked
 from gpt2x.tracking.provenance import package_versions
 
 
-def run(config: EvaluateConfig) -> None:
-    """Evaluate as `config` says: a table, `results.json`, `scores.npz`, and the tracker.
+@dataclass(frozen=True)
+class Decision:
+    """An evaluation that can begin.
+
+    Attributes:
+        config: the configuration that was typed.
+        run_dir: the run directory.
+        target: the file of the results.
+        opened: the model of `load=`, its weights unread.
+        adapters: the adapters that are evaluated, each for itself; none: the model without adapters.
+        measurement: what is measured, on data that are in the cache.
+    """
+
+    config: EvaluateConfig
+    run_dir: Path
+    target: Path
+    opened: OpenedModel
+    adapters: Sequence[Adapter]
+    measurement: Measurement
+
+    @property
+    def resolved(self) -> EvaluateConfig:
+        """The configuration: nothing in it is decided later."""
+        return self.config
+
+
+def decide(config: EvaluateConfig, run_dir: Path, role: Role) -> Decision:
+    """Open the model and prepare the data, so that every mistake is told before a device is set up.
 
     Raises:
-        UserError: for anything the user can correct, before anything is evaluated.
+        UserError: for anything the user can put right.
     """
-    run_dir, target = output_paths(config)
-    outputs = Path(config.paths.outputs).expanduser()
-    tracker = NoTracker() if launch.worker_rank() else create_tracker(config.tracker, outputs)
-    set_up_device(config.hardware)
-    mesh = Mesh(config.parallel, config.hardware.device_target)
+    if role.is_sweeping and config.output:
+        raise UserError(
+            f"output={config.output} would be written by every job of the sweep; leave output out, and each job has a "
+            "results.json of its own."
+        )
+    create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
+    target = Path(config.output).expanduser() if config.output else run_dir / RESULTS
+    if role.rank == 0:
+        check_target(target)
     adapters = open_adapters(config.adapters)
-    pretrained = load_pretrained(str(config.load), config.hardware, config.tokenizer, mesh, adapters)
-    measurement = inference_for(pretrained.model).measurement(config, pretrained.model, pretrained.tokenizer)
-    step = trained_steps(pretrained)
+    opened = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters, verify=role.decides)
+    measurement = inference_for(opened.model).measurement(config, opened.model, opened.tokenizer)
+    return Decision(config, run_dir, target, opened, adapters, measurement)
 
-    if launch.is_deciding():
-        save_config(config, run_dir / "config.yaml")
-    name = display_name(pretrained)
+
+def open_run_dir(decision: Decision) -> None:
+    """Write `config.yaml`."""
+    save_config(decision.config, launch.config_path(decision.config, decision.run_dir))
+
+
+def run(decision: Decision, mesh: Mesh) -> None:
+    """Evaluate, as one process of the layout; rank 0 prints, writes and tracks."""
+    config, measurement = decision.config, decision.measurement
+    outputs = Path(config.paths.outputs).expanduser()
+    tracker = create_tracker(config.tracker, outputs) if mesh.is_main else NoTracker()
+    pretrained = build_pretrained(decision.opened, config.hardware, mesh, decision.adapters)
     require_same(mesh, f"the content of dataset={config.dataset.name}", measurement.data_hash)
-    with tracked(config, tracker, run_dir, f"{name}/{config.dataset.name}", measurement.data_hash):
+    with tracked(tracker, run_info(decision, pretrained)):
         for note in measurement.notes:
             console.notice(note)
         measured = {}
-        for adapter in adapters or [None]:
+        for adapter in decision.adapters or [None]:
             if adapter is not None:
                 use_adapter(pretrained, adapter, mesh)
             measured[adapter.name if adapter else ""] = measurement.run(pretrained, ReplicaBatches(mesh))
-        if not mesh.is_main:
-            return
-        resamples, seed = config.evaluation.bootstrap_resamples, config.seed
-        limits = {adapter: all_intervals(each, resamples, seed) for adapter, each in measured.items()}
-        log_metrics(tracker, run_dir, step, metrics_of(measured, limits))
-        tables = {adapter: measurement.report(each, limits[adapter]) for adapter, each in measured.items()}
-        content = {"results": tables if config.adapters else tables[""]}
-        write_json(target, content | circumstances(config, measurement, pretrained, step))
-        save_scores(run_dir / SCORES, {key: each.scores for key, each in by_key(measured).items()})
-        files = [target, run_dir / SCORES]
-        for adapter, each in measured.items():
-            title = f"{name}{' ' * bool(adapter)}{adapter} on {config.dataset.name} ({config.evaluation.split})"
-            files += measurement.save(target.parent, f"{adapter}_" if adapter else "", title, each)
-            measurement.show(f"{title}, {measurement.extent}", each, limits[adapter])
-        for file in files:
-            tracker.log_artifact(file)
-        console.notice(f"results: {target}")
+        if mesh.is_main:
+            report(decision, pretrained, measured, tracker)
+
+
+def report(decision: Decision, pretrained: Pretrained, measured: Mapping[str, Any], tracker: Tracker) -> None:
+    """Print, write and track what was measured, by the adapter's name."""
+    config, measurement, target = decision.config, decision.measurement, decision.target
+    step, name = trained_steps(pretrained), display_name(pretrained)
+    resamples, seed = config.evaluation.bootstrap_resamples, config.seed
+    limits = {adapter: all_intervals(each, resamples, seed) for adapter, each in measured.items()}
+    log_metrics(tracker, decision.run_dir, step, metrics_of(measured, limits))
+    tables = {adapter: measurement.report(each, limits[adapter]) for adapter, each in measured.items()}
+    content = {"results": tables if config.adapters else tables[""]}
+    write_json(target, content | circumstances(config, measurement, pretrained, step))
+    scores = decision.run_dir / SCORES
+    save_scores(scores, {key: each.scores for key, each in by_key(measured).items()})
+    files = [target, scores]
+    for adapter, each in measured.items():
+        title = f"{name}{' ' * bool(adapter)}{adapter} on {config.dataset.name} ({config.evaluation.split})"
+        files += measurement.save(target.parent, f"{adapter}_" if adapter else "", title, each)
+        measurement.show(f"{title}, {measurement.extent}", each, limits[adapter])
+    for file in files:
+        tracker.log_artifact(file)
+    console.notice(f"results: {target}")
 
 
 def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapping[str, float]) -> None:
@@ -89,63 +135,18 @@ def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapp
     tracker.log_metrics(step or 0, time_s, metrics)
 
 
-@contextlib.contextmanager
-def tracked(config: EvaluateConfig, tracker: Tracker, run_dir: Path, run_name: str, data_hash: str) -> Iterator[None]:
-    """Open the tracker's run and close it with the status that fits."""
-    tracker.start(
-        RunInfo(
-            experiment=config.tracker.experiment or "evaluate",
-            run_name=config.tracker.run_name or run_name,
-            run_dir=run_dir,
-            params=asdict(config),
-            tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=data_hash),
-        )
+def run_info(decision: Decision, pretrained: Pretrained) -> RunInfo:
+    """Return the evaluation as a tracker shows it."""
+    config = decision.config
+    return RunInfo(
+        experiment=config.tracker.experiment or "evaluate",
+        run_name=config.tracker.run_name or f"{display_name(pretrained)}/{config.dataset.name}",
+        run_dir=decision.run_dir,
+        params=asdict(config),
+        tags=run_tags(
+            layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.measurement.data_hash
+        ),
     )
-    status = "FAILED"
-    try:
-        tracker.log_artifact(run_dir / "config.yaml")
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-
-
-def prepare_launch(config: EvaluateConfig) -> Path:
-    """Check, once, all that the processes of a layout would; return a run directory with `config.yaml` for them.
-
-    Data that had to be downloaded or prepared are in the cache afterwards.
-
-    Raises:
-        UserError: for anything the user can correct.
-    """
-    if is_multirun() and config.output:
-        raise UserError(
-            f"output={config.output} would be written by every job of the sweep; leave output out, and each job has a "
-            "results.json of its own."
-        )
-    create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
-    run_dir, _ = output_paths(config)
-    adapters = open_adapters(config.adapters)
-    _, tokenizer, model = open_pretrained(str(config.load), config.tokenizer, config.parallel, adapters)
-    inference_for(model).measurement(config, model, tokenizer)
-    save_config(config, run_dir / "config.yaml")
-    return run_dir
-
-
-def output_paths(config: EvaluateConfig) -> tuple[Path, Path]:
-    """Return the run directory and the file of the results.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    run_dir = output_dir()
-    target = Path(config.output).expanduser() if config.output else run_dir / RESULTS
-    if launch.worker_rank() == 0:
-        check_target(target)
-    return run_dir, target
 
 
 def display_name(pretrained: Pretrained) -> str:

@@ -1,11 +1,11 @@
-"""Composition of the command line into a typed, validated configuration."""
+"""Composition of the command line into a typed, validated configuration, by Hydra."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +13,26 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.commands.configuration import typed_config
-from gpt2x.config import schema
+from gpt2x.config import CommonConfig
 from gpt2x.config.files import SCHEMAS, schema_node
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch, scheduler
-from gpt2x.runtime.exits import guarded, run_and_leave
-from gpt2x.runtime.hydra_job import is_multirun, output_dir, remove_empty
+from gpt2x.runtime.files import remove_empty
+from gpt2x.runtime.role import Role, read_role
+from gpt2x.runtime.sweep import SweepJob
 
-
-@dataclass(frozen=True)
-class SweepJob:
-    """What Hydra ran, once or as one of a multirun, at its end.
-
-    Attributes:
-        number: in the multirun.
-        overrides: of the command line, for this job.
-        choices: the option of each group.
-        values: the composed configuration, valid or not.
-        run_dir: where it wrote; gone where it wrote nothing.
-        failure: None where it succeeded.
-    """
-
-    number: int
-    overrides: list[str]
-    choices: dict[str, str]
-    values: Any
-    run_dir: Path
-    failure: RunError | None
+Run = Callable[[str, Any, Role, Path], None]  # name of the entry, configuration, role of the process, run directory
+EndSweep = Callable[[str, Path, list[SweepJob]], None]  # name of the entry, directory of the sweep, its jobs
 
 
 def register_schemas() -> None:
-    """Make the dataclasses known to Hydra as `schema/<name>`."""
+    """Register the dataclasses with Hydra as `schema/<name>`."""
     store = ConfigStore.instance()
     for name in SCHEMAS:
         store.store(group="schema", name=name, node=schema_node(name), package="_global_")
@@ -69,74 +53,100 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
         return typed_config(name, values)
 
 
-def hydra_entry(
-    name: str, run: Callable[[Any], None], end_sweep: Callable[[Path, list[SweepJob]], None] | None = None
-) -> None:
-    """Compose `conf/<name>.yaml` with the command line and hand the typed configuration to `run`.
+def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
+    """Compose `conf/<name>.yaml` with the command line (`sys.argv`) and hand the typed configuration to `run`.
 
-    After a multirun `end_sweep` is given the sweep's directory and its jobs.
+    If a job of a multirun fails, the others run nevertheless. Under the user's own msrun every process composes: one
+    leaves a run directory, and the scheduler serves the others.
 
-    A user's mistake ends the program with one message and status 2; in a multirun the other jobs run nevertheless.
-    Under a user's own msrun every process comes here: one leaves a run directory, and the scheduler serves the others.
+    Raises:
+        UserError: for anything that is wrong with the command line.
+        RunError: jobs failed; the message tells why, unless that has been shown.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to `guarded`, which prints them
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here, where they become messages
     register_schemas()
+    role = read_role(os.environ)
+    if role.is_under_msrun:
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise UserError("a multirun (-m) starts its processes itself: run it without msrun.")
+        if role.is_scheduler or role.rank:
+            sys.argv.append("hydra.run.dir=.")  # makes no directory
+    sweep_dir, jobs = compose_and_run(name, run, role)
+    if sweep_dir:
+        end_sweep(name, sweep_dir, jobs)
+    failures = [job.failure for job in jobs if job.failure]
+    if failures:
+        message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
+        raise RunError(message, min(failure.status for failure in failures))
 
-    started: list[bool] = []
-    jobs: list[
-        SweepJob
-    ] = []  # with failures that are kept from Hydra, which would print a line of its own and end a sweep
-    sweep: list[Path] = []
+
+def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[SweepJob]]:
+    """Have Hydra compose the command line and run its job, or the jobs of its multirun.
+
+    A job's failure is not passed to Hydra, which would print a line about it and end the multirun.
+
+    Returns:
+        The directory of the multirun, or None; what was run.
+
+    Raises:
+        UserError: for anything that is wrong with the command line.
+    """
+    jobs: list[SweepJob] = []
+    sweep_dirs: list[Path] = []
+    has_started = False
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def job(values: Any) -> None:
-        started.append(True)
-        settings, failure = HydraConfig.get(), None
-        try:
-            config = typed_config(name, values)
-            if isinstance(config, schema.CommonConfig):  # others run as one process
-                launch.require_as_many(config)
-            if launch.is_scheduler():
-                scheduler.end_with_siblings()
-                scheduler.serve()
-            else:
-                run(config)
-        except UserError as error:
-            failure = RunError(str(error), status=2)
-        except RunError as error:
-            job = settings.job
-            message = f"job {job.num} ({job.override_dirname}) failed" if is_multirun() else ""
-            failure = RunError(message, error.status)
-        finally:
-            remove_empty(output_dir())
-        if is_multirun():
-            sweep.append(Path(os.path.abspath(settings.sweep.dir)))
+        nonlocal has_started
+        has_started = True
+        settings = HydraConfig.get()
+        is_sweeping = settings.mode == RunMode.MULTIRUN
+        run_dir = Path(settings.runtime.output_dir)
+        label = f"job {settings.job.num} ({settings.job.override_dirname})" if is_sweeping else ""
+        failure = run_job(name, run, replace(role, is_sweeping=is_sweeping), values, run_dir, label)
+        if is_sweeping:
+            sweep_dirs.append(Path(os.path.abspath(settings.sweep.dir)))
+        number = settings.job.num if is_sweeping else 0
         overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
-        jobs.append(
-            SweepJob(settings.job.num if is_multirun() else 0, overrides, choices, values, output_dir(), failure)
-        )
+        jobs.append(SweepJob(number, overrides, choices, values, run_dir, failure))
 
-    def guarded_job() -> None:
-        if launch.is_under_msrun():
-            if {"-m", "--multirun"} & set(sys.argv):
-                raise UserError("a multirun (-m) starts its processes itself: run it without msrun")
-            if launch.is_scheduler() or launch.worker_rank():
-                sys.argv.append("hydra.run.dir=.")  # makes no directory
-        try:
-            job()
-        except OSError as error:
-            if started or error.filename is None:
-                raise
-            raise UserError(
-                f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable"
-            ) from None
-        if sweep and end_sweep:
-            end_sweep(sweep[0], jobs)
-        failures = [job.failure for job in jobs if job.failure]
-        if failures:
-            message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
-            raise RunError(message, min(failure.status for failure in failures))
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(message_of(error, SCHEMAS[name])) from None
+    except OSError as error:
+        if has_started or error.filename is None:
+            raise
+        raise UserError(
+            f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable."
+        ) from None
+    return next(iter(sweep_dirs), None), jobs
 
-    if launch.is_under_msrun():
-        run_and_leave(guarded_job, SCHEMAS[name])
-    sys.exit(guarded(guarded_job, SCHEMAS[name]))
+
+def run_job(name: str, run: Run, role: Role, values: Any, run_dir: Path, label: str) -> RunError | None:
+    """Run one composed configuration; return its failure.
+
+    Args:
+        name: the entry.
+        run: what runs it.
+        role: of this process.
+        values: the composed configuration.
+        run_dir: the directory that Hydra made; it is removed if nothing was written.
+        label: what a failure that has been shown is called in the messages of a multirun, else "".
+    """
+    try:
+        config = typed_config(name, values)
+        if isinstance(config, CommonConfig):  # `prepare` has no processes
+            launch.require_worker_num(config, role)
+        if role.is_scheduler:
+            scheduler.end_with_siblings()
+            scheduler.serve()
+        else:
+            run(name, config, role, run_dir)
+    except UserError as error:
+        return RunError(str(error), status=2)
+    except RunError as error:
+        return RunError(f"{label} failed" if label else "", error.status)
+    finally:
+        remove_empty(run_dir)
+    return None

@@ -1,12 +1,10 @@
-"""The command `prepare`: prepare a corpus beforehand, copy the rows to `output`, print a table."""
+"""`gpt2x prepare`: prepare a corpus beforehand, copy the rows to `output`, print a table."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from gpt2x.config import PrepareConfig
@@ -15,6 +13,9 @@ from gpt2x.data.prepare import PreparedData, prepare
 from gpt2x.data.rows.registry import ROW_FORMS
 from gpt2x.data.sources.registry import SOURCES
 from gpt2x.errors import UserError
+from gpt2x.runtime.console import console
+
+WIDTH = 200  # columns of the table where no terminal limits it
 
 
 def run(config: PrepareConfig) -> None:
@@ -49,8 +50,7 @@ def print_table(data: PreparedData) -> None:
         numbers = (split.num_documents, split.num_tokens, split.num_blocks, split.block_len, split.dropped_tokens)
         words = "-" if split.num_words is None else f"{split.num_words:,}"
         table.add_row(name, *(f"{number:,}" for number in numbers), words)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+    console.rich.print(table, width=None if console.is_interactive else WIDTH)
     rate = data.summary.tokens_per_s
     lines = [
         f"tokens/s    {'from the cache' if rate is None else f'{rate:,.0f}'}",
@@ -59,15 +59,4 @@ def print_table(data: PreparedData) -> None:
         *(f"note        {note}" for note in data.summary.notes),
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def main() -> None:
-    """Compose conf/prepare.yaml with the command line and run."""
-    from gpt2x.commands.hydra_entry import hydra_entry
-
-    hydra_entry("prepare", run)
-
-
-if __name__ == "__main__":
-    main()
+        console.notice(line)

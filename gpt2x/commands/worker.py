@@ -1,26 +1,28 @@
-"""`python -m gpt2x.commands.worker NAME CONFIG`: run a resolved configuration; Hydra is not involved."""
+"""`python -m gpt2x.commands.worker NAME CONFIG`: one process of a launched run; Hydra is not involved."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 
-from gpt2x.commands import entry as build
 from gpt2x.commands.configuration import read_config
+from gpt2x.commands.entry import start
 from gpt2x.errors import RunError
 from gpt2x.runtime.exits import run_and_leave
-from gpt2x.runtime.launch import end_with_launcher, keep_to_cores
+from gpt2x.runtime.launch import RUN_DIR, end_with_launcher, keep_to_cores
+from gpt2x.runtime.role import read_role
 
 
-def main(name: str, path: str) -> None:
-    """Execute entry point `name` with the configuration at `path`.
+def work(name: str, config_path: Path) -> None:
+    """Run command `name` with the configuration at `config_path`, in the run directory that the launcher gave.
 
     Raises:
-        RunError: it was interrupted, which the launcher tells.
+        RunError: the process was interrupted, which the launcher tells the user.
     """
     try:
-        build.RUNS[name](read_config(name, Path(path)))
+        start(name, read_config(name, config_path), read_role(os.environ), Path(os.environ[RUN_DIR]))
     except KeyboardInterrupt:
         raise RunError(status=128 + signal.SIGINT) from None
 
@@ -28,4 +30,4 @@ def main(name: str, path: str) -> None:
 if __name__ == "__main__":
     end_with_launcher()
     keep_to_cores()
-    run_and_leave(lambda: main(sys.argv[1], sys.argv[2]))
+    run_and_leave(lambda: work(sys.argv[1], Path(sys.argv[2])))

@@ -14,7 +14,9 @@ from gpt2x.config.keys import defaults, flatten, leaves
 from gpt2x.errors import UserError, did_you_mean
 
 Group = TypeVar("Group")
-CONF = Path(__file__).resolve().parents[2] / "conf"
+# A wheel holds conf/ within the package; an editable installation uses the repository's.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(path / "conf" for path in (_PACKAGE, _PACKAGE.parent) if (path / "conf").is_dir())
 SCHEMAS: dict[str, type] = {
     "train": schema.TrainConfig,
     "evaluate": schema.EvaluateConfig,

@@ -175,7 +175,7 @@ def validate_lora(config: TrainConfig) -> None:
         require(
             not config.adapters,
             f"adapters=[{','.join(config.adapters)}] continues the training of an adapter, which needs lora=; to train "
-            "all weights instead, merge it first (python -m gpt2x.convert --merge).",
+            "all weights instead, merge it first (gpt2x convert --merge).",
         )
         return
     require(lora.alpha is not None, "lora.alpha=null: give the scale of the adapters, such as lora.alpha=16.")

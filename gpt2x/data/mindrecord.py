@@ -19,7 +19,7 @@ from gpt2x.errors import UserError
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards numbers them; `.db` is the index
-PREPARE_AGAIN = "Prepare it again: python -m gpt2x.commands.prepare."
+PREPARE_AGAIN = "Prepare it again: gpt2x prepare."
 
 RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # input_ids, attention_mask, labels: int32 (rows, …) each
 

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2x.commands.hydra_entry import SweepJob
 from gpt2x.config import EvaluateConfig
 from gpt2x.config.files import load_config
 from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
+from gpt2x.runtime.sweep import SweepJob
 from gpt2x.tracking import RunInfo, create_tracker, run_tags
 from gpt2x.tracking.jsonl import read
 

@@ -92,6 +92,21 @@ def cannot_write(output: str, error: OSError) -> UserError:
     return UserError(f"output={output} cannot be written: {error.strerror or error}; give a different file.")
 
 
+def check_output(output: str | None) -> None:
+    """Create the directory of the destination, and raise UserError if the destination cannot be written."""
+    if output is None or output == "-":
+        return
+    target = Path(output).expanduser().resolve()
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(None, "the existing file is read-only")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+
+
 @contextmanager
 def results(output: str | None, total: int) -> Iterator[Lines | None]:
     """Open the destination of JSON lines: None for no lines, "-" for stdout, else a file.
@@ -119,12 +134,8 @@ def results(output: str | None, total: int) -> Iterator[Lines | None]:
     target = Path(output).expanduser().resolve()
     is_device = target.exists() and not target.is_file() and not target.is_dir()  # /dev/null, a pipe
     partial = target if is_device else target.with_name(f"{target.name}.partial-{os.getpid()}")
+    check_output(output)
     try:
-        if target.is_dir():
-            raise IsADirectoryError(None, "it is a directory")
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(None, "the existing file is read-only")
-        target.parent.mkdir(parents=True, exist_ok=True)
         stream = partial.open("w", encoding="utf-8")
     except OSError as error:
         raise cannot_write(output, error) from None

@@ -104,6 +104,6 @@ def load_draft(config: PredictConfig, mesh: Mesh, tokenizer_dir: Path | None) ->
         return None
     tokenizer = replace(config.tokenizer, path=str(tokenizer_dir)) if tokenizer_dir else config.tokenizer
     try:
-        return load_pretrained(config.generation.draft, config.hardware, tokenizer, mesh)
+        return load_pretrained(config.generation.draft, config.hardware, tokenizer, mesh, verify=False)
     except UserError as error:
         raise UserError(f"generation.draft={config.generation.draft}: {error}") from None

@@ -13,6 +13,7 @@ from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.errors import UserError
 from gpt2x.parallel.collectives import AllReduce, Group
 from gpt2x.runtime import launch
+from gpt2x.runtime.role import Role
 
 WORLD = "hccl_world_group"  # MindSpore's name of all processes, on the CPU as well
 
@@ -23,6 +24,7 @@ class Mesh:
     Attributes:
         place: where it stands.
         rank: its number, 0 in a run of one process.
+        role: how this process was started.
         size: how many processes there are.
         world: all of them. Groups are None where they would hold one process.
         data: the replicas: the same layers, other rows of the batch.
@@ -33,17 +35,25 @@ class Mesh:
         embedding: the first stage and the last, where a tied table is on both.
     """
 
-    def __init__(self, parallel: ParallelConfig, device_target: str = "CPU", rank: int | None = None):
+    def __init__(
+        self,
+        parallel: ParallelConfig,
+        device_target: str = "CPU",
+        rank: int | None = None,
+        role: Role = Role(),
+    ):
         """Join the other processes, unless the layout has only one.
 
         Args:
             parallel: the layout.
             device_target: CPU or Ascend.
             rank: given by tests that compile for a pretended device: no process is joined.
+            role: how this process was started.
 
         Raises:
             UserError: as many processes were started as the layout does not have.
         """
+        self.role = role
         self.size, self.device_target = world_size(parallel), device_target
         self.rank = rank if rank is not None else join(self.size, device_target)
         self.coordinates = coordinates = Coordinates(parallel, self.rank)

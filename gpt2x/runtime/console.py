@@ -1,7 +1,8 @@
-"""All that a run prints.
+"""All that gpt2x prints: results on standard output; errors, and notices beside results, on standard error.
 
-On a terminal `Progress` is a live bar, with evaluations and notices above it. Elsewhere (a file, a pipe, CI) it is one
-plain line every N steps, whose fields keep their order and spelling, so that `grep` and `awk` work on it.
+No other module prints (`tests/test_console_only.py`). On a terminal `Progress` is a live bar, with evaluations and
+notices above it. Elsewhere (a file, a pipe, CI) it is one plain line every N steps, whose fields keep their order and
+spelling, so that `grep` and `awk` work on it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,14 +35,28 @@ class Console:
     """Where a run prints.
 
     Args:
-        stream: null: standard output, looked up at each print.
-        interactive: whether a live bar can be drawn; null: on a terminal that is not dumb, and not under CI.
-        width: columns; null: the terminal's, 80 elsewhere.
+        stream: None: standard output, looked up at each print.
+        is_stderr: print to standard error, looked up at each print.
+        interactive: whether a live bar can be drawn; None: on a terminal that is not dumb, and not under CI.
+        width: columns; None: the terminal's, 80 elsewhere.
     """
 
-    def __init__(self, stream: IO[str] | None = None, *, interactive: bool | None = None, width: int | None = None):
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        *,
+        is_stderr: bool = False,
+        interactive: bool | None = None,
+        width: int | None = None,
+    ):
         self._rich = RichConsole(
-            file=stream, force_terminal=interactive, width=width, highlight=False, markup=False, emoji=False
+            file=stream,
+            stderr=is_stderr,
+            force_terminal=interactive,
+            width=width,
+            highlight=False,
+            markup=False,
+            emoji=False,
         )
         self._interactive = interactive
 
@@ -106,6 +122,11 @@ class Console:
             text.append(self._clean(completion), style="not dim")
             self._rich.print(text)
 
+    def end_bar(self) -> None:
+        """On a terminal, begin a new line below a live bar that another process left there."""
+        if getattr(self._rich.file, "isatty", lambda: False)():
+            self._rich.file.write("\n")
+
     def _line(self, text: str, style: str = "") -> None:
         # outside a terminal a line stays a line, however long
         self._rich.print(Text(self._clean(text), style=style), soft_wrap=not self.is_interactive)
@@ -116,6 +137,13 @@ class Console:
 
 
 console = Console()
+stderr = Console(is_stderr=True)
+
+
+def show_error(message: str) -> None:
+    """Print `error: MESSAGE` to standard error: the one form of every message that ends a command."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
 
 
 @dataclass(frozen=True)

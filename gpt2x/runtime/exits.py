@@ -1,50 +1,63 @@
-"""How a process ends: exit statuses, and errors as users should see them."""
+"""How a process ends: its exit status, and errors as users should see them."""
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from gpt2x.config import schema
-from gpt2x.config.messages import message_of
 from gpt2x.errors import RunError, UserError
-from gpt2x.runtime import launch
+from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.interrupt import Terminated
+from gpt2x.runtime.processes import say_done
 
 
-def guarded(job: Callable[[], Any], root: type | None = None) -> int:
-    """Run `job`; print a user's mistake as one message. Returns the exit status."""
-    status = 2
+def guarded(job: Callable[[], Any]) -> int:
+    """Run `job`, print its failure as one message, and return the exit status.
+
+    The status is 0, 2 after a user's mistake, 1 after another failure, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     try:
         job()
     except UserError as error:
-        message = str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        message = message_of(error, root or schema.TrainConfig)
+        show_error(str(error))
+        return 2
     except RunError as failure:
-        message, status = str(failure), failure.status
+        if str(failure):  # otherwise it has been shown
+            show_error(str(failure))
+        return failure.status
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, Terminated)
-        print("terminated" if is_terminated else "interrupted", file=sys.stderr)
+        stderr.notice("terminated" if is_terminated else "interrupted")
         return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
-    else:
-        return 0
-    if message:
-        print(f"error: {message}", file=sys.stderr)
-    return status
+    return 0
 
 
-def run_and_leave(job: Callable[[], Any], root: type | None = None) -> NoReturn:
-    """`guarded` in one of several processes, which ends with it."""
+def run_and_leave(job: Callable[[], Any]) -> NoReturn:
+    """Run `job` as `guarded` does, in one process of several, and end this process."""
     try:
-        status = guarded(job, root)
+        status = guarded(job)
     except Exception:
         traceback.print_exc()
         status = 1
-    launch.leave(status)
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End a process of several without the destructors of MindSpore's libraries.
+
+    After a failure, leave out MindSpore's farewell to the other processes, too: it would wait for them.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the farewell prints lines to it
+        say_done()
+        atexit._run_exitfuncs()
+    os._exit(status)

@@ -114,3 +114,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove an empty run directory and up to three empty parents, but never one that holds the working directory."""
+    for path in (directory, *directory.parents[:3]):
+        if path == Path.cwd() or path in Path.cwd().parents:
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            return

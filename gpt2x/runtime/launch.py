@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import errno
-import logging
 import os
 import signal
 import socket
@@ -14,16 +12,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from gpt2x.config import CommonConfig, LaunchConfig
 from gpt2x.config.layout import world_size
 from gpt2x.errors import UserError
-from gpt2x.runtime.processes import World, say_done
+from gpt2x.runtime.processes import World
+from gpt2x.runtime.role import LAUNCHER, Role
 
-RUN_DIR = "GPT2X_RUN_DIR"  # tells a worker its run directory
-LAUNCHER = "GPT2X_LAUNCHER"  # tells a process the id of the one that started it and watches it
-CORES = "GPT2X_CORES"  # tells a worker its own
+RUN_DIR = "GPT2X_RUN_DIR"  # in a worker: its run directory
+CORES = "GPT2X_CORES"  # in a worker on the CPU: the cores that it may use
 LOGS = "logs"  # in the run directory
 
 FAREWELL_S = 30.0  # other nodes may still need the scheduler; devices are given back
@@ -32,59 +29,16 @@ KNOCK_S = 0.1
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-# ---- what a process knows of itself
+# ---- in a process that was started here
 
 
-def is_launched() -> bool:
-    """Whether this process was started by `launch`."""
-    return LAUNCHER in os.environ
-
-
-def is_under_msrun() -> bool:
-    """Whether somebody else started this process as one of a cluster: the user's own msrun."""
-    return not is_launched() and bool(os.environ.get("MS_ROLE"))
-
-
-def is_worker() -> bool:
-    """Whether this process computes: one of several, or the only one of a job of a multirun."""
-    return is_launched() or os.environ.get("MS_ROLE") == "MS_WORKER"
-
-
-def is_scheduler() -> bool:
-    """Whether this process only brings the workers together."""
-    return os.environ.get("MS_ROLE") == "MS_SCHED"
-
-
-def worker_rank() -> int:
-    """The rank of this process, which MindSpore will give it as well; 0 outside of a launch.
-
-    Raises:
-        UserError: msrun leaves the ranks to MindSpore.
-    """
-    if os.environ.get("MS_ROLE") != "MS_WORKER":
-        return 0
-    node_id = os.environ.get("MS_NODE_ID")
-    if node_id is None:
-        raise UserError("msrun was started on several nodes without --node_rank: give each node its own, from 0")
-    return int(node_id)
-
-
-def is_deciding() -> bool:
-    """Whether this process decides for all of a run: the launcher, a run of one process, rank 0 under msrun."""
-    return not is_launched() and worker_rank() == 0
-
-
-def require_as_many(config: CommonConfig) -> None:
-    """Refuse an msrun that starts more or fewer workers than the layout has.
-
-    Raises:
-        UserError: with both numbers.
-    """
-    size, started = world_size(config.parallel), os.environ.get("MS_WORKER_NUM")
-    if is_under_msrun() and started != str(size):
+def require_worker_num(config: CommonConfig, role: Role) -> None:
+    """Raise UserError if the user's msrun starts more or fewer workers than the layout has."""
+    size = world_size(config.parallel)
+    if role.is_under_msrun and role.msrun_workers != size:
         raise UserError(
-            f"parallel={config.parallel.name} has {size} processes, but msrun was given --worker_num={started}: "
-            f"use msrun --worker_num={size}, or a layout of {started}"
+            f"parallel={config.parallel.name} has {size} processes, but msrun was given "
+            f"--worker_num={role.msrun_workers}: use msrun --worker_num={size}, or a layout of {role.msrun_workers}."
         )
 
 
@@ -106,21 +60,6 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher):  # it died before
         os._exit(1)
-
-
-def leave(status: int) -> NoReturn:
-    """End a process of several without the destructors of MindSpore's libraries.
-
-    After a failure also without MindSpore's farewell to the other processes, which would wait for them.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if status == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the farewell prints lines of its own
-        say_done()
-        atexit._run_exitfuncs()
-    os._exit(status)
 
 
 # ---- starting

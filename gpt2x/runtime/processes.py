@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from gpt2x.errors import RunError
+from gpt2x.runtime.console import show_error, stderr
 
 DONE = "GPT2X_DONE"  # tells a process the descriptor of its mark
 
@@ -149,10 +149,9 @@ class World:
         status = 2 if failed[0].popen.returncode == 2 else 1
         has_been_said = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
         if not has_been_said:
-            below_the_bar = "\n" if sys.stderr.isatty() else ""
-            print(f"{below_the_bar}error: {failed[0].obituary()}", file=sys.stderr)
-            if failed[1:]:
-                print(f"  then failed: {', '.join(process.name for process in failed[1:])}", file=sys.stderr)
+            later = ", ".join(process.name for process in failed[1:])
+            stderr.end_bar()
+            show_error(failed[0].obituary() + (f"\n  then failed: {later}" if later else ""))
         raise RunError(status=status)
 
     def __enter__(self) -> Self:

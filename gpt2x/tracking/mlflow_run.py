@@ -20,8 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpt2x.errors import UserError
+from gpt2x.runtime.console import stderr
 from gpt2x.tracking import jsonl
-from gpt2x.tracking.tracker import STATUSES, clean_key
+from gpt2x.tracking.parameters import clean_key
+from gpt2x.tracking.tracker import STATUSES
 
 RECORD_NAME = "mlflow_run.json"
 BATCH_METRICS = 1000  # MLflow's limits for one request
@@ -227,17 +229,14 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
         return
     record.status = status
     record.save(run_dir)
-    command = [sys.executable, "-m", "gpt2x.tracking", "sync", str(run_dir)]
+    command = [sys.executable, "-m", "gpt2x", "sync", str(run_dir)]
     try:  # in a process, which can be ended
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
         failure = done.stderr.strip().removeprefix("error: ") if done.returncode else None
     except subprocess.TimeoutExpired:
         failure = f"no answer in {wait_s:g} s"
     if failure is not None:
-        print(
-            f"warning: MLflow may show the run as RUNNING ({failure}); later: python -m gpt2x.tracking sync {run_dir}",
-            file=sys.stderr,
-        )
+        stderr.warn(f"MLflow may show the run as RUNNING ({failure}); later: gpt2x sync {run_dir}")
 
 
 def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:

@@ -14,7 +14,6 @@ from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.config.keys import defaults, flatten, leaves, spell
 from gpt2x.errors import UserError
-from gpt2x.runtime import launch
 from gpt2x.tracking import jsonl
 
 
@@ -80,7 +79,7 @@ def find_resumption(config: TrainConfig, new_run_dir: Path, *, verify: bool = Tr
         newest = checkpoint.list_checkpoints(path)
         path, run_dir = (newest[-1] if newest else path), new_run_dir
     saved = checkpoint.open_checkpoint(path)
-    if verify and launch.is_deciding():  # other processes rely on its answer
+    if verify:
         saved.verify()
     if "optimizer" not in saved.groups():
         raise UserError(

@@ -27,7 +27,6 @@ from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, owns, read_ahead
-from gpt2x.runtime import launch
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.runtime.memory import process_age_s, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
@@ -243,7 +242,8 @@ class Trainer:
 
     def report_startup(self, metrics: dict[str, float]) -> None:
         """Measure and say how long it took from the command to the end of the first step."""
-        took = metrics["perf/startup_time_s"] = process_age_s(os.getppid() if launch.is_launched() else os.getpid())
+        started = os.getppid() if self.mesh.role.is_launched else os.getpid()
+        took = metrics["perf/startup_time_s"] = process_age_s(started)
         compiling = metrics["perf/compile_time_s"]
         console.notice(f"first step {took:.1f} s after the command; compiling took {compiling:.1f} s of it")
 

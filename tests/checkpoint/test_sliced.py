@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from gpt2x.checkpoint import Sliced, list_checkpoints, open_checkpoint, prune, save
-from gpt2x.checkpoint.__main__ import layout, main
 from gpt2x.checkpoint.reshard import owned_part
 from gpt2x.checkpoint.tensors import LazyTensors, Spec
-from gpt2x.config import ModelConfig
+from gpt2x.config import ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates, world_size
+from gpt2x.config.options import read_option
 from gpt2x.convert import check_weights, load_source
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
 from gpt2x.parallel.placement import local_weights, placements
 from tests.checkpoint.ranks import save_in_ranks
+from tests.commands import checkpoint as main
 
 # 41 rows, padded to 48: of eight ranks the seventh holds five rows, the eighth none
 MODEL = ModelConfig(
@@ -50,7 +51,7 @@ def save_single(directory):
 
 def save_sliced(directory, name):
     """As a trainer does: each rank has its local tensors, and writes the boxes that it owns of them."""
-    parallel = layout(name)
+    parallel = read_option("parallel", name, ParallelConfig)
 
     def owned(values, coordinates, is_state):
         sliced = {}
@@ -85,7 +86,7 @@ def test_layouts_there_and_back(tmp_path, name, capsys):
         for key, expected in values.items():
             assert checkpoint.tensor(group, key).tobytes() == expected.tobytes(), key
 
-    other = layout("tp2_pp2" if name == "tp8" else "tp8")
+    other = read_option("parallel", "tp2_pp2" if name == "tp8" else "tp8", ParallelConfig)
     for rank in range(world_size(other)):
         parts = placements(MODEL, Coordinates(other, rank))
         expected = local_weights(weights(), parts)
@@ -218,7 +219,7 @@ def test_wrong_input(tmp_path, capsys):
     assert "tp3 is not an option; options: dp2" in run(capsys, "reshard", path, new, "--parallel", "tp3")
     assert "has no manifest.json" in run(capsys, "merge", tmp_path, new)
     (tmp_path / "config.json").write_text("{}")
-    assert "python -m gpt2x.convert --to gpt2x" in run(capsys, "merge", tmp_path, new)
+    assert "gpt2x convert --to gpt2x" in run(capsys, "merge", tmp_path, new)
     assert "does not exist" in run(capsys, "merge", tmp_path / "x", new)
     narrow = tmp_path / "narrow"
     model = replace(MODEL, num_heads=2)

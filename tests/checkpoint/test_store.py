@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from gpt2x.checkpoint import list_checkpoints, open_checkpoint, prune, require_writable, save
-from gpt2x.checkpoint.__main__ import main
 from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
+from tests.commands import checkpoint as main
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=4, max_seq_len=8, vocab_size=16)
 FLOATS = [0.1, 1 / 3, 1e-310, 65536.0, float(np.float32(0.1)), float("inf")]

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert import check_model_matches, check_weights, load_source
-from gpt2x.convert.__main__ import main
 from gpt2x.convert.huggingface import config_from_model, find_eos_id, model_from_config
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
+from tests.commands import convert as main
 
 TINY = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 32}
 TINY_MODEL = ModelConfig(name="tiny", num_layers=2, num_heads=2, hidden_size=8, max_seq_len=16, vocab_size=32)
@@ -392,7 +392,7 @@ def test_another_model_than_configured():
 @pytest.mark.launch
 def test_imports_no_framework():
     code = (
-        "import sys, gpt2x.convert, gpt2x.convert.__main__, gpt2x.checkpoint.__main__;"
+        "import sys, gpt2x.convert, gpt2x.commands.convert, gpt2x.commands.checkpoint;"
         "print({'mindspore', 'torch', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

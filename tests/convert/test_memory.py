@@ -10,9 +10,9 @@ import pytest
 from gpt2x.checkpoint.tensors import write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.convert import load_source
-from gpt2x.convert.__main__ import main
 from gpt2x.convert.huggingface import config_from_model
 from gpt2x.model.stats import tensor_shapes
+from tests.commands import convert as main
 
 MODEL = ModelConfig(name="tiny", num_layers=2, num_heads=2, hidden_size=8, max_seq_len=16, vocab_size=32)
 
@@ -57,8 +57,8 @@ def test_transformers_reads_the_shards(tmp_path, monkeypatch):
 
 CONVERT = """
 import resource, sys
-from gpt2x.convert.__main__ import main
-from gpt2x.cli import known_models
+from tests.commands import convert as main
+from gpt2x.config.options import known_models
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert main(sys.argv[1:]) == 0
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

@@ -327,7 +327,7 @@ def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
 @pytest.mark.launch
 def test_command_line(corpus, tmp_path):
     def command(*overrides):
-        code = [sys.executable, "-m", "gpt2x.commands.prepare", f"paths.cache={tmp_path}/cache", *overrides]
+        code = [sys.executable, "-m", "gpt2x", "prepare", f"paths.cache={tmp_path}/cache", *overrides]
         return subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     done = command("dataset=text", f"dataset.path={corpus}", "tokenizer=bpe", "tokenizer.vocab_size=300", "seq_len=16")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from gpt2x.commands.hydra_entry import SweepJob
 from gpt2x.config import EvaluateConfig
 from gpt2x.errors import RunError
 from gpt2x.evaluate.bootstrap import TextScores, WindowScores, load_scores
 from gpt2x.evaluate.comparison import Outcome, labels, remarks, rows_of, show
+from gpt2x.runtime.sweep import SweepJob
 from tests.support.processes import start
 
 DATASET = "defaults: [text]\nname: {name}\nval_path: {path}\n"

@@ -13,11 +13,11 @@ import pytest
 import tokenizers
 import yaml
 
-from gpt2x.convert.__main__ import main as convert
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
-from gpt2x.evaluate.harness.__main__ import main
+from tests.commands import convert
+from tests.commands import harness as main
 
 pytestmark = pytest.mark.parity
 

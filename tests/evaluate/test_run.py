@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gpt2x.commands.evaluate import run
+from gpt2x.commands.entry import run_in_process
 from gpt2x.config import (
     DatasetConfig,
     EvaluateConfig,
@@ -13,18 +13,17 @@ from gpt2x.config import (
     TokenizerConfig,
     TrackerConfig,
 )
-from gpt2x.convert.__main__ import main as convert
 from gpt2x.errors import UserError
 from gpt2x.evaluate.perplexity import resolve
 from gpt2x.evaluate.results import check_target
 from gpt2x.tracking import NoTracker
+from tests.commands import convert
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=8, max_seq_len=64)
 
 
 @pytest.fixture
-def config(shakespeare_dir, hardware, text_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("GPT2X_RUN_DIR", str(tmp_path / "run"))
+def config(shakespeare_dir, hardware, text_file, tmp_path):
     return EvaluateConfig(
         load=str(shakespeare_dir),
         tokenizer=TokenizerConfig(name="checkpoint"),
@@ -38,7 +37,7 @@ def config(shakespeare_dir, hardware, text_file, tmp_path, monkeypatch):
 
 
 def test_results_and_table(config, tmp_path, capsys):
-    run(config)
+    run_in_process("evaluate", config, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "results.json").read_text())
     results = written["results"]
     assert list(results) == ["reference", "strided", "word"]
@@ -58,7 +57,7 @@ def test_results_and_table(config, tmp_path, capsys):
 def test_output_is_a_file_of_its_own(config, tmp_path):
     config.output = str(tmp_path / "new" / "mine.json")
     config.evaluation.protocols = ["reference"]
-    run(config)
+    run_in_process("evaluate", config, tmp_path / "run")
     assert list(json.loads((tmp_path / "new" / "mine.json").read_text())["results"]) == ["reference"]
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -73,11 +72,11 @@ def test_converted_checkpoint_and_names_of_runs(config, shakespeare_dir, tmp_pat
     config.evaluation.protocols, config.output = ["reference"], "~/results.json"
     for load in ("~/run_7", str(shakespeare_dir)):
         config.load = load
-        run(config)
+        run_in_process("evaluate", config, tmp_path / "run")
     assert names == ["hf_shakespeare-a run_7 step_1/text", "hf_shakespeare-a shakespeare-a/text"]
     assert (tmp_path / "results.json").is_file()
     config.load = str(step)
-    run(config)
+    run_in_process("evaluate", config, tmp_path / "run")
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["load"] == {"path": str(step), "kind": "gpt2x", "step": None}
 
@@ -87,10 +86,10 @@ def test_short_text(config, tmp_path):
     short.write_text("Speak, speak.", encoding="utf-8")
     config.dataset.val_path = str(short)
     with pytest.raises(UserError, match=r"fewer than the 64 that evaluation\.protocols=reference"):
-        run(config)
+        run_in_process("evaluate", config, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
     config.evaluation.protocols = ["strided", "word"]
-    run(config)
+    run_in_process("evaluate", config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     assert results["word"]["num_units"] == 2
 
@@ -129,7 +128,7 @@ def test_shakespeare_a_on_all_of_tinyshakespeare(config, shared_data, tmp_path):
     """462,884 tokens, mean nll 3.02420 by transformers (shared/data/README.md)."""
     config.dataset.val_path = str(shared_data / "tinyshakespeare" / "input.txt")
     config.evaluation.protocols, config.evaluation.batch_size = ["reference"], 64
-    run(config)
+    run_in_process("evaluate", config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "results.json").read_text())["results"]["reference"]
     assert result["num_windows"] * 64 + result["dropped_tokens"] == 462_884
     assert result["num_tokens"] == 7232 * 63

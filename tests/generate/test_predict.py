@@ -4,11 +4,12 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from gpt2x.commands.predict import run
+from gpt2x.commands.entry import run_in_process
 from gpt2x.errors import UserError
 from gpt2x.generate import Completion, predict_text
 from gpt2x.generate import output as module
@@ -17,6 +18,8 @@ from gpt2x.generate.prompts import Prompt, read_prompts
 from gpt2x.generate.streaming import InputOrder
 from gpt2x.runtime.console import Console
 from tests.support.configs import typed
+
+run = partial(run_in_process, "predict", run_dir=Path("unused"))
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,11 +1,13 @@
 """Speculative decoding gives what greedy decoding gives, in fewer passes of the model."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt2x.commands.predict import run
+from gpt2x.commands.entry import run_in_process
 from gpt2x.config import GenerationConfig, ModelConfig
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
@@ -15,6 +17,8 @@ from gpt2x.generate.speculative import longest_agreed
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from tests.generate.conftest import MODEL, num_graphs
 from tests.support.configs import typed
+
+run = partial(run_in_process, "predict", run_dir=Path("unused"))
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1], [77] * 33]
 SMALL = ModelConfig(name="small", num_layers=1, num_heads=2, hidden_size=16, max_seq_len=80, vocab_size=300,

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gpt2x import checkpoint
-from gpt2x.commands.predict import run as predict
+from gpt2x.commands.entry import run_in_process
 from gpt2x.convert import export_huggingface, load_source
 from gpt2x.data.template import load_template
 from gpt2x.errors import UserError
@@ -32,7 +32,8 @@ def test_it_learns_and_its_checkpoint_holds_the_template(zoo):
 
 def ask(tmp_path, *overrides):
     """predict.py within this process."""
-    predict(typed("predict", f"paths.outputs={tmp_path}", "generation.max_new_tokens=8", *overrides))
+    config = typed("predict", f"paths.outputs={tmp_path}", "generation.max_new_tokens=8", *overrides)
+    run_in_process("predict", config, tmp_path)
 
 
 def test_predict_asks_within_the_template_and_gives_the_response_alone(zoo, tmp_path, capsys):

@@ -10,11 +10,11 @@ import pytest
 from gpt2x import checkpoint
 from gpt2x.config.options import known_models
 from gpt2x.convert import load_source
-from gpt2x.convert.__main__ import main
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import adapted_model, open_adapter
 from gpt2x.lora.merge import merged
 from gpt2x.model.gpt2 import initial_weights, load_weights
+from tests.commands import convert as main
 from tests.support.adapted import lazy
 from tests.support.decide import refusal
 from tests.support.in_process import run

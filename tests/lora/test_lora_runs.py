@@ -8,9 +8,9 @@ import pytest
 
 from gpt2x import checkpoint
 from gpt2x.convert import load_source
-from gpt2x.convert.__main__ import main
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import open_adapter
+from tests.commands import convert as main
 from tests.support.decide import refusal
 from tests.support.in_process import run
 from tests.support.small_runs import curve, small

@@ -19,25 +19,27 @@ from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.role import read_role
 
 
 def go_on(run_dir: Path, stop: int, outputs: Path, checkpoints: list[str]) -> None:
     """As one process of the layout."""
     os.environ.setdefault("GLOG_v", "3")
-    if launch.worker_rank():
+    role = read_role(os.environ)
+    if role.rank:
         console.silence()
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.runtime.device import set_up_device
     from gpt2x.tracking import MetricsLog, NoTracker
+    from gpt2x.train.build import build_trainer
     from gpt2x.train.decision import decide
-    from gpt2x.train.run import build_trainer
 
     config = load_config("train", run_dir / "config.yaml")
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, stop_after_steps=stop))
     os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
     set_up_device(config.hardware)
-    mesh = Mesh(config.parallel, config.hardware.device_target)
-    trainer = build_trainer(decide(config, outputs), mesh, NoTracker(), 0.1)
+    mesh = Mesh(config.parallel, config.hardware.device_target, role=role)
+    trainer = build_trainer(decide(config, outputs, role), mesh, NoTracker(), 0.1)
     for number, path in enumerate(checkpoints):
         trainer.run_dir = outputs / str(number)
         trainer.metrics = MetricsLog(trainer.run_dir / "metrics.jsonl")
@@ -48,7 +50,7 @@ def go_on(run_dir: Path, stop: int, outputs: Path, checkpoints: list[str]) -> No
 def main(run: str, stop: str, outputs: str, *checkpoints: str) -> None:
     """Start the layout's processes, or be one of them."""
     config = load_config("train", Path(run) / "config.yaml")
-    if launch.is_worker() or world_size(config.parallel) == 1:
+    if read_role(os.environ).is_worker or world_size(config.parallel) == 1:
         go_on(Path(run), int(stop), Path(outputs), list(checkpoints))
         return
     deliver_interrupts(signal.SIGINT, signal.SIGTERM)
@@ -57,7 +59,7 @@ def main(run: str, stop: str, outputs: str, *checkpoints: str) -> None:
 
 
 if __name__ == "__main__":
-    if launch.is_worker():
+    if read_role(os.environ).is_worker:
         launch.end_with_launcher()
         run_and_leave(lambda: main(*sys.argv[1:]))
     sys.exit(guarded(lambda: main(*sys.argv[1:])))

@@ -223,8 +223,10 @@ def test_plan_runs_nothing(tmp_path):
     """No mindspore, no data, no run directory; 52B in little memory."""
     code = (
         "import re, sys\n"
-        "from gpt2x.commands.entry import RUNS\nfrom tests.support.configs import typed\n"
-        f"RUNS['train'](typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))}))\n"
+        "from pathlib import Path\nfrom gpt2x.commands.entry import start\n"
+        "from gpt2x.runtime.role import Role\nfrom tests.support.configs import typed\n"
+        f"config = typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))})\n"
+        "start('train', config, Role(), Path())\n"
         "assert not {'mindspore', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
         # not getrusage's peak, which a process inherits from the one that starts it
         "assert int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1]) < 1e6\n"

@@ -11,6 +11,7 @@ from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.role import read_role
 
 
 def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> None:
@@ -23,7 +24,7 @@ def work(world: int, mode: str) -> None:
     """Exchange ranks for some steps, or until a signal; fail as `mode` says. Rank 0 writes down what it does."""
     os.environ.setdefault("GLOG_v", "3")
     deliver_interrupts(signal.SIGINT)
-    rank, directory = launch.worker_rank(), Path(os.environ[launch.RUN_DIR])
+    role, directory = read_role(os.environ), Path(os.environ[launch.RUN_DIR])
     if mode == "mistake":
         raise UserError("key=1 must be 2")
     os.environ.update(launch.timeouts(LaunchConfig(), "CPU"))
@@ -33,8 +34,9 @@ def work(world: int, mode: str) -> None:
     from tests.support.models import CPU
 
     set_up_device(CPU)
-    mesh = Mesh(ParallelConfig(name="probe", data=world))
-    assert mesh.rank == rank
+    mesh = Mesh(ParallelConfig(name="probe", data=world), role=role)
+    rank = mesh.rank
+    assert rank == role.rank
     assert from_main(mesh, f"größer {rank}") == "größer 0"
     print(f"rank {rank} begins", flush=True)
     step = 0

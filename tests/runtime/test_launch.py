@@ -14,6 +14,7 @@ from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.processes import last_error
+from gpt2x.runtime.role import LAUNCHER, Role, read_role
 from tests.runtime.running import Running
 
 
@@ -128,28 +129,32 @@ def test_the_scheduler_says_that_its_port_was_taken_meanwhile(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_what_a_process_knows_of_itself(monkeypatch):
-    for name in ("MS_ROLE", "MS_NODE_ID", launch.LAUNCHER):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RANK_ID", "5")  # as some clusters set it for all processes
-    assert (launch.is_worker(), launch.worker_rank(), launch.is_deciding()) == (False, 0, True)
-    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+def test_roles():
+    """The one place that reads how a process was started."""
+    alone = read_role({"RANK_ID": "5"})  # as some clusters set it for all processes
+    assert alone == Role()
+    assert (alone.is_worker, alone.decides) == (False, True)
     with pytest.raises(UserError, match="--node_rank"):
-        launch.worker_rank()
-    monkeypatch.setenv("MS_NODE_ID", "3")
-    assert (launch.is_worker(), launch.is_under_msrun(), launch.worker_rank()) == (True, True, 3)
-    assert not launch.is_deciding()
+        read_role({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2"})
+    msrun = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1"}
+    assert read_role(msrun) == Role(rank=1, msrun_workers=2)
+    assert (read_role(msrun).is_worker, read_role(msrun).decides) == (True, False)
+    assert read_role(msrun | {"MS_NODE_ID": "0"}).decides
+    launched = read_role(msrun | {LAUNCHER: "1", "MS_NODE_ID": "0"})
+    assert (launched.is_launched, launched.is_under_msrun, launched.is_worker, launched.decides) == (
+        True, False, True, False,
+    )  # fmt: skip
+    assert read_role({LAUNCHER: "1"}) == Role(is_launched=True), "the only process of a sweep job"
+    scheduler = read_role({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1"})
+    assert (scheduler.is_scheduler, scheduler.is_worker, scheduler.rank) == (True, False, 0)
+
+
+def test_a_layout_that_msrun_does_not_start():
     config = TrainConfig(parallel=ParallelConfig(name="dp4", data=4))
-    monkeypatch.setenv("MS_WORKER_NUM", "2")
     with pytest.raises(UserError, match=r"parallel=dp4 has 4 processes, but msrun was given --worker_num=2: use"):
-        launch.require_as_many(config)
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
-    launch.require_as_many(config)
-    monkeypatch.setenv(launch.LAUNCHER, "1")
-    monkeypatch.setenv("MS_NODE_ID", "0")
-    assert (launch.is_launched(), launch.is_under_msrun(), launch.is_deciding()) == (True, False, False)
-    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
-    assert (launch.is_scheduler(), launch.worker_rank()) == (True, 0)
+        launch.require_worker_num(config, Role(msrun_workers=2))
+    launch.require_worker_num(config, Role(msrun_workers=4))
+    launch.require_worker_num(config, Role())
 
 
 def test_timeouts_of_devices():

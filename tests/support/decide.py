@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt2x.commands.entry import MODULES
+from gpt2x.commands.entry import command
 from gpt2x.errors import UserError
-from gpt2x.runtime import launch
+from gpt2x.runtime.role import Role
 from tests.support.configs import typed
 
 
 def decide(name: str, *overrides: str) -> Any:
-    """Do all that entry point `name` does before a model is built; its files go to a directory that is removed.
+    """Do all that entry point `name` does before a model is built; it leaves its run directory empty.
 
     Raises:
         UserError: for anything that the user can put right.
     """
     config = typed(name, *overrides)
-    with tempfile.TemporaryDirectory() as run_dir, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, launch.RUN_DIR, run_dir)
-        if name == "train":
-            from gpt2x.train.decision import decide
-
-            decision = decide(config, Path(run_dir))
-            assert not list(Path(run_dir).iterdir())
-            return decision
-        return import_module(MODULES[name]).prepare_launch(config)
+    with tempfile.TemporaryDirectory() as run_dir:
+        decision = command(name).decide(config, Path(run_dir), Role())
+        assert not list(Path(run_dir).iterdir())
+        return decision
 
 
 def refusal(name: str, *overrides: str) -> str:

@@ -104,7 +104,7 @@ class Zoo:
         plain = self.plain
 
         def options(folder: Path) -> list[str]:
-            from gpt2x.convert.__main__ import main
+            from tests.commands import convert as main
 
             typed = small(folder)
             tokenizer = grown_tokenizer(plain.checkpoint(16) / "tokenizer", folder / "tokenizer", ADDED)

@@ -13,9 +13,9 @@ import pytest
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, RunInfo
-from gpt2x.tracking.__main__ import main
 from gpt2x.tracking.mlflow_run import resolve_uri, sync
-from gpt2x.tracking.mlflow_tracker import MlflowTracker
+from gpt2x.tracking.trackers.mlflow import MlflowTracker
+from tests.commands import sync as main
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +179,7 @@ def test_sync_sends_the_missing_part_only(tmp_path, outputs):
 
 
 def test_a_full_queue_drops_lines_and_says_so(tmp_path, outputs, monkeypatch):
-    monkeypatch.setattr("gpt2x.tracking.mlflow_tracker.QUEUE_LINES", 10)
+    monkeypatch.setattr("gpt2x.tracking.trackers.mlflow.QUEUE_LINES", 10)
     warnings = []
     train(MlflowTracker(config(), outputs, warn=warnings.append), tmp_path, range(1, 101))
     assert len(warnings) == 1

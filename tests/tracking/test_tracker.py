@@ -6,8 +6,8 @@ import pytest
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import NoTracker, create_tracker
+from gpt2x.tracking.parameters import MAX_KEY_CHARS, MAX_VALUE_CHARS, flatten
 from gpt2x.tracking.provenance import git_state, package_versions, run_tags
-from gpt2x.tracking.tracker import MAX_KEY_CHARS, MAX_VALUE_CHARS, flatten
 
 
 def test_flatten_spells_values_as_on_the_command_line():
@@ -31,7 +31,7 @@ def test_flatten_keeps_to_limits_and_characters():
 @pytest.mark.launch
 def test_modules_import_neither_mlflow_nor_matplotlib_nor_mindspore():
     code = (
-        "import sys, gpt2x.tracking.mlflow_tracker, gpt2x.tracking.plots, gpt2x.tracking.__main__\n"
+        "import sys, gpt2x.tracking.trackers.mlflow, gpt2x.tracking.plots, gpt2x.commands.sync\n"
         "import gpt2x.runtime.console, gpt2x.runtime.memory\n"
         "print([name for name in ('mlflow', 'matplotlib', 'mindspore') if name in sys.modules])"
     )
@@ -49,7 +49,7 @@ def test_tracker_none_takes_every_call(tmp_path):
 
 
 def test_an_unknown_tracker_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="mlflow or none"):
+    with pytest.raises(UserError, match=r"tracker=wandb does not exist; choose one of: mlflow, none"):
         create_tracker(TrackerConfig(name="wandb"), tmp_path)
 
 

@@ -9,12 +9,12 @@ from gpt2x import checkpoint
 from gpt2x.config.files import load_config
 from gpt2x.config.patterns import trained_tensors
 from gpt2x.config.rules import validate_train
-from gpt2x.convert.__main__ import main
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model import stats
 from gpt2x.train.decision.model import check_added_rows
 from gpt2x.train.decision.source import check_finetuning, check_frozen
+from tests.commands import convert as main
 from tests.support.decide import refusal
 from tests.support.in_process import run
 from tests.support.models import tiny_model

@@ -75,7 +75,7 @@ def test_a_run_whose_rank_0_is_killed_has_failed_in_the_tracker(tmp_path):
     assert status == 1
     assert "error: rank 0 was killed by SIGKILL" in error
     if "warning: MLflow may show the run as RUNNING (no answer in 8 s)" in error:  # a machine that is busy
-        start("-m", "gpt2x.tracking", "sync", str(run_dir))
+        start("-m", "gpt2x", "sync", str(run_dir))
     assert mlflow_runs(tmp_path) == [("FAILED", max(curve(run_dir)))], "what rank 0 had not sent is sent"
 
 

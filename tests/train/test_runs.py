@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gpt2x import checkpoint
-from gpt2x.convert.__main__ import main as convert
+from tests.commands import convert
 from tests.support.decide import refusal
 from tests.support.in_process import train
 from tests.support.small_runs import curve, run_dirs, small

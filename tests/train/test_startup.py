@@ -13,10 +13,10 @@ from tests.support.small_runs import curve, run_dirs, small
 SHORT = ["trainer.max_steps=3", "model.num_layers=1", "model.dropout=0.1"]
 FIRST_STEP = """
 import sys
-from gpt2x.commands.entry import RUNS
-from gpt2x.commands.hydra_entry import hydra_entry
+from gpt2x.commands.entry import end_sweep, start
+from gpt2x.commands.hydra_entry import hydra_main
 
-def run(config):
+def run(name, config, role, run_dir):
     from gpt2x.train.trainer import Trainer
 
     report = Trainer.report_startup
@@ -28,9 +28,9 @@ def run(config):
         raise SystemExit
 
     Trainer.report_startup = stop
-    RUNS["train"](config)
+    start(name, config, role, run_dir)
 
-hydra_entry("train", run)
+hydra_main("train", run, end_sweep)
 """
 
 

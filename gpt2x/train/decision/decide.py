@@ -11,6 +11,7 @@ from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData
 from gpt2x.optim.registry import OPTIMIZERS
 from gpt2x.optim.schedule import SCHEDULES
+from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Task
 from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.data import Steps, decide_data
@@ -69,7 +70,7 @@ class Decision:
         return replace(self.config, model=self.model, resume=resume)
 
 
-def decide(config: TrainConfig, run_dir: Path) -> Decision:
+def decide(config: TrainConfig, run_dir: Path, role: Role = Role()) -> Decision:
     """Read what the configuration names and check that it fits together.
 
     Raises:
@@ -77,9 +78,9 @@ def decide(config: TrainConfig, run_dir: Path) -> Decision:
     """
     OPTIMIZERS.settings(config.optimizer.kind, config.optimizer.settings)
     SCHEDULES.settings(config.schedule.name, config.schedule.settings)
-    source = decide_source(config, run_dir)
+    source = decide_source(config, run_dir, role)
     data, steps = decide_data(config, source)
     model = decide_model(config, source, data)
-    trainable, base = decide_trainable(config, source, model)
+    trainable, base = decide_trainable(config, source, model, role)
     run_dir = source.resumption.run_dir if source.resumption else run_dir
     return Decision(config, run_dir, source, data, steps, model, trainable, base)

@@ -20,7 +20,7 @@ from gpt2x.lora.shapes import factor_shapes
 from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
-from gpt2x.runtime import launch
+from gpt2x.runtime.role import Role
 from gpt2x.tasks.registry import task_of
 from gpt2x.train.resume import Resumption, find_resumption
 
@@ -49,7 +49,7 @@ class RunSource:
         return self.weights.model if self.weights else None
 
 
-def decide_source(config: TrainConfig, run_dir: Path) -> RunSource:
+def decide_source(config: TrainConfig, run_dir: Path, role: Role) -> RunSource:
     """Open what `load=`, `resume=` and `adapters=` name, and compare it with the configuration.
 
     Raises:
@@ -66,7 +66,8 @@ def decide_source(config: TrainConfig, run_dir: Path) -> RunSource:
     validate_layout(config.parallel, replace(config.model, vocab_size=None))
     if config.adapters and not resumption:
         source = replace(source, adapter=open_matching_adapter(config, weights))
-    verify(config, source)
+    if role.decides:
+        verify(config, source)
     return source
 
 
@@ -100,8 +101,6 @@ def verify(config: TrainConfig, source: RunSource) -> None:
     Raises:
         UserError: a file is damaged, or the adapter was trained beside other weights.
     """
-    if not launch.is_deciding():
-        return
     if source.resumption:
         source.resumption.saved.verify()
     if source.weights:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import fingerprint
-from gpt2x.runtime import launch
+from gpt2x.runtime.role import Role
 from gpt2x.train.decision.source import RunSource
 from gpt2x.trainable import Trainable, trainable_of
 
@@ -25,7 +25,9 @@ class FrozenBase:
     fingerprint: str
 
 
-def decide_trainable(config: TrainConfig, source: RunSource, model: ModelConfig) -> tuple[Trainable, FrozenBase | None]:
+def decide_trainable(
+    config: TrainConfig, source: RunSource, model: ModelConfig, role: Role
+) -> tuple[Trainable, FrozenBase | None]:
     """Return what is trained, and the frozen base of adapters; None if all weights are in the checkpoint.
 
     Raises:
@@ -38,7 +40,7 @@ def decide_trainable(config: TrainConfig, source: RunSource, model: ModelConfig)
     check_head(config, source, model)
     base = FrozenBase(
         str(source.weights.path.absolute()),
-        fingerprint(source.weights.weights()) if launch.worker_rank() == 0 else "",
+        fingerprint(source.weights.weights()) if role.rank == 0 else "",
     )
     if source.resumption:
         check_same_base(config, base, source.resumption.saved.loop_state["base_fingerprint"])

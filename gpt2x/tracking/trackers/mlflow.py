@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpt2x.config import TrackerConfig
+from gpt2x.runtime.console import console
 from gpt2x.tracking.mlflow_run import (
     BATCH_METRICS,
     Line,
@@ -25,7 +26,8 @@ from gpt2x.tracking.mlflow_run import (
     require_mlflow,
     resolve_uri,
 )
-from gpt2x.tracking.tracker import MAX_VALUE_CHARS, STATUSES, RunInfo, flatten
+from gpt2x.tracking.parameters import MAX_VALUE_CHARS, flatten
+from gpt2x.tracking.tracker import STATUSES, RunInfo
 
 QUEUE_LINES = 10_000
 GATHER_S = 1.0  # lines of this long travel together
@@ -51,7 +53,7 @@ class MlflowTracker:
         """
         self._config = config
         self._uri, self._artifact_root = resolve_uri(config.uri, Path(outputs).absolute())
-        self._warn = warn or _warn_on_console
+        self._warn = warn or console.warn
         self._queue: queue.Queue[Line | Path] = queue.Queue(QUEUE_LINES)
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -122,7 +124,7 @@ class MlflowTracker:
         if self._thread.is_alive() or self._is_behind:
             self._warn(
                 f"MLflow ({self._uri}) lacks a part of this run; metrics.jsonl has it. Later: "
-                f"python -m gpt2x.tracking sync {self._run_dir}"
+                f"gpt2x sync {self._run_dir}"
             )
         self._thread = None
 
@@ -191,7 +193,10 @@ class MlflowTracker:
             self._warn(f"MLflow ({self._uri}) does not answer, the run goes on without it: {first_line(error)}")
 
 
-def _warn_on_console(text: str) -> None:
-    from gpt2x.runtime.console import console
+def create(config: TrackerConfig, outputs: Path) -> MlflowTracker:
+    """Return the mirror in MLflow.
 
-    console.warn(text)
+    Raises:
+        UserError: `config.uri` cannot be used.
+    """
+    return MlflowTracker(config, outputs)

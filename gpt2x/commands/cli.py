@@ -1,0 +1,106 @@
+"""The `gpt2x` command, and the three scripts: which module of this package a command line means.
+
+Nothing heavy is imported before the command is known: `gpt2x --help` and `--version` answer in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from gpt2x import __version__
+from gpt2x.errors import UserError, did_you_mean
+from gpt2x.runtime.console import console
+from gpt2x.runtime.exits import guarded, run_and_leave
+from gpt2x.runtime.role import is_one_of_several
+
+CONFIGURED = {  # composed by Hydra from conf/NAME.yaml
+    "train": "train a model",
+    "evaluate": "measure a trained model on a data set; with -m compare several",
+    "predict": "complete prompts, or classify them",
+    "prepare": "tokenize a corpus into a prepared data set",
+}
+OTHERS = {  # modules with a `main`
+    "plan": "memory, traffic and speed of a layout, or a search for the best; runs nothing",
+    "convert": "write a model as a Hugging Face, gpt2x or PEFT directory",
+    "checkpoint": "inspect, verify, merge or reshard a checkpoint",
+    "harness": "run tasks of lm-evaluation-harness on a trained model",
+    "sync": "send to MLflow what it lacks of finished runs",
+}
+COMMANDS = CONFIGURED | OTHERS
+
+
+def main() -> None:
+    """Run `gpt2x COMMAND …` and end the process with its status."""
+    finish(lambda: gpt2x(sys.argv[1:]))
+
+
+def script(name: str) -> None:
+    """Run `NAME.py …`, which is `gpt2x NAME …`, and end the process with its status."""
+    finish(lambda: run_command(name, sys.argv[1:], f"python {name}.py"))
+
+
+def finish(job: Callable[[], None]) -> None:
+    """End the process with the status of `job`; one process of several ends without the destructors of libraries."""
+    import os
+
+    if is_one_of_several(os.environ):
+        run_and_leave(job)
+    sys.exit(guarded(job))
+
+
+def gpt2x(arguments: Sequence[str]) -> None:
+    """Answer a command line.
+
+    Raises:
+        UserError: there is no such command, or the command's own mistakes.
+    """
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        console.notice(overview())
+    elif first == "--version":
+        console.notice(f"gpt2x {__version__}")
+    elif first in COMMANDS:
+        run_command(first, list(arguments[1:]), f"gpt2x {first}")
+    else:
+        raise UserError(
+            f"gpt2x {first} is not a command; {did_you_mean(first, list(COMMANDS))}commands: {', '.join(COMMANDS)}."
+        )
+
+
+def overview() -> str:
+    """Return the commands, one per line."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(
+        ["gpt2x COMMAND …", "", *lines, "", "gpt2x COMMAND --help shows what a command takes; gpt2x --version."]
+    )
+
+
+def run_command(name: str, arguments: list[str], program: str) -> None:
+    """Run one command.
+
+    Args:
+        name: one of COMMANDS.
+        arguments: those behind the command's name.
+        program: how the command was typed, for help.
+
+    Raises:
+        UserError: for anything the user can put right.
+    """
+    if name in OTHERS:
+        import_module(f"gpt2x.commands.{name}").main(arguments)
+    elif arguments == ["--version"]:
+        console.notice(f"gpt2x {__version__}")
+    else:
+        compose_and_start(name, arguments)
+
+
+def compose_and_start(name: str, arguments: list[str]) -> None:
+    """Have Hydra compose the configuration of a command, and run it."""
+    from gpt2x.commands.entry import end_sweep, start
+    from gpt2x.commands.hydra_entry import hydra_main
+
+    sys.argv[1:] = arguments  # what Hydra reads
+    hydra_main(name, start, end_sweep)

@@ -1,0 +1,27 @@
+"""`gpt2x sync RUN_DIR…`: send to MLflow what it lacks of earlier runs."""
+
+from __future__ import annotations
+
+from gpt2x.commands.arguments import Parser, path
+from gpt2x.errors import RunError, UserError
+from gpt2x.runtime.console import console, show_error
+from gpt2x.tracking.mlflow_run import sync
+
+
+def main(arguments: list[str]) -> None:
+    """Send the rest of each run; a run that cannot be sent does not keep the others from it.
+
+    Raises:
+        RunError: a run could not be sent; the error has been shown.
+    """
+    parser = Parser(prog="gpt2x sync", description=__doc__)
+    parser.add_argument("run_dirs", nargs="+", type=path, metavar="RUN_DIR", help="directory of a tracked run")
+    has_failed = False
+    for run_dir in parser.parse_args(arguments).run_dirs:
+        try:
+            console.notice(f"{run_dir}: {sync(run_dir)} values sent")
+        except UserError as error:
+            show_error(str(error))
+            has_failed = True
+    if has_failed:
+        raise RunError(status=2)

@@ -1,0 +1,88 @@
+"""`train.py` and `gpt2x train`: from a validated configuration to a finished run directory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from gpt2x.config import TrainConfig
+from gpt2x.config.files import save_config
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.runtime import launch
+from gpt2x.runtime.console import console
+from gpt2x.runtime.device import measure_peak_tflops
+from gpt2x.runtime.role import Role
+from gpt2x.tasks.base import Baseline
+from gpt2x.tracking import NoTracker, RunInfo, create_tracker, run_tags, tracked
+from gpt2x.tracking.plots import plot_loss
+from gpt2x.train import decision as decisions
+from gpt2x.train.build import build_trainer
+from gpt2x.train.decision import Decision
+from gpt2x.train.resume import copy_history
+from gpt2x.train.start_panel import show_panel
+from gpt2x.train.trainer import Trainer
+
+
+def decide(config: TrainConfig, run_dir: Path, role: Role) -> Decision:
+    """Read what the configuration names and check that it fits together; the run directory stays untouched.
+
+    Raises:
+        UserError: for anything the user can put right.
+    """
+    create_tracker(config.tracker, Path(config.paths.outputs).expanduser())
+    return decisions.decide(config, run_dir, role)
+
+
+def open_run_dir(decision: Decision) -> None:
+    """Write `config.yaml`, and the metrics of the run that is resumed."""
+    save_config(decision.resolved, launch.config_path(decision.config, decision.run_dir))
+    if decision.resumption and decision.config.launch.node_rank == 0:
+        copy_history(decision.resumption)
+
+
+def run(decision: Decision, mesh: Mesh) -> None:
+    """Train, as one process of the layout."""
+    config = decision.resolved
+    outputs = Path(config.paths.outputs).expanduser()
+    tracker = create_tracker(config.tracker, outputs) if mesh.is_main else NoTracker()
+    peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
+    trainer = build_trainer(decision, mesh, tracker, peak_tflops)
+    baseline = decision.task.baseline(decision)
+    show_panel(decision, peak_tflops, baseline)
+    with tracked(tracker, run_info(decision), files_at_end=("loss.png", "samples.txt")):
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            console.notice("interrupted; resume=auto continues from the last checkpoint, if there is one")
+            raise
+        if mesh.is_main:
+            finish(trainer, baseline)
+
+
+def run_info(decision: Decision) -> RunInfo:
+    """Return the run as a tracker shows it."""
+    config = decision.resolved
+    return RunInfo(
+        experiment=config.tracker.experiment or config.task.name,
+        run_name=config.tracker.run_name or f"{config.model.name}/{config.dataset.name}",
+        run_dir=decision.run_dir,
+        params=asdict(config),
+        tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.data.fingerprint),
+    )
+
+
+def finish(trainer: Trainer, baseline: Baseline | None) -> None:
+    """Draw the loss curve and print how the run ended."""
+    run_dir, state = trainer.run_dir, trainer.state
+    references = {baseline.name: baseline.loss} if baseline else {}
+    title = f"{trainer.model.name} on {trainer.config.dataset.name}"
+    plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
+    metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
+    if trainer.has_stopped_early:
+        console.notice(f"stopped early at step {state.step}: {patience} evaluations in a row without a better {metric}")
+    elif state.step < trainer.total_steps:
+        console.notice(f"stopped after step {state.step} of {trainer.total_steps}; continue with resume=auto")
+    if state.best_value is not None and (trainer.has_stopped_early or state.step == trainer.total_steps):
+        against = f"; {baseline.comparison}" if baseline else ""
+        console.notice(f"{trainer.task.summary(metric, state.best_value)} at step {state.best_step}{against}")
+    console.notice(f"run directory: {run_dir}")

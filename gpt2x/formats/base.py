@@ -1,0 +1,59 @@
+"""What an export format defines, and the model that is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gpt2x.convert.source import Source, load_source
+from gpt2x.extensions import Extensions
+from gpt2x.lora.adapter import check_base, check_fits, open_adapter
+from gpt2x.lora.merge import MergedSource
+
+FORMATS = Extensions("gpt2x.formats", "export", "--to")
+
+
+@dataclass(frozen=True)
+class Change:
+    """An adapter that is merged into the weights, or taken out of them.
+
+    Attributes:
+        adapter: directory of the adapter.
+        sign: 1 to merge it, -1 to unmerge it.
+    """
+
+    adapter: str
+    sign: int
+
+
+class Export(Protocol):
+    """Writes a directory in one format."""
+
+    def __call__(self, source: Path, output: Path, change: Change | None) -> str:
+        """Write `output`, which is empty or does not exist, and return what was written, in words.
+
+        Raises:
+            UserError: a directory cannot be read or written, or the change does not fit.
+        """
+
+
+def open_model(source_dir: Path, change: Change | None) -> Source:
+    """Open the model that is exported: the one at `source_dir`, with or without an adapter.
+
+    Raises:
+        UserError: a directory cannot be read, or the adapter does not fit.
+    """
+    source: Source = load_source(source_dir)
+    if change is None:
+        return source
+    adapter = open_adapter(change.adapter)
+    if change.sign > 0:
+        check_fits(adapter, source.model, str(source_dir))
+        check_base([adapter], source.weights(), str(source_dir))
+    return MergedSource(source, adapter, change.sign)
+
+
+def describe(source: Source) -> str:
+    """Return the number of tensors and the name of the model."""
+    return f"{len(source.weights())} tensors of {source.model.name}"

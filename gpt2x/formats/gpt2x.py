@@ -1,0 +1,25 @@
+"""A gpt2x checkpoint without optimizer and loop state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2x.checkpoint import save
+from gpt2x.convert.huggingface import copy_tokenizer, require_empty
+from gpt2x.formats.base import Change, describe, open_model
+
+
+def export(source: Path, output: Path, change: Change | None) -> str:
+    """Write the weights and the tokenizer as a gpt2x checkpoint."""
+    model = open_model(source, change)
+    require_empty(output)
+    weights, tokenizer_dir = model.weights(), model.tokenizer_dir
+    save(
+        output,
+        tensors={"weights": {name: weights.box(name) for name in weights}},
+        model=model.model,
+        run_config={},
+        loop_state={},
+        tokenizer_dir_writer=None if tokenizer_dir is None else lambda target: copy_tokenizer(tokenizer_dir, target),
+    )
+    return describe(model)
