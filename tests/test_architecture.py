@@ -35,8 +35,8 @@ ARROWS = {
     "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
     "train": "checkpoint config convert data errors evaluate generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
-    "commands": "checkpoint config convert data errors evaluate formats generate lora model parallel planner pretrained "
-    "runtime tasks tracking train",
+    "commands": "checkpoint config convert data errors evaluate formats generate lora model parallel planner "
+    "pretrained runtime tasks tracking train",
     "__main__": "commands",
 }
 

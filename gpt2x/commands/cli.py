@@ -29,6 +29,7 @@ OTHERS = {  # modules with a `main`
     "sync": "send to MLflow what it lacks of finished runs",
 }
 COMMANDS = CONFIGURED | OTHERS
+HELP = {"-h", "--help"}
 
 
 def main() -> None:
@@ -93,8 +94,22 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
         import_module(f"gpt2x.commands.{name}").main(arguments)
     elif arguments == ["--version"]:
         console.notice(f"gpt2x {__version__}")
+    elif HELP & set(arguments):
+        show_help(name, arguments)
     else:
         compose_and_start(name, arguments)
+
+
+def show_help(name: str, arguments: list[str]) -> None:
+    """Print the keys of a command, or of one group for `--help GROUP`; Hydra is not imported.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    from gpt2x.config.help import help_text
+
+    words = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
+    console.plain(help_text(name, console.rich.width, console.is_interactive, words[0] if words else None))
 
 
 def compose_and_start(name: str, arguments: list[str]) -> None:

@@ -81,6 +81,10 @@ class Console:
         """One line of information."""
         self._line(text)
 
+    def plain(self, text: str) -> None:
+        """A text that is already laid out, with its colors."""
+        self._rich.file.write(text.rstrip("\n") + "\n")
+
     def warn(self, text: str) -> None:
         """One line that begins with `warning:`."""
         self._line(f"warning: {text}", style="yellow")
