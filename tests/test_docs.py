@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2x.commands.cli import CONFIGURED
 from gpt2x.config.keys import leaves
 from gpt2x.config.options import SCHEMAS
 from gpt2x.config.reference import with_tables
