@@ -1,7 +1,7 @@
-"""Where a process stands in a parallel layout: pure arithmetic on the configuration (floor 0; no mindspore).
+"""Ranks, micro batches and stages of a parallel layout: arithmetic on the configuration (imports no mindspore).
 
-Ranks count the tensor axis fastest, then data, then pipeline, as Megatron-LM (Narayanan et al., arXiv:2104.04473,
-section 3): the axis that communicates most lies within a node.
+Ranks count the tensor axis fastest, then data, then pipeline, as in Megatron-LM (Narayanan et al., arXiv:2104.04473,
+section 3), so that the axis that communicates most lies within a node.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from gpt2x.errors import UserError
 
 
 def world_size(parallel: ParallelConfig) -> int:
-    """Processes of a layout, one a device."""
+    """Return the number of processes of a layout, one per device."""
     return parallel.data * parallel.tensor * parallel.pipeline
 
 
 def num_micro_batches(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
-    """Forward passes an update on each replica: `parallel.micro_batches`, or by `trainer.micro_batch_size`, or 1."""
+    """Return the forward passes per update and replica, by `parallel.micro_batches` or `trainer.micro_batch_size`."""
     if parallel.micro_batches is not None:
         return parallel.micro_batches
     if trainer.micro_batch_size is None:
@@ -28,18 +28,21 @@ def num_micro_batches(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
 
 
 def micro_batch_size(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
-    """Sequences a forward pass on each replica."""
+    """Return the sequences per forward pass and replica."""
     return trainer.global_batch_size // (parallel.data * num_micro_batches(parallel, trainer))
 
 
 def bubble_fraction(pipeline: int, micro_batches: int) -> float:
-    """Share of a pipelined update in which a stage waits: (P - 1) / (M + P - 1) (arXiv:2104.04473, section 2.2)."""
+    """Return the share of a pipelined update in which a stage waits.
+
+    For P stages and M micro batches: (P - 1) / (M + P - 1) (arXiv:2104.04473, section 2.2).
+    """
     return (pipeline - 1) / (micro_batches + pipeline - 1)
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """One process of a layout.
+    """The position of one process in a layout.
 
     Attributes:
         parallel: the layout.
@@ -51,48 +54,48 @@ class Coordinates:
 
     @property
     def tensor(self) -> int:
-        """Its number among the processes that share its layers."""
+        """The number among the processes that split the same layers."""
         return self.rank % self.parallel.tensor
 
     @property
     def data(self) -> int:
-        """The replica it belongs to."""
+        """The number of the replica."""
         return self.rank // self.parallel.tensor % self.parallel.data
 
     @property
     def stage(self) -> int:
-        """Its pipeline stage."""
+        """The number of the pipeline stage."""
         return self.rank // (self.parallel.tensor * self.parallel.data)
 
     @property
     def shard(self) -> int:
-        """Which share of the optimizer's states it keeps."""
+        """The number of the shard of optimizer states."""
         return self.data % self.parallel.optimizer_shards
 
     @property
     def is_first_stage(self) -> bool:
-        """It holds the embedding."""
+        """Return whether the process has the embedding."""
         return self.stage == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """It holds the head."""
+        """Return whether the process has the head."""
         return self.stage == self.parallel.pipeline - 1
 
     def rank_at(self, *, data: int | None = None, tensor: int | None = None, stage: int | None = None) -> int:
-        """The rank of the process that differs from this one in the given coordinates."""
+        """Return the rank of the process that differs from this one only in these coordinates."""
         data = self.data if data is None else data
         tensor = self.tensor if tensor is None else tensor
         stage = self.stage if stage is None else stage
         return (stage * self.parallel.data + data) * self.parallel.tensor + tensor
 
     def layers(self, num_layers: int) -> range:
-        """The layers of its stage; where they do not divide, the first stages have one more."""
+        """Return the layers of the stage; see `stage_layers`."""
         return stage_layers(num_layers, self.parallel.pipeline, self.stage)
 
 
 def stage_layers(num_layers: int, pipeline: int, stage: int) -> range:
-    """The layers of a stage; where they do not divide, the first stages have one more."""
+    """Return the layers of a stage. If the stages do not divide the layers, the first stages have one more."""
     least, more = divmod(num_layers, pipeline)
     start = stage * least + min(stage, more)
     return range(start, start + least + (stage < more))
@@ -108,17 +111,17 @@ def validate_parallel(parallel: ParallelConfig) -> None:
     if parallel.data % parallel.optimizer_shards:
         raise UserError(
             f"parallel.optimizer_shards={parallel.optimizer_shards} does not divide parallel.data={parallel.data}; "
-            f"use one of {divisors(parallel.data)}"
+            f"use one of {divisors(parallel.data)}."
         )
     if parallel.sequence_parallel and parallel.tensor == 1:
         raise UserError(
-            "parallel.sequence_parallel=true shares tokens among the tensor axis, but parallel.tensor=1; "
-            "use parallel.sequence_parallel=false or a larger parallel.tensor"
+            "parallel.sequence_parallel=true splits tokens over the tensor axis, but parallel.tensor=1; "
+            "use parallel.sequence_parallel=false or a larger parallel.tensor."
         )
 
 
 def validate_layout(parallel: ParallelConfig, model: ModelConfig) -> None:
-    """Check that a model can be laid out.
+    """Check that a layout divides a model.
 
     Raises:
         UserError: with key, value and fix.
@@ -128,7 +131,7 @@ def validate_layout(parallel: ParallelConfig, model: ModelConfig) -> None:
     for key, value in (("num_heads", model.num_heads), ("ffn_size", ffn)):
         if value % degree:
             raise UserError(
-                f"model.{key}={value} is not divisible by parallel.tensor={degree}; use one of {divisors(value)}"
+                f"model.{key}={value} is not divisible by parallel.tensor={degree}; use one of {divisors(value)}."
             )
     if parallel.vocab_parallel and degree > 1 and model.vocab_size is not None:
         rows = -(-model.vocab_size // model.pad_vocab_multiple) * model.pad_vocab_multiple
@@ -136,17 +139,17 @@ def validate_layout(parallel: ParallelConfig, model: ModelConfig) -> None:
             raise UserError(
                 f"the embedding's {rows} rows (model.vocab_size={model.vocab_size}, model.pad_vocab_multiple="
                 f"{model.pad_vocab_multiple}) are not divisible by parallel.tensor={degree}; pad them with "
-                f"model.pad_vocab_multiple={padding_for(degree)}, or use parallel.vocab_parallel=false"
+                f"model.pad_vocab_multiple={padding_for(degree)}, or use parallel.vocab_parallel=false."
             )
     if parallel.pipeline > model.num_layers:
         raise UserError(
             f"parallel.pipeline={parallel.pipeline} stages exceed model.num_layers={model.num_layers}; "
-            f"use parallel.pipeline={model.num_layers} or fewer"
+            f"use parallel.pipeline={model.num_layers} or fewer."
         )
 
 
 def validate_batch(parallel: ParallelConfig, trainer: TrainerConfig) -> None:
-    """Check that a global batch divides into replicas and micro batches.
+    """Check that replicas and micro batches divide a global batch.
 
     Raises:
         UserError: with key, value and fix.
@@ -155,44 +158,44 @@ def validate_batch(parallel: ParallelConfig, trainer: TrainerConfig) -> None:
     if batch % parallel.data:
         raise UserError(
             f"trainer.global_batch_size={batch} is not a multiple of parallel.data={parallel.data}; "
-            f"use trainer.global_batch_size={next_multiple(batch, parallel.data)}"
+            f"use trainer.global_batch_size={next_multiple(batch, parallel.data)}."
         )
     if micro is not None and batch % (parallel.data * micro):
         raise UserError(
             f"trainer.global_batch_size={batch} is not a multiple of parallel.data={parallel.data} x "
             f"parallel.micro_batches={micro}; use trainer.global_batch_size="
             f"{next_multiple(batch, parallel.data * micro)}, or parallel.micro_batches of "
-            f"{divisors(batch // parallel.data)}"
+            f"{divisors(batch // parallel.data)}."
         )
     if size is not None and batch % (parallel.data * size):
         raise UserError(
             f"trainer.global_batch_size={batch} is not a multiple of trainer.micro_batch_size={size}"
             + (f" x parallel.data={parallel.data}" if parallel.data > 1 else "")
-            + f"; use trainer.micro_batch_size of {divisors(batch // parallel.data)}"
+            + f"; use trainer.micro_batch_size of {divisors(batch // parallel.data)}."
         )
     if micro is not None and size is not None and micro * size * parallel.data != batch:
         raise UserError(
             f"parallel.micro_batches={micro} and trainer.micro_batch_size={size} do not fit trainer.global_batch_size="
-            f"{batch} on parallel.data={parallel.data}; set one of them to null"
+            f"{batch} on parallel.data={parallel.data}; set one of them to null."
         )
     if parallel.sequence_parallel and trainer.seq_len % parallel.tensor:
         raise UserError(
             f"trainer.seq_len={trainer.seq_len} is not divisible by parallel.tensor={parallel.tensor}, which "
             f"parallel.sequence_parallel=true needs; use trainer.seq_len="
-            f"{trainer.seq_len // parallel.tensor * parallel.tensor}"
+            f"{trainer.seq_len // parallel.tensor * parallel.tensor}."
         )
 
 
 def divisors(value: int) -> str:
-    """The divisors of `value`, as a list for people."""
+    """Return the divisors of `value` up to 1024 as text."""
     return ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 1024)
 
 
 def next_multiple(value: int, of: int) -> int:
-    """The smallest multiple of `of` that is not below `value`."""
+    """Return the smallest multiple of `of` that is not below `value`."""
     return -(-value // of) * of
 
 
 def padding_for(tensor: int) -> int:
-    """A multiple of `tensor` that matrix units like: 128 where it is one."""
+    """Return a multiple of `tensor` that suits matrix units: 128 if it is one."""
     return 128 if 128 % tensor == 0 else tensor

@@ -48,7 +48,7 @@ def test_rank_stabilized_scaling_divides_by_the_root():
         (["lora.targets=[q,key]"], ["lora.targets=[q,key]", "'key'", "q, k, v, c_attn", "mlp.c_proj"]),
         (["lora.targets=[h.7.attn.q]"], ["h.7.attn.q", "h.1.mlp.c_proj"]),
         (["lora.targets=[]"], ["lora.targets=[]", "empty", "q, k, v"]),
-        (["lora.targets=[c_attn,v]"], ["h.0.attn.c_attn holds h.0.attn.v", "twice"]),
+        (["lora.targets=[c_attn,v]"], ["h.0.attn.c_attn contains h.0.attn.v", "twice"]),
         (["lora.rank=0"], ["lora.rank=0", "at least 1"]),
         (["lora.alpha=null"], ["lora.alpha=null", "lora.alpha=16"]),
         (["lora.alpha=0"], ["lora.alpha=0", "above 0"]),

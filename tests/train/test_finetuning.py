@@ -45,10 +45,10 @@ def test_patterns_fit_as_lora_targets_do(frozen, gone):
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [
-        (["wte"], r"trainer.frozen=\[wte\]: 'wte' fits no tensor; did you mean 'wte.\*'\? tensors are"),
+        (["wte"], r"trainer.frozen=\[wte\]: 'wte' matches no tensor; did you mean 'wte.\*'\? tensors are"),
         (["wpe.weigth"], r"did you mean wpe.weight\?"),
-        (["lm_head.weight"], "'lm_head.weight' fits no tensor"),
-        (["h.7.*"], r"'h.7.\*' fits no tensor"),
+        (["lm_head.weight"], "'lm_head.weight' matches no tensor"),
+        (["h.7.*"], r"'h.7.\*' matches no tensor"),
         (["*"], r"trainer.frozen=\[\*\] leaves nothing to train"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
