@@ -61,8 +61,8 @@ def trained_tensors(frozen: list[str], names: Collection[str]) -> list[str]:
         if not any(fits(name, pattern) for name in names):
             raise UserError(
                 f"trainer.frozen=[{','.join(frozen)}]: {pattern!r} matches no tensor; "
-                f"{similar_patterns(pattern, names)}tensors are wte.weight, wpe.weight, those of layers as h.0.attn.c_attn.weight, ln_f.weight, and "
-                "patterns of them as 'h.[0-3].*', 'ln_1.*' or 'bias'."
+                f"{similar_patterns(pattern, names)}tensors are wte.weight, wpe.weight, those of layers as "
+                "h.0.attn.c_attn.weight, ln_f.weight, and patterns of them as 'h.[0-3].*', 'ln_1.*' or 'bias'."
             )
     trained = [name for name in names if not any(fits(name, pattern) for pattern in frozen)]
     if not trained:
