@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
+from gpt2x.config.options import read_option
 from gpt2x.data.mindrecord import write_rows
 from gpt2x.data.prepare import prepare
 from gpt2x.data.rows.labelled import LabelledRows
@@ -15,7 +17,6 @@ from gpt2x.data.sources.labelled import Labelled
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
-from tests.support.configs import typed
 
 FOLDERS = {"sst2": "sst-2", "cola": "cola", "ag_news": "ag_news", "imdb": "imdb"}
 SIZES = {"sst2": (67_349, 872), "cola": (8_551, 527), "ag_news": (6_000, 800), "imdb": (3_000, 1_000)}
@@ -28,7 +29,7 @@ NAMES = {
 
 
 def dataset(name: str, **changes) -> DatasetConfig:
-    return replace(typed("prepare", f"dataset={name}", "seq_len=8").dataset, **changes)
+    return replace(read_option("dataset", name, DatasetConfig), **changes)
 
 
 def written(folder, name: str, text: str):
@@ -247,24 +248,30 @@ def test_real_texts_are_the_references_but_for_its_faults(shared_data, tmp_path,
     assert unlike <= 0.05 * len(ours)
 
 
+@pytest.fixture(scope="module")
+def gpt2(shared_data) -> Tokenizer:
+    return Tokenizer.load(shared_data / "gpt2-tokenizer")
+
+
 @pytest.mark.parametrize("name", FOLDERS)
-def test_real_rows_are_the_references_but_for_its_faults(shared_data, tmp_path, name):
-    """Its rows: the text's ids, filled up with EOS under attention_mask 0."""
-    tokenizer = Tokenizer.load(shared_data / "gpt2-tokenizer")
-    config = dataset(name, path=str(shared_data / FOLDERS[name]))
-    data = prepared(config, tmp_path, tokenizer, seq_len=1024, splits=("val",))
-    rows = rows_of(data.val)
-    file = next(path for path in (shared_data / FOLDERS[name]).iterdir() if "dev" in path.name)
+def test_real_rows_are_the_references_but_for_its_faults(shared_data, tmp_path, gpt2, name):
+    """Its first 300 rows: the text's ids, filled up with EOS under attention_mask 0."""
+    source = next(path for path in (shared_data / FOLDERS[name]).iterdir() if "dev" in path.name)
+    file = tmp_path / source.name
+    with source.open(encoding="utf-8") as lines:
+        file.write_text("".join(islice(lines, 301)), encoding="utf-8")
+    config = dataset(name, train_path=str(file), val_path=str(file))
+    rows = rows_of(prepared(config, tmp_path, gpt2, seq_len=1024, splits=("val",)).val)
     first = 1 if name in ("cola", "ag_news") else 0
     compared = 0
-    for row, (text, label) in enumerate(reference_texts(name, file)[:300], first):
+    for row, (text, label) in enumerate(reference_texts(name, file), first):
         if any(fault in text for fault in ('""', "<br />")) or text != text.strip():
             text = repaired(name, text)
-        ids = tokenizer.encode(text)
+        ids = gpt2.encode(text)
         if len(ids) > 1024:
             continue  # the reference's row is longer than its model
         assert rows["labels"][row] == label
-        expected = ids + [tokenizer.eos_id] * (1024 - len(ids))
+        expected = ids + [gpt2.eos_id] * (1024 - len(ids))
         if rows["input_ids"][row].tolist() == expected:
             assert rows["attention_mask"][row].tolist() == [1] * len(ids) + [0] * (1024 - len(ids))
             compared += 1

@@ -1,7 +1,8 @@
 import json
-import multiprocessing
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from gpt2x.commands.prepare import run
 from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
+from gpt2x.data.cache import build_once
 from gpt2x.data.mindrecord import COLUMNS, write_rows
 from gpt2x.data.prepare import prepare
 from gpt2x.data.reading.documents import Piece
@@ -17,6 +19,7 @@ from gpt2x.data.sampling import batches
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
+from gpt2x.extensions import Extensions
 
 BPE = TokenizerConfig(name="bpe", vocab_size=300)
 LINES = [f"document {i} " + "word " * (i % 7) for i in range(60)]
@@ -50,8 +53,8 @@ def test_packing(tokenizer, num_docs, separate):
     stream = [i for t in texts for i in [*tokenizer.encode(t), *[tokenizer.eos_id] * separate]]
     for length in (2, 5, 8, len(stream) - 1, len(stream)):
         packer = Packer(tokenizer, length, separate=separate)
-        made = list(packer.blocks(Piece(t, True) for t in texts))
-        ids, mask = (np.concatenate(part) for part in zip(*made, strict=True))
+        blocks = list(packer.blocks(Piece(t, True) for t in texts))
+        ids, mask = (np.concatenate(part) for part in zip(*blocks, strict=True))
         assert ids.dtype == mask.dtype == np.int32
         assert (packer.num_tokens, packer.num_documents) == (len(stream), num_docs)
         if separate:
@@ -111,13 +114,44 @@ def test_cache_hit_and_invalidation(corpus, tmp_path):
         files(tokenizer=TokenizerConfig(name="bpe", vocab_size=290))[0],
     ]
     assert len({first, *others}) == 5
+    unrelated, same = files(text(corpus, skip_empty=True))  # a key that `text` does not read: prepared again, in vain
+    assert unrelated != first
+    assert same.fingerprint == data.fingerprint  # resuming compares the rows, not the keys
     moved = corpus.rename(corpus.with_name("moved.jsonl"))
     assert files(text(moved))[0] == first  # content counts, not the name
     moved.write_text(moved.read_text().replace("document 3 ", "document 4 "))
     assert files(text(moved))[0] != first
 
 
-def test_damaged_cache_is_made_anew(corpus, tmp_path):
+def test_a_new_kind_of_tokenizer_is_one_file(corpus, tmp_path, monkeypatch):
+    """And one that is edited is trained again."""
+    folder = tmp_path / "added_tokenizers"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    code = """
+from gpt2x.data.tokenizers.byte_level_bpe import train
+
+def bytes_only(texts, vocab_size, eos_token):
+    return train([], SIZE, eos_token)
+
+TRAIN = bytes_only
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr("gpt2x.data.prepare.TRAINERS", Extensions("added_tokenizers", "TRAIN", "tokenizer.kind"))
+    config = TokenizerConfig(name="bytes", kind="bytes_only", vocab_size=300)
+    tokenizers = []
+    for size in ("257", "256 + 1"):
+        (folder / "bytes_only.py").write_text(code.replace("SIZE", size))
+        tokenizers += [prepare(text(corpus), config, Blocks(16), cache=tmp_path / "cache").tokenizer for _ in range(2)]
+        del sys.modules["added_tokenizers.bytes_only"]
+    assert {tokenizer.vocab_size for tokenizer in tokenizers} == {257}
+    assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
+    with pytest.raises(UserError, match=r"tokenizer.kind=bytes does not exist; .*bytes_only"):
+        prepare(text(corpus), TokenizerConfig(name="b", kind="bytes", vocab_size=300), Blocks(16), cache=tmp_path)
+
+
+def test_damaged_cache_is_built_again(corpus, tmp_path):
     data = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
     whole = data.train.files[0].read_bytes()
     data.train.files[0].write_bytes(whole[:100])
@@ -127,21 +161,24 @@ def test_damaged_cache_is_made_anew(corpus, tmp_path):
     assert len(again.train.files[0].read_bytes()) == len(whole)
 
 
-def _prepare_and_count(arguments):
-    path, cache = arguments
-    data = prepare(text(path), BPE, Blocks(16), cache=cache)
-    return data.fingerprint, data.train.num_blocks, ids_of(data.train)[0].sum().item()
+def test_two_builders_at_once(tmp_path):
+    """Each is in the middle of its work while the other is: the first to finish wins, and nothing else remains."""
+    both = threading.Barrier(2, timeout=20)
+
+    def build(directory):
+        (directory / "rows").write_text(name := f"by {threading.get_ident()}")
+        both.wait()
+        return {"name": name}
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(lambda _: build_once(tmp_path / "cache" / "x", build), range(2)):
+            pass
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x"]
+    facts = build_once(tmp_path / "cache" / "x", lambda _: pytest.fail("built again"))
+    assert (tmp_path / "cache" / "x" / "rows").read_text() == facts["name"]
 
 
-@pytest.mark.launch
-def test_two_processes_at_once(corpus, tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        results = pool.map(_prepare_and_count, [(corpus, tmp_path / "cache")] * 2, chunksize=1)
-    assert results[0] == results[1]
-    assert [p for p in (tmp_path / "cache" / "datasets").iterdir() if p.name.startswith(".")] == []
-
-
-def test_own_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
+def test_checkpoint_tokenizer_and_one_split(corpus, tmp_path, tokenizer):
     missing = TokenizerConfig(name="gpt2", path="/no/such/place")
     data = prepare(
         text(corpus), missing, Blocks(16), cache=tmp_path / "cache", checkpoint_tokenizer=tokenizer, splits=("val",)
@@ -272,8 +309,8 @@ def test_mindrecord_in_several_files(tmp_path, tokenizer):
     writer.write_raw_data([dict.fromkeys(COLUMNS, ids * 0 + 1) for _ in range(2)])  # one of the files stays empty
     writer.commit()
     tokenizer.save(tmp_path / "tokenizer")
-    own = TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer"))
-    data = prepare(text(tmp_path), own, Blocks(8), cache=tmp_path / "cache", splits=("val",))
+    saved = TokenizerConfig(name="gpt2", path=str(tmp_path / "tokenizer"))
+    data = prepare(text(tmp_path), saved, Blocks(8), cache=tmp_path / "cache", splits=("val",))
     assert (len(data.val.files), data.val.num_blocks) == (3, 2)
 
 
@@ -281,11 +318,11 @@ def test_home_in_paths(corpus, tmp_path, monkeypatch):
     """A folder with both parts, under `~`: the validation part must not become training data."""
     monkeypatch.setenv("HOME", str(tmp_path))
     run(PrepareConfig(text(f"~/{corpus.name}"), BPE, PathsConfig("~", "~/cache"), 16, "~/prepared"))
-    own = TokenizerConfig(name="gpt2", path="~/prepared/tokenizer")
+    exported = TokenizerConfig(name="gpt2", path="~/prepared/tokenizer")
     folder = tmp_path / "prepared"
-    given = {"train_path": "~/prepared/train.mindrecord", "val_path": "~/prepared/val.mindrecord"}
-    for dataset in (text("~/prepared"), DatasetConfig(name="text", corpus="text", **given)):
-        data = prepare(dataset, own, Blocks(16), cache=Path("~/cache"))
+    paths = {"train_path": "~/prepared/train.mindrecord", "val_path": "~/prepared/val.mindrecord"}
+    for dataset in (text("~/prepared"), DatasetConfig(name="text", corpus="text", **paths)):
+        data = prepare(dataset, exported, Blocks(16), cache=Path("~/cache"))
         assert data.train.files == (folder / "train.mindrecord",)
         assert data.val.files == (folder / "val.mindrecord",)
     assert not Path("~").exists()
@@ -309,13 +346,14 @@ def test_command_writes_a_folder_that_can_be_read(corpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "tokens/s" in printed
     assert str(output / "train.mindrecord") in printed
-    own = TokenizerConfig(name="gpt2", path=str(output / "tokenizer"))
-    made = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
-    read = prepare(text(output), own, Blocks(16), cache=tmp_path / "nothing")
+    exported = TokenizerConfig(name="gpt2", path=str(output / "tokenizer"))
+    cached = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
+    read = prepare(text(output), exported, Blocks(16), cache=tmp_path / "nothing")
     for split in ("train", "val"):
-        np.testing.assert_array_equal(ids_of(getattr(read, split))[0], ids_of(getattr(made, split))[0])
-    assert read.tokenizer.fingerprint == made.tokenizer.fingerprint
-    assert (read.train.num_documents, read.train.num_tokens) == (54, made.train.num_tokens)
+        np.testing.assert_array_equal(ids_of(getattr(read, split))[0], ids_of(getattr(cached, split))[0])
+    assert read.tokenizer.fingerprint == cached.tokenizer.fingerprint
+    assert read.fingerprint == cached.fingerprint  # of the rows, wherever they lie: a run may be resumed with either
+    assert (read.train.num_documents, read.train.num_tokens) == (54, cached.train.num_tokens)
     other = TokenizerConfig(name="gpt2", path=str(tmp_path / "other"))
     byte_level_bpe.train(iter(LINES), 290).save(tmp_path / "other")
     with pytest.raises(UserError, match=r"was prepared with a different tokenizer.*tokenizer.path=.*out/tokenizer"):
