@@ -168,7 +168,7 @@ def load_or_train(config: TokenizerConfig, dataset: DatasetConfig, source: Sourc
     """Return the tokenizer of `config.path`, or one trained on the training part, once.
 
     Raises:
-        UserError: No path and nothing to train on, or no vocab_size.
+        UserError: No path and nothing to train on, or keys that do not suit the kind of tokenizer.
     """
     if config.path is not None:
         return Tokenizer.load(config.path, config.eos_token)
@@ -177,15 +177,12 @@ def load_or_train(config: TokenizerConfig, dataset: DatasetConfig, source: Sourc
             f"tokenizer.path=null: dataset={dataset.name} gives no training text to train a tokenizer on. "
             f"Set tokenizer.path to the tokenizer that belongs to the data (or to the model)."
         )
-    size = config.vocab_size
-    if size is None:
-        raise UserError("tokenizer.vocab_size=null: a tokenizer is trained if tokenizer.path is null. Give a size.")
     train_tokenizer = TRAINERS.load(config.kind)
     key = digest_of([FORMAT, asdict(config), code_hash(train_tokenizer), source.fingerprint("train")])
 
     def train(directory: Path) -> dict[str, Any]:
         texts = (piece.text for piece in source.pieces("train"))
-        train_tokenizer(texts, size, config.eos_token).save(directory)
+        train_tokenizer(texts, config).save(directory)
         return {"trained_on": dataset.corpus}
 
     directory = cache / "tokenizers" / f"{config.kind}-{key[:16]}"

@@ -131,8 +131,8 @@ def test_a_new_kind_of_tokenizer_is_one_file(corpus, tmp_path, monkeypatch):
     code = """
 from gpt2x.data.tokenizers.byte_level_bpe import train
 
-def bytes_only(texts, vocab_size, eos_token):
-    return train([], SIZE, eos_token)
+def bytes_only(texts, config):
+    return train([], SIZE, config.eos_token)
 
 TRAIN = bytes_only
 """

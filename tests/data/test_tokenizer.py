@@ -2,9 +2,11 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from gpt2x.config import TokenizerConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
@@ -72,6 +74,17 @@ def test_trained_tokenizer_reaches_every_byte(trained):
     assert trained.vocab_size == 300
     rare = "\x00\x7fÿ\U0001d518"
     assert trained.decode(trained.encode(rare)) == rare
+
+
+def test_configured_training():
+    """What `tokenizer.kind=byte_level_bpe` does: the same, by the configuration's keys."""
+    config = TokenizerConfig(name="bpe", vocab_size=280, eos_token="<end>")
+    tokenizer = byte_level_bpe.TRAIN([TEXT], config)
+    assert tokenizer.fingerprint == byte_level_bpe.train([TEXT], 280, "<end>").fingerprint
+    with pytest.raises(UserError, match="tokenizer.vocab_size=null"):
+        byte_level_bpe.TRAIN([TEXT], replace(config, vocab_size=None))
+    with pytest.raises(UserError, match=r"tokenizer.settings.x does not exist"):
+        byte_level_bpe.TRAIN([TEXT], replace(config, settings={"x": 1}))
 
 
 def test_eos_as_the_files_name_it(trained, tmp_path):

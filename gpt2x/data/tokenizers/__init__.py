@@ -1,5 +1,5 @@
 """Kinds of trained tokenizers: one file per kind, named as `tokenizer.kind`.
 
-Each defines `TRAIN`, a function of (texts, vocab_size, eos_token) that returns a `Tokenizer`. To add a kind, write such
-a file and a YAML file in conf/tokenizer.
+Each defines `TRAIN`, a function of (texts, `TokenizerConfig`) that returns a `Tokenizer`. To add a kind, write such a
+file and a YAML file in conf/tokenizer.
 """

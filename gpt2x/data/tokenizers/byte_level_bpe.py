@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tokenizers import models, pre_tokenizers, trainers
 
+from gpt2x.config import TokenizerConfig
 from gpt2x.data.tokenizer import DEFAULT_EOS, Tokenizer, byte_level
 from gpt2x.errors import UserError
+from gpt2x.extensions import settings
 
 
 def train(texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -> Tokenizer:
@@ -34,4 +37,21 @@ def train(texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -
     return Tokenizer(backend, eos_token)
 
 
-TRAIN = train
+@dataclass
+class Settings:
+    """`tokenizer.settings`: this kind has none."""
+
+
+def train_configured(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Train a tokenizer as configured.
+
+    Raises:
+        UserError: No or too small a `vocab_size`, or unknown settings.
+    """
+    settings(Settings, config.settings, "tokenizer.settings")
+    if config.vocab_size is None:
+        raise UserError("tokenizer.vocab_size=null: a tokenizer is trained if tokenizer.path is null. Give a size.")
+    return train(texts, config.vocab_size, config.eos_token)
+
+
+TRAIN = train_configured
