@@ -81,7 +81,7 @@ def test_configured_training():
     config = TokenizerConfig(name="bpe", vocab_size=280, eos_token="<end>")
     tokenizer = byte_level_bpe.TRAIN([TEXT], config)
     assert tokenizer.fingerprint == byte_level_bpe.train([TEXT], 280, "<end>").fingerprint
-    with pytest.raises(UserError, match="tokenizer.vocab_size=null"):
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size=null"):
         byte_level_bpe.TRAIN([TEXT], replace(config, vocab_size=None))
     with pytest.raises(UserError, match=r"tokenizer.settings.x does not exist"):
         byte_level_bpe.TRAIN([TEXT], replace(config, settings={"x": 1}))

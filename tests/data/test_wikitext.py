@@ -19,6 +19,7 @@ from gpt2x.data.rows.blocks import Blocks
 from gpt2x.data.sampling import batches
 from gpt2x.data.sources.registry import open_corpus
 from gpt2x.data.sources.wikitext2 import clean_articles, detokenize, reference_passages
+from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
 GPT2 = "gpt2-tokenizer"
@@ -36,13 +37,6 @@ def rows(split):
         ],
         axis=1,
     )
-
-
-def plain_gpt2(shared_data):
-    """GPT-2's tokenizer straight from the library, without gpt2x."""
-    folder = shared_data / GPT2
-    tokenizer = tokenizers.ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    return lambda text: tokenizer.encode(text).ids
 
 
 def independent_clean(s, number="1"):
@@ -81,22 +75,37 @@ def independent_reference(path, keep_last):
     return "\n".join(" ".join(p).strip() for p in passages if p).strip()
 
 
-@pytest.mark.parametrize(
-    ("block_len", "keep_last", "blocks", "tail"),
-    [(1025, False, 231, 212), (1024, False, 231, 443)],
-)
-def test_reference_validation_blocks(shared_data, tmp_path, block_len, keep_last, blocks, tail):
-    folder = shared_data / "wikitext-2"
+@pytest.fixture(scope="module")
+def gpt2(shared_data) -> Tokenizer:
+    return Tokenizer.load(shared_data / GPT2)
+
+
+@pytest.fixture(scope="module")
+def encode(shared_data):
+    """GPT-2's tokenizer straight from the library, without gpt2x: text -> ids."""
+    folder = shared_data / GPT2
+    tokenizer = tokenizers.ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return lambda text: tokenizer.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def reference_ids(shared_data, encode):
+    """The validation part under protocol=reference, independently."""
+    return encode(independent_reference(shared_data / "wikitext-2" / "wiki.valid.tokens", False))
+
+
+def blocks_of(shared_data, cache, gpt2, block_len, split, **keys):
+    dataset = config(path=str(shared_data / "wikitext-2"), **keys)
     data = prepare(
-        config(path=str(folder), protocol="reference", keep_last_passage=keep_last),
-        TokenizerConfig(name="gpt2", path=str(shared_data / GPT2)),
-        Blocks(block_len - 1),
-        cache=tmp_path,
-        splits=("val",),
+        dataset, TokenizerConfig(), Blocks(block_len - 1), cache=cache, checkpoint_tokenizer=gpt2, splits=(split,)
     )
-    ids = plain_gpt2(shared_data)(independent_reference(folder / "wiki.valid.tokens", keep_last))
-    split = data.val
-    assert data.train is None
+    assert list(data.splits()) == [split]
+    return data.splits()[split]
+
+
+@pytest.mark.parametrize(("block_len", "blocks", "tail"), [(1025, 231, 212), (1024, 231, 443)])
+def test_reference_validation_blocks(shared_data, tmp_path, gpt2, reference_ids, block_len, blocks, tail):
+    split, ids = blocks_of(shared_data, tmp_path, gpt2, block_len, "val", protocol="reference"), reference_ids
     assert (split.num_blocks, split.dropped_tokens) == (len(ids) // block_len, len(ids) % block_len) == (blocks, tail)
     assert split.num_tokens == blocks * block_len
     assert split.num_words == 217_646
@@ -106,31 +115,25 @@ def test_reference_validation_blocks(shared_data, tmp_path, block_len, keep_last
     assert mask.all()
 
 
-def test_reference_train_blocks(shared_data, tmp_path):
-    folder = shared_data / "wikitext-2"
-    tokenizer = TokenizerConfig(name="gpt2", path=str(shared_data / GPT2))
-    data = prepare(
-        config(path=str(folder), protocol="reference"), tokenizer, Blocks(1024), cache=tmp_path, splits=("train",)
-    )
-    ids = plain_gpt2(shared_data)(independent_reference(folder / "wiki.train.tokens", False))
-    assert (data.train.num_blocks, data.train.dropped_tokens) == (len(ids) // 1025, len(ids) % 1025) == (2194, 1000)
-    np.testing.assert_array_equal(rows(data.train)[0].ravel(), ids[: 2194 * 1025])
-    assert data.train.num_words == 2_088_628
+@pytest.mark.exhaustive
+def test_reference_train_blocks(shared_data, tmp_path, gpt2, encode):
+    split = blocks_of(shared_data, tmp_path, gpt2, 1025, "train", protocol="reference")
+    ids = encode(independent_reference(shared_data / "wikitext-2" / "wiki.train.tokens", False))
+    assert (split.num_blocks, split.dropped_tokens) == (len(ids) // 1025, len(ids) % 1025) == (2194, 1000)
+    np.testing.assert_array_equal(rows(split)[0].ravel(), ids[: 2194 * 1025])
+    assert split.num_words == 2_088_628
 
 
-def test_clean_validation_blocks(shared_data, tmp_path):
-    folder = shared_data / "wikitext-2"
-    tokenizer = TokenizerConfig(name="gpt2", path=str(shared_data / GPT2))
-    data = prepare(config(path=str(folder)), tokenizer, Blocks(1024), cache=tmp_path, splits=("val",))
-    text = (folder / "wiki.valid.tokens").read_text(encoding="utf-8")
+@pytest.mark.run
+def test_clean_validation_blocks(shared_data, tmp_path, gpt2, encode):
+    split = blocks_of(shared_data, tmp_path, gpt2, 1025, "val")
+    text = (shared_data / "wikitext-2" / "wiki.valid.tokens").read_text(encoding="utf-8")
     articles = re.split(r"(?m)^ \n(?= = [^=\n]+ = \n \n)", text)  # a title stands between blank lines
     articles = [article for article in articles if article.strip()]
-    encode = plain_gpt2(shared_data)
     ids = []
     for article in articles:
         lines = [independent_clean(line.strip(), "N") for line in article.split("\n") if line.strip()]
         ids += [*encode("\n".join(lines)), 50256]
-    split = data.val
     assert (split.num_documents, len(articles)) == (60, 60)
     assert (split.num_tokens, split.dropped_tokens) == (len(ids), 0)
     assert split.num_blocks == -(-(len(ids) - 1) // 1024) == 237
@@ -216,9 +219,9 @@ def test_download_with_and_without_checksum(server, tmp_path):
 
 
 def test_the_default_archive_is_checked(server, tmp_path):
-    given = OmegaConf.load(CONF / "dataset" / "wikitext2.yaml")
+    shipped = OmegaConf.load(CONF / "dataset" / "wikitext2.yaml")
     with pytest.raises(UserError, match=r"dataset.sha256=92675f1d.*Accept any archive with dataset.sha256=null"):
-        open_corpus(config(url=server[0], sha256=given.sha256), tmp_path / "cache")
+        open_corpus(config(url=server[0], sha256=shipped.sha256), tmp_path / "cache")
     assert files_below(tmp_path / "cache") == []
 
 
