@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -65,6 +66,7 @@ def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here, where they become messages
     register_schemas()
+    check_flags(sys.argv[1:])
     role = read_role(os.environ)
     if role.is_under_msrun:
         if {"-m", "--multirun"} & set(sys.argv):
@@ -78,6 +80,17 @@ def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
     if failures:
         message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
         raise RunError(message, min(failure.status for failure in failures))
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Raise UserError for a flag that Hydra does not have, before Hydra answers it in its own way."""
+
+    def error(message: str) -> NoReturn:
+        raise UserError(f"{message}; keys are typed as KEY=VALUE, and --help lists them.")
+
+    parser = get_args_parser()
+    parser.error = error
+    parser.parse_args(arguments)
 
 
 def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[SweepJob]]:
@@ -114,6 +127,10 @@ def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[
         job()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(message_of(error, SCHEMAS[name])) from None
+    except ValueError as error:  # such as model=3
+        if has_started:
+            raise
+        raise UserError(f"the command line cannot be read ({error}); type GROUP=OPTION or KEY=VALUE.") from None
     except OSError as error:
         if has_started or error.filename is None:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from gpt2x.data.template import Template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers.registry import TRAINERS
 from gpt2x.errors import UserError
+from gpt2x.runtime.console import stderr
 
 FORMAT = 2  # part of every cache key: raise it when the same input gives different rows
 
@@ -207,7 +207,7 @@ def cut_once(form: RowForm, part: Part, cache: Path) -> CutRows:
             num_rows, sha256 = write_rows(temporary / name, form.cut(part, counts, advance), form.description)
         seconds = time.perf_counter() - started
         num_encoded = counts.tokens + counts.dropped_tokens
-        print(f"Preparing {source.config.name} {split}: {num_encoded:,} tokens in {seconds:.1f} s", file=sys.stderr)
+        stderr.notice(f"Preparing {source.config.name} {split}: {num_encoded:,} tokens in {seconds:.1f} s")
         rows = {
             "num_blocks": num_rows,
             "block_len": form.row_len,
@@ -227,12 +227,11 @@ def cut_once(form: RowForm, part: Part, cache: Path) -> CutRows:
 @contextmanager
 def _progress(title: str, num_chars: int) -> Iterator[Callable[[int], None]]:
     """Draw a bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if not stderr.is_interactive:
         yield lambda chars: None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=stderr.rich, transient=True) as bar:
         task = bar.add_task(title, total=num_chars)
         yield lambda chars: bar.advance(task, chars)

@@ -17,7 +17,7 @@ from rich.text import Text
 from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion
 from gpt2x.generate.prompts import Prompt
-from gpt2x.runtime.console import Console, console
+from gpt2x.runtime.console import console, stderr
 
 
 @dataclass
@@ -162,7 +162,7 @@ def results(output: str | None, total: int) -> Iterator[Lines | None]:
 
 def say(text: str) -> None:
     """Print a notice that is not part of the results, on stderr."""
-    Console(sys.stderr).notice(text)
+    stderr.notice(text)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """All that gpt2x prints: results on standard output; errors, and notices beside results, on standard error.
 
-No other module prints (`tests/test_console_only.py`). On a terminal `Progress` is a live bar, with evaluations and
+No other module prints (`tests/runtime/test_messages.py`). On a terminal `Progress` is a live bar, with evaluations and
 notices above it. Elsewhere (a file, a pipe, CI) it is one plain line every N steps, whose fields keep their order and
 spelling, so that `grep` and `awk` work on it.
 """
