@@ -16,7 +16,7 @@ from gpt2x.generate.decoder import Decoder
 from gpt2x.generate.fused import Weights, bf16_bits, int8_rows, is_fused, panels
 from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
-from gpt2x.model.losses.language_modeling import WeightedLoss
+from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
 from gpt2x.ops import backend_of, composed, native
 from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
@@ -291,7 +291,7 @@ def test_the_variant_for_processors_without_avx512_computes_the_same():
     code = (
         "from gpt2x import native; native.VARIANTS.pop('avx512')\n"
         "import numpy as np; from tests import test_native as t\n"
-        "found, values = t.updates(t.CPU); assert native.library()[1] == 'avx2'\n"
+        "found, values = t.updates(t.CPU); assert native.library().variant == 'avx2'\n"
         "print(*(f'{u.loss:.9f}' for u in found if u.finite))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -299,3 +299,27 @@ def test_the_variant_for_processors_without_avx512_computes_the_same():
     losses = [float(value) for value in result.stdout.split()]
     expected = [update.loss for update in updates(CPU)[0] if update.finite]
     assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_backends_work_in_one_process_and_give_their_own_results():
+    """Nets that are built and run in turn; the device is set up for either before the other one runs."""
+    model = tiny_model(hidden_size=40, max_seq_len=64)
+    ids = Tensor(random_ids(model, (2, 33)))
+    nets = {hardware.native_kernels: build(model, hardware=hardware) for hardware in (CPU, PLAIN)}
+    assert type(nets[True].backend) is native.Native
+    assert type(nets[False].backend) is composed.Composed
+    assert nets[True].head_loss is not None
+    assert nets[False].head_loss is None
+    first = {key: TokenLosses(net)(ids, None).asnumpy() for key, net in nets.items()}
+    set_up_device(CPU)
+    again = {key: TokenLosses(nets[key])(ids, None).asnumpy() for key in (False, True)}
+    for key, losses in first.items():
+        assert np.array_equal(losses, again[key])
+    assert np.allclose(first[True], first[False], atol=1e-5)
+    assert not np.array_equal(first[True], first[False]), "the two backends round differently"
+
+
+def test_in_fp16_only_the_update_is_native():
+    backend = backend_of(replace(CPU, precision="fp16"))
+    assert isinstance(backend.linear(), composed.Linear)
+    assert isinstance(backend.adamw(0.9, 0.95), native.AdamWUpdate)

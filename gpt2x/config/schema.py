@@ -201,7 +201,12 @@ class HardwareConfig:
         """Return the implementation of the operators: the name of a file in `gpt2x/ops`."""
         if not self.is_cpu:
             return self.device_target.lower()
-        return "native" if self.native_kernels and self.precision == "fp32" else "composed"
+        return "native" if self.native_kernels else "composed"
+
+    @property
+    def computes_natively(self) -> bool:
+        """Whether gpt2x's C++ kernels compute the model; in other precisions than fp32 only the optimizer update."""
+        return self.backend == "native" and self.precision == "fp32"
 
 
 @dataclass

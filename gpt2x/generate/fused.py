@@ -138,7 +138,7 @@ class FusedLayers(nn.Cell):
     def __init__(self, net: GPT2, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
         super().__init__(auto_prefix=False)
         kernels = weights.kernels
-        settings = Tensor(np.array([model.num_heads, cache_len, kernels.activation], np.int32))
+        settings = Tensor(kernels.settings(model.num_heads, cache_len))
         self.blocks = nn.CellList(
             [
                 FusedBlock(block, matrices, kernels.block(weights.kind), batch_size, cache_len, settings)

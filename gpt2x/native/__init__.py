@@ -1,7 +1,11 @@
-"""Kernels of our own for the CPU (floor 1): C++ that is compiled when gpt2x is installed.
+"""gpt2x's C++ kernels for the CPU, compiled when gpt2x is installed.
 
-A module of the package a kind of processor, from the same sources (pyproject.toml); the best that this processor runs
-is taken. Without one, or without MindSpore's oneDNN, the operators written out with MindSpore's own compute the same.
+- `src/`: the kernels. Each operator states its signature: operand names, types, sizes.
+- `signatures.py`, `constants.py`: the same signatures and numbers in Python; `interface.py` compares both at load.
+- here: opening the library (`library`), and its operators as MindSpore primitives (`operator`).
+
+There is one extension module per processor level, built from the same sources (pyproject.toml); the best one that this
+processor runs is used. Without any, or without MindSpore's oneDNN, the composed operators compute the same.
 """
 
 from __future__ import annotations
@@ -9,26 +13,38 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-VARIANTS = {  # modules, best first, and what they ask of a processor (the levels of x86-64's psABI)
+from gpt2x.errors import UserError
+from gpt2x.native.interface import InterfaceError, Signature, read_interface
+from gpt2x.native.signatures import SIGNATURES
+
+VARIANTS = {  # modules, best first, and the processor flags that they require (the levels of x86-64's psABI)
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"},
     "avx2": {"avx2", "fma", "bmi2", "f16c"},
 }
 
 
 class MissingKernelsError(Exception):
-    """Why there are no kernels here, and what would bring them."""
+    """Why this machine cannot use the kernels, and what to do about it."""
+
+
+class Library(NamedTuple):
+    """The opened library."""
+
+    path: Path
+    variant: str  # a key of VARIANTS
+    functions: ctypes.CDLL
+    constants: dict[str, float]
 
 
 @cache
 def processor_flags() -> set[str]:
-    """What this processor can do, in the kernel's words; nothing where it does not say."""
+    """Return this processor's features as Linux names them; empty if /proc/cpuinfo does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -37,64 +53,115 @@ def processor_flags() -> set[str]:
 
 
 @cache
-def library() -> tuple[Path, str]:
-    """The library of kernels, open and with oneDNN's matrix product, and the name of its variant.
+def library() -> Library:
+    """Open the kernels, check their interface, connect oneDNN's matrix product and start the threads.
+
+    Call it from the main thread first: the kernels' threads keep to the cores of the thread that starts them.
 
     Raises:
-        MissingKernelsError: there is none that runs here.
+        MissingKernelsError: no library runs here.
+        UserError: the library was compiled from a different version of gpt2x.
+    """
+    path, variant = module_file()
+    onednn = importlib.util.find_spec("mindspore")
+    assert onednn is not None
+    assert onednn.origin is not None
+    try:
+        functions = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingKernelsError(f"{path.name} does not load: {error}") from None
+    constants = checked_constants(path, functions)
+    threadpool = str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3")
+    if functions.gpt2x_open(threadpool.encode(), num_threads()) != 0:
+        raise MissingKernelsError("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
+    return Library(path, variant, functions, constants)
+
+
+def module_file() -> tuple[Path, str]:
+    """Return the file and the name of the best variant that this processor runs.
+
+    Raises:
+        MissingKernelsError: there is none.
     """
     usable = [name for name, flags in VARIANTS.items() if flags <= processor_flags()]
     if not usable:
         raise MissingKernelsError("this processor has no AVX2")
     for name in usable:
-        found = importlib.util.find_spec(f"{__name__}.{name}")
-        if found is not None and found.origin is not None:
-            path = Path(found.origin)
-            break
-    else:
-        raise MissingKernelsError('they are not compiled; install a C++20 compiler, then: pip install -e "."')
-    onednn = importlib.util.find_spec("mindspore")
-    assert onednn is not None
-    assert onednn.origin is not None
+        spec = importlib.util.find_spec(f"{__name__}.{name}")
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin), name
+    raise MissingKernelsError("they are not compiled: install a C++20 compiler, then run pip install -e .")
+
+
+def checked_constants(path: Path, functions: ctypes.CDLL) -> dict[str, float]:
+    """Compare the library's interface with this Python code; return the library's constants.
+
+    Raises:
+        UserError: they differ.
+    """
     try:
-        kernels = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MissingKernelsError(f"{path.name} does not load ({error})") from None
-    if kernels.gpt2x_open(str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3").encode(), num_threads()) != 0:
-        raise MissingKernelsError("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
-    return path, name
+        describe = functions.gpt2x_interface
+    except AttributeError:
+        text, difference = "", "it does not describe its interface"
+    else:
+        describe.restype = ctypes.c_char_p
+        text, difference = describe().decode(), ""
+    try:
+        return read_interface(text)
+    except InterfaceError as error:
+        raise UserError(
+            f"hardware.native_kernels=true: the compiled kernels {path} do not match this version of gpt2x "
+            f"({difference or error}). Run pip install -e . to compile them again."
+        ) from None
 
 
 def num_threads() -> int:
-    """One for each core that this process may use, or OMP_NUM_THREADS where that is less.
+    """Return the number of cores that this process may use, or OMP_NUM_THREADS if that is less.
 
-    Asked of Python's environment: MindSpore writes OMP_NUM_THREADS=1 into the process' own.
+    Reads Python's copy of the environment, because MindSpore writes OMP_NUM_THREADS=1 into the process' own.
     """
     cores, limit = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
 
 
 def use_huge_pages(values: np.ndarray) -> None:
-    """Move an array that is read over and over to pages of 2 MB, where the system has them (Linux 6.1)."""
-    path, _ = library()
+    """Move an array that is read over and over to pages of 2 MB, if the system has them (Linux 6.1)."""
     pointer, size = ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(values.nbytes)
-    ctypes.CDLL(str(path)).gpt2x_move_to_huge_pages(pointer, size)
+    library().functions.gpt2x_move_to_huge_pages(pointer, size)
 
 
-def operator(name: str, shapes: Callable[..., Any], num_outputs: int = 1, in_place: bool = False) -> Any:
-    """A kernel as an operator of graphs.
+def record(name: str, **fields: int | np.ndarray) -> np.ndarray:
+    """Return an operand of named int32 values, in the order of the C++ struct `name` (constants.hpp).
 
     Args:
-        name: of the C function, whose comment says what it takes.
-        shapes: those of the outputs from those of the inputs.
-        num_outputs: all fp32.
-        in_place: it changes inputs, and must neither be left out nor pass another that uses them.
+        name: such as "MaskSettings".
+        fields: a value for every field; an array fills as many places.
+    """
+    places = {key.partition(".")[2]: int(at) for key, at in library().constants.items() if key.startswith(f"{name}.")}
+    assert places.keys() == fields.keys(), (name, places.keys(), fields.keys())
+    return np.concatenate([np.atleast_1d(np.int32(fields[field])) for field in sorted(places, key=places.__getitem__)])
+
+
+def operator(name: str, in_place: bool = False, **sizes: int) -> Any:
+    """Return a kernel as a primitive of graphs; it takes the operands of its signature, in order, and returns fp32.
+
+    Args:
+        name: a key of `SIGNATURES`.
+        in_place: it changes inputs. MindSpore must neither drop it nor move it past other users of them.
+        sizes: those of the outputs that no input has.
     """
     from mindspore import dtype, ops
 
-    path, _ = library()
-    kinds = dtype.float32 if num_outputs == 1 else (dtype.float32,) * num_outputs
-    found = ops.Custom(f"{path}:{name}", out_shape=shapes, out_dtype=lambda *_: kinds, func_type="aot")
+    signature = Signature(name, SIGNATURES[name])
+    count = len(signature.outputs)
+
+    def out_shape(*shapes: list[int]) -> Any:
+        outputs = signature.output_shapes(shapes, sizes)
+        return outputs[0] if count == 1 else tuple(outputs)
+
+    out_dtype = dtype.float32 if count == 1 else (dtype.float32,) * count
+    path = library().path
+    primitive = ops.Custom(f"{path}:{name}", out_shape=out_shape, out_dtype=lambda *_: out_dtype, func_type="aot")
     if in_place:
-        found.add_prim_attr("side_effect_mem", True)
-    return found
+        primitive.add_prim_attr("side_effect_mem", True)
+    return primitive

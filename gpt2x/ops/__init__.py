@@ -3,7 +3,7 @@
 A `Backend` provides them all. There are three, one file each, and every file ends with its `Backend`:
 
 - `composed`: MindSpore's operators written out. Any device, any precision; the CPU in fp16.
-- `native`: gpt2x's C++ kernels (`gpt2x.native`). The CPU in fp32.
+- `native`: gpt2x's C++ kernels (`gpt2x.native`). The CPU in fp32; in fp16 they only compute the optimizer update.
 - `ascend`: MindSpore's fused operators for Ascend, and `composed` for the rest.
 
 `backend_of(hardware)` makes the one that `HardwareConfig.backend` names. A net makes it once and passes it down to its
@@ -14,13 +14,14 @@ measurements behind the choices.
 
 from __future__ import annotations
 
-import importlib
-
 from gpt2x.config import HardwareConfig
+from gpt2x.extensions import Extensions
 from gpt2x.ops._dropout import Dropout
 from gpt2x.ops.base import DTYPES, Backend
 
 __all__ = ["DTYPES", "Backend", "Dropout", "backend_of"]
+
+BACKENDS = Extensions("gpt2x.ops", "create", "backend of hardware.device_target")
 
 
 def backend_of(hardware: HardwareConfig) -> Backend:
@@ -29,4 +30,4 @@ def backend_of(hardware: HardwareConfig) -> Backend:
     Raises:
         UserError: the compiled kernels belong to a different version of gpt2x.
     """
-    return importlib.import_module(f"{__name__}.{hardware.backend}").create(hardware)
+    return BACKENDS.load(hardware.backend)(hardware)

@@ -9,9 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-# The same numbers are in gpt2x/native/src/constants.hpp; `gpt2x.native.library` checks that they agree.
-MIX_1, MIX_2 = 0x2C1B3C6D, 0x297A2D39  # odd multipliers below 2^31, because graphs multiply int32
-WEYL = 0x9E3779B97F4A7C15  # step of the columns' Weyl sequence: 2^64 over the golden ratio
+from gpt2x.native.constants import MIX_1, MIX_2, WEYL
 
 
 def mix(x):

@@ -18,6 +18,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gpt2x.config import HardwareConfig
+from gpt2x.native.constants import FAST_GELU_SLOPE, GELU_CUBIC, GELU_SLOPE
 from gpt2x.ops._attention import Attention, AttentionKernel, HeadAttention, hidden_keys
 from gpt2x.ops._dropout import Dropout
 from gpt2x.ops.base import Backend
@@ -87,11 +88,6 @@ class LayerNormKernel(nn.Cell):
         return ops.cast(dx, x.dtype), dweight, dbias
 
 
-# The same numbers are in gpt2x/native/src/constants.hpp; `gpt2x.native.library` checks that they agree.
-GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
-GELU_CUBIC = 0.044715 * GELU_SLOPE
-
-
 class GeluNew(nn.Cell):
     """The tanh form of GELU (Hendrycks and Gimpel, arXiv:1606.08415), Hugging Face's `gelu_new`.
 
@@ -127,9 +123,6 @@ class GeluErf(nn.Cell):
     def construct(self, x):
         """Same shape and dtype as x."""
         return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
-
-
-FAST_GELU_SLOPE = 1.702
 
 
 class FastGelu(nn.Cell):

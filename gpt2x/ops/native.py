@@ -19,9 +19,10 @@ from gpt2x.config import HardwareConfig
 from gpt2x.ops import composed
 from gpt2x.ops._attention import HeadAttention as ComposedHeadAttention
 from gpt2x.ops._dropout import Dropout as ComposedDropout
+from gpt2x.ops._native_head import HeadLoss
 from gpt2x.ops.base import Backend
 
-ACTIVATIONS = ("gelu_new", "fast_gelu")  # in the order of their numbers in the C++ kernels
+ACTIVATIONS = ("gelu_new", "fast_gelu")  # that have kernels
 
 
 class Linear(nn.Cell):
@@ -41,9 +42,8 @@ class ProductKernel(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.forward = cpp.operator("linear", lambda x, w: [x[0], w[1]])
-        self.dx = cpp.operator("linear_dx", lambda dy, w: [dy[0], w[0]])
-        self.dw = cpp.operator("linear_dw", lambda x, dy: [x[1], dy[1]])
+        self.forward = cpp.operator("linear")
+        self.dx, self.dw = cpp.operator("linear_dx"), cpp.operator("linear_dw")
 
     def construct(self, x, weight):
         """x (R, K), weight (K, N) -> (R, N)."""
@@ -59,10 +59,9 @@ class AffineKernel(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.forward = cpp.operator("linear", lambda x, w, b: [x[0], w[1]])
-        self.dx = cpp.operator("linear_dx", lambda dy, w: [dy[0], w[0]])
-        self.dw = cpp.operator("linear_dw", lambda x, dy: [x[1], dy[1]])
-        self.db = cpp.operator("linear_db", lambda dy: [dy[1]])
+        self.forward = cpp.operator("linear_bias")
+        self.dx, self.dw = cpp.operator("linear_dx"), cpp.operator("linear_dw")
+        self.db = cpp.operator("linear_db")
 
     def construct(self, x, weight, bias):
         """x (R, K), weight (K, N), bias (N,) -> (R, N)."""
@@ -91,8 +90,8 @@ class LayerNormKernel(nn.Cell):
     def __init__(self, eps: float):
         super().__init__()
         self.eps = Tensor(np.array([eps], np.float32))
-        self.forward = cpp.operator("layer_norm", lambda x, w, b, e: (x, x[:1], x[:1]), 3)
-        self.backward = cpp.operator("layer_norm_grad", lambda dy, x, w, m, s: (x, w, w), 3)
+        self.forward = cpp.operator("layer_norm")
+        self.backward = cpp.operator("layer_norm_grad")
 
     def construct(self, x, weight, bias):
         """x (R, D) -> y (R, D), mean (R,), reciprocal standard deviation (R,)."""
@@ -108,8 +107,8 @@ class Activation(nn.Cell):
 
     def __init__(self, name: str):
         super().__init__()
-        self.forward = cpp.operator(name, lambda x: x)
-        self.backward = cpp.operator(f"{name}_grad", lambda x, dy: x)
+        self.forward = cpp.operator(name)
+        self.backward = cpp.operator(f"{name}_grad")
 
     def construct(self, x):
         """Same shape as x."""
@@ -129,8 +128,11 @@ class Dropout(ComposedDropout):
         self.kernel = DropoutKernel()
 
     def mask_settings(self) -> np.ndarray:
-        """What decides a mask besides key and row, int32 (4,): site, threshold, bits of the scale, first column."""
-        return np.array([self.site, self.threshold, np.float32(self.scale).view(np.int32), self.first], np.int32)
+        """What decides a mask besides key and row: MaskSettings, int32 (4,)."""
+        scale_bits = np.float32(self.scale).view(np.int32)
+        return cpp.record(
+            "MaskSettings", site=self.site, threshold=self.threshold, scale=scale_bits, first_column=self.first
+        )
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x after dropout."""
@@ -142,7 +144,7 @@ class DropoutKernel(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.apply_mask = cpp.operator("dropout", lambda x, key, rows, settings: x)
+        self.apply_mask = cpp.operator("dropout")
 
     def construct(self, x, key, rows, settings):
         """x (..., D), rows: one number per row of x -> the shape of x."""
@@ -163,11 +165,17 @@ class HeadAttention(nn.Cell):
         self.none = Tensor(np.zeros(1, np.int32))
         mask = np.zeros(4, np.int32) if dropout is None else dropout.mask_settings()
         self.settings = tuple(
-            Tensor(np.array([has_starts, has_dropout, first_head, all_heads, *mask], np.int32))
+            self.record(has_starts, has_dropout, first_head, all_heads, mask)
             for has_dropout in (0, 1)
             for has_starts in (0, 1)
         )
         self.split_heads = ComposedHeadAttention(nn.Cell(), num_heads, head_dim, None, first_head, all_heads)
+
+    @staticmethod
+    def record(has_starts: int, has_dropout: int, first_head: int, all_heads: int, mask: np.ndarray) -> Tensor:
+        """The operand `settings`: AttentionSettings, int32 (8,)."""
+        fields = {"has_starts": has_starts, "has_dropout": has_dropout, "first_head": first_head}
+        return Tensor(cpp.record("AttentionSettings", **fields, all_heads=all_heads, mask=mask))
 
     def split(self, qkv):
         """qkv (B, T, 3D) -> three times (B, N, T, H)."""
@@ -197,15 +205,7 @@ class AttentionKernel(nn.Cell):
 
     def __init__(self, num_heads: int):
         super().__init__()
-        self.forward = cpp.operator(
-            "attention",
-            lambda qkv, starts, key, rows, settings: (
-                [qkv[0], qkv[1], qkv[2] // 3],
-                [qkv[0], num_heads, qkv[1]],
-            ),
-            2,
-        )
-        self.backward = cpp.operator("attention_grad", lambda dy, qkv, out, lse, starts, key, rows, settings: qkv)
+        self.forward, self.backward = cpp.operator("attention", N=num_heads), cpp.operator("attention_grad")
 
     def construct(self, qkv, starts, key, rows, settings):
         """qkv (B, T, 3D) -> output (B, T, D), log-sum-exp of the scores (B, N, T)."""
@@ -216,66 +216,6 @@ class AttentionKernel(nn.Cell):
         dqkv = self.backward(dout[0], qkv, out[0], out[1], starts, key, rows, settings)
         nothing = ops.zeros_like(starts), ops.zeros_like(key), ops.zeros_like(rows), ops.zeros_like(settings)
         return dqkv, *nothing
-
-
-class HeadLoss(nn.Cell):
-    """Head and cross entropy in one kernel, some rows at a time: the logits of all rows never exist together."""
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        self.num_columns = Tensor(np.array([vocab_size], np.int32))
-        self.nll = cpp.operator("head_nll", lambda hidden, table, labels, columns: hidden[:1])
-        self.trained, self.frozen = HeadLossKernel(), FrozenHeadLossKernel()
-
-    def losses(self, hidden, table, labels):
-        """hidden (R, D), table (V, D), labels (R,) int32 -> nll (R,); no gradient."""
-        return self.nll(hidden, table, labels, self.num_columns)
-
-    def construct(self, hidden, table, labels, weights, is_trained):
-        """Arguments of `losses` and weights (R,) -> the sum of weights times nll, scalar fp32."""
-        kernel = self.trained if is_trained else self.frozen
-        return kernel(hidden, table, labels, self.num_columns, weights)[0]
-
-
-class HeadLossKernel(nn.Cell):
-    """`HeadLoss` with gradients computed while the logits exist (Liger, arXiv:2410.10989)."""
-
-    def __init__(self):
-        super().__init__()
-        self.forward = cpp.operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h, t), 3)
-        self.scale = cpp.operator("scale_in_place", lambda x, factor: [1], in_place=True)
-
-    def construct(self, hidden, table, labels, columns, weights):
-        """-> loss, its gradients with respect to hidden (R, D) and table (V, D), nll (R,)."""
-        nll, dhidden, dtable = self.forward(hidden, table, labels, columns, weights)
-        return ops.reduce_sum(nll * weights), dhidden, dtable, nll
-
-    def scaled(self, gradient, factor):
-        """Multiply the gradient by a factor in place."""
-        return ops.depend(gradient, self.scale(gradient, factor.reshape(1)))
-
-    def bprop(self, hidden, table, labels, columns, weights, out, dout):
-        """Gradients of hidden, table and weights."""
-        dhidden, dtable = self.scaled(out[1], dout[0]), self.scaled(out[2], dout[0])
-        return dhidden, dtable, ops.zeros_like(labels), ops.zeros_like(columns), out[3] * dout[0]
-
-
-class FrozenHeadLossKernel(HeadLossKernel):
-    """`HeadLossKernel` for a head that is not trained."""
-
-    def __init__(self):
-        super().__init__()
-        self.forward = cpp.operator("head_loss", lambda h, t, labels, columns, w: (h[:1], h), 2)
-
-    def construct(self, hidden, table, labels, columns, weights):
-        """-> loss, its gradient with respect to hidden (R, D), nll (R,)."""
-        nll, dhidden = self.forward(hidden, table, labels, columns, weights)
-        return ops.reduce_sum(nll * weights), dhidden, nll
-
-    def bprop(self, hidden, table, labels, columns, weights, out, dout):
-        """Gradients of hidden and weights; zero for the table."""
-        dhidden = self.scaled(out[1], dout[0])
-        return dhidden, ops.zeros_like(table), ops.zeros_like(labels), ops.zeros_like(columns), out[2] * dout[0]
 
 
 class AdamWUpdate(nn.Cell):
@@ -299,7 +239,7 @@ class AdamWUpdate(nn.Cell):
 
 def adamw_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
     """The update of one tensor, by scalars of all parameters and by those of the parameter's group."""
-    kernel = cpp.operator("adamw", lambda *_: [1], in_place=True)
+    kernel = cpp.operator("adamw", in_place=True)
     betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
     update = ops.MultitypeFuncGraph("native_update")
     by_group = ops.MultitypeFuncGraph("native_update_by_group")
@@ -321,7 +261,7 @@ def adamw_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, o
 
 def native_square_sum() -> ops.MultitypeFuncGraph:
     """The kernel of `Backend.square_sum`."""
-    kernel = cpp.operator("square_sum", lambda x: [1])
+    kernel = cpp.operator("square_sum")
     square_sum = ops.MultitypeFuncGraph("native_square_sum")
 
     @square_sum.register("Tensor")
@@ -335,34 +275,48 @@ class DecoderKernels:
     """A transformer block on a cache, and the head, for few rows; `gpt2x.generate.fused` calls them.
 
     Attributes:
-        activation: number of the model's activation, an operand of the block.
         panel: columns of a panel, the form in which narrow weights are read.
     """
 
-    panel = 64
-
     def __init__(self, activation: str):
-        self.activation = ACTIVATIONS.index(activation)
+        constants = cpp.library().constants
+        self.panel, self.activation = int(constants["panel"]), int(constants[f"activation.{activation}"])
+
+    def settings(self, num_heads: int, cache_len: int) -> np.ndarray:
+        """The operand `settings` of a block: DecoderSettings, int32 (3,)."""
+        return cpp.record("DecoderSettings", num_heads=num_heads, cache_len=cache_len, activation=self.activation)
 
     def block(self, kind: str) -> Any:
         """The operator of a block whose matrices are `kind`: fp32, bf16 or int8."""
-        return cpp.operator(f"decoder_block_{kind}", lambda x, *_: x, in_place=True)
+        return cpp.operator(f"decoder_block_{kind}", in_place=True)
 
     def head(self, kind: str, vocab_size: int) -> Any:
         """The operator of the last layer norm and the head, whose table is `kind`."""
-        return cpp.operator(f"decoder_head_{kind}", lambda x, *_: [x[0], vocab_size])
+        return cpp.operator(f"decoder_head_{kind}", V=vocab_size)
 
     def use_huge_pages(self, values: np.ndarray) -> None:
         """Move an array that every token reads to pages of 2 MB."""
         cpp.use_huge_pages(values)
 
 
-class Native(composed.Composed):
-    """gpt2x's C++ kernels; composed operators for what has none (the activation gelu, and cross entropy of logits)."""
+class NativeUpdate(composed.Composed):
+    """C++ kernels for the optimizer update, which is fp32 in every precision; composed operators for the model."""
 
     def __init__(self, hardware: HardwareConfig):
         super().__init__(hardware)
-        self.library = cpp.library()[0]
+        self.library = cpp.library().path
+
+    def square_sum(self) -> ops.MultitypeFuncGraph:
+        """As `Backend.square_sum`."""
+        return native_square_sum()
+
+    def adamw(self, beta1: float, beta2: float) -> nn.Cell:
+        """As `Backend.adamw`."""
+        return AdamWUpdate(beta1, beta2)
+
+
+class Native(NativeUpdate):
+    """C++ kernels in fp32; composed operators for what has none (the activation gelu, cross entropy of logits)."""
 
     def linear(self) -> nn.Cell:
         """As `Backend.linear`."""
@@ -396,14 +350,6 @@ class Native(composed.Composed):
         """As `Backend.head_loss`."""
         return HeadLoss(vocab_size)
 
-    def square_sum(self) -> ops.MultitypeFuncGraph:
-        """As `Backend.square_sum`."""
-        return native_square_sum()
-
-    def adamw(self, beta1: float, beta2: float) -> nn.Cell:
-        """As `Backend.adamw`."""
-        return AdamWUpdate(beta1, beta2)
-
     def decoder(self, activation: str) -> DecoderKernels | None:
         """As `Backend.decoder`; None if the kernels lack the activation."""
         return DecoderKernels(activation) if activation in ACTIVATIONS else None
@@ -412,6 +358,6 @@ class Native(composed.Composed):
 def create(hardware: HardwareConfig) -> Backend:
     """Return the native backend, or the composed one if this machine has no kernels (`set_up_device` warns)."""
     try:
-        return Native(hardware)
+        return Native(hardware) if hardware.computes_natively else NativeUpdate(hardware)
     except cpp.MissingKernelsError:
         return composed.create(hardware)

@@ -76,7 +76,7 @@ NATIVE = CpuUnits(
 
 def cpu_units(hardware: HardwareConfig) -> CpuUnits:
     """Those of gpt2x's own kernels, or of MindSpore's operators."""
-    return NATIVE if hardware.backend == "native" else MINDSPORE
+    return NATIVE if hardware.computes_natively else MINDSPORE
 
 
 @dataclass(frozen=True)

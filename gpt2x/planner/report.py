@@ -171,7 +171,7 @@ def assumptions(config: TrainConfig) -> list[str]:
     if (config.num_devices or world_size(config.parallel)) > 1:
         needed += ["link_gb_per_s", "network_gb_per_s"]
     missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
-    if hardware.backend == "composed":
+    if hardware.is_cpu and not hardware.computes_natively:
         missing.append("calibration without hardware.native_kernels=true and fp32")
     if missing:
         notes.append(f"speed is not predicted: hardware={hardware.name} has no {', '.join(missing)}")

@@ -234,7 +234,7 @@ class LayoutEstimate:
         self.rows = self.micro_batch_size * trainer.seq_len
         self.width = stats.BYTES[hardware.precision]
         self.traffic = Traffic(self.model, parallel, hardware, self.rows)
-        self.is_native = hardware.backend == "native"
+        self.is_native = hardware.computes_natively
         self.flash = stats.uses_flash_attention(self.model, hardware) or self.is_native
 
     # ---- work of a stage

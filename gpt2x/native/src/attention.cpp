@@ -1,7 +1,7 @@
-// Causal attention by blocks of queries: no more than a block's scores exist at a time, none of keys behind its last
-// query, and backward computes them again from the logarithms of their sums (Dao et al., arXiv:2205.14135).
+// Causal attention by blocks of queries. Only one block's scores exist at a time, without keys after its last query. Backward
+// computes them again from their log-sum-exp (Dao et al., arXiv:2205.14135).
 //
-// Legend: B batch, T tokens, N heads, H head dim, D = N H; queries, keys and values of a token side by side (3D).
+// Legend: B batch, T tokens, N heads, H head dim, D = N H. Queries, keys and values of a token stand side by side (3D).
 #include <algorithm>
 #include <limits>
 
@@ -17,12 +17,14 @@ namespace {
 
 constexpr int64_t kBlock = 6 * kTileRows;  // queries whose scores are computed together
 
-// The inputs from `first` on that both directions share: starts (B, T) or one number, key (), rows (B T) or one number,
-// settings (has starts, has dropout, this process' first head, heads of all processes, then those of the mask).
-AttentionShape shape_of(const Op& op, int qkv, int lse, int first) {
-  const int64_t heads = op.dim(lse, 1);
-  return AttentionShape(op.dim(qkv, 0), op.dim(qkv, 1), heads, op.dim(qkv, 2) / 3 / heads, op.ints(first), op.ints(first + 1),
-                        op.ints(first + 2), op.ints(first + 3));
+// The operands that both directions share. starts: the first key that each token sees; rows: number of each token for dropout.
+// Both are (B, T) values, or any single one if they are unused.
+#define GPT2X_ATTENTION_OPERANDS "starts int32, key int32, rows int32, settings int32 (8)"
+
+AttentionShape shape_of(const auto& op) {
+  const int64_t heads = op.dim("N");
+  return AttentionShape(op.dim("B"), op.dim("T"), heads, op.dim("D") / heads, op.ints("starts"), op.ints("key"), op.ints("rows"),
+                        op.template record<AttentionSettings>("settings"));
 }
 
 // Rows (count, H) at `stride`, scaled, to (count, padded H).
@@ -52,7 +54,7 @@ void times_panels(const float* left, int64_t num_rows, const AttentionShape& s, 
                panels, kTileColumns, to + r * stride + c, stride, false);
 }
 
-// weights (num_rows, k) of which row r has r + first_key_end keys, times rows (k, padded H) -> (num_rows, padded H)
+// weights (num_rows, k), whose row r has r + first_key_end keys, times rows (k, padded H) -> (num_rows, padded H)
 void times_rows(const float* weights, int64_t stride, int64_t num_rows, int64_t first_key_end, const AttentionShape& s,
                 const float* right, float* to) {
   for (int64_t h = 0; h < s.padded_dim; h += kTileColumns)
@@ -72,18 +74,17 @@ void add_transposed(const float* weights, int64_t stride, int64_t num_rows, int6
                weights + c, 1, stride, right + h, s.padded_dim, to + c * s.padded_dim + h, s.padded_dim, true);
 }
 
-int64_t score_stride(const AttentionShape& s) { return s.padded_length + kLanes; }  // rows on different cache sets
+int64_t score_stride(const AttentionShape& s) { return s.padded_length + kLanes; }  // puts rows on different cache sets
 
 }  // namespace
 
 namespace gpt2x {
 
 AttentionShape::AttentionShape(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, const int32_t* starts,
-                               const int32_t* key, const int32_t* rows, const int32_t* settings)
+                               const int32_t* key, const int32_t* rows, const AttentionSettings& settings)
     : batch(batch), length(length), heads(heads), head_dim(head_dim), hidden(heads * head_dim),
       padded_dim(round_up(head_dim, kLanes)), padded_length(round_up(length, kTileColumns)), starts(starts), rows(rows),
-      settings(settings), has_starts(settings[0]), has_dropout(settings[1]),
-      mask(*key, settings + 4, settings[1] ? length : 0) {}
+      settings(settings), mask(*key, settings.mask, settings.has_dropout ? length : 0) {}
 
 void attend(const AttentionShape& s, const float* qkv, float* out, float* lse) {
   const float factor = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
@@ -120,7 +121,7 @@ void attend(const AttentionShape& s, const float* qkv, float* out, float* lse) {
         std::fill(row + query + 1, row + start + count, 0.0f);
         if (lse != nullptr) lse[pair * s.length + query] = largest + std::log(sum);
         scale[r] = 1.0f / sum;
-        if (s.has_dropout) {
+        if (s.settings.has_dropout) {
           const auto keep = s.mask_row(b, n, query);
 #pragma omp simd
           for (int64_t k = begin; k <= query; ++k) row[k] *= keep(k);
@@ -136,15 +137,17 @@ void attend(const AttentionShape& s, const float* qkv, float* out, float* lse) {
 
 }  // namespace gpt2x
 
-// qkv (B, T, 3D), then `shape_of`'s -> out (B, T, D), lse (B, N, T): the logarithms of the sums of exponentials
-GPT2X_OP(attention) { attend(shape_of(op, 0, 6, 1), op.floats(0), op.floats(5), op.floats(6)); }
+// lse: log-sum-exp of each query's scores
+GPT2X_OP(attention, "qkv float32 (B, T, 3D), " GPT2X_ATTENTION_OPERANDS " -> out float32 (B, T, D), lse float32 (B, N, T)") {
+  attend(shape_of(op), op.floats("qkv"), op.floats("out"), op.floats("lse"));
+}
 
-// dout (B, T, D), qkv (B, T, 3D), out (B, T, D), lse (B, N, T), then `shape_of`'s -> dqkv (B, T, 3D)
-GPT2X_OP(attention_grad) {
-  const AttentionShape s = shape_of(op, 1, 3, 4);
-  const float *dout = op.floats(0), *qkv = op.floats(1), *out = op.floats(2), *lse = op.floats(3);
+GPT2X_OP(attention_grad, "dout float32 (B, T, D), qkv float32 (B, T, 3D), out float32 (B, T, D), lse float32 (B, N, T), "
+                         GPT2X_ATTENTION_OPERANDS " -> dqkv float32 (B, T, 3D)") {
+  const AttentionShape s = shape_of(op);
+  const float *dout = op.floats("dout"), *qkv = op.floats("qkv"), *out = op.floats("out"), *lse = op.floats("lse");
   const float factor = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
-  float* dqkv = op.floats(8);
+  float* dqkv = op.floats("dqkv");
   const int64_t stride = 3 * s.hidden, rows = s.padded_length * s.padded_dim, block_size = kBlock * s.padded_dim;
   parallel_for(s.batch * s.heads, [&](int64_t pair) {
     const int64_t b = pair / s.heads, n = pair % s.heads;
@@ -182,13 +185,13 @@ GPT2X_OP(attention_grad) {
         std::fill(dp, dp + begin, 0.0f);
         std::fill(p + query + 1, p + end, 0.0f);
         std::fill(dp + query + 1, dp + end, 0.0f);
-        if (s.has_dropout) {
+        if (s.settings.has_dropout) {
           const auto keep = s.mask_row(b, n, query);
 #pragma omp simd
           for (int64_t k = begin; k <= query; ++k) {
-            const float kept = keep(k), weight = fast_exp(p[k] - sum);
-            dp[k] = weight * (dp[k] * kept - delta);
-            p[k] = weight * kept;
+            const float multiplier = keep(k), weight = fast_exp(p[k] - sum);
+            dp[k] = weight * (dp[k] * multiplier - delta);
+            p[k] = weight * multiplier;
           }
         } else {
 #pragma omp simd

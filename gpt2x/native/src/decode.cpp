@@ -1,6 +1,7 @@
-// A transformer block on new tokens, with its keys and values in a cache, and the head: what decoding a token takes.
+// Decoding: a transformer block on new tokens with keys and values in a cache, and the head.
 //
-// Legend: B rows, T new tokens a row, M = B T, D hidden, F feed-forward, N heads, H head dim, S cached positions, V table rows.
+// Legend: B rows, T new tokens per row, M = B T, D hidden, F feed-forward, N heads, H head dim, S cached positions, V vocabulary,
+// P table rows (V and padding).
 #include <algorithm>
 #include <limits>
 
@@ -12,7 +13,7 @@ using namespace gpt2x;
 
 namespace {
 
-constexpr int64_t kStreamed = 8;  // tokens a row from which on oneDNN's products are faster than reading weights once
+constexpr int64_t kStreamed = 8;  // with more tokens per row, oneDNN's products are faster than streaming the weights
 
 // y (M, N) = x (M, K) weights (K, N) + bias (N)
 template <typename W>
@@ -54,7 +55,7 @@ void layer_norm(int64_t m, int64_t width, const float* x, const float* weight, c
   }
 }
 
-// scores, in place, to their exponentials over the largest's -> their sum
+// scores become exp(score - largest score) -> their sum
 float exponentials(int64_t count, float* scores) {
   float largest = -std::numeric_limits<float>::infinity(), sum = 0.0f;
 #pragma omp simd reduction(max : largest)
@@ -64,8 +65,8 @@ float exponentials(int64_t count, float* scores) {
   return sum;
 }
 
-// out (H) of a query, of HV vectors, over `count` keys and values (count, H); `scores` has room for as many. Four quarters are read
-// side by side: the processor fetches ahead within a page of memory, and several at a time.
+// out (H) of one query of HV vectors over `count` keys and values (count, H); `scores` has room for `count` values. Four quarters are
+// read side by side, because the processor prefetches only within a page of memory, but from several pages at a time.
 template <int HV>
 void attend_query(int64_t count, float factor, const float* query, const float* keys, const float* values, float* scores,
                   float* out) {
@@ -98,7 +99,7 @@ void attend_query(int64_t count, float factor, const float* query, const float* 
   for (int j = 0; j < HV; ++j) store(out + j * kLanes, (total[0][j] + total[1][j] + total[2][j] + total[3][j]) / sum);
 }
 
-// attend_query for an H that is not of whole vectors
+// attend_query for an H that is not a multiple of the vector length
 void attend_any_query(int64_t count, int64_t head_dim, float factor, const float* query, const float* keys, const float* values,
                       float* scores, float* out) {
   for (int64_t s = 0; s < count; ++s) {
@@ -114,7 +115,7 @@ void attend_any_query(int64_t count, int64_t head_dim, float factor, const float
     for (int64_t h = 0; h < head_dim; ++h) out[h] += scores[s] / sum * values[s * head_dim + h];
 }
 
-// out (M, D) of the last D of qkv's queries over the cache up to each token's position
+// qkv (M, 3D): its queries attend to the cache up to each token's position -> out (M, D)
 void attend_cached(int64_t m, int64_t heads, int64_t head_dim, int64_t length, int64_t tokens, const int32_t* positions,
                    const int32_t* slots, const float* qkv, const float* keys, const float* values, float* out) {
   const int64_t hidden = heads * head_dim;
@@ -150,66 +151,80 @@ void store_cache(int64_t m, int64_t heads, int64_t head_dim, int64_t length, int
     }
 }
 
-// x (M, D), positions (B, T), slots (B): rows of the cache; ln_1 weight and bias, then weights, scales and bias of c_attn and
-// c_proj; ln_2, c_fc, c_proj alike; keys, values (rows, H) in place; settings (heads, S, activation: 0 gelu_new, 1 fast_gelu),
-// eps (1) -> the block's output (M, D)
+// positions (B, T): of the new tokens; slots (B): rows of the cache. keys and values (rows, H) change in place. Matrices have the
+// type of the template's W; scales: Weights::scales; settings: DecoderSettings.
+#define GPT2X_BLOCK(type)                                                                                       \
+  "x float32 (M, D), positions int32, slots int32 (B), ln_1_weight float32 (D), ln_1_bias float32 (D), "         \
+  "attn " type ", attn_scales float32, attn_bias float32, proj " type ", proj_scales float32, proj_bias float32 (D), " \
+  "ln_2_weight float32 (D), ln_2_bias float32 (D), fc " type ", fc_scales float32, fc_bias float32 (F), "        \
+  "out " type ", out_scales float32, out_bias float32 (D), keys float32, values float32, settings int32 (3), "   \
+  "eps float32 (1) -> y float32 (M, D)"
+
 template <typename W>
-void block(const Op& op) {
-  const int64_t m = op.dim(0, 0), hidden = op.dim(0, 1), wide = op.dim(15, 0), tokens = op.dim(1, -1);
-  const int32_t *positions = op.ints(1), *slots = op.ints(2), *settings = op.ints(21);
-  const int64_t heads = settings[0], length = settings[1], head_dim = hidden / heads;
-  const float *x = op.floats(0), eps = *op.floats(22);
-  float *keys = op.floats(19), *values = op.floats(20), *y = op.floats(23);
-  const auto weights = [&](int index) { return Weights<W>{static_cast<const W*>(op.data[index]), op.floats(index + 1)}; };
+void block(const auto& op) {
+  const int64_t m = op.dim("M"), hidden = op.dim("D"), wide = op.dim("F"), tokens = op.last_dim("positions");
+  const int32_t *positions = op.ints("positions"), *slots = op.ints("slots");
+  const DecoderSettings& settings = op.template record<DecoderSettings>("settings");
+  const int64_t heads = settings.num_heads, length = settings.cache_len, head_dim = hidden / heads;
+  const float *x = op.floats("x"), eps = *op.floats("eps");
+  float *keys = op.floats("keys"), *values = op.floats("values"), *y = op.floats("y");
+  const Weights<W> attn{op.template values<W>("attn"), op.floats("attn_scales")};
+  const Weights<W> proj{op.template values<W>("proj"), op.floats("proj_scales")};
+  const Weights<W> fc{op.template values<W>("fc"), op.floats("fc_scales")};
+  const Weights<W> out{op.template values<W>("out"), op.floats("out_scales")};
   const bool is_streamed = tokens <= kStreamed;
   static Workspace workspace;
   float* normed = workspace.get(m * (2 * hidden + std::max(3 * hidden, wide)));
   float *attended = normed + m * hidden, *inner = attended + m * hidden;
 
-  layer_norm(m, hidden, x, op.floats(3), op.floats(4), eps, normed);
-  linear(m, hidden, 3 * hidden, is_streamed, normed, weights(5), op.floats(7), inner);
+  layer_norm(m, hidden, x, op.floats("ln_1_weight"), op.floats("ln_1_bias"), eps, normed);
+  linear(m, hidden, 3 * hidden, is_streamed, normed, attn, op.floats("attn_bias"), inner);
   store_cache(m, heads, head_dim, length, tokens, positions, slots, inner, keys, values);
   bool is_prompt = !is_streamed;
   for (int64_t r = 0; r < m && is_prompt; ++r) is_prompt = positions[r] == r % tokens;
   if (is_prompt) {
-    const int32_t nothing[8] = {};
-    attend(AttentionShape(m / tokens, tokens, heads, head_dim, nothing, nothing, nothing, nothing), inner, attended, nullptr);
+    const int32_t unused = 0;
+    const AttentionSettings whole = {};  // no segments, no dropout
+    attend(AttentionShape(m / tokens, tokens, heads, head_dim, &unused, &unused, &unused, whole), inner, attended, nullptr);
   } else {
     attend_cached(m, heads, head_dim, length, tokens, positions, slots, inner, keys, values, attended);
   }
-  linear(m, hidden, hidden, is_streamed, attended, weights(8), op.floats(10), y);
+  linear(m, hidden, hidden, is_streamed, attended, proj, op.floats("proj_bias"), y);
   parallel_ranges(m * hidden, 1 << 15, [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) y[i] += x[i];
   });
-  layer_norm(m, hidden, y, op.floats(11), op.floats(12), eps, normed);
-  linear(m, hidden, wide, is_streamed, normed, weights(13), op.floats(15), inner);
-  const bool is_fast = settings[2] == 1;
+  layer_norm(m, hidden, y, op.floats("ln_2_weight"), op.floats("ln_2_bias"), eps, normed);
+  linear(m, hidden, wide, is_streamed, normed, fc, op.floats("fc_bias"), inner);
+  const bool is_fast = settings.activation == kFastGelu;
   parallel_ranges(m * wide, 1 << 14, [&](int64_t begin, int64_t end) {
     if (is_fast) {
 #pragma omp simd
-      for (int64_t i = begin; i < end; ++i) inner[i] *= sigmoid(1.702f * inner[i]);
+      for (int64_t i = begin; i < end; ++i) inner[i] = fast_gelu(inner[i]);
     } else {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) inner[i] = gelu_new(inner[i]);
     }
   });
-  linear(m, wide, hidden, is_streamed, inner, weights(16), op.floats(18), attended);
+  linear(m, wide, hidden, is_streamed, inner, out, op.floats("out_bias"), attended);
   parallel_ranges(m * hidden, 1 << 15, [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) y[i] += attended[i];
   });
 }
 
-// x (M, D), ln_f weight and bias, table (V or more, D), its scales, eps (1) -> logits (M, V)
+#define GPT2X_HEAD(type)                                                                                            \
+  "x float32 (M, D), ln_f_weight float32 (D), ln_f_bias float32 (D), table " type " (P, D), table_scales float32, " \
+  "eps float32 (1) -> logits float32 (M, V)"
+
 template <typename W>
-void head(const Op& op) {
-  const int64_t m = op.dim(0, 0), hidden = op.dim(0, 1), num_rows = op.dim(6, 1);
-  const Weights<W> table{static_cast<const W*>(op.data[3]), op.floats(4)};
-  float* logits = op.floats(6);
+void head(const auto& op) {
+  const int64_t m = op.dim("M"), hidden = op.dim("D"), num_rows = op.dim("V");
+  const Weights<W> table{op.template values<W>("table"), op.floats("table_scales")};
+  float* logits = op.floats("logits");
   static Workspace workspace;
   float* normed = workspace.get(m * hidden);
-  layer_norm(m, hidden, op.floats(0), op.floats(1), op.floats(2), *op.floats(5), normed);
+  layer_norm(m, hidden, op.floats("x"), op.floats("ln_f_weight"), op.floats("ln_f_bias"), *op.floats("eps"), normed);
   parallel_ranges(num_rows, 512, [&](int64_t begin, int64_t end) {
     stream_rows(m, hidden, normed, table.data, begin, end, logits, num_rows);
     if constexpr (std::is_same_v<W, int8_t>)
@@ -220,9 +235,9 @@ void head(const Op& op) {
 
 }  // namespace
 
-GPT2X_OP(decoder_block_fp32) { block<float>(op); }
-GPT2X_OP(decoder_block_bf16) { block<Bf16>(op); }
-GPT2X_OP(decoder_block_int8) { block<int8_t>(op); }
-GPT2X_OP(decoder_head_fp32) { head<float>(op); }
-GPT2X_OP(decoder_head_bf16) { head<Bf16>(op); }
-GPT2X_OP(decoder_head_int8) { head<int8_t>(op); }
+GPT2X_OP(decoder_block_fp32, GPT2X_BLOCK("float32")) { block<float>(op); }
+GPT2X_OP(decoder_block_bf16, GPT2X_BLOCK("int16")) { block<Bf16>(op); }
+GPT2X_OP(decoder_block_int8, GPT2X_BLOCK("int8")) { block<int8_t>(op); }
+GPT2X_OP(decoder_head_fp32, GPT2X_HEAD("float32")) { head<float>(op); }
+GPT2X_OP(decoder_head_bf16, GPT2X_HEAD("int16")) { head<Bf16>(op); }
+GPT2X_OP(decoder_head_int8, GPT2X_HEAD("int8")) { head<int8_t>(op); }

@@ -1,13 +1,12 @@
-// The dropout mask of gpt2x.ops.Dropout: a hash of (key, place, row) and column, to the bit.
+// The dropout mask of gpt2x.ops.Dropout, bit for bit: a hash of (key, site, row) and column.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-namespace gpt2x {
+#include "constants.hpp"
 
-constexpr uint32_t kMix1 = 0x2C1B3C6D, kMix2 = 0x297A2D39;
+namespace gpt2x {
 
 inline uint32_t mix(uint32_t x) {
   x = (x ^ (x >> 16)) * kMix1;
@@ -17,15 +16,13 @@ inline uint32_t mix(uint32_t x) {
 
 class DropoutMask {
  public:
-  // settings: place, threshold, the bits of the scale 1 / (1 - rate) as a float, the first column's number.
-  DropoutMask(uint32_t key, const int32_t* settings, int64_t num_columns) : key_(key), place_(settings[0]), threshold_(settings[1]) {
-    std::memcpy(&scale_, settings + 2, sizeof(scale_));
-    columns_.resize(num_columns);
+  DropoutMask(uint32_t key, const MaskSettings& settings, int64_t num_columns)
+      : key_(key), site_(settings.site), threshold_(settings.threshold), scale_(settings.scale), columns_(num_columns) {
     for (int64_t c = 0; c < num_columns; ++c)
-      columns_[c] = mix(static_cast<uint32_t>(((settings[3] + c + 1) * 0x9E3779B97F4A7C15ull) >> 32));
+      columns_[c] = mix(static_cast<uint32_t>(((settings.first_column + c + 1) * kWeyl) >> 32));
   }
 
-  // A row's mask, by value: what a loop over its columns needs in registers.
+  // The mask of one row, passed by value so that a loop over its columns has it in registers.
   struct Row {
     const uint32_t* columns;
     uint32_t hash;
@@ -41,11 +38,11 @@ class DropoutMask {
   };
 
   [[gnu::always_inline]] Row row(int32_t number) const {
-    return {columns_.data(), mix(mix(static_cast<uint32_t>(number) ^ place_) + key_), threshold_, scale_};
+    return {columns_.data(), mix(mix(static_cast<uint32_t>(number) ^ site_) + key_), threshold_, scale_};
   }
 
  private:
-  uint32_t key_, place_;
+  uint32_t key_, site_;
   int32_t threshold_;
   float scale_;
   std::vector<uint32_t> columns_;

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "huge_pages.hpp"
 #include "parallel.hpp"
 
 namespace gpt2x {
@@ -18,6 +17,12 @@ Sgemm sgemm = nullptr;
 
 }  // namespace
 
+bool open_sgemm(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (library != nullptr) sgemm = reinterpret_cast<Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
+  return sgemm != nullptr;
+}
+
 void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
           const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   const int status = sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c,
@@ -26,14 +31,3 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, c
 }
 
 }  // namespace gpt2x
-
-// Take sgemm from the oneDNN library at `path` and start `num_threads` threads, from the main thread: MindSpore binds its own to a
-// core each, and threads keep to the cores of the one that starts them. 0, or 1 when the library has no sgemm.
-extern "C" int gpt2x_open(const char* path, int num_threads) {
-  gpt2x::start_pool(num_threads);
-  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (library != nullptr) gpt2x::sgemm = reinterpret_cast<gpt2x::Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
-  return gpt2x::sgemm == nullptr;
-}
-
-extern "C" void gpt2x_move_to_huge_pages(const void* data, int64_t bytes) { gpt2x::move_to_huge_pages(data, bytes); }

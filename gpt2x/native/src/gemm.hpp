@@ -1,4 +1,4 @@
-// Matrix products: large ones by oneDNN, tiles of attention by a kernel of our own.
+// Matrix products: large ones by oneDNN, the tiles of attention by a kernel here.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,10 @@
 
 namespace gpt2x {
 
-// C (m, n) = op(A) (m, k) op(B) (k, n) + beta C, row-major with leading dims; by oneDNN's sgemm on all threads.
+// Take sgemm from the oneDNN library at `path`; false if it has none.
+bool open_sgemm(const char* path);
+
+// C (m, n) = op(A) (m, k) op(B) (k, n) + beta C, row-major with leading dimensions, by oneDNN's sgemm on all threads.
 void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
           const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 

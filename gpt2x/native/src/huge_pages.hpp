@@ -1,5 +1,5 @@
-// Pages of 2 MB instead of 4 KB: weights whose rows lie pages apart are read a fifth faster, and fresh outputs cost one page
-// fault instead of 512. Where the system has none the calls change nothing.
+// Pages of 2 MB instead of 4 KB. Weights whose rows lie pages apart are read a fifth faster, and fresh outputs cost one page
+// fault instead of 512. On a system without them the calls change nothing.
 #pragma once
 
 #include <sys/mman.h>
@@ -16,10 +16,10 @@ inline int advise_whole_pages(const void* data, int64_t bytes, int advice) {
   return begin < end ? madvise(reinterpret_cast<void*>(begin), end - begin, advice) : 0;
 }
 
-// For memory that nothing has been written to.
+// For memory that has not been written yet.
 inline void want_huge_pages(void* data, int64_t bytes) { advise_whole_pages(data, bytes, MADV_HUGEPAGE); }
 
-// For memory in use: it is moved (MADV_COLLAPSE, Linux 6.1).
+// For memory in use, which is moved (MADV_COLLAPSE, Linux 6.1).
 inline void move_to_huge_pages(const void* data, int64_t bytes) {
   constexpr int kCollapse = 25;
   advise_whole_pages(data, bytes, MADV_HUGEPAGE);

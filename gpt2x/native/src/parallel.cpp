@@ -8,7 +8,7 @@
 namespace gpt2x {
 namespace {
 
-constexpr int kSpins = 2000;  // about 0.1 ms, longer than MindSpore takes from one kernel to the next
+constexpr int kSpins = 2000;  // about 0.1 ms, longer than MindSpore's pause between two kernels
 thread_local bool is_in_parallel = false;
 
 void pause() {
@@ -73,7 +73,7 @@ class Pool : public ThreadpoolInterface {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
-Pool* instance = nullptr;  // never destroyed: its threads outlive main
+Pool* instance = nullptr;  // never destroyed, because its threads outlive main
 
 }  // namespace
 

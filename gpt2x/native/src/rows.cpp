@@ -12,12 +12,12 @@ using namespace gpt2x;
 
 namespace {
 
-constexpr int64_t kElements = 1 << 15;  // of a task that goes over values one by one
-constexpr int64_t kChunks = 32;         // partial sums over rows: their number is fixed, and so is the result
+constexpr int64_t kElements = 1 << 15;  // values per task of an elementwise loop
+constexpr int64_t kChunks = 32;         // partial sums over rows; a fixed number, so that results do not depend on the threads
 
 int64_t rows_per_task(int64_t width) { return std::max<int64_t>(1, kElements / width); }
 
-// sums (N) of the columns of x (R, N)
+// x (R, N) -> the sums of its columns (N)
 void column_sums(const float* x, int64_t num_rows, int64_t width, float* sums) {
   parallel_ranges(width, 256, [&](int64_t begin, int64_t end) {
     std::fill(sums + begin, sums + end, 0.0f);
@@ -39,40 +39,41 @@ void for_each(int64_t count, F f) {
 
 }  // namespace
 
-// x (R, K), weight (K, N), bias (N) or none -> x weight + bias (R, N)
-GPT2X_OP(linear) {
-  const int64_t num_rows = op.dim(0, 0), in = op.dim(1, 0), out = op.dim(1, 1);
-  const bool has_bias = op.count == 4;
-  float* y = op.floats(op.count - 1);
-  if (has_bias) {
-    const float* bias = op.floats(2);
-    parallel_ranges(num_rows, rows_per_task(out), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) std::copy(bias, bias + out, y + r * out);
-    });
-  }
-  gemm(false, false, num_rows, out, in, op.floats(0), in, op.floats(1), out, has_bias ? 1.0f : 0.0f, y, out);
+GPT2X_OP(linear, "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)") {
+  const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
+  gemm(false, false, num_rows, out, in, op.floats("x"), in, op.floats("weight"), out, 0.0f, op.floats("y"), out);
 }
 
-// dy (R, N), weight (K, N) -> dx (R, K)
-GPT2X_OP(linear_dx) {
-  const int64_t num_rows = op.dim(0, 0), in = op.dim(1, 0), out = op.dim(1, 1);
-  gemm(false, true, num_rows, in, out, op.floats(0), out, op.floats(1), out, 0.0f, op.floats(2), in);
+GPT2X_OP(linear_bias, "x float32 (R, K), weight float32 (K, N), bias float32 (N) -> y float32 (R, N)") {
+  const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
+  const float* bias = op.floats("bias");
+  float* y = op.floats("y");
+  parallel_ranges(num_rows, rows_per_task(out), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) std::copy(bias, bias + out, y + r * out);
+  });
+  gemm(false, false, num_rows, out, in, op.floats("x"), in, op.floats("weight"), out, 1.0f, y, out);
 }
 
-// x (R, K), dy (R, N) -> dweight (K, N)
-GPT2X_OP(linear_dw) {
-  const int64_t num_rows = op.dim(0, 0), in = op.dim(0, 1), out = op.dim(1, 1);
-  gemm(true, false, in, out, num_rows, op.floats(0), in, op.floats(1), out, 0.0f, op.floats(2), out);
+GPT2X_OP(linear_dx, "dy float32 (R, N), weight float32 (K, N) -> dx float32 (R, K)") {
+  const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
+  gemm(false, true, num_rows, in, out, op.floats("dy"), out, op.floats("weight"), out, 0.0f, op.floats("dx"), in);
 }
 
-// dy (R, N) -> its column sums (N)
-GPT2X_OP(linear_db) { column_sums(op.floats(0), op.dim(0, 0), op.dim(0, 1), op.floats(1)); }
+GPT2X_OP(linear_dw, "x float32 (R, K), dy float32 (R, N) -> dweight float32 (K, N)") {
+  const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
+  gemm(true, false, in, out, num_rows, op.floats("x"), in, op.floats("dy"), out, 0.0f, op.floats("dweight"), out);
+}
 
-// x (R, D), weight (D), bias (D), eps (1) -> y (R, D), mean (R), reciprocal standard deviation (R)
-GPT2X_OP(layer_norm) {
-  const int64_t num_rows = op.dim(0, 0), width = op.dim(0, 1);
-  const float *x = op.floats(0), *weight = op.floats(1), *bias = op.floats(2), eps = *op.floats(3);
-  float *y = op.floats(4), *means = op.floats(5), *scales = op.floats(6);
+GPT2X_OP(linear_db, "dy float32 (R, N) -> dbias float32 (N)") {
+  column_sums(op.floats("dy"), op.dim("R"), op.dim("N"), op.floats("dbias"));
+}
+
+// scale: the reciprocal standard deviation of each row
+GPT2X_OP(layer_norm, "x float32 (R, D), weight float32 (D), bias float32 (D), eps float32 (1) "
+                     "-> y float32 (R, D), mean float32 (R), scale float32 (R)") {
+  const int64_t num_rows = op.dim("R"), width = op.dim("D");
+  const float *x = op.floats("x"), *weight = op.floats("weight"), *bias = op.floats("bias"), eps = *op.floats("eps");
+  float *y = op.floats("y"), *means = op.floats("mean"), *scales = op.floats("scale");
   parallel_ranges(num_rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const NormStats stats = layer_norm_row(width, x + r * width, weight, bias, eps, y + r * width);
@@ -82,11 +83,12 @@ GPT2X_OP(layer_norm) {
   });
 }
 
-// dy (R, D), x (R, D), weight (D), mean (R), scale (R) -> dx (R, D), dweight (D), dbias (D)
-GPT2X_OP(layer_norm_grad) {
-  const int64_t num_rows = op.dim(0, 0), width = op.dim(0, 1);
-  const float *dy = op.floats(0), *x = op.floats(1), *weight = op.floats(2), *means = op.floats(3), *scales = op.floats(4);
-  float* dx = op.floats(5);
+GPT2X_OP(layer_norm_grad, "dy float32 (R, D), x float32 (R, D), weight float32 (D), mean float32 (R), scale float32 (R) "
+                          "-> dx float32 (R, D), dweight float32 (D), dbias float32 (D)") {
+  const int64_t num_rows = op.dim("R"), width = op.dim("D");
+  const float *dy = op.floats("dy"), *x = op.floats("x"), *weight = op.floats("weight");
+  const float *means = op.floats("mean"), *scales = op.floats("scale");
+  float* dx = op.floats("dx");
   std::vector<float> partial(kChunks * 2 * width, 0.0f);
   const int64_t rows = (num_rows + kChunks - 1) / kChunks;
   parallel_ranges(num_rows, rows, [&](int64_t begin, int64_t end) {
@@ -111,50 +113,48 @@ GPT2X_OP(layer_norm_grad) {
   });
   std::vector<float> total(2 * width);
   column_sums(partial.data(), kChunks, 2 * width, total.data());
-  std::copy_n(total.data(), width, op.floats(6));
-  std::copy_n(total.data() + width, width, op.floats(7));
+  std::copy_n(total.data(), width, op.floats("dweight"));
+  std::copy_n(total.data() + width, width, op.floats("dbias"));
 }
 
-GPT2X_OP(gelu_new) {
-  const float* x = op.floats(0);
-  float* y = op.floats(1);
-  for_each(op.size(0), [=](int64_t i) { y[i] = gpt2x::gelu_new(x[i]); });
+GPT2X_OP(gelu_new, "x float32 -> y float32") {
+  const float* x = op.floats("x");
+  float* y = op.floats("y");
+  for_each(op.size("x"), [=](int64_t i) { y[i] = gpt2x::gelu_new(x[i]); });
 }
 
-// x, dy -> dx
-GPT2X_OP(gelu_new_grad) {
-  const float *x = op.floats(0), *dy = op.floats(1);
-  float* dx = op.floats(2);
-  for_each(op.size(0), [=](int64_t i) {
+GPT2X_OP(gelu_new_grad, "x float32, dy float32 -> dx float32") {
+  const float *x = op.floats("x"), *dy = op.floats("dy");
+  float* dx = op.floats("dx");
+  for_each(op.size("x"), [=](int64_t i) {
     const float square = x[i] * x[i], gate = sigmoid(x[i] * (square * kGeluCubic + kGeluSlope));
     dx[i] = dy[i] * gate * (1.0f + x[i] * (1.0f - gate) * (square * (3 * kGeluCubic) + kGeluSlope));
   });
 }
 
-// x sigmoid(1.702 x), as gpt2x.ops.FastGelu
-GPT2X_OP(fast_gelu) {
-  const float* x = op.floats(0);
-  float* y = op.floats(1);
-  for_each(op.size(0), [=](int64_t i) { y[i] = x[i] * sigmoid(1.702f * x[i]); });
+GPT2X_OP(fast_gelu, "x float32 -> y float32") {
+  const float* x = op.floats("x");
+  float* y = op.floats("y");
+  for_each(op.size("x"), [=](int64_t i) { y[i] = gpt2x::fast_gelu(x[i]); });
 }
 
-// x, dy -> dx
-GPT2X_OP(fast_gelu_grad) {
-  const float *x = op.floats(0), *dy = op.floats(1);
-  float* dx = op.floats(2);
-  for_each(op.size(0), [=](int64_t i) {
-    const float gate = sigmoid(1.702f * x[i]);
-    dx[i] = dy[i] * gate * (1.0f + 1.702f * x[i] * (1.0f - gate));
+GPT2X_OP(fast_gelu_grad, "x float32, dy float32 -> dx float32") {
+  const float *x = op.floats("x"), *dy = op.floats("dy");
+  float* dx = op.floats("dx");
+  for_each(op.size("x"), [=](int64_t i) {
+    const float gate = sigmoid(kFastGeluSlope * x[i]);
+    dx[i] = dy[i] * gate * (1.0f + kFastGeluSlope * x[i] * (1.0f - gate));
   });
 }
 
-// x (R, D), key (), rows (R), settings of the mask (4) -> x with a share dropped (R, D)
-GPT2X_OP(dropout) {
-  const int64_t width = op.dim(0, -1), num_rows = op.size(0) / width;
-  const DropoutMask mask(*op.ints(1), op.ints(3), width);
-  const int32_t* numbers = op.ints(2);
-  const float* x = op.floats(0);
-  float* y = op.floats(4);
+// rows: one number per row of x, of any shape; settings: MaskSettings
+GPT2X_OP(dropout, "x float32, key int32, rows int32, settings int32 (4) -> y float32") {
+  const int64_t width = op.last_dim("x"), num_rows = op.size("x") / width;
+  if (op.size("rows") != num_rows) throw std::invalid_argument("rows needs one number per row of x");
+  const DropoutMask mask(*op.ints("key"), op.record<MaskSettings>("settings"), width);
+  const int32_t* numbers = op.ints("rows");
+  const float* x = op.floats("x");
+  float* y = op.floats("y");
   parallel_ranges(num_rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const auto keep = mask.row(numbers[r]);

@@ -1,9 +1,11 @@
-// Vectors of floats, by GCC's vector extensions, and elementary functions that loops can be vectorised over.
+// Vectors of floats (GCC's vector extensions), and elementary functions that vectorise in loops.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "constants.hpp"
 
 namespace gpt2x {
 
@@ -21,7 +23,7 @@ typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_a
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
-// The sum of a vector's values, by halves.
+// Horizontal sum: folds the vector in half repeatedly.
 inline float lanes_sum(Vec v) {
 #if defined(__AVX512F__)
   typedef float Half __attribute__((vector_size(32)));
@@ -41,7 +43,7 @@ inline float lanes_sum(Vec v) {
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// e^x within 2 ulp (the polynomial of Cephes' expf); below -87.3 it stays at e^-87.3, above 88.7 at e^88.7; NaN is kept.
+// e^x within 2 ulp (the polynomial of Cephes' expf); below -87.3 it is e^-87.3, above 88.7 e^88.7; NaN stays NaN.
 inline float fast_exp(float x) {
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.7f ? 88.7f : x;
@@ -62,16 +64,17 @@ inline float fast_exp(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
-// The tanh form of GELU as x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), as gpt2x.ops.composed.GeluNew.
-constexpr float kGeluSlope = 1.5957691216057308f, kGeluCubic = 0.07135481627260025f;
-
+// The tanh form of GELU: x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), as gpt2x.ops.composed.GeluNew.
 inline float gelu_new(float x) { return x * sigmoid(x * (x * x * kGeluCubic + kGeluSlope)); }
 
-// A row of layer normalisation -> its mean and reciprocal standard deviation.
+// As gpt2x.ops.composed.FastGelu.
+inline float fast_gelu(float x) { return x * sigmoid(kFastGeluSlope * x); }
+
 struct NormStats {
-  float mean, scale;
+  float mean, scale;  // scale: the reciprocal standard deviation
 };
 
+// Layer normalisation of one row.
 inline NormStats layer_norm_row(int64_t width, const float* row, const float* weight, const float* bias, float eps,
                                 float* y) {
   float sum = 0.0f, squares = 0.0f;

@@ -1,7 +1,7 @@
 // Products of a few rows with weights that are read once from memory, in fp32, bf16 or int8.
 //
-// Every sum runs over its terms in one order whatever the number of rows, so that a token's values do not depend on how many
-// tokens are computed with it: speculative decoding compares them.
+// Every sum runs over its terms in the same order for any number of rows. So a token's values do not depend on how many tokens are
+// computed with it, which speculative decoding relies on.
 #pragma once
 
 #include <immintrin.h>
@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "constants.hpp"
 #include "gemm.hpp"
 #include "parallel.hpp"
 #include "workspace.hpp"
@@ -21,7 +22,7 @@ struct Bf16 {
 
 inline Vec load_weights(const float* p) { return load(p); }
 
-// By intrinsics: GCC 12 converts vectors of bytes one by one.
+// Intrinsics, because GCC 12 converts vectors of bytes one by one.
 inline Vec load_weights(const Bf16* p) {
 #if defined(__AVX512F__)
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -49,14 +50,12 @@ inline float to_float(Bf16 w) {
 }
 inline float to_float(int8_t w) { return w; }
 
-constexpr int64_t kPanel = 64;  // columns that stand together in a matrix of which the decoder has a copy of its own
-
-// A matrix (K, N) as a decoder reads it: fp32 where the model has it; else a copy in panels (N / kPanel, K, kPanel), which is
-// read from one end to the other, and of int8 a factor for each output.
+// A matrix (K, N) as the decoder reads it. fp32: the model's own, row-major. bf16 and int8: a copy in panels (N / kPanel, K, kPanel),
+// read from one end to the other; int8 with one factor per output.
 template <typename W>
 struct Weights {
   const W* data;
-  const float* scales;  // int8 alone
+  const float* scales;  // only for int8
 
   const W* panel(int64_t index, int64_t k) const { return data + index * k * kPanel; }
 
@@ -66,7 +65,7 @@ struct Weights {
   }
 };
 
-// y (R, NV vectors) += x (R, k) w (k, NV vectors). `ahead`, where it is not null, is fetched meanwhile, from there on.
+// y (R, NV vectors) += x (R, k) w (k, NV vectors). If `ahead` is not null, memory from there on is prefetched meanwhile.
 template <int R, int NV, typename W>
 inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy, const W* ahead) {
   Vec sum[R][NV];
@@ -94,7 +93,7 @@ inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int6
     for (int j = 0; j < NV; ++j) store(y + i * ldy + j * kLanes, sum[i][j]);
 }
 
-// y (m, n) += x (m, k) w (k, n), for so few rows of weights that they stay in the cache
+// y (m, n) += x (m, k) w (k, n), for a k so small that these rows of weights stay in the cache
 template <typename W>
 void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n, float* y, int64_t ldy,
                   const W* next) {
@@ -120,17 +119,17 @@ void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w,
         default: go(std::integral_constant<int, 8>{}, std::integral_constant<int, kHalf>{}); break;
       }
     }
-  for (; c < n; ++c)  // a width that is no multiple of a tile
+  for (; c < n; ++c)  // the rest of a width that is not a multiple of a tile
     for (int64_t r = 0; r < m; ++r)
       for (int64_t p = 0; p < k; ++p) y[r * ldy + c] = std::fma(x[r * ldx + p], to_float(w[p * ldw + c]), y[r * ldy + c]);
 }
 
 // y (m, n) = x (m, k) w (k, n) in fp32, for few rows of x. Each thread reads its part of the rows of weights from one end to the
-// other, as memory is read fastest; y is the sum of the parts' sums, in order.
+// other, which is how memory is read fastest. y sums the threads' parts in order.
 inline void stream_dense(int64_t m, int64_t k, int64_t n, const float* x, const float* w, float* y) {
-  constexpr int64_t kRows = 32;  // of weights that stay in the cache while all rows of x meet them
+  constexpr int64_t kRows = 32;  // of weights, which stay in the cache while all rows of x use them
   const int64_t parts = num_threads();
-  const bool is_ahead = m > 6;  // with less work a row of weights, the processor's own fetching is the faster
+  const bool is_ahead = m > 6;  // with less work per row of weights, the processor's own prefetching is faster
   static Workspace workspace;
   float* sums = workspace.get(parts * m * n);
   parallel_for(parts, [&](int64_t part) {
@@ -148,7 +147,7 @@ inline void stream_dense(int64_t m, int64_t k, int64_t n, const float* x, const 
   }
 }
 
-// As stream_dense by a copy in panels: each is read by one thread.
+// stream_dense for a copy in panels, each of which is read by one thread.
 template <typename W>
 void stream_panels(int64_t m, int64_t k, int64_t n, const float* x, const Weights<W>& weights, float* y) {
   constexpr int64_t kRows = 128, kAhead = 24;
@@ -193,7 +192,7 @@ inline void dot_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t
     }
 }
 
-// y (m, n) of x (m, k) and the transpose of w (n, k), rows [begin, end) of it, for few rows of x
+// Columns [begin, end) of y (m, n) = x (m, k) transpose of w (n, k), for few rows of x
 template <typename W>
 void stream_rows(int64_t m, int64_t k, const float* x, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
   constexpr int kRows = 4;

@@ -1,4 +1,4 @@
-// Memory that kernels keep from call to call: fresh pages cost more than what is computed in them.
+// Memory that kernels keep from call to call. Touching fresh pages costs more than the computation in them.
 #pragma once
 
 #include <cstdlib>
@@ -11,7 +11,7 @@ namespace gpt2x {
 
 class Workspace {
  public:
-  // At least `count` floats, aligned to a cache line; what was in it may be gone.
+  // Return at least `count` floats, aligned to a cache line. Earlier contents may be lost.
   float* get(int64_t count) {
     if (count > capacity_) {
       std::free(data_);

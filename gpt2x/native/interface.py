@@ -1,0 +1,138 @@
+"""The interface of the compiled library: constants and signatures, compared with those of this Python code.
+
+The library describes itself by lines "constant NAME VALUE" and "operator NAME SIGNATURE" (`gpt2x_interface` in
+src/library.cpp). A signature names every operand with its type and sizes, in order; op.hpp has the grammar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2x.native.constants import READ, SHARED
+from gpt2x.native.signatures import SIGNATURES
+
+
+class InterfaceError(Exception):
+    """The library and this Python code disagree."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand: sizes such as ("B", "T", "3D"), or None if any shape is accepted."""
+
+    name: str
+    dtype: str
+    sizes: tuple[str, ...] | None
+
+
+class Signature:
+    """A parsed signature.
+
+    Args:
+        name: of the operator.
+        text: such as "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)".
+    """
+
+    def __init__(self, name: str, text: str):
+        inputs, _, outputs = text.partition(" -> ")
+        self.name, self.inputs, self.outputs = name, operands(inputs), operands(outputs)
+
+    def output_shapes(self, shapes: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> list[list[int]]:
+        """Return the shapes of the outputs for inputs of some shapes.
+
+        Args:
+            shapes: one per input.
+            sizes: those that no input has.
+
+        Raises:
+            ValueError: the number of inputs, or a shape, does not fit the signature.
+        """
+        if len(shapes) != len(self.inputs):
+            raise ValueError(f"{self.name} takes {len(self.inputs)} operands, not {len(shapes)}")
+        bound = dict(sizes)
+        for operand, shape in sorted(zip(self.inputs, shapes, strict=True), key=lambda pair: has_factor(pair[0])):
+            self._bind(operand, shape, bound)
+        first = list(shapes[0])
+        return [first if out.sizes is None else [value(size, bound) for size in out.sizes] for out in self.outputs]
+
+    def _bind(self, operand: Operand, shape: Sequence[int], bound: dict[str, int]) -> None:
+        if operand.sizes is None:
+            return
+        matches = len(shape) == len(operand.sizes)
+        for size, actual in zip(operand.sizes, shape, strict=False):
+            factor, symbol = split(size)
+            if symbol and actual % factor == 0:
+                bound.setdefault(symbol, actual // factor)
+            matches = matches and value(size, bound) == actual
+        if not matches:
+            raise ValueError(f"{self.name}: {operand.name} has shape {list(shape)}, not ({', '.join(operand.sizes)})")
+
+
+def operands(text: str) -> list[Operand]:
+    """Parse one side of a signature."""
+    parts = re.findall(r"(\w+) (\w+)(?: \(([^)]*)\))?", text)
+    shapes = re.findall(r"\w+ \w+( \()?", text)
+    return [
+        Operand(name, dtype, tuple(sizes.split(", ")) if shape else None)
+        for (name, dtype, sizes), shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def split(size: str) -> tuple[int, str]:
+    """The factor and the symbol of a size: "3D" -> (3, "D"); "4" -> (4, "")."""
+    digits = re.match(r"\d*", size).group()  # type: ignore[union-attr]
+    return int(digits or 1), size.removeprefix(digits)
+
+
+def value(size: str, bound: Mapping[str, int]) -> int:
+    """The number that a size stands for; -1 if its symbol is not bound."""
+    factor, symbol = split(size)
+    return factor * bound[symbol] if symbol in bound else -1 if symbol else factor
+
+
+def has_factor(operand: Operand) -> bool:
+    """Whether a size of the operand is a multiple of a symbol, which other operands bind better."""
+    return any(split(size)[0] != 1 and split(size)[1] for size in operand.sizes or ())
+
+
+def read_interface(text: str) -> dict[str, float]:
+    """Compare the library's description of itself with this Python code; return its constants.
+
+    Raises:
+        InterfaceError: an operator, an operand or a constant is missing, unexpected or different.
+    """
+    lines = [line.split(" ", 2) for line in text.splitlines()]
+    constants = {name: rest for kind, name, rest in lines if kind == "constant"}
+    compare_names("constant", constants, [*SHARED, *READ])
+    numbers = {name: int(rest) if rest.isdecimal() else float(rest) for name, rest in constants.items()}
+    for name, expected in SHARED.items():
+        if np.float32(numbers[name]) != np.float32(expected) or (
+            isinstance(expected, int) and numbers[name] != expected
+        ):
+            raise InterfaceError(f"constant {name} is {constants[name]} in C++ and {expected} in Python")
+    signatures = {name: rest for kind, name, rest in lines if kind == "operator"}
+    compare_names("operator", signatures, list(SIGNATURES))
+    for name, expected_text in SIGNATURES.items():
+        compare_operands(Signature(name, signatures[name]), Signature(name, expected_text))
+    return numbers
+
+
+def compare_names(kind: str, cpp: Mapping[str, str], python: Sequence[str]) -> None:
+    """Raise InterfaceError if one language lacks what the other has."""
+    for name in sorted(set(cpp) ^ set(python)):
+        raise InterfaceError(f"{kind} {name} is missing in {'Python' if name in cpp else 'C++'}")
+
+
+def compare_operands(cpp: Signature, python: Signature) -> None:
+    """Raise InterfaceError at the first operand that differs."""
+    for side in ("inputs", "outputs"):
+        ours, theirs = getattr(python, side), getattr(cpp, side)
+        for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+            if mine != other:
+                raise InterfaceError(f"operator {cpp.name}, {side}[{index}]: {other} in C++, {mine} in Python")
+        if len(ours) != len(theirs):
+            raise InterfaceError(f"operator {cpp.name} has {len(theirs)} {side} in C++ and {len(ours)} in Python")
