@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from functools import cache
 
 import mindspore as ms
 import numpy as np
@@ -19,7 +21,7 @@ WORLD = "hccl_world_group"  # MindSpore's name of all processes, on the CPU as w
 
 
 class Mesh:
-    """This process among all of a run; made once, after the device is set up.
+    """This process among all of a run, after the device is set up; meshes of several layouts of one size can coexist.
 
     Attributes:
         place: where it stands.
@@ -90,7 +92,9 @@ class Mesh:
         if len(ranks) == self.size:
             name = WORLD
         else:
-            name = f"{len(ranks)}-{axis}-{ranks[0]}-{ranks[-1]}"
+            # MindSpore keeps groups by name for the whole process, and the groups of two layouts can differ in their
+            # middle ranks only
+            name = f"{len(ranks)}-{axis}-{ranks[0]}-{ranks[-1]}-{zlib.crc32(bytes(str(ranks), 'ascii')):08x}"
             from mindspore.communication import create_group
 
             create_group(name, ranks)
@@ -117,19 +121,30 @@ class Mesh:
 
 
 def join(size: int, device_target: str) -> int:
-    """Become one of the processes of the run; the rank."""
+    """Become one of the processes of the run; return the rank.
+
+    Raises:
+        UserError: the number of processes is not that of the layout.
+    """
     if size == 1:
         return 0
+    started, rank = connect(device_target)
+    if started != size:
+        raise UserError(f"{started} processes were started, but the layout has {size}: start as many")
+    return rank
+
+
+@cache
+def connect(device_target: str) -> tuple[int, int]:
+    """Meet the other processes, once per process; return their number and the rank of this one."""
     import mindspore.communication as communication
 
     launch.await_scheduler()
     communication.init()
-    found, rank = communication.get_group_size(), communication.get_rank()
-    if found != size:
-        raise UserError(f"{found} processes were started, but the layout has {size}: start as many")
+    size, rank = communication.get_group_size(), communication.get_rank()
     if device_target == "CPU":  # point-to-point messages miss the world's group otherwise (MindSpore 2.10)
         communication.create_group(WORLD, list(range(size)))
-    return rank
+    return size, rank
 
 
 class PointToPoint:

@@ -1,0 +1,205 @@
+"""The runs of layouts that tests read: what is run, in how many processes, and from which other runs it starts.
+
+`tests/support/layout_runs.py` runs them. All train 2 layers of 64, unless the question needs another shape.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.train.grown import grown_tokenizer
+
+STEPS, SAVED = 6, 3  # updates of a run; the first checkpoint, where evaluations are as well
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an entry point.
+
+    Attributes:
+        processes: how many it has.
+        overrides: of the command line; `{folder}` is the session's directory, `{NAME}` another job's run
+            directory.
+        entry: train, evaluate or predict.
+        is_typed: runs as its own command, as a user types it, not in a launch that several jobs share.
+        before: prepares what the overrides name, in the session's directory; run by one process.
+    """
+
+    processes: int
+    overrides: tuple[str, ...]
+    entry: str = "train"
+    is_typed: bool = False
+    before: Callable[[Path], None] | None = None
+
+    @property
+    def needs(self) -> list[str]:
+        """The jobs that have to run first."""
+        return [name for name in re.findall(r"\{(.+?)\}", " ".join(self.overrides)) if name != "folder"]
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Return the overrides, with directories in place of names."""
+        directories = {"folder": folder} | {name: run_dir(folder, name) for name in self.needs}
+        return [re.sub(r"\{(.+?)\}", lambda match: str(directories[match[1]]), text) for text in self.overrides]
+
+
+def run_dir(folder: Path, name: str) -> Path:
+    """Return where a job writes."""
+    return folder / "outputs" / "runs" / name
+
+
+PATHS = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache", "tracker=none")
+TINY = ("model=gpt2_tiny", "model.num_layers=2", "model.hidden_size=64", "model.max_seq_len=32", "model.dropout=0",
+        "dataset=text", "dataset.path={folder}/corpus.txt", "tokenizer.vocab_size=300", "trainer.seq_len=32",
+        "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", f"trainer.eval_every_steps={SAVED}",
+        f"trainer.checkpoint_every_steps={SAVED}", "trainer.keep_last=9", "trainer.keep_best=false",
+        "trainer.sample_prompts=[]", "trainer.compile_cache=false", "hardware.peak_tflops=0.1", *PATHS)  # fmt: skip
+MIXED = ("model.num_layers=3", "model.tie_embeddings=false", "model.dropout=0.1")
+DEEP = ("model.num_layers=4",)
+FP16_STEPS = 20  # of which the first ones are skipped, until the scale is small enough
+FP16 = ("hardware.precision=fp16", "trainer.loss_scale_init=1e12", "trainer.loss_scale_factor=16",
+        f"trainer.max_steps={FP16_STEPS}")  # fmt: skip
+JOBS: dict[str, Job] = {}
+REFERENCES: dict[str, str] = {}  # of a layout's job: the job of one process that it has to equal
+
+
+def add(name: str, processes: int, *overrides: str, **attributes) -> str:
+    """Add a job; return its name."""
+    assert name not in JOBS
+    JOBS[name] = Job(processes, overrides, **attributes)
+    return name
+
+
+def variant(name: str, reference: str, processes: int, *overrides: str, **attributes) -> str:
+    """Add a job that does in a layout what the job `reference` does in one process; return its name."""
+    REFERENCES[name] = reference
+    return add(name, processes, *JOBS[reference].overrides, *overrides, entry=JOBS[reference].entry, **attributes)
+
+
+# ---- training
+
+add("single", 1, *TINY)
+add("single, mixed", 1, *TINY, *MIXED)
+add("single, 4 layers", 1, *TINY, "model.num_layers=4")
+add("single, fp16", 1, *TINY, *FP16)
+PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2_pp2": 8}  # the layouts of the resume ring
+TRAINED = [
+    variant("dp2", "single", 2, "parallel=dp2"),
+    variant("tp2", "single", 2, "parallel=tp2"),
+    variant("pp2", "single", 2, "parallel=pp2"),
+    variant("zero2", "single", 2, "parallel=zero2"),
+    variant("dp2_tp2_pp2", "single", 8, "parallel=dp2_tp2_pp2", is_typed=True),
+    # several features at once
+    variant("tp2_pp2 of uneven stages, with sequence parallelism, recomputation and padding", "single, mixed", 4,
+            "parallel=tp2_pp2", "parallel.sequence_parallel=true", "parallel.recompute=block",
+            "model.pad_vocab_multiple=512"),
+    variant("four replicas with accumulation, two of which share states", "single, mixed", 4,
+            "parallel=dp4", "parallel.optimizer_shards=2", "trainer.micro_batch_size=1"),
+    variant("tp2 with whole vocabularies", "single, mixed", 2,
+            "parallel=tp2", "parallel.vocab_parallel=false", "parallel.recompute=attention"),
+    variant("more stages than micro batches", "single, 4 layers", 4,
+            "parallel=pp2", "parallel.pipeline=4", "parallel.micro_batches=2"),
+    variant("dp2_tp2", "single", 4, "parallel=dp2_tp2"),
+    variant("dp2_pp2", "single", 4, "parallel=dp2_pp2"),
+    variant("tp2_pp2", "single", 4, "parallel=tp2_pp2"),
+]  # fmt: skip
+TRAINED_EXHAUSTIVE = [
+    variant("tp2 with sequence parallelism", "single", 2, "parallel=tp2", "parallel.sequence_parallel=true"),
+    variant("tp4 with a rank of nothing but padding, and sequence parallelism", "single", 4,
+            "parallel=tp4", "parallel.sequence_parallel=true", "model.pad_vocab_multiple=512"),
+    variant("tp2 with sequence parallelism, whole vocabularies, accumulation", "single, mixed", 2,
+            "parallel=tp2", "parallel.sequence_parallel=true", "parallel.vocab_parallel=false",
+            "trainer.micro_batch_size=4"),
+    variant("all at once", "single, mixed", 8,
+            "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true",
+            "parallel.recompute=block", "model.pad_vocab_multiple=512"),
+]  # fmt: skip
+variant("tp2_pp2, fp16", "single, fp16", 4, "parallel=tp2_pp2")
+variant("dp2, fp16", "single, fp16", 2, "parallel=dp2")
+
+
+# ---- resuming
+
+
+def resumed(first: str, second: str) -> str:
+    """Return the job that continues the run of the layout `first` in the layout `second`."""
+    return f"{first} continued by {second}"
+
+
+for _first, _second in itertools.product(PROCESSES, PROCESSES):
+    _padding = ["model.pad_vocab_multiple=128"] if _second == "tp2" else []  # of the layout, not of the run
+    variant(resumed(_first, _second), "single", PROCESSES[_second], f"parallel={_second}", *_padding,
+            f"resume={{{_first}}}/checkpoints/step_{SAVED}")  # fmt: skip
+
+
+# ---- adapters, on column and row linears, whole and in thirds
+
+LORA = ("lora=r8", "load={single}")
+ADAPTED = []
+for _targets, _layouts in {
+    "[q,v,c_proj,c_fc]": {
+        "dp2": (2, "parallel=dp2"),
+        "pp2": (2, "parallel=pp2"),
+        "dp2_tp2_pp2 with sequence parallelism, two replicas of which share states":
+            (8, "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true"),
+    },
+    "[c_attn,c_fc]": {"tp2 with recomputation": (2, "parallel=tp2", "parallel.recompute=block")},
+}.items():  # fmt: skip
+    _reference = add(f"adapters of {_targets}", 1, *TINY, *LORA, f"lora.targets={_targets}")
+    for _name, (_processes, *_overrides) in _layouts.items():
+        ADAPTED.append(variant(f"{_reference}, {_name}", _reference, _processes, *_overrides))
+
+
+# ---- fine-tuning: some tensors are frozen, rates decay over the layers, and the embedding has two rows more
+
+TUNED_STEPS = 4
+ADDED_TOKENS = ("<|user|>", "<|assistant|>")
+
+
+def grow_tokenizer(folder: Path) -> None:
+    """Add tokens to the tokenizer of the job `single`."""
+    source, target = run_dir(folder, "single") / "checkpoints" / f"step_{STEPS}" / "tokenizer", folder / "tokenizer"
+    if not target.exists():
+        grown_tokenizer(source, target, ADDED_TOKENS)
+
+
+add("tuned", 1, *TINY, "optimizer.layer_decay=0.7", "tokenizer.extend=true", "load={single}",
+    "trainer.frozen=[wpe.weight,'h.0.*','mlp.c_fc.*']", "tokenizer.path={folder}/tokenizer",
+    f"trainer.max_steps={TUNED_STEPS}", "trainer.eval_every_steps=2", before=grow_tokenizer)  # fmt: skip
+TUNED = [
+    variant("tuned, zero2", "tuned", 2, "parallel=zero2"),
+    variant("tuned, tp2", "tuned", 2, "parallel=tp2"),
+    variant("tuned, pp2", "tuned", 2, "parallel=pp2"),
+]
+
+
+# ---- inference
+
+PROMPTS = ["the cat sat on", "", "then some dogs ran over this green hill and", "a mat", "the"]
+LOAD = ("load={odd vocabulary}", *PATHS)
+PREDICTION = (f"prompts={json.dumps(PROMPTS)}", "generation.max_new_tokens=10", "generation.batch_size=2")
+
+# an odd vocabulary has to be padded for two processes
+add("odd vocabulary", 1, *TINY, "model.hidden_size=32", "model.num_heads=2", "tokenizer.vocab_size=291",
+    "trainer.max_steps=40", "trainer.eval_every_steps=40", "trainer.checkpoint_every_steps=40",
+    "optimizer.learning_rate=3e-3", "trainer.micro_batch_size=4")  # fmt: skip
+add("evaluated", 1, *LOAD, "output={folder}/evaluated.json", "dataset=text", "dataset.val_path={folder}/corpus.txt",
+    "evaluation.batch_size=4", entry="evaluate")  # fmt: skip
+EVALUATED = [
+    variant("evaluated, dp2", "evaluated", 2, "parallel=dp2", "output={folder}/evaluated_dp2.json"),
+    variant("evaluated, tp2", "evaluated", 2, "parallel=tp2", "output={folder}/evaluated_tp2.json", is_typed=True),
+    variant("evaluated, dp2_tp2", "evaluated", 4, "parallel=dp2_tp2", "output={folder}/evaluated_dp2_tp2.json"),
+]
+add("greedy", 1, *LOAD, *PREDICTION, "generation.repetition_penalty=1.2", "output={folder}/greedy.jsonl",
+    entry="predict")  # fmt: skip
+add("sampled", 1, *LOAD, *PREDICTION, "generation.temperature=1.0", "generation.top_p=0.95",
+    "generation.min_new_tokens=3", "seed=3", "output={folder}/sampled.jsonl", entry="predict")  # fmt: skip
+PREDICTED = [
+    variant("greedy, tp2", "greedy", 2, "parallel=tp2", "output={folder}/greedy_tp2.jsonl", is_typed=True),
+    variant("greedy, dp2", "greedy", 2, "parallel=dp2", "output={folder}/greedy_dp2.jsonl"),
+    variant("sampled, dp2_tp2", "sampled", 4, "parallel=dp2_tp2", "output={folder}/sampled_dp2_tp2.jsonl"),
+]

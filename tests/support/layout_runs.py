@@ -1,0 +1,215 @@
+"""Run the jobs of `tests/support/layout_jobs.py`: all of a number of processes in one launch, one after the other.
+
+A test names the jobs that it reads by the mark `jobs` and gets them from the fixture `layout_runs`. What the selected
+tests need is run once per session: a job that fails ends its launch, and the jobs after it get a new one.
+
+`python -m tests.support.layout_runs FOLDER JOB...` is one launch; its processes run the same with FOLDER and JOBs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from gpt2x.commands.entry import MODULES, run_in_process
+from gpt2x.commands.hydra_entry import compose_config
+from gpt2x.config import ParallelConfig, TrainConfig
+from gpt2x.runtime import launch
+from gpt2x.runtime.console import console
+from gpt2x.runtime.exits import guarded, run_and_leave
+from gpt2x.runtime.interrupt import deliver_interrupts
+from tests.support.layout_jobs import JOBS, run_dir
+from tests.support.once import once
+from tests.train.runs import ROOT, corpus
+
+STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
+FAILURES = "failures.json"  # in the session's directory
+LAUNCH_TIMEOUT_S = 1500
+
+
+# ---- in tests
+
+
+class LayoutRuns:
+    """The jobs of a session."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.failures: dict[str, str] = json.loads((folder / FAILURES).read_text(encoding="utf-8"))
+
+    def of(self, name: str) -> Path:
+        """Return the run directory of a job; fail with what it said if it failed."""
+        if name in self.failures:
+            pytest.fail(self.failures[name], pytrace=False)
+        directory = run_dir(self.folder, name)
+        assert (directory / DONE).exists(), f"the mark `jobs` of this test does not name {name!r}"
+        return directory
+
+    def printed(self, name: str) -> tuple[str, str]:
+        """Return what a job printed: stdout, stderr."""
+        directory = self.of(name)
+        return tuple((directory / file).read_text(encoding="utf-8") for file in (STDOUT, STDERR))
+
+
+@pytest.fixture(scope="session")
+def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayoutRuns:
+    """Run the jobs that the selected tests read."""
+    marks = (mark for item in request.session.items for mark in item.iter_markers("jobs"))
+    wanted = with_needs({name for mark in marks for name in mark.args})
+    return LayoutRuns(once(tmp_path_factory, "layouts", lambda folder: run_all(folder, wanted)))
+
+
+def each(names: list[str], *marks: pytest.MarkDecorator) -> list:
+    """Return parameters that are jobs, each read by its test."""
+    return [pytest.param(name, marks=[pytest.mark.jobs(name), *marks], id=name) for name in names]
+
+
+# ---- for a session
+
+
+def with_needs(names: set[str]) -> list[str]:
+    """Return the jobs, with those that have to run before them, in the order of the list of jobs."""
+    needed = {need for name in names for need in JOBS[name].needs} - names
+    return with_needs(names | needed) if needed else [name for name in JOBS if name in names]
+
+
+def run_all(folder: Path, names: list[str]) -> None:
+    """Run jobs, and write down which failed, and how."""
+    corpus(folder)
+    failures: dict[str, str] = {}
+    while batch := next_batch(folder, names, failures):
+        error = run_batch(folder, batch)
+        failed = next((name for name in batch if not is_done(folder, name)), None)
+        if failed:
+            failures[failed] = f"the job {failed!r} failed:\n{error}"
+        for name in names:
+            lost = [need for need in JOBS[name].needs if need in failures]
+            if lost and name not in failures:
+                failures[name] = f"the job {name!r} starts from {lost[0]!r}, which failed"
+    (folder / FAILURES).write_text(json.dumps(failures), encoding="utf-8")
+
+
+def is_done(folder: Path, name: str) -> bool:
+    return (run_dir(folder, name) / DONE).exists()
+
+
+def next_batch(folder: Path, names: list[str], failures: dict[str, str]) -> list[str]:
+    """Return jobs that one launch can run in this order: all of the fewest processes of which one can start."""
+    left = [name for name in names if not is_done(folder, name) and name not in failures]
+
+    def batch_of(processes: int) -> list[str]:
+        batch: list[str] = []
+        for name in left:
+            job = JOBS[name]
+            if job.processes == processes and all(is_done(folder, need) or need in batch for need in job.needs):
+                if job.is_typed:
+                    return batch or [name]
+                batch.append(name)
+        return batch
+
+    return next(filter(None, map(batch_of, sorted({JOBS[name].processes for name in left}))), [])
+
+
+def run_batch(folder: Path, names: list[str]) -> str:
+    """Run jobs in one launch, or a typed one as its own command; return what was said of a failure."""
+    typed = JOBS[names[0]] if JOBS[names[0]].is_typed else None
+    command = [sys.executable, "-m", "tests.support.layout_runs", str(folder), *names]
+    if typed:
+        directory = run_dir(folder, names[0])
+        command = [sys.executable, f"{typed.entry}.py", *typed.arguments(folder), f"hydra.run.dir={directory}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    if typed and done.returncode == 0:
+        (directory / STDOUT).write_text(done.stdout, encoding="utf-8")
+        (directory / STDERR).write_text(done.stderr, encoding="utf-8")
+        (directory / DONE).touch()
+    return f"status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+# ---- in a launch
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Start the processes of these jobs."""
+    deliver_interrupts(signal.SIGINT, signal.SIGTERM)
+    processes = JOBS[names[0]].processes
+    config = TrainConfig(parallel=ParallelConfig(name="jobs", data=processes))
+    command = [sys.executable, "-m", "tests.support.layout_runs", str(folder), *names]
+    launch.launch(command, config, folder / "launches" / f"{processes}")
+
+
+def work(folder: Path, names: list[str]) -> None:
+    """Run jobs one after the other as one process of a launch."""
+    os.environ.setdefault("GLOG_v", "3")
+    if launch.worker_rank():
+        console.silence()
+    from gpt2x.parallel.mesh import Mesh
+
+    processes, barrier = JOBS[names[0]].processes, None
+    for name in names:
+        job = JOBS[name]
+        if job.before and launch.worker_rank() == 0:
+            job.before(folder)
+        with printing_to(run_dir(folder, name)):
+            config = compose_config(job.entry, job.arguments(folder))
+            os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
+            barrier = barrier or first_mesh(config.hardware, Mesh, processes)
+            if barrier.is_main:
+                prepare(job.entry, config, run_dir(folder, name))
+            barrier.agree()
+            run_in_process(job.entry, config, run_dir(folder, name))
+        gc.collect()  # graphs hang in circles of cells
+        barrier.agree()
+        if barrier.is_main:
+            (run_dir(folder, name) / DONE).touch()
+
+
+def first_mesh(hardware, mesh, processes: int):
+    """Join the other processes; the mesh makes them wait for each other between jobs."""
+    from gpt2x.runtime.device import set_up_device
+
+    set_up_device(hardware)
+    return mesh(ParallelConfig(name="jobs", data=processes), hardware.device_target)
+
+
+def prepare(entry: str, config, directory: Path) -> None:
+    """Do once what a launcher does before it starts the processes."""
+    os.environ[launch.RUN_DIR] = str(directory)
+    import_module(MODULES[entry]).prepare_launch(config)
+
+
+@contextlib.contextmanager
+def printing_to(directory: Path) -> Iterator[None]:
+    """Write what the main process prints into files of the run directory; a fault shows on stderr as well."""
+    if launch.worker_rank():
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        (directory / STDOUT).open("w", encoding="utf-8") as out,
+        (directory / STDERR).open("w", encoding="utf-8") as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    arguments = Path(sys.argv[1]), sys.argv[2:]
+    if launch.is_worker():
+        launch.end_with_launcher()
+        launch.keep_to_cores()
+        run_and_leave(lambda: work(*arguments))
+    sys.exit(guarded(lambda: main(*arguments)))

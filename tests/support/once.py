@@ -1,0 +1,27 @@
+"""Things that all workers of pytest-xdist share: made once per session, by the worker that comes first."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the directory `name` that `make` has filled; the other workers wait until it is complete.
+
+    If `make` fails, the next worker tries again in the same directory.
+    """
+    base = factory.getbasetemp()
+    if base.name.startswith("popen-"):  # a worker of pytest-xdist; its parent is the session's
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
