@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import kinds
+from tests.support.layout_runs import layout_runs
 from tests.support.zoo import Zoo
+
+__all__ = ["layout_runs"]
 
 SHARED = Path(os.environ.get("GPT2X_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

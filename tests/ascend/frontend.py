@@ -1,4 +1,4 @@
-"""Compile graphs of gpt2x for an Ascend that is not there; `python -m tests.ascend.frontend CASE`.
+"""Compile graphs of gpt2x for an Ascend that is not there; `python -m tests.ascend.frontend CASE...`.
 
 MindSpore's frontend turns a Cell into a typed graph before any device code is involved: it parses, infers types and
 shapes, derives the backward graph and applies its graph passes. Which device it does so for is a name in its
@@ -9,13 +9,15 @@ Proven by a case that compiles: parsing, types, shapes, autograd, operators that
 Not proven: that a kernel exists for an operator with these types, that it runs, its values, its speed or memory.
 
 The registration goes through symbols of MindSpore 2.10.0's core library for x86-64 Linux and lasts as long as the
-process, hence one process a case. docs/ascend.md says the rest.
+process, hence processes of their own (`tests/ascend/runs.py`). docs/ascend.md says the rest.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +77,16 @@ NAME = OldString("Ascend")  # must outlive the registration
 
 
 def pretend_ascend(num_devices: int = 1, rank: int = 0) -> None:
-    """Make MindSpore's frontend compile for Ascend from here on, as one of many devices; before any Cell is built."""
+    """Make MindSpore's frontend compile for Ascend from here on, as one of many devices; before a case builds Cells."""
     os.environ.update(MS_SIMULATION_LEVEL="0", RANK_SIZE=str(num_devices), RANK_ID=str(rank), GLOG_v="3")
+    register_ascend()
+    if num_devices > 1:
+        pretend_groups(num_devices, rank)
+
+
+@cache
+def register_ascend() -> None:
+    """Register the empty device, once per process, and choose it."""
     import mindspore as ms
     from mindspore._c_expression import MSContext
 
@@ -85,8 +96,6 @@ def pretend_ascend(num_devices: int = 1, rank: int = 0) -> None:
     register(NAME.address(), ctypes.cast(getattr(core, REFRESH), ctypes.c_void_p))
     MSContext.get_instance().set_device_target_inner("Ascend")
     ms.set_context(mode=ms.GRAPH_MODE)
-    if num_devices > 1:
-        pretend_groups(num_devices, rank)
 
 
 class Groups:
@@ -111,22 +120,28 @@ def pretend_groups(num_devices: int, rank: int) -> None:
     """Make MindSpore believe that it has joined the processes of as many devices."""
     from mindspore.communication import _comm_helper as helper
 
+    helper._ExistingGroup.ITEMS.clear()  # of the case before
+    helper._ExistingGroup.GROUP_RANKS.clear()
     helper.hccl = Groups(num_devices, rank)
     helper._HCCL_TEST_AVAILABLE = True
     helper.GlobalComm.INITED = True
     helper.GlobalComm.BACKEND = helper.Backend("hccl")
 
 
-def compile_graph(cell, *inputs) -> Counter[str]:
-    """Run the frontend on `cell` with example inputs; how often each operator stands in the validated graph.
+phases = (f"frontend_{number}" for number in itertools.count())
 
-    Raises what the frontend refuses.
+
+def compile_graph(cell, *inputs) -> Counter[str]:
+    """Run the frontend on `cell` with example inputs; return how often each operator is in the validated graph.
+
+    A graph that MindSpore took from an earlier case would leave no file in this folder; a new phase makes sure that it
+    takes none. Raises what the frontend rejects.
     """
     from mindspore.graph.api import _cell_graph_executor
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
-        _cell_graph_executor.compile(cell, *inputs, phase="frontend")
+        _cell_graph_executor.compile(cell, *inputs, phase=next(phases))
         (file,) = Path(folder).glob("*_validate_*.ir")
         return Counter(re.findall(r"\) = (?:PrimFunc_)?(\w+)\(", file.read_text(encoding="utf-8")))
 
@@ -237,17 +252,28 @@ CASES: dict[str, Callable[[], Counter[str]]] = {
 }
 
 
-def main() -> int:
-    """Compile the case named on the command line: its operators as JSON, or what the frontend said and status 1."""
-    pretend_ascend()
-    try:
-        operators = CASES[sys.argv[1]]()
-    except (RuntimeError, TypeError, ValueError) as error:
-        print(f"refused: {error}")
-        return 1
-    print(json.dumps(operators))
+def compile_cases(compile_case: Callable[[str], object], names: list[str]) -> int:
+    """Print a line of JSON for each case: {"case", "report"}, or {"case", "rejected"} with the frontend's message.
+
+    The process ends after the first case that the frontend rejects, since what MindSpore leaves is not known.
+    """
+    for name in names:
+        try:
+            line = {"case": name, "report": compile_case(name)}
+        except (RuntimeError, TypeError, ValueError) as error:
+            line = {"case": name, "rejected": str(error)}
+        print(json.dumps(line), flush=True)
+        if "rejected" in line:
+            return 1
+        gc.collect()  # graphs hang in circles of cells
     return 0
 
 
+def compile_case(name: str) -> Counter[str]:
+    """Return the operators of a case."""
+    pretend_ascend()
+    return CASES[name]()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compile_cases(compile_case, sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""Compile the graphs of parallel layouts for Ascends that are not there; `python -m tests.ascend.layouts CASE`.
+"""Compile the graphs of parallel layouts for Ascends that are not there; `python -m tests.ascend.layouts CASE...`.
 
 A case is one process of a layout, built by what `train.py` builds it by, of which no parameter has memory. Prints
-JSON: the operators of each graph, what the parameters would take, the process' peak memory, and seconds.
+JSON: the operators of each graph, what the parameters would take, the process' peak memory so far, and seconds.
 
 Proven and not proven: as in `tests.ascend.frontend`. The groups' members are answered by a stand-in for Huawei's
 communication library; nothing is communicated.
@@ -9,7 +9,6 @@ communication library; nothing is communicated.
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -22,7 +21,7 @@ import numpy as np
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import TrainConfig
 from gpt2x.config.layout import Coordinates, micro_batch_size, world_size
-from tests.ascend.frontend import compile_graph, pretend_ascend
+from tests.ascend.frontend import compile_cases, compile_graph, pretend_ascend
 
 BATCH = 2  # sequences a forward pass
 
@@ -193,16 +192,5 @@ for _precision in PRECISIONS:
         CASES[f"52b_{_name}_{_precision}"] = Case(f"{_52b} {PP}", data=3, stage=_stage)
 
 
-def main() -> int:
-    """Compile the case named on the command line: what `report` found, or what the frontend said and status 1."""
-    try:
-        found = report(CASES[sys.argv[1]])
-    except (RuntimeError, TypeError, ValueError) as error:
-        print(f"refused: {error}")
-        return 1
-    print(json.dumps(found))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compile_cases(lambda name: report(CASES[name]), sys.argv[1:]))

@@ -8,87 +8,104 @@ from mindspore import Tensor
 from gpt2x.ops import ascend, composed
 from gpt2x.runtime.device import set_up_device
 from tests.ascend import frontend
-from tests.ascend.runs import compile_case, report_of
 from tests.support.models import CPU
 
 LAYERS = frontend.SMALL.num_layers
 
 
-def run(case, folder):
-    return compile_case("frontend", case, folder)
+CASES = "frontend"  # the module whose cases `compiled` compiles
+ascend = pytest.mark.ascend
+timeout = pytest.mark.timeout(1800)
 
 
-def operators(case, folder):
-    return report_of("frontend", case, folder)
-
-
-@pytest.mark.parametrize(("case", "forward"), [("train_fp16", 1), ("train_bf16", 1), ("train_fp16_recompute", 2)])
-def test_update_with_flash_attention(case, forward, tmp_path):
-    found = operators(case, tmp_path)
-    assert found["FlashAttentionScore"] == forward * LAYERS
-    assert found["FlashAttentionScoreGrad"] == LAYERS
-    assert found["LayerNormGrad"] == 2 * LAYERS + 1
-    assert found["Adam"] == 12 * LAYERS + 4
-    assert "Softmax" not in found
+def case(name, *values, marks=()):
+    """Return the parameters of a test of a case."""
+    return pytest.param(name, *values, marks=[pytest.mark.needs(name), ascend, timeout, *marks], id=name)
 
 
 @pytest.mark.parametrize(
-    ("case", "forward"), [("train_fp16_dropout", 1), ("train_bf16_dropout_recompute", 2), ("train_fp32", 1)]
+    ("name", "forward"), [case("train_fp16", 1), case("train_bf16", 1), case("train_fp16_recompute", 2)]
 )
-def test_update_with_attention_written_out(case, forward, tmp_path):
-    found = operators(case, tmp_path)
-    assert found["Softmax"] == forward * LAYERS
-    assert "FlashAttentionScore" not in found
-
-
-def test_recompute_while_micro_batches_accumulate(tmp_path):
-    assert operators("train_bf16_accumulation_recompute", tmp_path)["FlashAttentionScore"] == 2 * LAYERS
-
-
-def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(tmp_path):
-    found = operators("train_bf16_packed_recompute", tmp_path)
-    assert found["FlashAttentionScore"] == 2 * LAYERS
-    assert found["FlashAttentionScoreGrad"] == LAYERS
-    assert found["LogicalOr"] >= 1
-
-
-def test_packed_rows_with_dropout_are_written_out(tmp_path):
-    found = operators("train_fp16_dropout_packed", tmp_path)
-    assert found["Softmax"] == LAYERS
-    assert "FlashAttentionScore" not in found
-
-
-@pytest.mark.slow
-def test_update_of_the_13b_model(tmp_path):
-    found = operators("train_13b", tmp_path)
-    assert found["FlashAttentionScoreGrad"] == 40
-    assert found["FlashAttentionScore"] == 2 * 40, "recomputed"
-
-
-@pytest.mark.parametrize(("case", "argmax"), [("evaluate_fp16", 0), ("score_greedily_fp16", 1)])
-def test_evaluation(case, argmax, tmp_path):
-    found = operators(case, tmp_path)
-    assert found["FlashAttentionScore"] == LAYERS
-    assert found.get("Argmax", 0) == argmax
-    assert "FlashAttentionScoreGrad" not in found
-
-
-@pytest.mark.parametrize("case", ["decode_prompt_bf16", "decode_token_fp16"])
-def test_decoding(case, tmp_path):
-    assert operators(case, tmp_path)["ScatterUpdate"] == 2 * LAYERS
+def test_update_with_flash_attention(compiled, name, forward):
+    operators = compiled.of(name)
+    assert operators["FlashAttentionScore"] == forward * LAYERS
+    assert operators["FlashAttentionScoreGrad"] == LAYERS
+    assert operators["LayerNormGrad"] == 2 * LAYERS + 1
+    assert operators["Adam"] == 12 * LAYERS + 4
+    assert "Softmax" not in operators
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("name", "forward"),
     [
-        ("wrong_head_count", "query_shape[1] must be equal to attribute 'head_num', but got 4 and 5"),
-        ("wrong_target_length", "input1.shape = [128] and input2.shape = [126]"),
+        case("train_fp16_dropout", 1, marks=[pytest.mark.exhaustive]),
+        case("train_bf16_dropout_recompute", 2),
+        case("train_fp32", 1),
     ],
 )
-def test_wrong_shape_is_refused(case, message, tmp_path):
-    done = run(case, tmp_path)
-    assert done.returncode == 1
-    assert message in done.stdout
+def test_update_with_attention_written_out(compiled, name, forward):
+    operators = compiled.of(name)
+    assert operators["Softmax"] == forward * LAYERS
+    assert "FlashAttentionScore" not in operators
+
+
+@ascend
+@timeout
+@pytest.mark.needs("train_bf16_accumulation_recompute")
+def test_recompute_while_micro_batches_accumulate(compiled):
+    assert compiled.of("train_bf16_accumulation_recompute")["FlashAttentionScore"] == 2 * LAYERS
+
+
+@ascend
+@timeout
+@pytest.mark.needs("train_bf16_packed_recompute")
+def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(compiled):
+    operators = compiled.of("train_bf16_packed_recompute")
+    assert operators["FlashAttentionScore"] == 2 * LAYERS
+    assert operators["FlashAttentionScoreGrad"] == LAYERS
+    assert operators["LogicalOr"] >= 1
+
+
+@ascend
+@timeout
+@pytest.mark.needs("train_fp16_dropout_packed")
+def test_packed_rows_with_dropout_are_written_out(compiled):
+    operators = compiled.of("train_fp16_dropout_packed")
+    assert operators["Softmax"] == LAYERS
+    assert "FlashAttentionScore" not in operators
+
+
+@ascend
+@timeout
+@pytest.mark.needs("train_13b")
+def test_update_of_the_13b_model(compiled):
+    operators = compiled.of("train_13b")
+    assert operators["FlashAttentionScoreGrad"] == 40
+    assert operators["FlashAttentionScore"] == 2 * 40, "recomputed"
+
+
+@pytest.mark.parametrize(("name", "argmax"), [case("evaluate_fp16", 0), case("score_greedily_fp16", 1)])
+def test_evaluation(compiled, name, argmax):
+    operators = compiled.of(name)
+    assert operators["FlashAttentionScore"] == LAYERS
+    assert operators.get("Argmax", 0) == argmax
+    assert "FlashAttentionScoreGrad" not in operators
+
+
+@pytest.mark.parametrize("name", [case("decode_prompt_bf16"), case("decode_token_fp16")])
+def test_decoding(compiled, name):
+    assert compiled.of(name)["ScatterUpdate"] == 2 * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        case("wrong_head_count", "query_shape[1] must be equal to attribute 'head_num', but got 4 and 5"),
+        case("wrong_target_length", "input1.shape = [128] and input2.shape = [126]"),
+    ],
+)
+def test_wrong_shape_is_rejected(compiled, name, message):
+    assert message in compiled.rejection(name)
 
 
 def draw(*shape, seed=0, dtype=np.float32):

@@ -7,7 +7,7 @@ place of an AllGather or a ReduceScatter.
 import pytest
 
 from tests.ascend.layouts import PRECISIONS
-from tests.ascend.runs import compile_case, report_of
+from tests.ascend.runs import Reports, compile_all, require_frontend
 
 SMALL = 2  # layers, of a stage under pipelining
 PEAK_GB = 4  # of a full-size case: with memory for its parameters, which take 7 to 154 GB, none would stay below
@@ -15,14 +15,21 @@ PEAK_GB = 4  # of a full-size case: with memory for its parameters, which take 7
 COLLECTIVES = ("AllReduce", "ReduceScatter", "AllGather")
 
 
-def compiled(case, folder):
-    return report_of("layouts", case, folder)["operators"]
+CASES = "layouts"  # the module whose cases `compiled` compiles
+pytestmark = [pytest.mark.ascend, pytest.mark.timeout(1800)]
 
 
-def large(case, folder):
-    found = report_of("layouts", case, folder, timeout_s=1150)
-    assert found["peak_gb"] < PEAK_GB
-    return found["operators"]
+def case(name, *values):
+    """Return the parameters of a test of a case."""
+    return pytest.param(name, *values, marks=pytest.mark.needs(name), id=name)
+
+
+def large(name, folder):
+    """Compile a case of full size in a process of its own, whose peak memory is the case's."""
+    require_frontend()
+    report = Reports(compile_all(CASES, [name], folder, timeout_s=1150)).of(name)
+    assert report["peak_gb"] < PEAK_GB
+    return report["operators"]
 
 
 def collectives(graph):
@@ -100,67 +107,72 @@ def check_decoder(found, layers):
         assert graph["ScatterUpdate"] == 2 * layers
 
 
-@pytest.mark.parametrize("case", ["tp_fp16", "tp_dropout_bf16"])
-def test_tensor_parallel_update(case, tmp_path):
-    check_tensor(compiled(case, tmp_path), SMALL, 1)
+@pytest.mark.parametrize("name", [case("tp_fp16"), case("tp_dropout_bf16")])
+def test_tensor_parallel_update(compiled, name):
+    check_tensor(compiled.of(name)["operators"], SMALL, 1)
 
 
-def test_tensor_parallel_update_of_several_micro_batches(tmp_path):
-    found = compiled("tp_accumulated_bf16", tmp_path)
+@pytest.mark.needs("tp_accumulated_bf16")
+def test_tensor_parallel_update_of_several_micro_batches(compiled):
+    found = compiled.of("tp_accumulated_bf16")["operators"]
     assert collectives(found["Accumulation"]) == (5 * SMALL + 3, 0, 0)
     check_layers(found["Accumulation"], SMALL, 2, 2 * SMALL + 1)
     assert collectives(found["UpdateFromSums"]) == (2, 1, 0)
     assert collectives(found["ParameterAllGather"]) == (0, 0, 1)
 
 
-def test_sequence_parallel_update(tmp_path):
-    check_sequence(compiled("sp_bf16", tmp_path), SMALL, 1)
+@pytest.mark.needs("sp_bf16")
+def test_sequence_parallel_update(compiled):
+    check_sequence(compiled.of("sp_bf16")["operators"], SMALL, 1)
 
 
-def test_tensor_parallel_update_of_adapters(tmp_path):
+@pytest.mark.needs("lora_tp_bf16")
+def test_tensor_parallel_update_of_adapters(compiled):
     """Beside what a full update sums over the tensor axis, the gradients of the copied factors, in one bucket; the
     first block needs no gradient of its input.
     """
-    found = compiled("lora_tp_bf16", tmp_path)
+    found = compiled.of("lora_tp_bf16")["operators"]
     all_reduces, scatters, gathers = collectives(found["UpdateFromBatch"])
     assert all_reduces == 5 * SMALL + 3 + 2
     assert (scatters, gathers) == (1, 0)
     assert found["UpdateFromBatch"]["Adam"] == 2 * 5 * SMALL
 
 
-def test_update_of_replicas(tmp_path):
-    check_replicas(compiled("dp_fp16", tmp_path), SMALL, 1)
+@pytest.mark.needs("dp_fp16")
+def test_update_of_replicas(compiled):
+    check_replicas(compiled.of("dp_fp16")["operators"], SMALL, 1)
 
 
-def test_update_of_replicas_that_share_the_optimizer(tmp_path):
-    check_shards(compiled("zero_bf16", tmp_path), SMALL, 1)
-
-
-@pytest.mark.parametrize(("stage", "precision"), [("first", "bf16"), ("middle", "fp16"), ("last", "bf16")])
-def test_stage(stage, precision, tmp_path):
-    check_stage(compiled(f"pp_{stage}_{precision}", tmp_path), SMALL, 1, stage)
-
-
-def test_tensor_parallel_decoder(tmp_path):
-    check_decoder(compiled("decode_fp16", tmp_path), SMALL)
+@pytest.mark.needs("zero_bf16")
+def test_update_of_replicas_that_share_the_optimizer(compiled):
+    check_shards(compiled.of("zero_bf16")["operators"], SMALL, 1)
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("name", "stage"), [case("pp_first_bf16", "first"), case("pp_middle_fp16", "middle"), case("pp_last_bf16", "last")]
+)
+def test_stage(compiled, name, stage):
+    check_stage(compiled.of(name)["operators"], SMALL, 1, stage)
+
+
+@pytest.mark.needs("decode_fp16")
+def test_tensor_parallel_decoder(compiled):
+    check_decoder(compiled.of("decode_fp16")["operators"], SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
     [
-        ("wrong_head_count", "query_shape[1] must be equal to attribute 'head_num', but got 1 and 2"),
-        ("wrong_head_split", "x_shape: [const vector]{2, 8, 32}, and out_shape: [const vector]{2, 8, 2, 32}"),
-        ("wrong_message", "input shape: [const vector]{2, 64, 320}, gamma shape: [const vector]{256}"),
+        case("wrong_head_count", "query_shape[1] must be equal to attribute 'head_num', but got 1 and 2"),
+        case("wrong_head_split", "x_shape: [const vector]{2, 8, 32}, and out_shape: [const vector]{2, 8, 2, 32}"),
+        case("wrong_message", "input shape: [const vector]{2, 64, 320}, gamma shape: [const vector]{256}"),
     ],
 )
-def test_wrong_shape_is_refused(case, message, tmp_path):
-    done = compile_case("layouts", case, tmp_path)
-    assert done.returncode == 1
-    assert message in done.stdout
+def test_wrong_shape_is_rejected(compiled, name, message):
+    assert message in compiled.rejection(name)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("precision", PRECISIONS)
 class TestFullSize:
     """The shipped layouts of 13B and 52B. Buckets: matrices beyond 8 M values (a share of them) travel alone."""

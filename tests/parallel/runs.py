@@ -1,4 +1,4 @@
-"""Runs of train.py in a layout, and how far they are from the run of one process."""
+"""How far a run in a layout is from the run of one process."""
 
 from __future__ import annotations
 
@@ -10,34 +10,6 @@ import numpy as np
 
 from gpt2x import checkpoint
 from tests.train import runs
-
-TINY = ["model=gpt2_tiny", "model.max_seq_len=32", "trainer.seq_len=32", "trainer.global_batch_size=8",
-        "trainer.max_steps=20", "trainer.eval_every_steps=10", "trainer.checkpoint_every_steps=6",
-        "trainer.keep_last=9", "trainer.keep_best=false", "trainer.sample_prompts=[]", "model.dropout=0",
-        "tokenizer.vocab_size=300", "tracker=none", "dataset=text", "hardware.peak_tflops=0.1"]  # fmt: skip
-
-
-class Runs:
-    """Runs on one corpus, each made once; `of` gives a run's directory."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.corpus = runs.corpus(directory)
-        self.found: dict[tuple[str, ...], Path] = {}
-
-    def of(self, *overrides: str) -> Path:
-        """The directory of the run with these overrides."""
-        if overrides not in self.found:
-            outputs = self.directory / f"outputs_{len(self.found)}"
-            self.start(outputs, *overrides)
-            (metrics,) = outputs.rglob("metrics.jsonl")
-            self.found[overrides] = metrics.parent
-        return self.found[overrides]
-
-    def start(self, outputs: Path, *overrides: str) -> str:
-        """Run train.py to its end; what it printed."""
-        paths = [f"paths.outputs={outputs}", f"paths.cache={self.directory}/cache", f"dataset.path={self.corpus}"]
-        return runs.start("train.py", *TINY, *paths, *overrides).stdout
 
 
 @dataclasses.dataclass
@@ -59,12 +31,12 @@ class Distance:
     states: float
 
 
-def distance(run_dir: Path, reference: Path, *, step: int, first: int = 1, group: str = "weights") -> Distance:
-    """How far a run is from another at the checkpoint of `step`, its curve compared from step `first` to there.
+def distance(run_dir: Path, reference: Path, *, step: int, group: str = "weights") -> Distance:
+    """Return how far a run is from another at the checkpoint of `step`, and its curve up to there.
 
     `group` names what is trained in the checkpoint: weights, or adapter.
     """
-    steps = range(first, step + 1)
+    steps = range(1, step + 1)
     mine, theirs = runs.curve(run_dir), runs.curve(reference)
     keys = ("train/lr", "train/epoch", "train/tokens")
     positions = [runs.curve(path, *keys) for path in (run_dir, reference)]
@@ -82,7 +54,7 @@ def distance(run_dir: Path, reference: Path, *, step: int, first: int = 1, group
 
 
 def pairs(group: str, run_dir: Path, reference: Path, step: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name and values of each tensor in both checkpoints of a step."""
+    """Yield name and values of each tensor in both checkpoints of a step."""
     mine, theirs = (saved(path, step) for path in (run_dir, reference))
     assert set(mine.names(group)) == set(theirs.names(group))
     for name in theirs.names(group):
@@ -92,12 +64,27 @@ def pairs(group: str, run_dir: Path, reference: Path, step: int) -> Iterator[tup
 
 
 def saved(run_dir: Path, step: int) -> checkpoint.Checkpoint:
-    """The checkpoint of a step."""
+    """Return the checkpoint of a step."""
     return checkpoint.open_checkpoint(run_dir / "checkpoints" / f"step_{step}")
 
 
-def relative(found: np.ndarray | float, wanted: np.ndarray | float) -> float:
-    """The largest difference over the largest value."""
-    assert np.shape(found) == np.shape(wanted)
-    largest = np.abs(wanted).max()
-    return float(np.abs(np.subtract(found, wanted)).max() / largest) if largest else float(np.abs(found).max())
+def relative(values: np.ndarray | float, expected: np.ndarray | float) -> float:
+    """Return the largest difference over the largest value."""
+    assert np.shape(values) == np.shape(expected)
+    largest = np.abs(expected).max()
+    return float(np.abs(np.subtract(values, expected)).max() / largest) if largest else float(np.abs(values).max())
+
+
+def check_equal(run_dir: Path, reference: Path, *, step: int, group: str = "weights") -> Distance:
+    """Assert that a run is that of one process, up to rounding.
+
+    Sums in another order round differently. The bounds: losses 1e-5, gradient norms 1e-4, weights (absolute) 1e-4,
+    which is a tenth of what one update at the full learning rate can change.
+    """
+    difference = distance(run_dir, reference, step=step, group=group)
+    print(difference)
+    assert difference.loss <= 1e-5
+    assert difference.validation <= 1e-5
+    assert difference.norm <= 1e-4
+    assert difference.weights <= 1e-4
+    return difference

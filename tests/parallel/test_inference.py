@@ -15,95 +15,72 @@ from gpt2x.config.options import CONF
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import load_scores
 from gpt2x.model import stats
-from tests.train.runs import run_dirs, small, start, train
-
-PROMPTS = ["the cat sat on", "", "then some dogs ran over this green hill and", "a mat", "the"]
-GREEDY = ("generation.repetition_penalty=1.2",)
-SAMPLING = ("generation.temperature=1.0", "generation.top_p=0.95", "generation.min_new_tokens=3", "seed=3")
+from tests.support.layout_jobs import EVALUATED, JOBS, PREDICTED, PROMPTS, REFERENCES
+from tests.support.layout_runs import each
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of 40 steps; its vocabulary is odd, so two processes share a padded one."""
-    directory = tmp_path_factory.mktemp("inference")
-    train(directory, "trainer.max_steps=40", "tokenizer.vocab_size=291", "optimizer.learning_rate=3e-3")
-    (run_dir,) = run_dirs(directory)
-    assert open_checkpoint(run_dir / "checkpoints" / "step_40").model.vocab_size == 291
-    return run_dir
+def output(layout_runs, job):
+    """Return the file that a job was told to write."""
+    layout_runs.of(job)
+    return next(text for text in reversed(JOBS[job].arguments(layout_runs.folder)) if text.startswith("output="))[7:]
 
 
-def options(trained, layout, output):
-    directory = trained.parents[2]
-    paths = [option for option in small(directory) if option.startswith("paths.")]
-    return [f"load={trained}", f"parallel={layout}", "tracker=none", f"output={output}", *paths]
-
-
-def evaluated(trained, layout, tmp_path):
-    """What evaluate.py prints, and results.json."""
-    text = trained.parents[2] / "corpus.txt"
-    done = start("evaluate.py", *options(trained, layout, tmp_path / "results.json"), "dataset=text",
-                 f"dataset.val_path={text}", "evaluation.batch_size=4", f"hydra.run.dir={tmp_path}/run")  # fmt: skip
-    assert done.stderr == ""
-    return done.stdout, json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def single_evaluation(trained, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("single")
-    return directory, *evaluated(trained, "single", directory)
-
-
-def table(out):
-    """What is printed, up to the place of the results."""
+def evaluated(layout_runs, job):
+    """Return what evaluate.py printed up to the path of the results, and results.json."""
+    out, error = layout_runs.printed(job)
+    assert error == ""
     assert out.count("results: ") == 1
-    return out.partition("results: ")[0]
+    with open(output(layout_runs, job), encoding="utf-8") as file:
+        return out.partition("results: ")[0], json.load(file)
 
 
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2_tp2"])
-def test_evaluation_in_a_layout(trained, single_evaluation, layout, tmp_path):
-    out, found = evaluated(trained, layout, tmp_path)
-    single_path, single_out, wanted = single_evaluation
-    assert table(out) == table(single_out)
-    for protocol, values in wanted["results"].items():
+@pytest.mark.launch
+@pytest.mark.timeout(1800)
+@pytest.mark.needs("odd vocabulary")
+@pytest.mark.parametrize("job", each(EVALUATED))
+def test_evaluation_in_a_layout(layout_runs, job):
+    checkpoint = layout_runs.of("odd vocabulary") / "checkpoints" / "step_40"
+    assert open_checkpoint(checkpoint).model.vocab_size == 291, "two processes share a padded vocabulary"
+    reference = REFERENCES[job]
+    (table, results), (expected_table, expected) = evaluated(layout_runs, job), evaluated(layout_runs, reference)
+    assert table == expected_table
+    for protocol, values in expected["results"].items():
         assert values["ppl_low"] < values["ppl"] < values["ppl_high"]
         assert values["num_windows"] % 8 in (1, 2, 3)  # the last batch is not whole, and one replica's alone
         exact = {key: value for key, value in values.items() if not isinstance(value, float)}
-        assert exact.items() <= found["results"][protocol].items()
+        assert exact.items() <= results["results"][protocol].items()
         for key in values.keys() - exact.keys():
-            assert found["results"][protocol][key] == pytest.approx(values[key], rel=1e-6)
-    assert (found.pop("parallel"), wanted["parallel"]) == (layout, "single")
-    assert all(found[key] == wanted[key] for key in found if key != "results")
-    scores, same = (load_scores(path / "run" / "scores.npz") for path in (tmp_path, single_path))
+            assert results["results"][protocol][key] == pytest.approx(values[key], rel=1e-6)
+    layout = job.rpartition(" ")[2]
+    assert (results.pop("parallel"), expected["parallel"]) == (layout, "single")
+    assert all(results[key] == expected[key] for key in results if key != "results")
+    run_dir = layout_runs.of(job)
+    scores, same = (load_scores(path / "scores.npz") for path in (run_dir, layout_runs.of(reference)))
     for protocol in scores:
         assert np.array_equal(scores[protocol].weight, same[protocol].weight)
         assert np.allclose(scores[protocol].nll, same[protocol].nll, rtol=0 if layout == "dp2" else 1e-6, atol=0)
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    assert len((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
-def predicted(trained, layout, tmp_path, *sampling):
-    """The completions, without their speed."""
-    output = tmp_path / f"{layout}.jsonl"
-    done = start("predict.py", *options(trained, layout, output), f"prompts={json.dumps(PROMPTS)}", *sampling,
-                 "generation.max_new_tokens=10", "generation.batch_size=2")  # fmt: skip
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"5 completions -> {output}, ")
-    assert done.stderr.count("\n") == 1
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+def predicted(layout_runs, job):
+    """Return the completions, without their speed."""
+    out, error = layout_runs.printed(job)
+    assert out == ""
+    assert error.startswith(f"5 completions -> {output(layout_runs, job)}, ")
+    assert error.count("\n") == 1
+    with open(output(layout_runs, job), encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     assert all(row.pop("tokens_per_s") > 0 for row in rows)
     assert [row["prompt"] for row in rows] == PROMPTS
     return rows
 
 
-@pytest.fixture(scope="module")
-def single_completions(trained, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("single")
-    return {sampling: predicted(trained, "single", directory, *sampling) for sampling in (GREEDY, SAMPLING)}
-
-
-@pytest.mark.parametrize(("layout", "sampling"), [("tp2", GREEDY), ("dp2", GREEDY), ("dp2_tp2", SAMPLING)])
-def test_text_in_a_layout(trained, single_completions, layout, sampling, tmp_path):
-    rows = predicted(trained, layout, tmp_path, *sampling)
-    assert rows == single_completions[sampling]
+@pytest.mark.launch
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("job", each(PREDICTED))
+def test_text_in_a_layout(layout_runs, job):
+    rows = predicted(layout_runs, job)
+    assert rows == predicted(layout_runs, REFERENCES[job])
     assert len({row["completion"] for row in rows}) > 1
 
 

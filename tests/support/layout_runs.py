@@ -1,6 +1,6 @@
 """Run the jobs of `tests/support/layout_jobs.py`: all of a number of processes in one launch, one after the other.
 
-A test names the jobs that it reads by the mark `jobs` and gets them from the fixture `layout_runs`. What the selected
+A test names the jobs that it reads by the mark `needs` and gets them from the fixture `layout_runs`. What the selected
 tests need is run once per session: a job that fails ends its launch, and the jobs after it get a new one.
 
 `python -m tests.support.layout_runs FOLDER JOB...` is one launch; its processes run the same with FOLDER and JOBs.
@@ -28,8 +28,8 @@ from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
-from tests.support.layout_jobs import JOBS, run_dir
-from tests.support.once import once
+from tests.support.layout_jobs import JOBS, REFERENCES, run_dir
+from tests.support.once import needed, once
 from tests.train.runs import ROOT, corpus
 
 STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
@@ -52,7 +52,7 @@ class LayoutRuns:
         if name in self.failures:
             pytest.fail(self.failures[name], pytrace=False)
         directory = run_dir(self.folder, name)
-        assert (directory / DONE).exists(), f"the mark `jobs` of this test does not name {name!r}"
+        assert (directory / DONE).exists(), f"the mark `needs` of this test does not name {name!r}"
         return directory
 
     def printed(self, name: str) -> tuple[str, str]:
@@ -64,14 +64,16 @@ class LayoutRuns:
 @pytest.fixture(scope="session")
 def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayoutRuns:
     """Run the jobs that the selected tests read."""
-    marks = (mark for item in request.session.items for mark in item.iter_markers("jobs"))
-    wanted = with_needs({name for mark in marks for name in mark.args})
+    wanted = with_needs({name for name in needed(request.session.items) if name in JOBS})
     return LayoutRuns(once(tmp_path_factory, "layouts", lambda folder: run_all(folder, wanted)))
 
 
 def each(names: list[str], *marks: pytest.MarkDecorator) -> list:
-    """Return parameters that are jobs, each read by its test."""
-    return [pytest.param(name, marks=[pytest.mark.jobs(name), *marks], id=name) for name in names]
+    """Return parameters that are jobs; a test reads its job, and the job of one process that it has to equal."""
+    return [
+        pytest.param(name, marks=[pytest.mark.needs(name, REFERENCES.get(name, name)), *marks], id=name)
+        for name in names
+    ]
 
 
 # ---- for a session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,9 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
             make(folder)
             done.touch()
     return folder
+
+
+def needed(items: Iterable[pytest.Item]) -> list[str]:
+    """Return the names that the mark `needs` of these tests gives, each once."""
+    marks = (mark for item in items for mark in item.iter_markers("needs"))
+    return list(dict.fromkeys(name for mark in marks for name in mark.args))
