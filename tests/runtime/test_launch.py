@@ -35,6 +35,7 @@ class Launch(Running):
             time.sleep(0.1)
 
 
+@pytest.mark.launch
 def test_all_ranks_finish_and_only_rank_0_is_heard(tmp_path):
     status, out, error = Launch(tmp_path, "finish").end(within_s=90)
     assert (status, out, error) == (0, "rank 0 begins\nrank 0 is done\n", "")
@@ -43,18 +44,7 @@ def test_all_ranks_finish_and_only_rank_0_is_heard(tmp_path):
     assert (tmp_path / "logs/scheduler.log").read_text() == ""
 
 
-def test_two_nodes_meet_at_node_0(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    where = ["address=localhost", f"port={port}", "num_nodes=2"]
-    nodes = [Launch(tmp_path / str(rank), "finish", *where, f"node_rank={rank}") for rank in (0, 1)]
-    (status, out, error), other = (node.end(within_s=90) for node in nodes)
-    assert (status, out, error) == (0, "rank 0 begins\nrank 0 is done\n", "")
-    assert other == (0, "", "")
-    assert "rank 1 is done" in (tmp_path / "1/logs/rank_1.log").read_text()
-    assert not (tmp_path / "1/logs/scheduler.log").exists()
-
-
+@pytest.mark.launch
 def test_a_rank_that_raises(tmp_path):
     running = Launch(tmp_path, "raise")
     while not (tmp_path / "step").exists():
@@ -69,12 +59,15 @@ def test_a_rank_that_raises(tmp_path):
     assert "Traceback" in log.read_text()
 
 
+@pytest.mark.launch
 def test_a_mistake_is_told_once(tmp_path):
     assert Launch(tmp_path, "mistake").end() == (2, "", "error: key=1 must be 2\n")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed(tmp_path, rank):
+@pytest.mark.launch
+def test_a_rank_that_is_killed(tmp_path):
+    """Rank 0 is killed in tests/train/test_launched.py."""
+    rank = 1
     running = Launch(tmp_path, "forever")
     running.run_for_some_steps()
     os.kill(running.pid_of(rank), signal.SIGKILL)
@@ -83,8 +76,12 @@ def test_a_rank_that_is_killed(tmp_path, rank):
     assert f"error: rank {rank} was killed by SIGKILL" in error
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive), (signal.SIGTERM, 143)]
+)
 def test_an_interrupt_lets_rank_0_finish(tmp_path, number, status):
+    """SIGINT is sent by default in tests/train/test_launched.py."""
     running = Launch(tmp_path, "forever")
     running.run_for_some_steps()
     os.killpg(running.launcher.pid, number)
@@ -94,6 +91,7 @@ def test_an_interrupt_lets_rank_0_finish(tmp_path, number, status):
     assert (tmp_path / "logs/rank_1.log").read_text() == "rank 1 begins\n"
 
 
+@pytest.mark.launch
 def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path):
     running = Launch(tmp_path, "forever")
     running.run_for_some_steps()
@@ -101,6 +99,7 @@ def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path):
     assert running.end(within_s=5)[0] == -signal.SIGKILL
 
 
+@pytest.mark.launch
 def test_a_taken_port_and_a_foreign_address(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -115,6 +114,7 @@ def test_a_taken_port_and_a_foreign_address(tmp_path):
         assert held.getsockname()[1] > 0
 
 
+@pytest.mark.launch
 def test_the_scheduler_says_that_its_port_was_taken_meanwhile(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         variables = launch.cluster(2, "127.0.0.1", taken.getsockname()[1], 60) | {"MS_ROLE": "MS_SCHED"}

@@ -88,7 +88,7 @@ add("single, 4 layers", 1, *TINY, "model.num_layers=4")
 add("single, fp16", 1, *TINY, *FP16)
 PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2_pp2": 8}  # the layouts of the resume ring
 TRAINED = [
-    variant("dp2", "single", 2, "parallel=dp2"),
+    variant("dp2", "single", 2, "parallel=dp2", is_typed=True),
     variant("tp2", "single", 2, "parallel=tp2"),
     variant("pp2", "single", 2, "parallel=pp2"),
     variant("zero2", "single", 2, "parallel=zero2"),

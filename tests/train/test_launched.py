@@ -15,12 +15,13 @@ import yaml
 from gpt2x import checkpoint
 from gpt2x.tracking.mlflow_run import RunRecord, end_abandoned
 from tests.runtime.running import Running
+from tests.support.layout_jobs import resumed
 from tests.train.runs import ROOT, curve, run_dirs, small, start, train
 
 TRACKED = ["parallel=dp2", "tracker=mlflow", "tracker.system_metrics=false"]
 ENDLESS = ["trainer.max_steps=100000", "trainer.log_every_steps=1"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
 
 
 def options(directory: Path, *more: str) -> list[str]:
@@ -55,8 +56,8 @@ def run_until_tracked(running: Running, folder: Path) -> Path:
     return run_dir
 
 
-def test_an_interrupted_run_is_killed_in_the_tracker(tmp_path):
-    running = Running("train.py", *options(tmp_path, *ENDLESS))
+def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_directory(tmp_path):
+    running = Running("train.py", *options(tmp_path, *ENDLESS, "trainer.checkpoint_every_steps=2"))
     run_dir = run_until_tracked(running, tmp_path)
     os.killpg(running.launcher.pid, signal.SIGINT)
     status, out, error = running.end()
@@ -65,6 +66,16 @@ def test_an_interrupted_run_is_killed_in_the_tracker(tmp_path):
     assert error.splitlines()[-1] == "interrupted"
     assert "Traceback" not in error
     assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
+    last = checkpoint.list_checkpoints(run_dir)[-1]
+    step = int(last.name.removeprefix("step_"))
+    before = curve(run_dir)
+    train(tmp_path, "parallel=dp2", *ENDLESS, "trainer.checkpoint_every_steps=2", "resume=auto",
+          f"trainer.stop_after_steps={step + 2}")  # fmt: skip
+    assert run_dirs(tmp_path) == [run_dir]
+    assert list(curve(run_dir)) == list(range(1, step + 3))
+    assert all(curve(run_dir)[number] == before[number] for number in before if number <= step + 2)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    assert config["resume"] == str(last)
 
 
 def test_a_run_whose_rank_0_is_killed_has_failed_in_the_tracker(tmp_path):
@@ -79,23 +90,16 @@ def test_a_run_whose_rank_0_is_killed_has_failed_in_the_tracker(tmp_path):
     assert mlflow_runs(tmp_path) == [("FAILED", max(curve(run_dir)))], "what rank 0 had not sent is sent"
 
 
-def test_a_resumed_layout_goes_on_in_its_directory(tmp_path):
-    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", "trainer.stop_after_steps=2")
-    (run_dir,) = run_dirs(tmp_path)
-    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", "resume=auto")
-    assert run_dirs(tmp_path) == [run_dir]
-    assert list(curve(run_dir)) == [1, 2, 3, 4]
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    assert config["resume"] == str(run_dir / "checkpoints/step_2")
-    train(tmp_path, "parallel=dp2", "trainer.max_steps=4", f"resume={run_dir}/checkpoints/step_2")
-    _, branch = run_dirs(tmp_path)
-    assert curve(branch) == curve(run_dir)
+@pytest.mark.needs("dp2", resumed("dp2", "dp2"))
+def test_a_branch_in_the_same_layout_repeats_every_bit(layout_runs):
+    """One run is typed, its branch part of a launch that other runs share: neither changes a bit."""
+    assert curve(layout_runs.of(resumed("dp2", "dp2"))) == curve(layout_runs.of("dp2"))
 
 
 def test_nodes_share_a_run_directory(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    where = ["launch.num_nodes=2", "launch.address=127.0.0.1", f"launch.port={port}", "trainer.max_steps=2"]
+    where = ["launch.num_nodes=2", "launch.address=localhost", f"launch.port={port}", "trainer.max_steps=2"]
     nodes = [Running("train.py", *options(tmp_path, *where, f"launch.node_rank={node}")) for node in (0, 1)]
     ends = [node.end(within_s=400) for node in nodes]
     assert [status for status, _, _ in ends] == [0, 0], ends
