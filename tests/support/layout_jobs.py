@@ -49,7 +49,7 @@ class Job:
 
 def run_dir(folder: Path, name: str) -> Path:
     """Return where a job writes."""
-    return folder / "outputs" / "runs" / name
+    return folder / "outputs" / "runs" / re.sub(r"\W+", "_", name)
 
 
 PATHS = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache", "tracker=none")
@@ -83,9 +83,9 @@ def variant(name: str, reference: str, processes: int, *overrides: str, **attrib
 # ---- training
 
 add("single", 1, *TINY)
-add("single, mixed", 1, *TINY, *MIXED)
-add("single, 4 layers", 1, *TINY, "model.num_layers=4")
-add("single, fp16", 1, *TINY, *FP16)
+add("mixed", 1, *TINY, *MIXED)
+add("4 layers", 1, *TINY, "model.num_layers=4")
+add("fp16", 1, *TINY, *FP16)
 PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2_pp2": 8}  # the layouts of the resume ring
 TRAINED = [
     variant("dp2", "single", 2, "parallel=dp2", is_typed=True),
@@ -94,14 +94,14 @@ TRAINED = [
     variant("zero2", "single", 2, "parallel=zero2"),
     variant("dp2_tp2_pp2", "single", 8, "parallel=dp2_tp2_pp2", is_typed=True),
     # several features at once
-    variant("tp2_pp2 of uneven stages, with sequence parallelism, recomputation and padding", "single, mixed", 4,
+    variant("tp2_pp2 of uneven stages, with sequence parallelism, recomputation and padding", "mixed", 4,
             "parallel=tp2_pp2", "parallel.sequence_parallel=true", "parallel.recompute=block",
             "model.pad_vocab_multiple=512"),
-    variant("four replicas with accumulation, two of which share states", "single, mixed", 4,
+    variant("four replicas with accumulation, two of which share states", "mixed", 4,
             "parallel=dp4", "parallel.optimizer_shards=2", "trainer.micro_batch_size=1"),
-    variant("tp2 with whole vocabularies", "single, mixed", 2,
+    variant("tp2 with whole vocabularies", "mixed", 2,
             "parallel=tp2", "parallel.vocab_parallel=false", "parallel.recompute=attention"),
-    variant("more stages than micro batches", "single, 4 layers", 4,
+    variant("more stages than micro batches", "4 layers", 4,
             "parallel=pp2", "parallel.pipeline=4", "parallel.micro_batches=2"),
     variant("dp2_tp2", "single", 4, "parallel=dp2_tp2"),
     variant("dp2_pp2", "single", 4, "parallel=dp2_pp2"),
@@ -111,15 +111,15 @@ TRAINED_EXHAUSTIVE = [
     variant("tp2 with sequence parallelism", "single", 2, "parallel=tp2", "parallel.sequence_parallel=true"),
     variant("tp4 with a rank of nothing but padding, and sequence parallelism", "single", 4,
             "parallel=tp4", "parallel.sequence_parallel=true", "model.pad_vocab_multiple=512"),
-    variant("tp2 with sequence parallelism, whole vocabularies, accumulation", "single, mixed", 2,
+    variant("tp2 with sequence parallelism, whole vocabularies, accumulation", "mixed", 2,
             "parallel=tp2", "parallel.sequence_parallel=true", "parallel.vocab_parallel=false",
             "trainer.micro_batch_size=4"),
-    variant("all at once", "single, mixed", 8,
+    variant("all at once", "mixed", 8,
             "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true",
             "parallel.recompute=block", "model.pad_vocab_multiple=512"),
 ]  # fmt: skip
-variant("tp2_pp2, fp16", "single, fp16", 4, "parallel=tp2_pp2")
-variant("dp2, fp16", "single, fp16", 2, "parallel=dp2")
+variant("fp16 in tp2_pp2", "fp16", 4, "parallel=tp2_pp2")
+variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
 
 
 # ---- resuming
@@ -151,7 +151,7 @@ for _targets, _layouts in {
 }.items():  # fmt: skip
     _reference = add(f"adapters of {_targets}", 1, *TINY, *LORA, f"lora.targets={_targets}")
     for _name, (_processes, *_overrides) in _layouts.items():
-        ADAPTED.append(variant(f"{_reference}, {_name}", _reference, _processes, *_overrides))
+        ADAPTED.append(variant(f"{_reference} in {_name}", _reference, _processes, *_overrides))
 
 
 # ---- fine-tuning: some tensors are frozen, rates decay over the layers, and the embedding has two rows more
@@ -171,9 +171,9 @@ add("tuned", 1, *TINY, "optimizer.layer_decay=0.7", "tokenizer.extend=true", "lo
     "trainer.frozen=[wpe.weight,'h.0.*','mlp.c_fc.*']", "tokenizer.path={folder}/tokenizer",
     f"trainer.max_steps={TUNED_STEPS}", "trainer.eval_every_steps=2", before=grow_tokenizer)  # fmt: skip
 TUNED = [
-    variant("tuned, zero2", "tuned", 2, "parallel=zero2"),
-    variant("tuned, tp2", "tuned", 2, "parallel=tp2"),
-    variant("tuned, pp2", "tuned", 2, "parallel=pp2"),
+    variant("tuned in zero2", "tuned", 2, "parallel=zero2"),
+    variant("tuned in tp2", "tuned", 2, "parallel=tp2"),
+    variant("tuned in pp2", "tuned", 2, "parallel=pp2"),
 ]
 
 
@@ -190,16 +190,16 @@ add("odd vocabulary", 1, *TINY, "model.hidden_size=32", "model.num_heads=2", "to
 add("evaluated", 1, *LOAD, "output={folder}/evaluated.json", "dataset=text", "dataset.val_path={folder}/corpus.txt",
     "evaluation.batch_size=4", entry="evaluate")  # fmt: skip
 EVALUATED = [
-    variant("evaluated, dp2", "evaluated", 2, "parallel=dp2", "output={folder}/evaluated_dp2.json"),
-    variant("evaluated, tp2", "evaluated", 2, "parallel=tp2", "output={folder}/evaluated_tp2.json", is_typed=True),
-    variant("evaluated, dp2_tp2", "evaluated", 4, "parallel=dp2_tp2", "output={folder}/evaluated_dp2_tp2.json"),
+    variant("evaluated in dp2", "evaluated", 2, "parallel=dp2", "output={folder}/evaluated_dp2.json"),
+    variant("evaluated in tp2", "evaluated", 2, "parallel=tp2", "output={folder}/evaluated_tp2.json", is_typed=True),
+    variant("evaluated in dp2_tp2", "evaluated", 4, "parallel=dp2_tp2", "output={folder}/evaluated_dp2_tp2.json"),
 ]
 add("greedy", 1, *LOAD, *PREDICTION, "generation.repetition_penalty=1.2", "output={folder}/greedy.jsonl",
     entry="predict")  # fmt: skip
 add("sampled", 1, *LOAD, *PREDICTION, "generation.temperature=1.0", "generation.top_p=0.95",
     "generation.min_new_tokens=3", "seed=3", "output={folder}/sampled.jsonl", entry="predict")  # fmt: skip
 PREDICTED = [
-    variant("greedy, tp2", "greedy", 2, "parallel=tp2", "output={folder}/greedy_tp2.jsonl", is_typed=True),
-    variant("greedy, dp2", "greedy", 2, "parallel=dp2", "output={folder}/greedy_dp2.jsonl"),
-    variant("sampled, dp2_tp2", "sampled", 4, "parallel=dp2_tp2", "output={folder}/sampled_dp2_tp2.jsonl"),
+    variant("greedy in tp2", "greedy", 2, "parallel=tp2", "output={folder}/greedy_tp2.jsonl", is_typed=True),
+    variant("greedy in dp2", "greedy", 2, "parallel=dp2", "output={folder}/greedy_dp2.jsonl"),
+    variant("sampled in dp2_tp2", "sampled", 4, "parallel=dp2_tp2", "output={folder}/sampled_dp2_tp2.jsonl"),
 ]

@@ -114,9 +114,10 @@ def next_batch(folder: Path, names: list[str], failures: dict[str, str]) -> list
         for name in left:
             job = JOBS[name]
             if job.processes == processes and all(is_done(folder, need) or need in batch for need in job.needs):
-                if job.is_typed:
-                    return batch or [name]
-                batch.append(name)
+                if job.is_typed and not batch:
+                    return [name]
+                if not job.is_typed:
+                    batch.append(name)
         return batch
 
     return next(filter(None, map(batch_of, sorted({JOBS[name].processes for name in left}))), [])
