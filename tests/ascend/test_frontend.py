@@ -14,13 +14,13 @@ LAYERS = frontend.SMALL.num_layers
 
 
 CASES = "frontend"  # the module whose cases `compiled` compiles
-ascend = pytest.mark.ascend
+pretended = pytest.mark.ascend
 timeout = pytest.mark.timeout(1800)
 
 
 def case(name, *values, marks=()):
     """Return the parameters of a test of a case."""
-    return pytest.param(name, *values, marks=[pytest.mark.needs(name), ascend, timeout, *marks], id=name)
+    return pytest.param(name, *values, marks=[pytest.mark.needs(name), pretended, timeout, *marks], id=name)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_update_with_attention_written_out(compiled, name, forward):
     assert "FlashAttentionScore" not in operators
 
 
-@ascend
+@pretended
 @timeout
 @pytest.mark.needs("train_bf16_accumulation_recompute")
 def test_recompute_while_micro_batches_accumulate(compiled):
     assert compiled.of("train_bf16_accumulation_recompute")["FlashAttentionScore"] == 2 * LAYERS
 
 
-@ascend
+@pretended
 @timeout
 @pytest.mark.needs("train_bf16_packed_recompute")
 def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(compiled):
@@ -66,7 +66,7 @@ def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(compile
     assert operators["LogicalOr"] >= 1
 
 
-@ascend
+@pretended
 @timeout
 @pytest.mark.needs("train_fp16_dropout_packed")
 def test_packed_rows_with_dropout_are_written_out(compiled):
@@ -75,7 +75,7 @@ def test_packed_rows_with_dropout_are_written_out(compiled):
     assert "FlashAttentionScore" not in operators
 
 
-@ascend
+@pretended
 @timeout
 @pytest.mark.needs("train_13b")
 def test_update_of_the_13b_model(compiled):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.train.runs import ROOT, corpus, run_dirs, small
+from tests.support.small_runs import ROOT, corpus, run_dirs, small
 
 NUM_STEPS = 3  # the pools of MindSpore have grown to their size by then
 

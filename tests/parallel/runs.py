@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2x import checkpoint
-from tests.train import runs
+from tests.support.small_runs import curve
 
 
 @dataclasses.dataclass
@@ -37,11 +37,11 @@ def distance(run_dir: Path, reference: Path, *, step: int, group: str = "weights
     `group` names what is trained in the checkpoint: weights, or adapter.
     """
     steps = range(1, step + 1)
-    mine, theirs = runs.curve(run_dir), runs.curve(reference)
+    mine, theirs = curve(run_dir), curve(reference)
     keys = ("train/lr", "train/epoch", "train/tokens")
-    positions = [runs.curve(path, *keys) for path in (run_dir, reference)]
+    positions = [curve(path, *keys) for path in (run_dir, reference)]
     assert all(positions[0][number] == positions[1][number] for number in steps)
-    validation = [runs.curve(path, "val/loss") for path in (run_dir, reference)]
+    validation = [curve(path, "val/loss") for path in (run_dir, reference)]
     evaluated = [number for number in steps if validation[1][number][0] is not None]
     assert evaluated
     return Distance(

@@ -5,7 +5,7 @@ import pytest
 from tests.parallel.runs import check_equal, relative, saved
 from tests.support.layout_jobs import FP16_STEPS, REFERENCES, STEPS, TRAINED, TRAINED_EXHAUSTIVE
 from tests.support.layout_runs import each
-from tests.train.runs import curve
+from tests.support.small_runs import curve
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
 exhaustive = pytest.mark.exhaustive

@@ -16,7 +16,7 @@ from gpt2x.planner.memory import step_memory
 from gpt2x.planner.roofline import Plan, make_plan
 from tests.parallel.memory import peaks_gb
 from tests.support.configs import typed
-from tests.train.runs import SMALL
+from tests.support.small_runs import SMALL
 
 COMMON = ["model.num_layers=4", "model.num_heads=4", "model.max_seq_len=256"]
 # the interpreter, MindSpore, and a graph as deep as the run's

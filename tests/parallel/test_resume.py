@@ -15,7 +15,8 @@ from gpt2x.train.resume import differences, find_resumption
 from tests.parallel.runs import check_equal, pairs, relative, saved
 from tests.support.layout_jobs import JOBS, PROCESSES, SAVED, STEPS, resumed
 from tests.support.layout_runs import each
-from tests.train.runs import curve, start
+from tests.support.processes import start
+from tests.support.small_runs import curve
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
 

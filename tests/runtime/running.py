@@ -7,7 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.train.runs import ROOT
+from tests.support.small_runs import ROOT
 
 PROMPT_S = 15.0  # within which all has to be over
 MARK = "GPT2X_TEST_MARK"

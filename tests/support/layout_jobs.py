@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.train.grown import grown_tokenizer
+from tests.support.tokenizers import grown_tokenizer
 
 STEPS, SAVED = 6, 3  # updates of a run; the first checkpoint, where evaluations are as well
 

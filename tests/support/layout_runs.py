@@ -30,7 +30,7 @@ from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 from tests.support.layout_jobs import JOBS, REFERENCES, run_dir
 from tests.support.once import needed, once
-from tests.train.runs import ROOT, corpus
+from tests.support.small_runs import ROOT, corpus
 
 STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
 FAILURES = "failures.json"  # in the session's directory

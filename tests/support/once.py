@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from tests.support.zoo import locked
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -18,8 +19,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
     if base.name.startswith("popen-"):  # a worker of pytest-xdist; its parent is the session's
         base = base.parent
     folder, done = base / name, base / f"{name}.done"
-    with (base / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(base / f"{name}.lock"):
         if not done.exists():
             folder.mkdir(exist_ok=True)
             make(folder)
