@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.tokenizers import grown_tokenizer
+from tests.support.zoo import CLASSIFIER, INSTRUCTIONS, write_instructions, write_texts
 
 STEPS, SAVED = 6, 3  # updates of a run; the first checkpoint, where evaluations are as well
 
@@ -175,6 +176,45 @@ TUNED = [
     variant("tuned in tp2", "tuned", 2, "parallel=tp2"),
     variant("tuned in pp2", "tuned", 2, "parallel=pp2"),
 ]
+
+
+# ---- other tasks
+
+WRITTEN = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache")
+
+
+def write_class_texts(folder: Path) -> None:
+    """Write the labelled texts once."""
+    if not (folder / "texts").exists():
+        write_texts(folder / "texts")
+
+
+def write_instruction_rows(folder: Path) -> None:
+    """Write the instructions and their template once."""
+    if not (folder / "instructions").exists():
+        (folder / "instructions").mkdir()
+        write_instructions(folder / "instructions")
+
+
+CLASS_STEPS, INSTRUCTION_STEPS = 10, 4
+add("classes", 1, *CLASSIFIER, *WRITTEN, "dataset.path={folder}/texts", "trainer.compile_cache=false",
+    f"trainer.stop_after_steps={CLASS_STEPS}", before=write_class_texts)  # fmt: skip
+CLASSIFIED = [
+    variant("classes in dp2", "classes", 2, "parallel=dp2"),
+    variant("classes in zero2", "classes", 2, "parallel=zero2"),
+]
+for _packing, _form in (("true", "packed"), ("false", "padded")):
+    add(f"{_form} instructions", 1, *INSTRUCTIONS, *WRITTEN, "dataset.path={folder}/instructions",
+        "dataset.template={folder}/instructions/template.yaml", f"dataset.packing={_packing}",
+        "trainer.sample_prompts=[]", "trainer.global_batch_size=8", f"trainer.max_steps={INSTRUCTION_STEPS}",
+        "trainer.eval_every_steps=2", "trainer.compile_cache=false", before=write_instruction_rows)  # fmt: skip
+INSTRUCTED = [
+    variant("packed instructions in zero2", "packed instructions", 2, "parallel=zero2", "trainer.micro_batch_size=2"),
+    variant("padded instructions in zero2", "padded instructions", 2, "parallel=zero2", "trainer.micro_batch_size=2"),
+    variant("packed instructions in tp2 with sequence parallelism", "packed instructions", 2, "parallel=tp2",
+            "parallel.sequence_parallel=true", "model.pad_vocab_multiple=2"),
+    variant("padded instructions in pp2", "padded instructions", 2, "parallel=pp2"),
+]  # fmt: skip
 
 
 # ---- inference

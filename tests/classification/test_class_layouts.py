@@ -1,0 +1,19 @@
+"""Classifiers in layouts: real processes against one."""
+
+import pytest
+
+from tests.support.layout_jobs import CLASS_STEPS, CLASSIFIED, REFERENCES
+from tests.support.layout_runs import each
+from tests.support.small_runs import curve
+
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("job", each(CLASSIFIED))
+def test_data_layouts_equal_one_process(layout_runs, job):
+    keys = ("train/loss", "train/grad_norm", "train/texts", "val/loss", "val/mcc")
+    mine, theirs = (curve(layout_runs.of(name), *keys) for name in (job, REFERENCES[job]))
+    assert len(mine) == CLASS_STEPS
+    for step in mine:
+        assert mine[step][:3] == pytest.approx(theirs[step][:3], rel=1e-4), step
+    assert mine[CLASS_STEPS][3:] == pytest.approx(theirs[CLASS_STEPS][3:], rel=1e-3)
