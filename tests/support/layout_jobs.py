@@ -53,7 +53,8 @@ def run_dir(folder: Path, name: str) -> Path:
     return folder / "outputs" / "runs" / re.sub(r"\W+", "_", name)
 
 
-PATHS = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache", "tracker=none")
+WRITTEN = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache")
+PATHS = (*WRITTEN, "tracker=none")
 TINY = ("model=gpt2_tiny", "model.num_layers=2", "model.hidden_size=64", "model.max_seq_len=32", "model.dropout=0",
         "dataset=text", "dataset.path={folder}/corpus.txt", "tokenizer.vocab_size=300", "trainer.seq_len=32",
         "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", f"trainer.eval_every_steps={SAVED}",
@@ -179,8 +180,6 @@ TUNED = [
 
 
 # ---- other tasks
-
-WRITTEN = ("paths.outputs={folder}/outputs", "paths.cache={folder}/cache")
 
 
 def write_class_texts(folder: Path) -> None:
