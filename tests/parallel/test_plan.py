@@ -219,6 +219,7 @@ def test_layout_that_does_not_divide_the_assumed_vocabulary():
 # ---- the program
 
 
+@pytest.mark.launch
 def test_plan_runs_nothing(tmp_path):
     """No mindspore, no data, no run directory; 52B in little memory."""
     code = (

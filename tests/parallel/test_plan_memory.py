@@ -77,7 +77,7 @@ def rank_gb(plan: Plan, rank: int) -> float:
     return memory.total / 1e9
 
 
-@pytest.mark.slow
+@pytest.mark.launch
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=name, marks=[] if case in IN_CI else pytest.mark.exhaustive)

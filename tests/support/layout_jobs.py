@@ -59,7 +59,7 @@ TINY = ("model=gpt2_tiny", "model.num_layers=2", "model.hidden_size=64", "model.
         "dataset=text", "dataset.path={folder}/corpus.txt", "tokenizer.vocab_size=300", "trainer.seq_len=32",
         "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", f"trainer.eval_every_steps={SAVED}",
         f"trainer.checkpoint_every_steps={SAVED}", "trainer.keep_last=9", "trainer.keep_best=false",
-        "trainer.sample_prompts=[]", "trainer.compile_cache=false", "hardware.peak_tflops=0.1", *PATHS)  # fmt: skip
+        "trainer.sample_prompts=[]", "hardware.peak_tflops=0.1", *PATHS)  # fmt: skip
 MIXED = ("model.num_layers=3", "model.tie_embeddings=false", "model.dropout=0.1")
 DEEP = ("model.num_layers=4",)
 FP16_STEPS = 20  # of which the first ones are skipped, until the scale is small enough
@@ -196,7 +196,7 @@ def write_instruction_rows(folder: Path) -> None:
 
 
 CLASS_STEPS, INSTRUCTION_STEPS = 10, 4
-add("classes", 1, *CLASSIFIER, *WRITTEN, "dataset.path={folder}/texts", "trainer.compile_cache=false",
+add("classes", 1, *CLASSIFIER, *WRITTEN, "dataset.path={folder}/texts",
     f"trainer.stop_after_steps={CLASS_STEPS}", before=write_class_texts)  # fmt: skip
 CLASSIFIED = [
     variant("classes in dp2", "classes", 2, "parallel=dp2"),
@@ -206,7 +206,7 @@ for _packing, _form in (("true", "packed"), ("false", "padded")):
     add(f"{_form} instructions", 1, *INSTRUCTIONS, *WRITTEN, "dataset.path={folder}/instructions",
         "dataset.template={folder}/instructions/template.yaml", f"dataset.packing={_packing}",
         "trainer.sample_prompts=[]", "trainer.global_batch_size=8", f"trainer.max_steps={INSTRUCTION_STEPS}",
-        "trainer.eval_every_steps=2", "trainer.compile_cache=false", before=write_instruction_rows)  # fmt: skip
+        "trainer.eval_every_steps=2", before=write_instruction_rows)  # fmt: skip
 INSTRUCTED = [
     variant("packed instructions in zero2", "packed instructions", 2, "parallel=zero2", "trainer.micro_batch_size=2"),
     variant("padded instructions in zero2", "padded instructions", 2, "parallel=zero2", "trainer.micro_batch_size=2"),

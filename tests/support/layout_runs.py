@@ -35,6 +35,7 @@ from tests.support.small_runs import ROOT, corpus
 STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
 FAILURES = "failures.json"  # in the session's directory
 LAUNCH_TIMEOUT_S = 1500
+UNCACHED = {"train": ["trainer.compile_cache=false"]}  # MindSpore takes the place of its cache once per process
 
 
 # ---- in tests
@@ -166,7 +167,7 @@ def work(folder: Path, names: list[str]) -> None:
         if job.before and launch.worker_rank() == 0:
             job.before(folder)
         with printing_to(run_dir(folder, name)):
-            config = compose_config(job.entry, job.arguments(folder))
+            config = compose_config(job.entry, [*job.arguments(folder), *UNCACHED.get(job.entry, [])])
             os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
             barrier = barrier or first_mesh(config.hardware, Mesh, processes)
             if barrier.is_main:
