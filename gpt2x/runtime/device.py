@@ -26,8 +26,10 @@ def set_up_device(hardware: HardwareConfig) -> None:
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    try:
-        ms.set_device(hardware.device_target)
+    current = ms.get_current_device()
+    is_same = current.device_target == hardware.device_target
+    try:  # a process that has met others keeps the number that MindSpore gave it; None, which is 0, can change there
+        ms.set_device(hardware.device_target, (current.device_id or None) if is_same else None)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has no such "
