@@ -77,6 +77,7 @@ def test_packed_rows_with_dropout_are_written_out(compiled):
 
 @pretended
 @timeout
+@pytest.mark.exhaustive
 @pytest.mark.needs("train_13b")
 def test_update_of_the_13b_model(compiled):
     operators = compiled.of("train_13b")

@@ -16,21 +16,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from gpt2x.commands.entry import MODULES, run_in_process
-from gpt2x.commands.hydra_entry import compose_config
-from gpt2x.config import ParallelConfig, TrainConfig
+from gpt2x.commands.configuration import read_config
+from gpt2x.commands.entry import command, open_mesh, open_run_dir, run_here
+from gpt2x.config import CommonConfig, ParallelConfig, TrainConfig
+from gpt2x.config.files import save_config
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.role import Role, read_role
+from tests.support.configs import typed
 from tests.support.layout_jobs import JOBS, REFERENCES, run_dir
 from tests.support.once import needed, once
 from tests.support.small_runs import ROOT, corpus
+
+if TYPE_CHECKING:
+    from gpt2x.parallel.mesh import Mesh
 
 STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
 FAILURES = "failures.json"  # in the session's directory
@@ -126,16 +133,16 @@ def next_batch(folder: Path, names: list[str], failures: dict[str, str]) -> list
 
 def run_batch(folder: Path, names: list[str]) -> str:
     """Run jobs in one launch, or a typed one as its own command; return what was said of a failure."""
-    typed = JOBS[names[0]] if JOBS[names[0]].is_typed else None
+    alone = JOBS[names[0]] if JOBS[names[0]].is_typed else None
     command = [sys.executable, "-m", "tests.support.layout_runs", str(folder), *names]
-    if typed:
+    if alone:
         directory = run_dir(folder, names[0])
-        command = [sys.executable, f"{typed.entry}.py", *typed.arguments(folder), f"hydra.run.dir={directory}"]
+        command = [sys.executable, f"{alone.entry}.py", *alone.arguments(folder), f"hydra.run.dir={directory}"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    if typed and done.returncode == 0:
+    if alone and done.returncode == 0:
         (directory / STDOUT).write_text(done.stdout, encoding="utf-8")
         (directory / STDERR).write_text(done.stderr, encoding="utf-8")
         (directory / DONE).touch()
@@ -157,47 +164,43 @@ def main(folder: Path, names: list[str]) -> None:
 def work(folder: Path, names: list[str]) -> None:
     """Run jobs one after the other as one process of a launch."""
     os.environ.setdefault("GLOG_v", "3")
-    if launch.worker_rank():
+    role, waiting = read_role(os.environ), None
+    if role.rank:
         console.silence()
-    from gpt2x.parallel.mesh import Mesh
-
-    processes, barrier = JOBS[names[0]].processes, None
     for name in names:
-        job = JOBS[name]
-        if job.before and launch.worker_rank() == 0:
+        job, directory = JOBS[name], run_dir(folder, name)
+        if job.before and role.rank == 0:
             job.before(folder)
-        with printing_to(run_dir(folder, name)):
-            config = compose_config(job.entry, [*job.arguments(folder), *UNCACHED.get(job.entry, [])])
+        with printing_to(directory, role):
+            config = typed(job.entry, *job.arguments(folder), *UNCACHED.get(job.entry, []))
             os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
-            barrier = barrier or first_mesh(config.hardware, Mesh, processes)
-            if barrier.is_main:
-                prepare(job.entry, config, run_dir(folder, name))
-            barrier.agree()
-            run_in_process(job.entry, config, run_dir(folder, name))
+            waiting = waiting or all_processes(config, job.processes, role)
+            if role.rank == 0:
+                begin(job.entry, config, directory)
+            waiting.agree()
+            run_here(job.entry, read_config(job.entry, directory / "config.yaml"), role, directory)
         gc.collect()  # graphs hang in circles of cells
-        barrier.agree()
-        if barrier.is_main:
-            (run_dir(folder, name) / DONE).touch()
+        waiting.agree()
+        if role.rank == 0:
+            (directory / DONE).touch()
 
 
-def first_mesh(hardware, mesh, processes: int):
-    """Join the other processes; the mesh makes them wait for each other between jobs."""
-    from gpt2x.runtime.device import set_up_device
-
-    set_up_device(hardware)
-    return mesh(ParallelConfig(name="jobs", data=processes), hardware.device_target)
+def all_processes(config: CommonConfig, processes: int, role: Role) -> Mesh:
+    """Return a mesh of all processes of the launch, which wait for each other between jobs."""
+    return open_mesh(replace(config, parallel=ParallelConfig(name="jobs", data=processes)), role)
 
 
-def prepare(entry: str, config, directory: Path) -> None:
-    """Do once what a launcher does before it starts the processes."""
-    os.environ[launch.RUN_DIR] = str(directory)
-    import_module(MODULES[entry]).prepare_launch(config)
+def begin(entry: str, config: CommonConfig, directory: Path) -> None:
+    """Do what the launcher of a typed command does before it starts the processes."""
+    decision = command(entry).decide(config, directory, Role())
+    open_run_dir(entry, decision, directory)
+    save_config(decision.resolved, directory / "config.yaml")
 
 
 @contextlib.contextmanager
-def printing_to(directory: Path) -> Iterator[None]:
+def printing_to(directory: Path, role: Role) -> Iterator[None]:
     """Write what the main process prints into files of the run directory; a fault shows on stderr as well."""
-    if launch.worker_rank():
+    if role.rank:
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -212,7 +215,7 @@ def printing_to(directory: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     arguments = Path(sys.argv[1]), sys.argv[2:]
-    if launch.is_worker():
+    if read_role(os.environ).is_worker:
         launch.end_with_launcher()
         launch.keep_to_cores()
         run_and_leave(lambda: work(*arguments))
