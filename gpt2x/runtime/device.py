@@ -27,9 +27,10 @@ def set_up_device(hardware: HardwareConfig) -> None:
 
     ms.set_context(mode=ms.GRAPH_MODE)
     current = ms.get_current_device()
-    is_same = current.device_target == hardware.device_target
-    try:  # a process that has met others keeps the number that MindSpore gave it; None, which is 0, can change there
-        ms.set_device(hardware.device_target, (current.device_id or None) if is_same else None)
+    # A process that has met others has a device number from MindSpore, which rejects a different one. None: it chooses.
+    device_id = current.device_id if current.device_target == hardware.device_target else 0
+    try:
+        ms.set_device(hardware.device_target, device_id or None)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has no such "
