@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt2x.errors import UserError, did_you_mean
+from gpt2x.errors import UserError, did_you_mean, require_choice
 
 Settings = TypeVar("Settings")
 HELPERS = ("base", "registry")  # modules beside the options; so is every module whose name starts with "_"
@@ -53,7 +53,7 @@ class Extensions:
         Raises:
             UserError: there is no such option, or its module lacks the attribute.
         """
-        require_name(self.key, name, self.names())
+        require_choice(self.key, name, self.names())
         module = importlib.import_module(f"{self.package}.{name}")
         if not hasattr(module, self.attribute):
             raise UserError(f"{self.key}={name}: {module.__file__} does not define {self.attribute}; define it there.")
@@ -65,7 +65,7 @@ class Extensions:
         Raises:
             UserError: there is no such option, or its module does not assign a literal to `constant`.
         """
-        require_name(self.key, name, self.names())
+        require_choice(self.key, name, self.names())
         path = self._folder() / f"{name}.py"
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
@@ -90,12 +90,6 @@ class Extensions:
         assert spec is not None, f"{top} is not installed"
         assert spec.submodule_search_locations, f"{top} is not a package"
         return Path(spec.submodule_search_locations[0], *inner)
-
-
-def require_name(key: str, name: str, names: list[str]) -> None:
-    """Raise UserError unless `name` is one of `names`."""
-    if name not in names:
-        raise UserError(f"{key}={name} does not exist; {did_you_mean(name, names)}choose one of: {', '.join(names)}.")
 
 
 def settings(cls: type[Settings], mapping: Mapping[str, Any] | None, key: str) -> Settings:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING
 
 from gpt2x.config.metadata import Key, key_of
-from gpt2x.errors import UserError, did_you_mean
+from gpt2x.errors import UserError, require_choice
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,9 @@ def _check(name: str, value: Any, facts: Key) -> None:
     if isinstance(value, int | float) and not facts.is_in_bounds(value):
         raise UserError(f"{name}={spell(value)} must be {facts.bounds()}{null}.")
     words = facts.names()
-    # Hydra passes `plan=true` as "True", since the key is a string
-    if words and value not in words and not (value in ("True", "False") and value.lower() in words):
-        raise UserError(
-            f"{name}={value} does not exist; {did_you_mean(str(value), words)}choose one of: {', '.join(words)}."
-        )
+    if words:
+        # Hydra passes `plan=true` as "True", since the key is a string
+        require_choice(name, value.lower() if value in ("True", "False") else value, words)
 
 
 def _entries(root: type) -> list[tuple[Field, type | None]]:

@@ -77,7 +77,7 @@ def composed_defaults(entry: str) -> dict[str, Any]:
 
 def experiments(entry: str) -> list[str]:
     """Return the experiments of an entry point: those whose file shows a command of it."""
-    command = re.compile(rf"python {entry}\.py experiment=")
+    command = re.compile(rf"(python {entry}\.py|gpt2x {entry}) experiment=")
     return [name for name in options("experiment") if command.search(_text("experiment", name))]
 
 
