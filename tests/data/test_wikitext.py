@@ -115,6 +115,7 @@ def test_reference_validation_blocks(shared_data, tmp_path, gpt2, reference_ids,
     assert mask.all()
 
 
+@pytest.mark.run
 @pytest.mark.exhaustive
 def test_reference_train_blocks(shared_data, tmp_path, gpt2, encode):
     split = blocks_of(shared_data, tmp_path, gpt2, 1025, "train", protocol="reference")
