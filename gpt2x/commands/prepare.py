@@ -11,7 +11,7 @@ from gpt2x.config import PrepareConfig
 from gpt2x.data.export import export
 from gpt2x.data.prepare import PreparedData, prepare
 from gpt2x.data.rows.registry import ROW_FORMS
-from gpt2x.data.sources.registry import SOURCES
+from gpt2x.data.sources.registry import source_of
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
 
@@ -24,7 +24,7 @@ def run(config: PrepareConfig) -> None:
     Raises:
         UserError: Wrong input, or an output that exists.
     """
-    form = ROW_FORMS.load(SOURCES.load(config.dataset.corpus).row_form)(config.seq_len)
+    form = ROW_FORMS.load(source_of(config.dataset).row_form)(config.seq_len)
     output = None if config.output is None else Path(config.output).expanduser().absolute()
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(

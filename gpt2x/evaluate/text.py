@@ -14,7 +14,7 @@ from gpt2x.config import DatasetConfig, EvaluationConfig, TokenizerConfig
 from gpt2x.data.mindrecord import Split, find_records
 from gpt2x.data.prepare import prepare
 from gpt2x.data.rows.blocks import Blocks, Packer
-from gpt2x.data.sources.registry import open_corpus
+from gpt2x.data.sources.registry import open_corpus, source_of
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -38,7 +38,7 @@ class TokenStream:
                 f"evaluation.split={split}: dataset={dataset.name} has no {split} text; give dataset.{split}_path, "
                 "or another evaluation.split"
             )
-        self.form = f"{dataset.name} {dataset.protocol}" if dataset.corpus == "wikitext2" else dataset.name
+        self.form = f"{dataset.name} {dataset.protocol}" if len(source_of(dataset).protocols) > 1 else dataset.name
         self.content_hash = self._corpus.content_hash(split)
         self.notes = self._corpus.notes
 
@@ -118,7 +118,7 @@ def open_texts(
         found = data.train if split == "train" else data.val
         assert found is not None
         return {"reference": found}
-    if dataset.corpus != "wikitext2":
+    if "reference" not in source_of(dataset).protocols:
         stream = TokenStream(dataset, split, tokenizer, cache)
         return dict.fromkeys(protocols, stream)
     texts = {form: replace(dataset, protocol=form) for form in ("reference", "clean")}

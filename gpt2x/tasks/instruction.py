@@ -17,6 +17,7 @@ from gpt2x.data.prepare import PreparedData
 from gpt2x.data.rows.base import RowForm
 from gpt2x.data.rows.instruction import Inputs, InstructionRows, inputs_of
 from gpt2x.data.sampling import Batch
+from gpt2x.data.sources.registry import source_of
 from gpt2x.errors import require
 from gpt2x.tasks.base import Baseline, Direction, NoSettings, Run, Task, Validates
 from gpt2x.tasks.language_modeling import TASK as LANGUAGE_MODELING
@@ -41,7 +42,7 @@ class Instruction(Task):
     def check(self, config: TrainConfig) -> None:
         """Reject text without responses, and packed rows if stages exchange only hidden states."""
         require(
-            config.dataset.corpus == "instructions",
+            source_of(config.dataset).row_form == "instruction",
             f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use "
             "dataset=alpaca, or dataset=instructions for your own .json or .jsonl.",
         )

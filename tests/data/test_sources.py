@@ -10,10 +10,11 @@ from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.data.cache import digest_of
 from gpt2x.data.prepare import prepare
 from gpt2x.data.rows.blocks import Blocks
+from gpt2x.data.rows.labelled import require_labelled
 from gpt2x.data.rows.registry import ROW_FORMS
 from gpt2x.data.sources import registry
 from gpt2x.data.sources.base import LOCATIONS
-from gpt2x.data.sources.registry import SOURCES, open_corpus
+from gpt2x.data.sources.registry import SOURCES, open_corpus, source_of
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
@@ -162,6 +163,21 @@ def test_names_and_places_of_files_do_not_matter(tokenizer, tmp_path):
     second, _ = corpus("text", tmp_path / "b")
     assert first.path != second.path
     assert files(first, tokenizer, tmp_path)[0] == files(second, tokenizer, tmp_path)[0]
+
+
+def test_a_task_takes_a_new_source_that_is_made_for_its_rows(added, tmp_path):
+    (added / "pairs.py").write_text(
+        "from gpt2x.data.sources.labelled import Labelled\nclass Pairs(Labelled): pass\nSOURCE = Pairs"
+    )
+    (added / "dialogs.py").write_text(
+        "from gpt2x.data.sources.instructions import Instructions\nclass Dialogs(Instructions): pass\nSOURCE = Dialogs"
+    )
+    datasets = {name: DatasetConfig(name=name, corpus=name) for name in ("pairs", "dialogs", "numbers")}
+    require_labelled(datasets["pairs"], "a test")
+    for name in ("dialogs", "numbers"):
+        with pytest.raises(UserError, match=f"dataset={name} has no labels, which a test needs"):
+            require_labelled(datasets[name], "a test")
+    assert source_of(datasets["dialogs"]).row_form == "instruction"
 
 
 def test_a_source_that_is_made_for_other_rows_is_rejected(tokenizer, tmp_path):

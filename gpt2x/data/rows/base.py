@@ -75,7 +75,7 @@ class RowForm(ABC):
     @property
     @abstractmethod
     def row_len(self) -> int:
-        """L."""
+        """Number of columns of a row, L."""
 
     @abstractmethod
     def cut(self, part: Part, counts: Counts, on_chars: Callable[[int], None]) -> Iterator[RowArrays]:

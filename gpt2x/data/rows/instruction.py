@@ -53,7 +53,7 @@ class InstructionRows(RowForm):
 
     @property
     def row_len(self) -> int:
-        """L."""
+        """Number of columns of a row."""
         return self.seq_len + 1
 
     def cut(self, part: Part, counts: Counts, on_chars: Callable[[int], None]) -> Iterator[RowArrays]:

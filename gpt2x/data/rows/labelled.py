@@ -17,6 +17,7 @@ from gpt2x.data.reading.files import list_names
 from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
 from gpt2x.data.sources.base import Source
 from gpt2x.data.sources.labelled import Example, Labelled
+from gpt2x.data.sources.registry import source_of
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError, require
 
@@ -41,7 +42,7 @@ class LabelledRows(RowForm):
 
     @property
     def row_len(self) -> int:
-        """L."""
+        """Number of columns of a row."""
         return self.seq_len
 
     def labels(self, dataset: DatasetConfig, source: Source | None, records: dict[str, RecordFiles]) -> tuple[str, ...]:
@@ -137,10 +138,10 @@ def require_labelled(dataset: DatasetConfig, reason: str) -> None:
     """Reject a corpus without labels, before anything is read.
 
     Raises:
-        UserError: naming the data sets that have labels.
+        UserError: Names the data sets that have labels.
     """
     require(
-        dataset.corpus == "labelled",
+        source_of(dataset).row_form == "labelled",
         f"dataset={dataset.name} has no labels, which {reason} needs; use dataset=sst2, cola, ag_news, imdb, or "
         "labelled_text for your own .csv, .tsv or .jsonl.",
     )
