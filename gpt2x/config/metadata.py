@@ -36,6 +36,10 @@ class Effect(Enum):
         self.part_of_graph = part_of_graph
 
 
+HOST, LAYOUT, RUN, STEP = Effect.HOST, Effect.LAYOUT, Effect.RUN, Effect.STEP
+NAME = "the chosen option's name"  # meaning of the key `name` of every group
+
+
 @dataclass(frozen=True)
 class Key:
     """What is recorded about a key.

@@ -1,0 +1,82 @@
+"""The keys that say on which devices a run is computed: the layout, where its processes meet, the hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2x.config.metadata import HOST, LAYOUT, NAME, STEP, key
+
+
+@dataclass
+class ParallelConfig:
+    """The layout of a run over data * tensor * pipeline processes, one per device (docs/parallel.md)."""
+
+    name: str = key(NAME, LAYOUT)
+    data: int = key("replicas of the model; each trains on its part of every batch", LAYOUT, 1, at_least=1)
+    tensor: int = key(
+        "processes that split every layer: heads, feed-forward columns, vocabulary", LAYOUT, 1, at_least=1
+    )
+    pipeline: int = key("stages of consecutive layers", LAYOUT, 1, at_least=1)
+    micro_batches: int | None = key("forward passes per update and replica", LAYOUT, None, at_least=1,
+                                    null="from trainer.micro_batch_size")  # fmt: skip
+    optimizer_shards: int = key(
+        "replicas that split the optimizer's states (ZeRO-1); divides data", LAYOUT, 1, at_least=1
+    )
+    sequence_parallel: bool = key("tensor > 1: split the tokens of layer norms and dropout", LAYOUT, False)
+    vocab_parallel: bool = key("tensor > 1: split the vocabulary of embedding, head and cross entropy", LAYOUT, True)
+    recompute: str = key("activations that backward computes again instead of keeping them", LAYOUT, "none",
+                         choices=("none", "attention", "block"))  # fmt: skip
+
+
+@dataclass
+class LaunchConfig:
+    """Where the processes of a layout meet. One machine needs none of it."""
+
+    address: str | None = key("name or IP address of node 0", HOST, None, null="this machine (single node only)")
+    port: int | None = key("TCP port on node 0", HOST, None, at_least=1, at_most=65535,
+                           null="a free one (single node only)")  # fmt: skip
+    num_nodes: int = key("machines, each with the same number of processes", HOST, 1, at_least=1)
+    node_rank: int = key("this machine's number, from 0", HOST, 0, at_least=0)
+    timeout_s: int = key("how long a process waits for the others", HOST, 600, at_least=1, unit="seconds")
+
+
+@dataclass
+class HardwareConfig:
+    """A device by its data sheet; `source` names the origin of the numbers."""
+
+    name: str = key(NAME, LAYOUT)
+    device_target: str = key("MindSpore's backend", LAYOUT, choices=("CPU", "Ascend"))
+    precision: str = key("of matrix products; the CPU has no bf16", STEP, choices=("fp32", "fp16", "bf16"))
+    memory_gb: float | None = key("memory per device", HOST, unit="GB", above=0, null="the machine's")
+    peak_tflops: float | None = key("dense peak at `precision`", HOST, unit="TFLOP/s", above=0,
+                                    null="measured with a matrix product at start")  # fmt: skip
+    devices_per_node: int = key("devices per machine", HOST, at_least=1)
+    flash_attention: bool = key("the device has a fused attention kernel", LAYOUT)
+    source: str = key("where the numbers come from", HOST)
+    native_kernels: bool = key("CPU: use gpt2x's C++ kernels; false: only MindSpore's operators", LAYOUT, True)
+    efficiency: float | None = key("share of the peak that matrix products reach (docs/planning.md)", HOST, None,
+                                   above=0, null="unknown")  # fmt: skip
+    memory_gb_per_s: float | None = key(
+        "bandwidth of a device's memory", HOST, None, unit="GB/s", above=0, null="unknown"
+    )
+    link_gb_per_s: float | None = key("bandwidth between two devices of a node", HOST, None, unit="GB/s", above=0,
+                                      null="unknown")  # fmt: skip
+    network_gb_per_s: float | None = key("bandwidth from a device to other nodes", HOST, None, unit="GB/s", above=0,
+                                         null="unknown")  # fmt: skip
+
+    @property
+    def is_cpu(self) -> bool:
+        """Return whether the device is the CPU."""
+        return self.device_target == "CPU"
+
+    @property
+    def backend(self) -> str:
+        """Return the implementation of the operators: the name of a file in `gpt2x/ops`."""
+        if not self.is_cpu:
+            return self.device_target.lower()
+        return "native" if self.native_kernels else "composed"
+
+    @property
+    def computes_natively(self) -> bool:
+        """Whether gpt2x's C++ kernels compute the model; in other precisions than fp32 only the optimizer update."""
+        return self.backend == "native" and self.precision == "fp32"
