@@ -1,4 +1,4 @@
-"""Class probabilities of texts, and what they come to over a split."""
+"""Predictions of a classifier for a split, and its validation while it trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of the texts of a split.
+    """Predictions for the texts of a split.
 
     Attributes:
         labels: the true classes, (R,).
@@ -32,7 +32,7 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The likeliest classes, (R,)."""
+        """The most likely classes, (R,)."""
         return self.log_probabilities.argmax(axis=1)
 
     @property
@@ -42,7 +42,7 @@ class Predictions:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(K, K): rows are true classes, columns predicted ones."""
+        """(K, K): rows are true classes, columns predicted classes."""
         return confusion_matrix(self.labels, self.predicted, self.log_probabilities.shape[1])
 
     @property
@@ -53,39 +53,40 @@ class Predictions:
 
     @property
     def scores(self) -> TextScores:
-        """What the metrics are made from, text by text."""
+        """What the metrics are computed from, text by text."""
         return TextScores(self.losses, self.labels, self.predicted)
 
 
 def predict(
     scorer: ClassScorer, split: Split, *, max_batches: int | None = None, replicas: ReplicaBatches = ALONE,
-    track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda found: found,
+    track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda rows: rows,
 ) -> Predictions:  # fmt: skip
-    """The predictions for this replica's batches of a split, in their order."""
+    """Return the predictions for this replica's batches of a split, in their order."""
     labels: list[np.ndarray] = []
-    found: list[np.ndarray] = []
+    log_probabilities: list[np.ndarray] = []
     rows: Iterator[Batch] = batches(
         split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
     )
     for batch in track(replicas.own(islice(rows, max_batches))):
-        found.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
+        log_probabilities.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
         labels.append(batch["labels"].reshape(-1).astype(np.int64))
     num_labels = scorer.net.score.weight.shape[0]
     return Predictions(
-        np.concatenate([np.empty(0, np.int64), *labels]), np.concatenate([np.empty((0, num_labels)), *found])
+        np.concatenate([np.empty(0, np.int64), *labels]),
+        np.concatenate([np.empty((0, num_labels)), *log_probabilities]),
     )
 
 
 class ClassValidation:
-    """A classifier's validation during training; made once and run many times.
+    """The validation of a classifier while it trains; created once and run many times.
 
     Args:
         net: the model, with the weights that it has at each run.
         split: labelled rows.
-        batch_size: texts a forward pass; has no influence on the result.
-        seq_len: tokens of a text that are kept at most.
-        max_batches: from the start of the split; None: all of it.
-        mesh: the processes, of which each replica takes its turn at a batch.
+        batch_size: texts per forward pass; does not change the result.
+        seq_len: maximum number of tokens of a text; the first ones are kept.
+        max_batches: number of batches from the start of the split; None for all.
+        mesh: the processes; replicas take turns at batches.
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class ClassValidation:
         self.replicas = ReplicaBatches(mesh)
 
     def run(self) -> dict[str, float]:
-        """`val/loss` in nats a text, `val/accuracy`, `val/f1` (the mean over classes) and `val/mcc`."""
-        found = predict(self.scorer, self.split, max_batches=self.max_batches, replicas=self.replicas)
-        counts = found.confusion
+        """Return `val/loss` in nats per text, `val/accuracy`, `val/f1` (the mean over classes), `val/mcc`."""
+        predictions = predict(self.scorer, self.split, max_batches=self.max_batches, replicas=self.replicas)
+        counts = predictions.confusion
         confusion = np.array([self.replicas.total(float(count)) for count in counts.flat]).reshape(counts.shape)
-        loss = self.replicas.total(float(found.losses.sum())) / confusion.sum()
+        loss = self.replicas.total(float(predictions.losses.sum())) / confusion.sum()
         return {"val/loss": loss} | {f"val/{name}": metric(confusion) for name, metric in METRICS.items()}

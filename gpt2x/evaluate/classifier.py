@@ -31,13 +31,13 @@ class ClassMeasurement:
     """A classifier's loss, accuracy, F1 and Matthews' correlation on a labelled split.
 
     Attributes:
-        evaluation: without nulls.
-        data_sha256, data_hash: of the data.
-        extent: what the results are over, for a title.
+        evaluation: nulls replaced by what they stand for.
+        data_sha256: fingerprint of the data, as is data_hash.
+        extent: what the results cover, for a title.
         notes: what a user should know before reading the numbers.
 
     Raises:
-        UserError: a data set without labels, labels that the model does not know, a length that it has not.
+        UserError: a data set without labels, labels that the model does not have, or too long a seq_len.
     """
 
     def __init__(self, config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer):
@@ -46,8 +46,8 @@ class ClassMeasurement:
         seq_len = config.evaluation.seq_len or longest
         if seq_len > longest:
             raise UserError(
-                f"evaluation.seq_len={seq_len} does not fit the model, which has {longest} positions: use {longest} or "
-                "less, or null"
+                f"evaluation.seq_len={seq_len} does not fit the model, which has {longest} positions; use {longest} or "
+                "less, or null."
             )
         self.seq_len = seq_len
         self.evaluation = replace(config.evaluation, seq_len=seq_len, protocols=[], stride=None)
@@ -62,14 +62,14 @@ class ClassMeasurement:
         self.notes = [f"note: {note}" for note in data.summary.notes]
 
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Predictions]:
-        """The only one, under no name; one process has all texts."""
+        """Return the predictions under the name ""; one process has all texts."""
         batch_size = min(self.evaluation.batch_size, self.split.num_blocks)
         scorer = ClassScorer(pretrained.net, batch_size, self.seq_len)  # type: ignore[arg-type]
         return {"": predict(scorer, self.split, track=lambda rows: progress(rows, self.split, batch_size))}
 
-    def report(self, found: Mapping[str, Predictions], intervals: Mapping[str, Intervals]) -> dict[str, object]:
-        """The part of `results.json`: the metrics, and those of each class."""
-        predictions, limits = found[""], intervals[""]
+    def report(self, measured: Mapping[str, Predictions], intervals: Mapping[str, Intervals]) -> dict[str, object]:
+        """Return the entries for `results.json`: the metrics, and the scores of each class."""
+        predictions, limits = measured[""], intervals[""]
         each = class_scores(predictions.confusion)
         classes = {
             label: {key: getattr(each, key)[i].item() for key in ("precision", "recall", "f1", "support")}
@@ -82,39 +82,39 @@ class ClassMeasurement:
         confusion = predictions.confusion.tolist()
         return values | {"num_texts": len(predictions.labels), "classes": classes, "confusion": confusion}
 
-    def save(self, folder: Path, prefix: str, title: str, found: Mapping[str, Predictions]) -> list[Path]:
-        """`predictions.jsonl` and `confusion.png`."""
+    def save(self, folder: Path, prefix: str, title: str, measured: Mapping[str, Predictions]) -> list[Path]:
+        """Write `predictions.jsonl` and `confusion.png`."""
         rows, picture = folder / f"{prefix}predictions.jsonl", folder / f"{prefix}confusion.png"
-        write_predictions(rows, found[""], self.labels)
-        draw(picture, found[""], self.labels, title)
+        write_predictions(rows, measured[""], self.labels)
+        draw(picture, measured[""], self.labels, title)
         return [rows, picture]
 
-    def show(self, title: str, found: Mapping[str, Predictions], intervals: Mapping[str, Intervals]) -> None:
-        """One row a metric."""
+    def show(self, title: str, measured: Mapping[str, Predictions], intervals: Mapping[str, Intervals]) -> None:
+        """Print one row per metric."""
         limits = intervals[""]
-        rows = [(key, value, format_interval(limits.get(key))) for key, value in found[""].metrics.items()]
+        rows = [(key, value, format_interval(limits.get(key))) for key, value in measured[""].metrics.items()]
         console.table(title, ("metric", "value", "95 % interval"), rows)
 
 
-def write_predictions(target: Path, found: Predictions, labels: list[str]) -> None:
-    """A JSON line a text, in the order of the file: its number, label, prediction and probabilities."""
+def write_predictions(target: Path, predictions: Predictions, labels: list[str]) -> None:
+    """Write a JSON line per text, in the order of the file: its number, label, prediction and probabilities."""
     with target.open("w", encoding="utf-8") as file:
-        rows = zip(found.labels, found.predicted, np.exp(found.log_probabilities), strict=True)
+        rows = zip(predictions.labels, predictions.predicted, np.exp(predictions.log_probabilities), strict=True)
         for index, (label, predicted, probabilities) in enumerate(rows):
             shares = {name: round(float(p), 6) for name, p in zip(labels, probabilities, strict=True)}
             row = {"index": index, "label": labels[label], "predicted": labels[predicted], "probabilities": shares}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def draw(target: Path, found: Predictions, labels: list[str], title: str) -> None:
-    """The confusion matrix and each class' scores, as a picture."""
-    each = class_scores(found.confusion)
+def draw(target: Path, predictions: Predictions, labels: list[str], title: str) -> None:
+    """Draw the confusion matrix and the scores of each class."""
+    each = class_scores(predictions.confusion)
     columns = {"precision": each.precision, "recall": each.recall, "F1": each.f1, "texts": each.support}
-    plot_confusion(found.confusion, labels, columns, target, title)
+    plot_confusion(predictions.confusion, labels, columns, target, title)
 
 
 def progress(rows: Iterable[Batch], split: Split, batch_size: int) -> Iterable[Batch]:
-    """A bar over the batches; nothing where no bar can be drawn."""
+    """Show a bar over the batches, if the terminal can draw one."""
     if not console.is_interactive:
         yield from rows
         return

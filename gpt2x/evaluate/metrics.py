@@ -1,6 +1,6 @@
-"""What a confusion matrix says of a classifier (imports no mindspore).
+"""Metrics of a classifier, computed from its confusion matrix (imports no mindspore).
 
-A confusion matrix C (K, K) counts: rows are true classes, columns predicted ones.
+A confusion matrix C (K, K) contains counts: rows are true classes, columns predicted classes.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_labels: int)
 
 
 def accuracy(confusion: np.ndarray) -> float:
-    """The share of right predictions."""
+    """Return the share of correct predictions."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of each class, (K,) each; 0 where a ratio has no denominator."""
+    """Scores per class, (K,) each; 0 if the denominator of a ratio is 0."""
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
-    support: np.ndarray  # texts of the class
+    support: np.ndarray  # number of texts of the class
 
 
 def class_scores(confusion: np.ndarray) -> ClassScores:
-    """Precision, recall and F1 = 2 TP / (2 TP + FP + FN) of each class."""
+    """Return precision, recall and F1 = 2 TP / (2 TP + FP + FN) of each class."""
     right, predicted, support = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     return ClassScores(
         _ratio(right, predicted), _ratio(right, support), _ratio(2 * right, predicted + support), support
@@ -40,16 +40,16 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """The unweighted mean of the F1 of the classes that occur, as labels or predictions."""
+    """Return the unweighted mean of F1 over the classes that occur, as labels or as predictions."""
     occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
     return float(class_scores(confusion).f1[occurs].mean())
 
 
 def matthews(confusion: np.ndarray) -> float:
-    """The correlation of labels and predictions for K classes (Gorodkin, 2004, R_K); 0 where one of them is constant.
+    """Return the correlation of labels and predictions for K classes (Gorodkin, 2004, R_K); 0 if one is constant.
 
-    (c s - sum_k p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2)) with c right of s texts, p_k predicted as and
-    t_k truly of class k. For two classes it is Matthews' (1975).
+    (c s - sum_k p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2)) with c of s texts correct, p_k predicted as
+    class k, and t_k of class k. For two classes it is the coefficient of Matthews (1975).
     """
     right, total = float(np.trace(confusion)), float(confusion.sum())
     predicted, support = confusion.sum(axis=0, dtype=np.float64), confusion.sum(axis=1, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What `evaluate.py` measures of a language model: its perplexity under named protocols."""
+"""What `evaluate.py` measures of a language model: its perplexity under named protocols (docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class PerplexityMeasurement:
     """The protocols of `config.evaluation`, each with its text.
 
     Attributes:
-        evaluation: without nulls.
-        data_sha256: of each protocol's text.
-        data_hash: of all of them.
-        extent: what the results are over, for a title.
+        evaluation: nulls replaced by what they stand for.
+        data_sha256: hash of the text, by protocol.
+        data_hash: hashes of all texts.
+        extent: what the results cover, for a title.
         notes: what a user should know before reading the numbers.
 
     Raises:
@@ -48,34 +48,34 @@ class PerplexityMeasurement:
 
     @property
     def notes(self) -> Iterator[str]:
-        """What a user should know of the texts."""
+        """What a user should know about the texts."""
         return notes(self.texts, self.evaluation)
 
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Result]:
-        """By protocol."""
+        """Return the results by protocol."""
         return {result.protocol: result for result in evaluate(pretrained, self.texts, self.evaluation, replicas)}
 
-    def report(self, found: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> dict[str, object]:
-        """The part of `results.json`."""
+    def report(self, measured: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> dict[str, object]:
+        """Return the entries for `results.json`."""
         hidden = ("protocol", "scores")
         return {
             protocol: flat({k: v for k, v in asdict(result).items() if k not in hidden}, intervals[protocol])
-            for protocol, result in found.items()
+            for protocol, result in measured.items()
         }
 
-    def save(self, folder: Path, prefix: str, title: str, found: Mapping[str, Result]) -> list[Path]:
-        """No files."""
+    def save(self, folder: Path, prefix: str, title: str, measured: Mapping[str, Result]) -> list[Path]:
+        """Write no files."""
         return []
 
-    def show(self, title: str, found: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> None:
-        """One row a protocol, with what its loss is a mean over."""
+    def show(self, title: str, measured: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> None:
+        """Print one row per protocol, with what its loss is a mean over."""
         columns = ("protocol", "loss", "PPL", "95 % interval", "mean over", "windows")
         rows = [
             (
                 protocol, result.loss, result.ppl, format_interval(intervals[protocol].get("ppl")),
                 f"{result.num_units:,} {result.unit}s".replace("original ", ""), result.num_windows,
             )
-            for protocol, result in found.items()
+            for protocol, result in measured.items()
         ]  # fmt: skip
         console.table(title, columns, rows)
 
@@ -83,7 +83,7 @@ class PerplexityMeasurement:
 def evaluate(
     pretrained: Pretrained, texts: Texts, evaluation: EvaluationConfig, replicas: ReplicaBatches = ALONE
 ) -> list[Result]:
-    """The results in the order of `evaluation.protocols`; its seq_len and stride are set (`resolve`)."""
+    """Return the results in the order of `evaluation.protocols`, whose seq_len and stride `resolve` has set."""
     scorer = Scorer(pretrained.net, evaluation.batch_size)
     length, stride = evaluation.seq_len, evaluation.stride
     results = []
@@ -99,37 +99,41 @@ def evaluate(
 
 
 def resolve(evaluation: EvaluationConfig, model: ModelConfig) -> EvaluationConfig:
-    """`evaluation` with its nulls filled in: seq_len the model's positions, stride half of seq_len."""
+    """Return `evaluation` without nulls: seq_len is the model's number of positions, stride half of seq_len.
+
+    Raises:
+        UserError: a seq_len that the model does not have, or a stride beyond it.
+    """
     longest = model.max_seq_len
     length = evaluation.seq_len or longest
     if not 2 <= length <= longest:
         raise UserError(
-            f"evaluation.seq_len={length} does not fit the model, which has {longest} positions: "
-            f"use evaluation.seq_len={longest} or less (2 at least), or null"
+            f"evaluation.seq_len={length} does not fit the model, which has {longest} positions; "
+            f"use evaluation.seq_len={longest} or less (at least 2), or null."
         )
     stride = evaluation.stride or max(length // 2, 1)
     if stride > length:
         raise UserError(
             f"evaluation.stride={stride} exceeds evaluation.seq_len={length}: tokens between two windows would not be "
-            f"counted; use evaluation.stride={length} or less, or null (half of seq_len)"
+            f"counted; use evaluation.stride={length} or less, or null (half of seq_len)."
         )
     return replace(evaluation, seq_len=length, stride=stride)
 
 
 def check_texts(texts: Texts, evaluation: EvaluationConfig) -> None:
-    """Refuse a text that is too short for one of the protocols, before any of them runs."""
+    """Raise UserError if a text is too short for one of the protocols, before any of them runs."""
     for protocol, text in texts.items():
         least = evaluation.seq_len if protocol == "reference" else 2
         if isinstance(text, TokenStream) and text.num_tokens < least:
             raise UserError(
                 f"the {evaluation.split} text has {text.num_tokens} tokens, fewer than the {least} that "
-                f"evaluation.protocols={protocol} needs at least (evaluation.seq_len={evaluation.seq_len}): give more "
-                "text, a shorter evaluation.seq_len, or evaluation.protocols=[strided,word]"
+                f"evaluation.protocols={protocol} needs (evaluation.seq_len={evaluation.seq_len}); give more "
+                "text, a shorter evaluation.seq_len, or evaluation.protocols=[strided,word]."
             )
 
 
 def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
-    """What a user should know of the texts before reading the numbers."""
+    """Yield what a user should know about the texts before reading the numbers."""
     for text in dict.fromkeys(texts.values()):
         if isinstance(text, TokenStream):
             used_by = ", ".join(protocol for protocol, other in texts.items() if other is text)
@@ -140,18 +144,18 @@ def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
 
 
 def content_hash(text: TokenStream | Split) -> str:
-    """sha256 of the files that a text is made from."""
+    """Return the sha256 of the files that a text is read from."""
     return text.content_hash if isinstance(text, TokenStream) else hash_files(list(text.files))
 
 
 def progress(protocol: str) -> Track:
-    """A bar over the windows of `protocol`; nothing where no bar can be drawn."""
+    """Return what shows a bar over the windows of `protocol`, if the terminal can draw one."""
 
-    def track(found: Iterable[Window], total: int) -> Iterable[Window]:
+    def track(windows: Iterable[Window], total: int) -> Iterable[Window]:
         if not console.is_interactive:
-            yield from found
+            yield from windows
             return
         with Progress(console=console.rich, transient=True) as bar:
-            yield from bar.track(found, total=total, description=protocol)
+            yield from bar.track(windows, total=total, description=protocol)
 
     return track

@@ -1,7 +1,7 @@
 """Three ways to state a perplexity (docs/evaluation.md says what each is comparable with).
 
-All of them score windows of one length in batches of one size, so that one graph serves them. `turns` shares the
-batches among replicas; every process comes to the same result.
+All of them score windows of one length in batches of one size, so that one graph serves them. `replicas` divides the
+batches among replicas; every process returns the same result.
 Legend: B batch, R <= B rows of a batch, L window length (`seq_len`).
 """
 
@@ -20,7 +20,7 @@ from gpt2x.evaluate.scoring import Scorer, padded, perplexity
 from gpt2x.evaluate.text import TokenStream, Window, num_windows, windows
 from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 
-Track = Callable[[Iterable[Window], int], Iterable[Window]]  # shows progress over that many windows
+Track = Callable[[Iterable[Window], int], Iterable[Window]]  # shows progress; gets their number
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Result:
     """A perplexity and what it counts."""
 
     protocol: str
-    loss: float  # nats a unit
+    loss: float  # nats per unit
     ppl: float  # exp(loss)
     unit: str
     num_units: int
-    num_tokens: int  # scored, each once
+    num_tokens: int  # tokens scored, each once
     num_windows: int
-    dropped_tokens: int  # at the end of the text, in no window
-    total_nll: float  # nats, over the tokens scored
+    dropped_tokens: int  # tokens at the end of the text that are in no window
+    total_nll: float  # nats, sum over the tokens scored
     seq_len: int
     stride: int
-    scores: WindowScores = field(compare=False, repr=False)  # whose loss is `loss`, but for rounding
+    scores: WindowScores = field(compare=False, repr=False)  # their loss is `loss`, except for rounding
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is compared."""
+        """The values that evaluations compare."""
         return {"loss": self.loss, "ppl": self.ppl}
 
 
@@ -50,20 +50,20 @@ def reference(
     scorer: Scorer,
     source: TokenStream | Split,
     seq_len: int,
-    track: Track = lambda found, total: found,
+    track: Track = lambda windows, total: windows,
     replicas: ReplicaBatches = ALONE,
 ) -> Result:
     """MindFormers' PerplexityMetric on its evaluation blocks.
 
-    Blocks of L tokens that share nothing, L - 1 of each scored; the tail is dropped. The loss is the mean over batches,
-    unweighted, of each batch's mean over tokens.
+    The text is cut into blocks of L tokens that do not overlap, of which L - 1 are scored; the tail is dropped. The
+    loss is the unweighted mean over batches of each batch's mean over tokens.
 
     Args:
-        scorer: made with the batch size B.
-        source: text, or the rows of MindRecord files as they are.
+        scorer: created with the batch size B.
+        source: text, or the unchanged rows of MindRecord files.
         seq_len: L.
         track: shows progress.
-        turns: of the replicas.
+        replicas: share the batches.
     """
     if isinstance(source, Split):
         blocks, num_blocks, dropped = _rows(source, scorer.batch_size), source.num_blocks, 0
@@ -88,14 +88,14 @@ def strided(
     stream: TokenStream,
     seq_len: int,
     stride: int,
-    track: Track = lambda found, total: found,
+    track: Track = lambda windows, total: windows,
     replicas: ReplicaBatches = ALONE,
 ) -> Result:
     """Hugging Face's loop (transformers, "Perplexity of fixed-length models").
 
-    Windows of L tokens, `stride` apart; each scores the tokens that no window held before, the stream's first token
-    excepted. The loss weighs the mean of each window by the number of its new tokens less one, as that loop does:
-    right for the first window, whose first token has no prediction, one too few for the others.
+    Windows of L tokens begin `stride` tokens apart. Each scores the tokens that were in no window before, except the
+    stream's first token. The loss weights the mean of each window by the number of its new tokens minus one, as that
+    loop does: correct for the first window, whose first token has no prediction, one too few for the others.
     """
     scores, total, weighted, weights, count = [], 0.0, 0.0, 0, 0
     number = num_windows(stream.num_tokens, seq_len, stride)
@@ -118,13 +118,13 @@ def word(
     seq_len: int,
     stride: int,
     eos_id: int,
-    track: Track = lambda found, total: found,
+    track: Track = lambda windows, total: windows,
     replicas: ReplicaBatches = ALONE,
 ) -> Result:
-    """The nll of the whole text, spread over its words (WikiText: Merity et al., arXiv:1609.07843).
+    """The nll of the whole text, divided by its number of words (WikiText: Merity et al., arXiv:1609.07843).
 
-    Every token is scored once, the first one behind an EOS, in windows as those of `strided` that share at least one
-    token; the sum is divided by the number of words, whatever the tokenizer made of them.
+    Every token is scored once, the first one after an EOS, in windows like those of `strided` that overlap by at least
+    one token. Words are counted in the text, so that the result does not depend on the tokenizer.
     """
     stride = min(stride, seq_len - 1)
     scores, total, count = [], 0.0, 0
@@ -136,31 +136,31 @@ def word(
     total, count = replicas.total(total), int(replicas.total(count))
     num_words, unit = stream.words
     loss = total / num_words
-    found = _gathered(scores, scorer, replicas)
+    window_scores = _gathered(scores, scorer, replicas)
     return Result(
         "word", loss, perplexity(loss), unit, num_words, count, number, 0, total, seq_len, stride,
-        replace(found, weight=found.weight * (num_words / count)),  # words of a window by its share of the tokens
+        replace(window_scores, weight=window_scores.weight * (num_words / count)),  # words by share of tokens
     )  # fmt: skip
 
 
 def _gathered(scores: list[tuple[np.ndarray, np.ndarray]], scorer: Scorer, replicas: ReplicaBatches) -> WindowScores:
-    """Of all windows, in their order; `scores` are of each batch of this replica."""
+    """Return the scores of all windows, in their order; `scores` has those of each batch of this replica."""
     nll, weight = (replicas.in_order([part[column] for part in scores], scorer.batch_size) for column in (0, 1))
     return WindowScores(nll, weight)
 
 
 def _rows(split: Split, batch_size: int) -> Iterator[Window]:
-    """The rows of MindRecord files, without their padding."""
+    """Yield the rows of MindRecord files without their padding."""
     for batch in batches(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             yield Window(ids[: mask.sum()], int(mask.sum()))
 
 
 def _score(
-    scorer: Scorer, found: Iterable[Window], length: int, replicas: ReplicaBatches
+    scorer: Scorer, windows: Iterable[Window], length: int, replicas: ReplicaBatches
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, for each batch of this replica: its windows' summed nll, how many tokens that counts, `num_new`; (R,)."""
-    for batch in replicas.own(_batches(found, scorer.batch_size)):
+    """Yield for each batch of this replica, per window (R,): summed nll, number of tokens in the sum, `num_new`."""
+    for batch in replicas.own(_batches(windows, scorer.batch_size)):
         ids = padded([window.ids for window in batch], length)  # (R, L)
         end = np.array([len(window.ids) for window in batch])
         num_new = np.array([window.num_new for window in batch])
@@ -170,7 +170,7 @@ def _score(
         yield nll.sum(axis=1), is_counted.sum(axis=1), num_new
 
 
-def _batches(found: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
-    found = iter(found)
-    while batch := list(islice(found, batch_size)):
+def _batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    windows = iter(windows)
+    while batch := list(islice(windows, batch_size)):
         yield batch

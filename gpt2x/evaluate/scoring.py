@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of given tokens, one graph for every batch."""
+"""Negative log-likelihoods of tokens, with one graph for all batches."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gpt2x.model.gpt2 import GPT2
 from gpt2x.model.losses.language_modeling import TokenLosses
 from gpt2x.parallel.pipeline import Stage, StageLinks
 
-ROWS_AT_ONCE = 64  # of logits on the host: their exponentials stay in the cache
+ROWS_AT_ONCE = 64  # rows of logits on the host, whose exponentials fit the cache
 
 
 class Scorer(nn.Cell):
     """Scores batches of B rows of L tokens, without dropout.
 
-    Fewer rows than B are padded up to B, so that a run over a split compiles one graph.
+    Fewer rows than B are padded to B, so that a run over a split compiles one graph.
 
-    On the CPU the graph ends at the logits and numpy takes the softmax: MindSpore's CPU `exp` is off by up to 1e-6,
-    always to the same side, which reached the sixth digit of a published loss. Elsewhere the device does it all.
+    On the CPU the graph ends at the logits and numpy computes the softmax: MindSpore's CPU `exp` has an error of up to
+    1e-6, always in the same direction, which changed the sixth digit of a published loss. Other devices compute all.
 
     Args:
         net: the model; its weights are read at each call.
@@ -42,45 +42,46 @@ class Scorer(nn.Cell):
         return self.losses(ids, None, starts)
 
     def score(self, ids: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
-        """ids (R, L) int32 with R <= B, and of rows of several texts the columns (R, L - 1) at which these begin
-        -> nll of `ids[:, 1:]` in nats, (R, L - 1) float64.
+        """ids (R, L) int32 with R <= B -> nll of `ids[:, 1:]` in nats, (R, L - 1) float64.
+
+        Rows of several texts have `starts` (R, L - 1): the column at which the text of each token begins.
         """
         targets = ids[:, 1:]
         begins = None if starts is None else with_rows(starts, self.batch_size)
-        found = self(with_rows(ids, self.batch_size), begins).asnumpy()[: targets.size]
+        values = self(with_rows(ids, self.batch_size), begins).asnumpy()[: targets.size]
         if self.is_exact:
-            found = negative_log_likelihoods(found, targets.reshape(-1))
-        return found.reshape(targets.shape).astype(np.float64)
+            values = negative_log_likelihoods(values, targets.reshape(-1))
+        return values.reshape(targets.shape).astype(np.float64)
 
 
 class GreedyScorer(Scorer):
-    """A `Scorer` that tells as well which tokens greedy decoding would have chosen."""
+    """A `Scorer` that also says which tokens greedy decoding would have chosen."""
 
     def construct(self, ids):
-        """As `Scorer.construct`; with nll comes the likeliest token of each place, (B * (L - 1),) int32."""
+        """As `Scorer.construct`; nll comes with the most likely token of each position, (B * (L - 1),) int32."""
         logits = self.net.logits(self.net(ids[:, :-1], None))
         if self.is_exact:
             return logits
         return self.net.cross_entropy(logits, ids[:, 1:].reshape(-1)), ops.Argmax(axis=-1)(logits)
 
     def score_greedy(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`score`, and whether each of `ids[:, 1:]` is the likeliest token there, (R, L - 1) bool."""
+        """Return `score`, and whether each of `ids[:, 1:]` is the most likely token there, (R, L - 1) bool."""
         targets = ids[:, 1:]
-        found = self(with_rows(ids, self.batch_size))
+        outputs = self(with_rows(ids, self.batch_size))
         if self.is_exact:
-            logits = found.asnumpy()[: targets.size]
+            logits = outputs.asnumpy()[: targets.size]
             nll, likeliest = negative_log_likelihoods(logits, targets.reshape(-1)), logits.argmax(axis=-1)
         else:
-            nll, likeliest = (values.asnumpy()[: targets.size] for values in found)
+            nll, likeliest = (values.asnumpy()[: targets.size] for values in outputs)
         return nll.reshape(targets.shape).astype(np.float64), likeliest.reshape(targets.shape) == targets
 
 
 class StageScorer(nn.Cell):
-    """`Scorer` by pipeline stages: every stage takes part in each score, the last one has the result.
+    """`Scorer` of pipeline stages: every stage computes its part of each score, the last one has the result.
 
     Args:
         stage: the layers of this process.
-        links: its messages, of B sequences of L - 1 tokens.
+        links: the messages between stages, for B sequences of L - 1 tokens.
         batch_size: B.
     """
 
@@ -90,7 +91,7 @@ class StageScorer(nn.Cell):
         self.is_exact = not stage.net.backend.exp_is_exact
 
     def construct(self, x, ids):
-        """x: what enters the stage, ids (B, L) -> what leaves it; of the last stage as `Scorer.construct`."""
+        """x: the stage's input, ids (B, L) -> its output; the last stage returns what `Scorer.construct` does."""
         x = self.stage(ids[:, :-1] if self.stage.is_first else x, None)
         if not self.stage.is_last:
             return x
@@ -99,30 +100,30 @@ class StageScorer(nn.Cell):
         return self.stage.net.token_losses(x, ids[:, 1:].reshape(-1))
 
     def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
-        """As `Scorer.score`, of rows of one text; zeros on every stage but the last."""
+        """Return `Scorer.score` for rows of one text each; zeros on every stage except the last."""
         rows = with_rows(ids, self.batch_size)
         x = self.links.receive_forward()
-        found = self(rows if x is None else x, rows)
+        output = self(rows if x is None else x, rows)
         targets = ids[:, 1:]
         if not self.stage.is_last:
-            self.links.send_forward(found)
+            self.links.send_forward(output)
             return np.zeros(targets.shape)
-        values = found.asnumpy()[: targets.size]
+        values = output.asnumpy()[: targets.size]
         if self.is_exact:
             values = negative_log_likelihoods(values, targets.reshape(-1))
         return values.reshape(targets.shape).astype(np.float64)
 
 
 def with_rows(ids: np.ndarray, batch_size: int) -> Tensor:
-    """ids (R, L) with R <= B -> (B, L), rows of zeros below."""
+    """ids (R, L) with R <= B -> (B, L), the missing rows filled with zeros."""
     return Tensor(np.pad(ids, ((0, batch_size - len(ids)), (0, 0))))
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
-    """R rows of at most L ids -> (R, L) int32, zeros behind each: a causal model never sees them."""
+    """R rows of at most L ids -> (R, L) int32, padded with zeros at the right, which a causal model never sees."""
     ids = np.zeros((len(rows), length), np.int32)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
     return ids
 
 
@@ -139,6 +140,6 @@ def negative_log_likelihoods(logits: np.ndarray, targets: np.ndarray) -> np.ndar
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss); infinite where a float cannot hold it."""
+    """Return exp(loss), or infinity if it overflows."""
     with np.errstate(over="ignore"):
         return float(np.exp(np.float64(loss)))

@@ -1,4 +1,4 @@
-"""The validation loss during training: the mean over all tokens of a split's blocks."""
+"""The validation loss while training: the mean over all tokens of a split's blocks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gpt2x.parallel.pipeline import Stage, StageLinks
 from gpt2x.parallel.replica_batches import ReplicaBatches
 
 Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
-"""Of a batch: the tokens that a scorer takes, which of their targets count (R, T) bool, and `starts` or None."""
+"""batch -> ids that a scorer reads, which of their targets count (R, T) bool, and the scorer's `starts` or None."""
 
 
 def all_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, None]:
-    """Of blocks: all that attention_mask covers."""
+    """Count all targets of blocks that attention_mask covers."""
     return batch["input_ids"], batch["attention_mask"][:, 1:] > 0, None
 
 
@@ -50,16 +50,16 @@ def build_validation(
 
 
 class Validation:
-    """Made once and run many times; the first run compiles.
+    """A validation, created once and run many times; the first run compiles.
 
     Args:
         net: the model, with the weights that it has at each run.
         split: blocks of seq_len + 1 columns.
-        batch_size: blocks a forward pass; has no influence on the result.
-        max_batches: from the start of the split; None: all of it.
-        mesh: the processes, of which each replica takes its turn at a batch; None: one process.
-        scorer: of the blocks; None: `net`'s.
-        targets: what counts of a batch.
+        batch_size: blocks per forward pass; does not change the result.
+        max_batches: number of batches from the start of the split; None for all.
+        mesh: the processes, whose replicas take turns at batches; None for one process.
+        scorer: scores the blocks; None for a `Scorer` of `net`.
+        targets: which tokens of a batch count.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Validation:
             ReplicaBatches(mesh),
         )
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
-        self.num_tokens = 0  # that the last run counted
+        self.num_tokens = 0  # counted by the last run
 
     def run(self) -> dict[str, float]:
-        """`val/loss` in nats a token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
+        """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
         total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
         for batch in self.replicas.own(islice(blocks, self.max_batches)):

@@ -335,7 +335,7 @@ def check_refused(arguments: list[str], message: str, capsys) -> None:
 
 IMPOSSIBLE = {
     "max_gen_toks": ({"max_gen_toks": WINDOW}, f"max_gen_toks={WINDOW} leaves no room for a context within model."),
-    "num_beams": ({"num_beams": 4}, "generation_kwargs.num_beams=4: gpt2x does not decode so; it knows until"),
+    "num_beams": ({"num_beams": 4}, "generation_kwargs.num_beams=4: gpt2x has no such option; it has until"),
     "do_sample": ({"do_sample": True}, "generation.temperature=0 is greedy decoding; drop generation.do_sample"),
 }
 

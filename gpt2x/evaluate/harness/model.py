@@ -52,15 +52,15 @@ class GPT2XLM(TemplateLM):
     Args:
         load: a gpt2x checkpoint, a run or a Hugging Face directory.
         hardware: an option of `conf/hardware`.
-        tokenizer: a directory, for a `load` that has none.
-        adapter: of lora=, or PEFT's, which is merged into the weights.
-        batch_size: B; results do not depend on it.
-        seed: of sampling.
-        device: torch's, which lm_eval's command names to every model; without effect, `hardware` stands in its place.
-        max_batch_size: of lm_eval's batch size "auto", which gpt2x does not have.
+        tokenizer: a directory, for a `load` that has no tokenizer.
+        adapter: an adapter of lora= or of PEFT, which is merged into the weights.
+        batch_size: B; does not change results.
+        seed: seed of sampling.
+        device: a torch device, which lm_eval's command passes to every model; ignored, `hardware` decides.
+        max_batch_size: for lm_eval's batch size "auto", which gpt2x does not have.
 
     Raises:
-        UserError: as `load_pretrained`; a classifier, an unknown hardware, a batch size that is no number.
+        UserError: as `load_pretrained`; also a classifier, an unknown hardware, or a batch size that is not a number.
     """
 
     def __init__(
@@ -77,42 +77,44 @@ class GPT2XLM(TemplateLM):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1 or max_batch_size is not None:
             raise UserError(
-                f"batch_size={batch_size}: give a number of at least 1; gpt2x does not look for the largest"
+                f"batch_size={batch_size}: give a number of at least 1; gpt2x does not search for the largest."
             )
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.hardware = read_option("hardware", hardware, HardwareConfig)
         set_up_device(self.hardware)
-        wanted = TokenizerConfig(name="checkpoint", path=tokenizer)
+        tokenizer_config = TokenizerConfig(name="checkpoint", path=tokenizer)
         adapters = open_adapters([adapter] if adapter else [])
-        self.pretrained = load_pretrained(str(load), self.hardware, wanted, adapters=adapters)
+        self.pretrained = load_pretrained(str(load), self.hardware, tokenizer_config, adapters=adapters)
         if self.pretrained.model.is_classifier:
-            raise UserError(f"load={load} is a classifier, and tasks are for language models: use evaluate.py")
-        net, model, own = self.pretrained.net, self.pretrained.model, self.pretrained.tokenizer
+            raise UserError(
+                f"load={load} is a classifier, but lm_eval's tasks are for language models; use evaluate.py."
+            )
+        net, model = self.pretrained.net, self.pretrained.model
         self.max_length = model.max_seq_len
         self.scorer = GreedyScorer(net, self.batch_size)
-        self.generator = Generator(net, model, self.hardware, own)
+        self.generator = Generator(net, model, self.hardware, self.pretrained.tokenizer)
 
     @property
     def eot_token_id(self) -> int:
-        """EOS, which stands before a text without context."""
+        """EOS, which precedes a text without context."""
         return self.pretrained.tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The ids of a text; GPT-2 adds none at either end."""
+        """Return the ids of a text; GPT-2 adds none at either end."""
         return self.pretrained.tokenizer.encode(string)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each text as a whole, in nats, the first token behind EOS.
+        """Return the log-likelihood of each whole text, in nats, the first token after EOS.
 
-        Windows share no token but the last one's context (`get_rolling_token_windows`).
+        Windows do not overlap, except for the last one's context (`get_rolling_token_windows`).
         """
         texts = [text for (text,) in (request.args for request in requests)]
         windows: list[list[Encoded]] = []
         for text in texts:
             pairs = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
             windows.append([(None, *make_disjoint_window(pair)) for pair in pairs])
-        scores = iter(self._loglikelihood_tokens([one for own in windows for one in own], disable_tqdm))
-        totals = [sum(total for total, _ in islice(scores, len(own))) for own in windows]
+        scores = iter(self._loglikelihood_tokens([one for of_text in windows for one in of_text], disable_tqdm))
+        totals = [sum(total for total, _ in islice(scores, len(of_text))) for of_text in windows]
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
@@ -120,12 +122,12 @@ class GPT2XLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether greedy decoding would give it.
+        """Return the log-likelihood of each continuation in nats, and whether greedy decoding would choose it.
 
         What does not fit the model's positions is cut off at the left.
 
         Raises:
-            UserError: a continuation of no token, or of more than the model's positions.
+            UserError: a continuation without tokens, or with more tokens than the model has positions.
         """
         window = self.max_length + 1  # the last token is predicted, not seen
         for texts, _, continuation in requests:
@@ -135,7 +137,7 @@ class GPT2XLM(TemplateLM):
                     f"the task has a continuation ({text}) of {len(continuation)} tokens, where 1 to "
                     f"model.max_seq_len={self.max_length} can be scored: correct its doc_to_choice or doc_to_target"
                 )
-        tell_cut([len(context) + len(continuation) for _, context, continuation in requests], window)
+        warn_of_cuts([len(context) + len(continuation) for _, context, continuation in requests], window)
         ordered = Collator(requests, sort_fn=lambda one: (-len(one[1] + one[2]), tuple(one[1] + one[2])))
         answers = []
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as progress:
@@ -143,10 +145,10 @@ class GPT2XLM(TemplateLM):
                 rows = [(context + continuation)[-window:] for _, context, continuation in batch]
                 length = bucket(len(rows[0]) - 1, self.max_length) + 1  # the first is the longest
                 nll, is_likeliest = self.scorer.score_greedy(padded(rows, length))  # (R, L - 1)
-                for place, (texts, _, continuation) in enumerate(batch):
-                    end = len(rows[place]) - 1
-                    own = slice(end - len(continuation), end)
-                    answer = (-float(nll[place, own].sum()), bool(is_likeliest[place, own].all()))
+                for row, (texts, _, continuation) in enumerate(batch):
+                    end = len(rows[row]) - 1
+                    columns = slice(end - len(continuation), end)
+                    answer = (-float(nll[row, columns].sum()), bool(is_likeliest[row, columns].all()))
                     answers.append(answer)
                     if texts is not None:
                         self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -154,9 +156,9 @@ class GPT2XLM(TemplateLM):
         return ordered.get_original(answers)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context up to its first stop string, EOS or max_gen_toks tokens.
+        """Return the continuation of each context up to its first stop string, EOS or max_gen_toks tokens.
 
-        Contexts are cut off at the left, so that max_gen_toks tokens fit behind them.
+        Contexts are cut off at the left, so that max_gen_toks tokens fit after them.
 
         Raises:
             UserError: decoding options that gpt2x does not have, or that leave no room for a context.
@@ -175,7 +177,7 @@ class GPT2XLM(TemplateLM):
                 if room < 1:
                     raise UserError(
                         f"max_gen_toks={config.max_new_tokens} leaves no room for a context within "
-                        f"model.max_seq_len={self.max_length}: give a smaller one in the task's generation_kwargs"
+                        f"model.max_seq_len={self.max_length}: give a smaller one in the task's generation_kwargs."
                     )
 
                 def on_token(row: Row, until: Sequence[str] = until) -> None:
@@ -185,48 +187,51 @@ class GPT2XLM(TemplateLM):
                     progress.update(row.finish_reason is not None)
 
                 contexts = self.generator.encode([context for context, _ in group])
-                tell_cut([len(ids) for ids in contexts], room)
-                found = self.generator.generate_ids([ids[-room:] for ids in contexts], config, self.seed, on_token)
-                for arguments, ids in zip(group, found, strict=True):
+                warn_of_cuts([len(ids) for ids in contexts], room)
+                completions = self.generator.generate_ids(
+                    [ids[-room:] for ids in contexts], config, self.seed, on_token
+                )
+                for arguments, ids in zip(group, completions, strict=True):
                     text = postprocess_generated_text(self.tok_decode(ids), until, think_end_token=None)
                     texts.append(text)
                     self.cache_hook.add_partial("generate_until", arguments, text)
         return grouped.get_original(texts)
 
     def tok_decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids` without special tokens, EOS among them."""
+        """Return the text of `ids` without special tokens, such as EOS."""
         return self.pretrained.tokenizer.decode(ids, skip_special=True)
 
     def decoding(self, gen_kwargs: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
-        """A task's `generation_kwargs` as decoding options, and its stop strings.
+        """Return a task's `generation_kwargs` as decoding options, and its stop strings.
 
-        Greedy where do_sample is false or temperature is 0; else transformers' defaults hold for what is not given.
+        Decoding is greedy if do_sample is false or temperature is 0. Otherwise missing options have transformers'
+        defaults.
 
         Raises:
             UserError: an option that gpt2x does not have, or a value out of range.
         """
-        given: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, DEFAULT_MAX_GEN_TOKS))
+        requested: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, DEFAULT_MAX_GEN_TOKS))
         until = [
-            stop for stop in handle_stop_sequences(given.pop("until"), self.pretrained.tokenizer.eos_token) if stop
+            stop for stop in handle_stop_sequences(requested.pop("until"), self.pretrained.tokenizer.eos_token) if stop
         ]
-        options = {"max_new_tokens": given.pop("max_gen_toks"), "do_sample": given.pop("do_sample")}
-        if given.get("num_beams") == 1:
-            del given["num_beams"]
-        if unknown := sorted(given.keys() - {*SAMPLING, *DECODING}):
+        options = {"max_new_tokens": requested.pop("max_gen_toks"), "do_sample": requested.pop("do_sample")}
+        if requested.get("num_beams") == 1:
+            del requested["num_beams"]
+        if unknown := sorted(requested.keys() - {*SAMPLING, *DECODING}):
             raise UserError(
-                f"generation_kwargs.{unknown[0]}={given[unknown[0]]}: gpt2x does not decode so; it knows until, "
-                f"max_gen_toks, do_sample, {', '.join((*SAMPLING, *DECODING))}"
+                f"generation_kwargs.{unknown[0]}={requested[unknown[0]]}: gpt2x has no such option; it has until, "
+                f"max_gen_toks, do_sample, {', '.join((*SAMPLING, *DECODING))}."
             )
         if options["do_sample"]:
-            given = {"temperature": 0.0, "top_k": TRANSFORMERS_TOP_K} | given
+            requested = {"temperature": 0.0, "top_k": TRANSFORMERS_TOP_K} | requested
         else:
-            given = {key: value for key, value in given.items() if key not in SAMPLING}
-        config = GenerationConfig(**options, **given, batch_size=self.batch_size)
+            requested = {key: value for key, value in requested.items() if key not in SAMPLING}
+        config = GenerationConfig(**options, **requested, batch_size=self.batch_size)
         validate_generation(config)
         return config, until
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm_eval writes beside its results: size, precision, and where the weights come from."""
+        """Return what lm_eval writes with its results: size, precision, and where the weights come from."""
         source = self.pretrained.source
         return {
             "model_num_parameters": num_params(self.pretrained.model),
@@ -241,7 +246,7 @@ class GPT2XLM(TemplateLM):
         }
 
 
-def tell_cut(lengths: Sequence[int], most: int) -> None:
-    """Warn of texts that lose tokens at the left."""
+def warn_of_cuts(lengths: Sequence[int], most: int) -> None:
+    """Log a warning if texts lose tokens at the left."""
     if cut := sum(length > most for length in lengths):
         log.warning("%d of %d texts have more than %d tokens and are cut off at the left", cut, len(lengths), most)
