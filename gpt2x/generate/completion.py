@@ -1,4 +1,4 @@
-"""Prompts in, completions out: slots, and the loop over tokens (floor 3).
+"""Prompts in, completions out: slots, and the loop over tokens.
 
 Legend: B batch, V vocab.
 """
@@ -26,23 +26,22 @@ from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import FromFirst
 from gpt2x.parallel.collectives import Group
 
-ROUND_BATCHES = 4  # of replicas, which tell each other what is done after each round
+ROUND_BATCHES = 4  # batches per replica between two exchanges of completions
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt became.
+    """What the model wrote after a prompt.
 
     Attributes:
-        prompt: as it was given.
+        prompt: as typed, or within its template.
         completion: the text of the new tokens, without the EOS that ended it.
         ids: the new tokens, with that EOS.
-        num_tokens: how many they are.
-        tokens_per_s: num_tokens over the seconds from when the prompt entered a slot to the last token. Compilation of
-            graphs is left out.
+        num_tokens: number of new tokens.
+        tokens_per_s: num_tokens divided by the seconds from entering a slot to the last token, without compilation.
         finish_reason: "eos", or "length" at max_new_tokens.
-        num_drafted: tokens that the draft proposed.
-        num_accepted: how many of them the model took.
+        num_drafted: number of tokens that the draft proposed.
+        num_accepted: number of them that the model accepted.
     """
 
     prompt: str
@@ -56,13 +55,13 @@ class Completion:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """The share of drafted tokens that the model took; None if there was nothing to draft."""
+        """The share of drafted tokens that the model accepted; None if there was nothing to draft."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None
 
 
 @dataclass
 class Row:
-    """A prompt while it is completed."""
+    """A prompt that is being completed."""
 
     index: int  # among the prompts of the call
     prompt: list[int]
@@ -70,44 +69,44 @@ class Row:
     finish_reason: str | None = None
     start: float = 0.0  # when the prompt entered a slot
     seconds: float = 0.0  # from then to the last token
-    num_drafted: int = 0  # tokens, those behind max_new_tokens left out
-    num_accepted: int = 0  # of them
+    num_drafted: int = 0  # drafted tokens, without those after max_new_tokens
+    num_accepted: int = 0  # of these, the ones that the model accepted
 
     @property
     def text(self) -> list[int]:
-        """All ids so far."""
+        """The ids of prompt and completion so far."""
         return self.prompt + self.new
 
 
 class Drafter(NamedTuple):
-    """A smaller model with the tokens of another, for which it drafts."""
+    """A smaller model with the same tokens, which drafts."""
 
     net: GPT2
     model: ModelConfig
 
 
-def shares(rows: list[Row], batch_size: int, count: int) -> list[list[Row]]:
-    """Rows for `count` replicas: in each round of ROUND_BATCHES batches a share for each; all at once for one."""
+def rounds_of(rows: list[Row], batch_size: int, count: int) -> list[list[Row]]:
+    """Return the parts of `count` replicas, round after round of ROUND_BATCHES batches; all rows for one replica."""
     if count == 1:
         return [rows] if rows else []
     size = ROUND_BATCHES * batch_size * count
     windows = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [window[place::count] for window in windows for place in range(min(count, len(window)))]
+    return [window[index::count] for window in windows for index in range(min(count, len(window)))]
 
 
 class Generator:
     """Completes prompts with the parameters that `net` has at the time of the call.
 
     Up to generation.batch_size prompts have a slot each in a cache (`gpt2x.generate.slots`). When one ends, the next
-    that waits takes its slot (continuous batching: Yu et al., Orca, OSDI 2022).
+    waiting prompt takes its slot (continuous batching: Yu et al., Orca, OSDI 2022).
 
     Args:
         net: the model.
         model: its shape.
         hardware: the device.
-        tokenizer: of the texts.
-        tensor: the processes that compute `net` together, which make the same calls: the first one draws tokens.
-        draft: decodes greedily ahead of `net`, by config.draft_tokens at a time (`gpt2x.generate.speculative`).
+        tokenizer: encodes prompts and decodes completions.
+        tensor: the ranks of the tensor axis that compute `net` together and make the same calls; the first one samples.
+        draft: drafts config.draft_tokens tokens at a time (`gpt2x.generate.speculative`).
 
     Attributes:
         compile_seconds: spent on compilation so far.
@@ -141,21 +140,21 @@ class Generator:
         """Complete texts; an empty one starts from EOS.
 
         Args:
-            prompts: decoded in their order, generation.batch_size side by side, or fewer where a replica would have
-                none.
+            prompts: decoded in their order, generation.batch_size at the same time, or fewer so that each replica has
+                some.
             config: decoding options.
-            seed: of sampling; config.seed is the caller's to choose from.
-            on_text: gets (index of the prompt, text) as text comes, whole characters only; of another replica's
-                prompt all of it at once.
-            on_completion: gets (index of the prompt, completion) as each is done. `streaming.InputOrder` puts both
+            seed: seed of sampling; config.seed is not read.
+            on_text: called with (index of the prompt, text) as text arrives, in whole characters; with the whole text
+                of a prompt that a different replica completed.
+            on_completion: called with (index of the prompt, completion) as each ends. `streaming.InputOrder` puts both
                 into the order of the prompts.
-            replicas: share the prompts; each makes this call, and returns what all have completed.
+            replicas: share the prompts; each makes this call, and returns the completions of all.
 
         Returns:
             Completions in the order of the prompts.
 
         Raises:
-            UserError: a prompt that does not fit the window, an EOS outside the vocabulary, logits not finite.
+            UserError: a prompt that does not fit the window, an EOS outside the vocabulary, logits that are not finite.
         """
         streams = [TextStream(self.tokenizer) for _ in prompts]
         texts = [""] * len(prompts)
@@ -198,27 +197,27 @@ class Generator:
         seed: int,
         on_token: Callable[[Row], None] = lambda row: None,
     ) -> list[list[int]]:
-        """`complete` on tokens: the new ids of each prompt, the EOS that ended it included.
+        """Complete prompts of tokens; return the new ids of each, with the EOS that ended it.
 
-        `on_token` sees a row after each of its tokens, and ends it by giving it a `finish_reason`.
+        `on_token` is called with a row after each of its tokens; it ends the row by setting its `finish_reason`.
         """
         return [row.new for row in self._decode(prompts, config, seed, on_token)]
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of each prompt.
+        """Return the ids of each prompt.
 
         Raises:
-            UserError: text that is no Unicode.
+            UserError: text that is not Unicode.
         """
         for number, prompt in enumerate(prompts, 1):
             try:
                 prompt.encode("utf-8")
             except UnicodeEncodeError as error:  # bytes of the command line that were not UTF-8
-                raise UserError(f"prompt {number} ({excerpt(prompt)}) is not valid UTF-8: {error.reason}") from None
+                raise UserError(f"prompt {number} ({excerpt(prompt)}) is not valid UTF-8: {error.reason}.") from None
         return [ids or [self.tokenizer.eos_id] for ids in self.tokenizer.encode_batch(prompts)]
 
     def check(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
-        """Refuse what cannot be decoded, before any work.
+        """Reject what cannot be decoded, before any work.
 
         Raises:
             UserError: naming the prompt by its number, from 1.
@@ -230,12 +229,12 @@ class Generator:
                 window, key = self.draft.model.max_seq_len, "the draft's max_seq_len"
         for token in self.eos_ids(config):
             if not 0 <= token < size:
-                raise UserError(f"generation.eos_ids: {token} is no token of the model (model.vocab_size={size})")
+                raise UserError(f"generation.eos_ids: {token} is not a token of the model (model.vocab_size={size}).")
         for number, ids in enumerate(prompts, 1):
             if not ids:
-                raise UserError(f"prompt {number} has no token: start it with EOS ({self.tokenizer.eos_id})")
+                raise UserError(f"prompt {number} has no token; start it with EOS ({self.tokenizer.eos_id}).")
             if not 0 <= min(ids) <= max(ids) < size:
-                raise UserError(f"prompt {number} has a token outside the vocabulary (model.vocab_size={size})")
+                raise UserError(f"prompt {number} has a token outside the vocabulary (model.vocab_size={size}).")
             if len(ids) + config.max_new_tokens > window:
                 room = window - len(ids)
                 fix = f"use generation.max_new_tokens={room} or less, or shorten the prompt"
@@ -243,11 +242,11 @@ class Generator:
                     fix = f"shorten the prompt to {max(1, window - config.max_new_tokens)} tokens or fewer"
                 raise UserError(
                     f"prompt {number} ({excerpt(self.tokenizer.decode(ids))}) has {len(ids)} tokens: with "
-                    f"generation.max_new_tokens={config.max_new_tokens} it exceeds {key}={window}; {fix}"
+                    f"generation.max_new_tokens={config.max_new_tokens} it exceeds {key}={window}; {fix}."
                 )
 
     def eos_ids(self, config: GenerationConfig) -> list[int]:
-        """The tokens that end a completion."""
+        """Return the tokens that end a completion."""
         return [self.tokenizer.eos_id] if config.eos_ids is None else list(config.eos_ids)
 
     def _decode(
@@ -259,21 +258,21 @@ class Generator:
         on_round: Callable[[list[Row]], None] = lambda rows: None,
         replicas: Replicas = ALONE,
     ) -> list[Row]:
-        """Complete this replica's prompts: `on_token` sees a row after each of its tokens, `on_round` a whole share."""
+        """Complete this replica's prompts: `on_token` gets a row after each of its tokens, `on_round` a whole part."""
         self.check(prompts, config)
         rows = [Row(index, list(ids)) for index, ids in enumerate(prompts)]
-        # of the last share too: another number of slots is another graph
+        # the same for the last part: a different number of slots would be a new graph
         count = min(config.batch_size, -(-len(rows) // replicas.count))
-        for share in replicas.rounds(shares(rows, count, replicas.count)):
-            if share:
-                self._decode_share(share, count, config, seed, on_token)
-            on_round(share or [])
+        for part in replicas.rounds(rounds_of(rows, count, replicas.count)):
+            if part:
+                self._decode_part(part, count, config, seed, on_token)
+            on_round(part or [])
         return rows
 
-    def _decode_share(
+    def _decode_part(
         self, rows: list[Row], count: int, config: GenerationConfig, seed: int, on_token: Callable[[Row], None]
     ) -> None:
-        """Complete rows in `count` slots; the next row takes the slot of one that has ended."""
+        """Complete rows in `count` slots; the next row takes the slot of a row that has ended."""
         self._open(rows, count, config)
         eos_ids = self.eos_ids(config)
         waiting, slots = deque(rows), dict[int, Row]()
@@ -296,10 +295,10 @@ class Generator:
                 while waiting and slot not in slots:
                     row = waiting.popleft()
                     row.start = time.perf_counter()
-                    found = self.slots.enter(slot, row.prompt)
+                    output = self.slots.enter(slot, row.prompt)
                     if self.draft_slots:
                         self.draft_slots.enter(slot, row.prompt)
-                    add(row, self._choose(found, [row], config, seed))
+                    add(row, self._choose(output, [row], config, seed))
                     if row.finish_reason is None:
                         slots[slot] = row
             if slots:
@@ -309,48 +308,48 @@ class Generator:
         self.decode_seconds += time.perf_counter() - start
 
     def _open(self, rows: list[Row], count: int, config: GenerationConfig) -> None:
-        """Slots for rows, their graphs compiled."""
+        """Open slots for rows and compile their graphs."""
         start = time.perf_counter()
-        self._from_first([0] * count)  # its graph as well
+        self._from_first([0] * count)  # compiles its graph too
         lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
-        own, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
-        self.slots.open(count, lengths, config.max_new_tokens, own, is_greedy, config.weights)
+        steps, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
+        self.slots.open(count, lengths, config.max_new_tokens, steps, is_greedy, config.weights)
         if self.draft_slots:
             self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy, config.weights)
         self.compile_seconds += time.perf_counter() - start
 
     def _next(self, slots: dict[int, Row], config: GenerationConfig, seed: int) -> dict[int, list[int]]:
-        """The next token of the row in each slot; with a draft one or several."""
+        """Return the next token of the row in each slot; with a draft, one or several."""
         if self.draft_slots is None:
-            found = self.slots.step({slot: (len(row.text) - 1, row.text[-1:]) for slot, row in slots.items()})
-            tokens = self._choose(found[list(slots)], list(slots.values()), config, seed)
+            output = self.slots.step({slot: (len(row.text) - 1, row.text[-1:]) for slot, row in slots.items()})
+            tokens = self._choose(output[list(slots)], list(slots.values()), config, seed)
             return {slot: [token] for slot, token in zip(slots, tokens, strict=True)}
         texts = {slot: row.text for slot, row in slots.items()}
-        found = speculate(self.slots, self.draft_slots, texts, config.draft_tokens)
+        accepted = speculate(self.slots, self.draft_slots, texts, config.draft_tokens)
         for slot, row in slots.items():
             num_drafted = min(config.draft_tokens, config.max_new_tokens - len(row.new))
-            num_accepted = min(num_drafted, len(found[slot]) - 1)
+            num_accepted = min(num_drafted, len(accepted[slot]) - 1)
             row.num_drafted, row.num_accepted = row.num_drafted + num_drafted, row.num_accepted + num_accepted
-        return found
+        return accepted
 
-    def _choose(self, found: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int) -> list[int]:
-        """The next token of each row: found (B, 1) by the graph, or drawn by the first process that has these logits.
+    def _choose(self, output: np.ndarray, rows: list[Row], config: GenerationConfig, seed: int) -> list[int]:
+        """Return the next token of each row: output (B, 1) itself, or drawn by the first process from output (B, V).
 
-        All processes of a tensor group have the same logits (the gather adds zeros), so the likeliest token is the same
-        too. But numpy's exponentials may differ between kinds of CPU, and one token that differs would leave one
-        process waiting for ever when its rows have ended.
+        All processes of a tensor group have the same logits (the gather adds zeros), and so the same most likely token.
+        But numpy's exponentials may differ between kinds of CPU. After one different token, the processes would end
+        their rows at different steps, and one would wait forever.
         """
         if sampling.is_plain_greedy(config):
-            return found[:, 0].tolist()
+            return output[:, 0].tolist()
         tokens = [0] * len(rows)
         if self._from_first.is_first:
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 number = sampling.draw(seed, row.index, len(row.new))
                 forbidden = self.eos_ids(config) if len(row.new) < config.min_new_tokens else []
-                (tokens[place],) = sampling.next_tokens(found[place, None], [row.text], [number], config, forbidden)
+                (tokens[index],) = sampling.next_tokens(output[index, None], [row.text], [number], config, forbidden)
         return self._from_first(tokens)
 
 
 def excerpt(text: str, length: int = 40) -> str:
-    """The beginning of a text, quoted, for a message."""
+    """Return the beginning of a text, quoted, for a message."""
     return repr(text if len(text) <= length else text[:length] + "…")

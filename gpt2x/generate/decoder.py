@@ -1,8 +1,8 @@
-"""The forward pass over a key/value cache, as one graph (floor 3).
+"""The forward pass over a key/value cache, as one graph.
 
-Rows are padded on the right, so a token's place in its row is its position and its place in the cache: nothing is
-shifted, and prompts of different lengths give what each gives alone. A pad writes keys and values behind the row's
-last token; the mask (key place <= query position) hides them until the tokens that follow overwrite them.
+Rows are padded at the right, so that a token's column is its position and its row in the cache. Nothing is shifted, and
+prompts of different lengths give what each gives alone. Padding writes keys and values after the row's last token; the
+mask (key position <= query position) hides them until later tokens overwrite them.
 
 Legend: B batch, T new tokens, S cached positions, D hidden, N heads, H head dim, V (padded) vocab.
 """
@@ -40,14 +40,14 @@ class CachedBlock(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(axis=-1)
 
-    def construct(self, x, places, mask):
-        """The block on new tokens: write their keys and values, attend to all that is written.
+    def construct(self, x, cache_rows, mask):
+        """Run the block on new tokens: write their keys and values, then attend to everything written so far.
 
-        x (B, T, D), places (B * N * T,) rows of the cache, mask (B, 1, T, S) -> (B, T, D).
+        x (B, T, D), cache_rows (B * N * T,) int32, mask (B, 1, T, S) -> (B, T, D).
         """
         q, k, v = self.block.attn.queries_keys_values(self.block.ln_1(x))  # each (B, N, T, H)
-        self.write(self.keys, places, k.reshape(-1, self.shape[-1]))
-        self.write(self.values, places, v.reshape(-1, self.shape[-1]))
+        self.write(self.keys, cache_rows, k.reshape(-1, self.shape[-1]))
+        self.write(self.values, cache_rows, v.reshape(-1, self.shape[-1]))
         scores = self.scores(q * self.scale, self.keys.reshape(self.shape))  # (B, N, T, S)
         weights = self.softmax(ops.cast(scores, ms.float32) + mask)
         x = x + self.block.attn.merge(self.mix(ops.cast(weights, q.dtype), self.values.reshape(self.shape)))
@@ -55,7 +55,7 @@ class CachedBlock(nn.Cell):
 
 
 class CachedLayers(nn.Cell):
-    """From embedded tokens to logits, by the model's own cells."""
+    """From embedded tokens to logits, with the cells of the model."""
 
     def __init__(self, net: GPT2, batch_size: int, cache_len: int, dtype):
         super().__init__(auto_prefix=False)
@@ -63,41 +63,41 @@ class CachedLayers(nn.Cell):
         self.blocks = nn.CellList(
             [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h], auto_prefix=False
         )
-        self.first_places = Tensor(first_places(net, batch_size, cache_len))
+        self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
         self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
         self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
 
     def construct(self, x, positions, rows):
-        """x (B, T, D), positions (B, T), rows (R,): those of the B T wanted -> logits (R, V) in fp32."""
+        """x (B, T, D), positions (B, T), rows (R,): which of the B T rows to score -> logits (R, V) fp32."""
         length = x.shape[1]
-        # Read before the cache is written: a tied table that is read on both sides of a write is copied, 150 MB a step.
+        # Read before the cache is written: a tied table read before and after a write is copied, 150 MB per step.
         head = self.net.head()
-        places = (self.first_places + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
+        cache_rows = (self.first_cache_rows + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
         visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
         mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
         for block in self.blocks:
-            x = block(x, places, mask)
+            x = block(x, cache_rows, mask)
         x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (R, D)
         return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
 
 
-def first_places(net: GPT2, batch_size: int, cache_len: int) -> np.ndarray:
-    """The rows of a cache (B * N * S, H) at which those of each row's heads begin, int32 (B, N, 1)."""
+def first_cache_rows(net: GPT2, batch_size: int, cache_len: int) -> np.ndarray:
+    """Return the first row of each head in a cache (B * N * S, H), int32 (B, N, 1)."""
     num_heads = net.h[0].attn.num_heads
     first = np.arange(batch_size * num_heads, dtype=np.int32) * cache_len
     return first.reshape(batch_size, num_heads, 1)
 
 
 class Graph(nn.Cell):
-    """What is called step after step.
+    """A cell that is called in every step of decoding.
 
-    At every call MindSpore 2.10 writes into each cell within which graph it belongs to, which only cells that are also
-    called by themselves have use for: of a step's 25 ms of GPT-2 small it took 5.
+    At every call MindSpore 2.10 writes into each inner cell to which graph it belongs. Only cells that are also called
+    alone need that, and it took 5 of the 25 ms of a step of GPT-2 small.
     """
 
     @property
     def compile_phase(self):
-        """The graph of the last call, by MindSpore's name."""
+        """MindSpore's name for the graph of the last call."""
         return self._compile_phase
 
     @compile_phase.setter
@@ -108,7 +108,7 @@ class Graph(nn.Cell):
 class Decoder(Graph):
     """GPT-2 with a cache of one shape; it shares the parameters of `net`, also while they are trained.
 
-    One `construct` serves prompts (T tokens a row) and each step after them (T = 1): a graph for each T.
+    One `construct` serves prompts (T tokens per row) and each later step (T = 1), with one graph per T.
 
     Args:
         net: the model.
@@ -116,7 +116,7 @@ class Decoder(Graph):
         hardware: the device.
         batch_size: B.
         cache_len: S.
-        name: of the cache; one graph may hold the caches of two decoders.
+        name: name of the cache; one graph may contain the caches of two decoders.
         weights: for kernels of our own (`gpt2x.generate.fused.is_fused`); None: the model's cells compute.
     """
 
@@ -140,20 +140,20 @@ class Decoder(Graph):
         for layer, block in enumerate(self.blocks):
             block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"
         self.batch_size = batch_size
-        self.first_places = Tensor(first_places(net, batch_size, cache_len))
+        self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
 
     def construct(self, ids, positions, last):
-        """The logits of one token a row.
+        """Return the logits of one token per row.
 
         ids: (B, T) int32.
-        positions: (B, T) int32, the place of each token in its row.
+        positions: (B, T) int32, the position of each token in its sequence.
         last: (B,) int32, the column of ids that holds the row's last token.
         Returns (B, V) fp32.
         """
         return self.logits(ids, positions, last.reshape(-1, 1))
 
     def logits(self, ids, positions, columns):
-        """`construct` for several tokens a row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
+        """Return `construct` for several tokens per row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
         length = ids.shape[1]
         rows = ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns  # (B, L)
         return self.layers(self.net.embed(ids, positions), positions, rows.reshape(-1))

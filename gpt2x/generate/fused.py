@@ -1,7 +1,8 @@
-"""Decoding by kernels of our own: a block is one operator, the head another (floor 3).
+"""Decoding with gpt2x's C++ kernels: one operator per block, and one for the head.
 
-A step is bound by reading the weights. In fp32 the model's own parameters are read where they are; copies in bf16 and
-int8, of half and a quarter of the bytes, lie in the order in which they are read (gpt2x/native/src/stream.hpp).
+The time of a step is the time to read the weights. In fp32 the parameters of the model are read in place. Copies in
+bf16 and int8, with half and a quarter of the bytes, are stored in the order of reading
+(gpt2x/native/src/stream.hpp).
 
 Legend: B batch, T new tokens, M = B T, S cached positions, D hidden, N heads, H head dim, V vocab; K in, O out of a
 linear.
@@ -20,7 +21,7 @@ from gpt2x.model.gpt2 import GPT2, Block, LayerNorm, Linear, SelfAttention
 
 
 def is_fused(net: GPT2) -> bool:
-    """Whether fused kernels decode `net`: its backend has them, and it is a whole model without adapters."""
+    """Return True if fused kernels decode `net`: its backend has them, and it is a whole model without adapters."""
     linears = [linear for block in net.h for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc)]
     return (
         net.decoder_kernels is not None
@@ -30,13 +31,13 @@ def is_fused(net: GPT2) -> bool:
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:
-    """fp32 rounded to the nearest bf16, ties to even: its bits, int16."""
+    """fp32 -> the bits of the nearest bf16 (ties to even), int16."""
     bits = values.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.int16)
 
 
 def int8_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row (O, K) by its largest magnitude to -127..127: int8, and fp32 factors (O,) (absmax, arXiv:2208.07339)."""
+    """Scale each row of (O, K) to -127..127 -> int8 (O, K), and fp32 factors (O,) (absmax, arXiv:2208.07339)."""
     scales = np.abs(values).max(axis=1) / 127
     scales[scales == 0] = 1
     return np.rint(values / scales[:, None]).astype(np.int8), scales.astype(np.float32)
@@ -51,7 +52,7 @@ def panels(values: np.ndarray, width: int) -> np.ndarray:
 
 
 class Weights:
-    """A net's matrices as the kernels read them, made once for all decoders of it.
+    """The matrices of a net in the form that the kernels read, created once for all of its decoders.
 
     Args:
         net: the model; fp32 shares its parameters, also while they are trained.

@@ -1,4 +1,4 @@
-"""Prompts of `predict.py`: from the command line or a file, and within the template that a model was tuned with."""
+"""Prompts of `predict.py`: read from the command line or a file, and put into the template of a tuned model."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from gpt2x.lora.adapter import Adapter
 
 
 class Prompt(NamedTuple):
-    """What a user asks: a text, or an instruction with its input."""
+    """What a user types: a text, or an instruction with its input."""
 
     text: str
     input: str = ""  # of an instruction
-    is_instruction: bool = False  # and needs a template
+    is_instruction: bool = False  # True if it needs a template
 
 
 def read_prompts(config: PredictConfig) -> list[Prompt]:
-    """The prompts of the command line, or of a .txt (a prompt a line, blank lines left out) or .jsonl file.
+    """Return the prompts of the command line, or of a .txt (one per line, without blank lines) or .jsonl file.
 
     Raises:
         UserError: no prompts, or a file that cannot be read, with the line.
     """
     if config.prompts_file is None:
         if not config.prompts:
-            raise UserError("prompts=[] is empty: give at least one, as 'prompts=[\"Once upon a time\"]'")
+            raise UserError("prompts=[] is empty; give at least one prompt, as 'prompts=[\"Once upon a time\"]'")
         return [Prompt(text) for text in config.prompts]
     path = require_file(Path(config.prompts_file).expanduser(), "prompts_file")
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
         raise UserError(
             f"prompts_file={path}: files ending in {suffix or 'nothing'!r} cannot be read; "
-            "give a .txt (a prompt a line) or a .jsonl (key `prompt`, or `instruction`)"
+            "give a .txt (one prompt per line) or a .jsonl (key `prompt`, or `instruction`)."
         )
     lines = [(number, line.rstrip("\n")) for number, line in enumerate(read_lines(path), 1) if line.strip()]
     if not lines:
-        raise UserError(f"prompts_file={path} has only blank lines: give a prompt a line")
+        raise UserError(f"prompts_file={path} has only blank lines; give one prompt per line.")
     return [Prompt(line) if suffix == ".txt" else json_prompt(path, number, line) for number, line in lines]
 
 
 def json_prompt(path: Path, number: int, line: str) -> Prompt:
-    """The key `prompt` of a line of JSON, or its keys `instruction` and `input`.
+    """Return the key `prompt` of a line of JSON, or its keys `instruction` and `input`.
 
     Raises:
         UserError: naming the file and the line.
@@ -58,7 +58,9 @@ def json_prompt(path: Path, number: int, line: str) -> Prompt:
         raise UserError(f"{path}, line {number} is not JSON: {error}. Correct or remove the line.") from None
     key = "instruction" if isinstance(row, dict) and "prompt" not in row and "instruction" in row else "prompt"
     if not isinstance(row, dict) or not isinstance(row.get(key), str):
-        raise UserError(f'{path}, line {number} is no JSON object with a text `{key}`, such as {{"{key}": "To be"}}.')
+        raise UserError(
+            f'{path}, line {number} is not a JSON object with a text `{key}`, such as {{"{key}": "To be"}}.'
+        )
     extra = row.get("input", "") if key == "instruction" else ""
     if not isinstance(extra, str):
         raise UserError(f"{path}, line {number}: `input` holds {type(extra).__name__}, not text. Correct the line.")
@@ -66,21 +68,21 @@ def json_prompt(path: Path, number: int, line: str) -> Prompt:
 
 
 def choose_template(config: PredictConfig, source: Source, adapters: Sequence[Adapter]) -> Template | None:
-    """What `template=` stands for: by itself the template that its adapter, or else the model, was tuned with.
+    """Return the template that `template=` names; by default that with which the adapter or the model was tuned.
 
     Raises:
-        UserError: there is no such template, or the file is none.
+        UserError: there is no such template, or the file is not a template.
     """
     if config.template is None:
         return None
     if config.template != "checkpoint":
         return load_template(config.template, "template")
-    found = [stored_template(adapter.path / "tokenizer") for adapter in adapters]
-    return next(filter(None, found), None) or stored_template(source.tokenizer_dir)
+    stored = [stored_template(adapter.path / "tokenizer") for adapter in adapters]
+    return next(filter(None, stored), None) or stored_template(source.tokenizer_dir)
 
 
 def filled(prompts: Sequence[Prompt], template: Template | None, config: PredictConfig) -> list[str]:
-    """The texts that a model completes.
+    """Return the texts that a model completes: prompts within the template, or as they are.
 
     Raises:
         UserError: instructions without a template.
@@ -88,9 +90,9 @@ def filled(prompts: Sequence[Prompt], template: Template | None, config: Predict
     if template is not None:
         return [template.prompt(prompt.text, prompt.input) for prompt in prompts]
     if any(prompt.is_instruction for prompt in prompts):
-        reason = "template=null" if config.template is None else f"load={config.load} was tuned with none"
+        reason = "template=null" if config.template is None else f"load={config.load} was tuned without one"
         raise UserError(
-            f"prompts_file={config.prompts_file} has rows of `instruction`, which a template makes prompts of, and "
-            f"{reason}; give template=alpaca, or rows of `prompt`"
+            f"prompts_file={config.prompts_file} has rows of `instruction`, which need a template, and "
+            f"{reason}; give template=alpaca, or rows of `prompt`."
         )
     return [prompt.text for prompt in prompts]

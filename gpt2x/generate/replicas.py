@@ -1,4 +1,4 @@
-"""How the replicas of a layout share prompts, and tell each other what became of them."""
+"""How the replicas of a layout share prompts, and exchange their completions."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """Replicas that complete prompts in rounds, a share each, and exchange what is done after each round.
+    """Replicas that complete prompts in rounds, one part per replica, and exchange their completions after each round.
 
-    An exchange goes through the processes' collectives, so it needs no disk that all of them see. It waits for the
-    slowest.
+    An exchange uses the processes' collectives, so it needs no shared disk. It waits for the slowest replica.
 
     Args:
-        mesh: the processes; None: one.
+        mesh: the processes; None for one process.
 
     Attributes:
-        count: how many replicas there are.
+        index: the number of this replica.
+        count: the number of replicas.
     """
 
     def __init__(self, mesh: Mesh | None = None):
         self.mesh = mesh
         self.index, self.count = (mesh.coordinates.data, mesh.coordinates.parallel.data) if mesh else (0, 1)
 
-    def rounds(self, shares: Sequence[T]) -> Iterator[T | None]:
-        """This replica's share of each round; None where the last round has none for it."""
-        for start in range(0, len(shares), self.count):
-            yield shares[start + self.index] if start + self.index < len(shares) else None
+    def rounds(self, parts: Sequence[T]) -> Iterator[T | None]:
+        """Yield this replica's part of each round; None if the last round has none for it."""
+        for start in range(0, len(parts), self.count):
+            yield parts[start + self.index] if start + self.index < len(parts) else None
 
-    def exchange(self, own: object) -> list[Any]:
-        """What the other replicas give at the same time; values of JSON."""
+    def exchange(self, values: object) -> list[Any]:
+        """Return what the other replicas pass in the same call; values must be JSON."""
         if self.mesh is None or self.count == 1:
             return []
         coordinates = self.mesh.coordinates
-        found = from_all(self.mesh, json.dumps(own) if coordinates.tensor == 0 else "")
+        texts = from_all(self.mesh, json.dumps(values) if coordinates.tensor == 0 else "")
         firsts = [coordinates.rank_at(data=data, tensor=0) for data in range(self.count) if data != coordinates.data]
-        return [json.loads(found[rank]) for rank in firsts]
+        return [json.loads(texts[rank]) for rank in firsts]
 
 
 ALONE = Replicas()

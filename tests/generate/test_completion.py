@@ -5,7 +5,7 @@ import pytest
 from gpt2x.config import GenerationConfig
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
-from gpt2x.generate.completion import ROUND_BATCHES, Row, shares
+from gpt2x.generate.completion import ROUND_BATCHES, Row, rounds_of
 from gpt2x.generate.streaming import TextStream
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1]]
@@ -72,8 +72,8 @@ def test_completions_of_text(generator, tokenizer):
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
 def test_each_round_is_shared_out(count):
     rows = [Row(index, [1]) for index in range(count)]
-    assert shares(rows, 3, 1) == ([rows] if rows else [])  # one process: no rounds
-    found = shares(rows, 3, 2)
+    assert rounds_of(rows, 3, 1) == ([rows] if rows else [])  # one process: no rounds
+    found = rounds_of(rows, 3, 2)
     assert sorted(row.index for share in found for row in share) == list(range(count))
     assert all(1 <= len(share) <= ROUND_BATCHES * 3 for share in found)
     for place in range(0, len(found), 2):

@@ -143,9 +143,9 @@ def test_prompts_files(tmp_path):
     ("name", "content", "message"),
     [
         ("p.jsonl", b'{"prompt": "a"}\n{bad\n', "p.jsonl, line 2 is not JSON"),
-        ("p.jsonl", b'{"text": "a"}\n', "p.jsonl, line 1 is no JSON object with a text `prompt`"),
-        ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl, line 1 is no JSON object"),
-        ("p.jsonl", b"[]\n", "p.jsonl, line 1 is no JSON object"),
+        ("p.jsonl", b'{"text": "a"}\n', "p.jsonl, line 1 is not a JSON object with a text `prompt`"),
+        ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl, line 1 is not a JSON object"),
+        ("p.jsonl", b"[]\n", "p.jsonl, line 1 is not a JSON object"),
         ("p.txt", b"", "prompts_file=.*p.txt is empty"),
         ("p.txt", b" \n\n", "p.txt has only blank lines"),
         ("p.txt", b"ok\ncaf\xe9\n", r"p.txt is not valid UTF-8.*line 2"),

@@ -51,7 +51,7 @@ def test_predict_asks_within_the_template_and_gives_the_response_alone(zoo, tmp_
     assert capsys.readouterr().out.startswith(" cat\n(")
     ask(tmp_path, f"load={tuned}", 'prompts=["cat la ="]', "template=null")
     assert capsys.readouterr().out.startswith("cat la = cat\n(")
-    with pytest.raises(UserError, match="has rows of `instruction`, which a template makes prompts of, and template=n"):
+    with pytest.raises(UserError, match="has rows of `instruction`, which need a template, and template=n"):
         ask(tmp_path, f"load={tuned}", f"prompts_file={prompts}", "template=null")
 
 

@@ -1,4 +1,4 @@
-"""Texts to classes: the head reads the last token of each text."""
+"""The loss of a classifier, whose head reads the last token of each text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from gpt2x.model.classifier import Classifier
 
 
 class WeightedClassLoss(nn.Cell):
-    """The sum of weighted losses of texts: weights that sum to one over a global batch make it a mean."""
+    """The weighted sum of the losses of texts."""
 
     def __init__(self, net: Classifier):
         super().__init__(auto_prefix=False)
         self.net = net
 
     def construct(self, ids, weights, randomness):
-        """ids (B, T + 1) int32: T tokens of a text and what follows them, its class; weights (B, T) fp32: a text's
-        at its last token, 0 elsewhere; randomness as in `GPT2.construct` -> scalar fp32.
+        """ids (B, T + 1) int32, weights (B, T) fp32, randomness as in `GPT2.construct` -> scalar fp32.
+
+        A row of ids has T tokens of a text, followed by its class. A row of weights has the text's weight at its last
+        token, 0 elsewhere.
         """
         hidden = self.net(ids[:, :-1], randomness)  # (B, T, D)
         losses = self.net.class_loss(hidden, weights > 0, ids[:, -1])  # (B,)

@@ -1,4 +1,4 @@
-"""Next-token prediction: pretraining and fine-tuning share it."""
+"""The loss of next-token prediction, for pretraining and fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpt2x.model.gpt2 import GPT2
 
 
 class TokenLosses(nn.Cell):
-    """Each target's negative log-likelihood in nats, EOS attended and counted like any other token."""
+    """The negative log-likelihood of each target in nats; EOS is attended and counted like any other token."""
 
     def __init__(self, net: GPT2):
         super().__init__(auto_prefix=False)
@@ -21,7 +21,7 @@ class TokenLosses(nn.Cell):
 
 
 class WeightedLoss(nn.Cell):
-    """The sum of weighted token losses: weights that sum to one over a global batch make it a mean."""
+    """The weighted sum of token losses."""
 
     def __init__(self, net: GPT2):
         super().__init__(auto_prefix=False)
