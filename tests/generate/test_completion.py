@@ -120,7 +120,7 @@ def test_broken_bytes_stream_as_they_decode():
         ([[2] * 90], {"max_new_tokens": 11}, "shorten the prompt to 69 tokens"),
         ([[1], []], {}, "prompt 2 has no token"),
         ([[1, 300]], {}, "prompt 1 has a token outside the vocabulary.*300"),
-        ([[1]], {"eos_ids": [4, 300]}, "generation.eos_ids: 300 is no token"),
+        ([[1]], {"eos_ids": [4, 300]}, "generation.eos_ids: 300 is not a token"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_refused_before_any_work(generator, prompts, options, message):
