@@ -1,7 +1,7 @@
 """What all jobs of a sweep of `evaluate.py` measured, as one table: rows are checkpoints, columns are data sets.
 
-Each job left its metrics in `metrics.jsonl`, what they are made from in `scores.npz`, and what they were found with in
-`results.json`; a job that failed left nothing, and the table says so.
+Each job leaves its metrics in `metrics.jsonl`, the scores behind them in `scores.npz`, and its circumstances in
+`results.json`. A job that failed leaves nothing, and the table says so.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
 from gpt2x.runtime.sweep import SweepJob
-from gpt2x.tracking import RunInfo, create_tracker, run_tags
-from gpt2x.tracking.jsonl import read
+from gpt2x.tracking import RunInfo, create_tracker, jsonl, run_tags
 
 FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one job, as in `comparison.csv`; of a job that failed only what it was to be."""
+    """One metric of one job, as in `comparison.csv`; a failed job has only its checkpoint and data set."""
 
     job: int
     checkpoint: str
@@ -36,16 +35,16 @@ class Row:
     dataset: str
     metric: str = ""  # [PROTOCOL/]METRIC
     value: float | None = None
-    low: float | None = None  # of the 95 % interval
+    low: float | None = None  # end of the 95 % interval
     high: float | None = None
-    difference: float | None = None  # to the first row of this metric and data set
+    difference: float | None = None  # from the first row with this metric and data set
     difference_low: float | None = None
     difference_high: float | None = None
     status: str = "finished"  # finished | failed
 
     @property
     def model(self) -> str:
-        """What was evaluated, for a line of the table."""
+        """The checkpoint and its adapter, for a line of the table."""
         return " + ".join(filter(None, (self.checkpoint, self.adapter)))
 
     @property
@@ -55,40 +54,40 @@ class Row:
 
     @property
     def difference_estimate(self) -> str:
-        """The same of the difference; "" where there is none."""
+        """The same for the difference; "" if there is none."""
         return _estimate(self.difference, self.difference_low, self.difference_high, "+")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished job left behind."""
+    """What a finished job has written."""
 
     metrics: dict[str, float]
     scores: dict[str, Scores]  # by `[ADAPTER/][PROTOCOL]`
-    facts: dict[str, Any]
+    results: dict[str, Any]  # results.json
 
     @classmethod
-    def of(cls, run_dir: Path) -> Outcome:
-        """Read the job's run directory."""
-        facts = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
-        return cls(read(run_dir / "metrics.jsonl")[-1], load_scores(run_dir / SCORES), facts)
+    def read(cls, run_dir: Path) -> Outcome:
+        """Read the run directory of a job."""
+        results = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
+        return cls(jsonl.read(run_dir / "metrics.jsonl")[-1], load_scores(run_dir / SCORES), results)
 
     @property
     def text(self) -> object:
-        """What two outcomes share whose windows or texts are the same."""
-        return self.facts["data_sha256"], self.facts["tokenizer_fingerprint"]
+        """An identity: two outcomes with the same one were measured on the same windows or texts."""
+        return self.results["data_sha256"], self.results["tokenizer_fingerprint"]
 
 
 def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
     """Print the table, write `comparison.json` and `comparison.csv` into `sweep_dir`, and track them as a run.
 
-    Does nothing where no job finished.
+    Do nothing if no job has finished.
     """
     finished = [job for job in jobs if job.failure is None]
     if not finished:
         return
     config = load_config("evaluate", finished[0].run_dir / "config.yaml")
-    outcomes = {job.number: Outcome.of(job.run_dir) for job in finished}
+    outcomes = {job.number: Outcome.read(job.run_dir) for job in finished}
     rows = rows_of(jobs, outcomes, config)
     report = {
         "rows": [asdict(row) for row in rows],
@@ -115,7 +114,7 @@ def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
 
 
 def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
-    """The metrics of all jobs, each with its difference to the first that has the same windows."""
+    """Return the metrics of all jobs, each with its difference from the first job with the same windows."""
     rows: list[Row] = []
     firsts: dict[tuple[str, str], tuple[object, Scores]] = {}  # by data set and protocol
     for job, (checkpoint, dataset) in zip(jobs, labels(jobs), strict=True):
@@ -124,13 +123,13 @@ def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: Eval
             rows.append(Row(job.number, checkpoint, "", dataset, status=FAILED))
             continue
         for key, scores in outcome.scores.items():
-            adapter, _, protocol = key.partition("/") if outcome.facts["adapters"] else ("", "", key)
+            adapter, _, protocol = key.partition("/") if outcome.results["adapters"] else ("", "", key)
             text, first = firsts.setdefault((dataset, protocol), (outcome.text, scores))
             resamples = config.evaluation.bootstrap_resamples if first is not scores and text == outcome.text else None
-            found = differences(scores, first, resamples, config.seed) if resamples else {}
+            changes = differences(scores, first, resamples, config.seed) if resamples else {}
             for metric in scores.METRICS:
                 name = "/".join(filter(None, ("eval", key, metric)))
-                difference, interval = found.get(metric, (None, (None, None)))
+                difference, interval = changes.get(metric, (None, (None, None)))
                 value, low, high = (outcome.metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
                 metric = "/".join(filter(None, (protocol, metric)))
                 rows.append(
@@ -140,16 +139,16 @@ def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: Eval
 
 
 def labels(jobs: Sequence[SweepJob]) -> list[tuple[str, str]]:
-    """What each job's checkpoint and data set are called: by what the jobs do not share.
+    """Return the names of each job's checkpoint and data set, as short as they stay different.
 
-    Keys that differ between jobs are added, those of `dataset` to the data set, others to the checkpoint.
+    Keys that differ between jobs are appended: those of `dataset` to the data set, the others to the checkpoint.
     """
-    given = [dict(override.partition("=")[::2] for override in job.overrides) for job in jobs]
-    keys = dict.fromkeys(key for keys in given for key in keys if key not in ("load", "dataset"))
+    overrides = [dict(override.partition("=")[::2] for override in job.overrides) for job in jobs]
+    keys = dict.fromkeys(key for keys in overrides for key in keys if key not in ("load", "dataset"))
     checkpoints = [[name] for name in shortened([str(job.values.load) for job in jobs])]
     datasets = [[job.choices["dataset"]] for job in jobs]
     for key in keys:
-        values = [keys_of_job.get(key, "") for keys_of_job in given]
+        values = [keys_of_job.get(key, "") for keys_of_job in overrides]
         if len(set(values)) > 1:
             targets = datasets if key.startswith("dataset.") else checkpoints
             for target, value in zip(targets, shortened(values), strict=True):
@@ -160,7 +159,7 @@ def labels(jobs: Sequence[SweepJob]) -> list[tuple[str, str]]:
 
 
 def shortened(values: list[str]) -> list[str]:
-    """Paths by the fewest of their last parts that no other path ends in; other values as they are."""
+    """Return the shortest ends of paths that no other path shares; return other values as they are."""
     if not any(os.sep in value for value in values):
         return values
     paths = [Path(value).expanduser().absolute().parts for value in values]
@@ -173,7 +172,7 @@ def shortened(values: list[str]) -> list[str]:
 
 
 def write_csv(target: Path, rows: Iterable[Row]) -> None:
-    """A line a row, with a header."""
+    """Write a header and one line per row."""
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -181,7 +180,7 @@ def write_csv(target: Path, rows: Iterable[Row]) -> None:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the table: under each metric its models, under each model its difference to the first."""
+    """Print the table: each metric with its models, each model with its difference from the first one."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     models = list(dict.fromkeys((row.checkpoint, row.model) for row in rows if row.metric))
     models += [(row.checkpoint, row.checkpoint) for row in rows if row.checkpoint not in dict(models)]
@@ -190,20 +189,20 @@ def show(rows: Sequence[Row]) -> None:
     metrics = list(dict.fromkeys(row.metric for row in rows if row.metric))
     lines: list[list[str]] = []
     for metric in metrics:
-        if metric.removesuffix("loss") + "ppl" in metrics:  # says the same
+        if metric.removesuffix("loss") + "ppl" in metrics:  # the perplexity says the same
             continue
         lines.append([metric, *[""] * len(datasets)])
         for checkpoint, model in dict.fromkeys(models):
-            found = [cells.get((metric, model, dataset)) for dataset in datasets]
-            if not any(found) and any(row.metric and row.model == model for row in rows):  # of another kind
+            row_cells = [cells.get((metric, model, dataset)) for dataset in datasets]
+            if not any(row_cells) and any(row.metric and row.model == model for row in rows):  # other metrics
                 continue
             lines.append([f"  {model}"])
             lines[-1] += [
                 row.estimate if row else FAILED if (checkpoint, dataset) in failed else ""
-                for row, dataset in zip(found, datasets, strict=True)
+                for row, dataset in zip(row_cells, datasets, strict=True)
             ]
-            if any(row and row.difference is not None for row in found):
-                lines.append(["    difference", *[row.difference_estimate if row else "" for row in found]])
+            if any(row and row.difference is not None for row in row_cells):
+                lines.append(["    difference", *[row.difference_estimate if row else "" for row in row_cells]])
     console.table("Comparison, with 95 % intervals", ["", *datasets], lines)
 
 
@@ -213,18 +212,18 @@ def _estimate(value: float | None, low: float | None, high: float | None, sign: 
 
 
 def remarks(rows: Sequence[Row], outcomes: dict[int, Outcome]) -> list[str]:
-    """What a reader has to know who compares the rows."""
-    found = []
+    """Return what a reader has to know to compare the rows."""
+    notes = []
     if any(row.difference is not None for row in rows):
-        found.append("difference: to the first of its metric and data set; of both the same windows or texts are drawn")
-    tokenizers = {outcome.facts["tokenizer_fingerprint"] for outcome in outcomes.values()}
+        notes.append("difference: from the first row of the metric and data set, on the same draws of windows or texts")
+    tokenizers = {outcome.results["tokenizer_fingerprint"] for outcome in outcomes.values()}
     if len(tokenizers) > 1 and any("/" in row.metric for row in rows):
-        found.append(f"{len(tokenizers)} tokenizers: between them only word/ppl compares, the others are per token")
-    return found
+        notes.append(f"{len(tokenizers)} tokenizers: only word/ppl can be compared, the other metrics are per token")
+    return notes
 
 
 def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[SweepJob], files: Iterable[Path]) -> None:
-    """A run of its own beside those of the jobs."""
+    """Track the comparison as a run beside the runs of its jobs."""
     settings = replace(config.tracker, run_name=None, system_metrics=False)
     tracker = create_tracker(settings, Path(config.paths.outputs).expanduser())
     tracker.start(

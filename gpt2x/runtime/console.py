@@ -32,7 +32,7 @@ _TIME_WEIGHT = 0.1  # of the newest step in the moving average
 
 
 class Console:
-    """Where a run prints.
+    """One stream that gpt2x prints to.
 
     Args:
         stream: None: standard output, looked up at each print.
@@ -62,7 +62,7 @@ class Console:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether a live bar can be drawn."""
+        """True if a live bar can be drawn."""
         if self._interactive is not None:
             return self._interactive
         isatty = getattr(self._rich.file, "isatty", lambda: False)
@@ -70,27 +70,27 @@ class Console:
 
     @property
     def rich(self) -> RichConsole:
-        """The console of `rich` underneath."""
+        """The underlying console of `rich`."""
         return self._rich
 
     def silence(self) -> None:
-        """Print nothing from now on: one process of a run speaks for all."""
+        """Print nothing from now on, because one process of a run prints for all."""
         self._rich.quiet, self._interactive = True, False
 
     def notice(self, text: str) -> None:
-        """One line of information."""
+        """Print one line of information."""
         self._line(text)
 
     def plain(self, text: str) -> None:
-        """A text that is already laid out, with its colors."""
+        """Print a text with its own layout and colors."""
         self._rich.file.write(text.rstrip("\n") + "\n")
 
     def warn(self, text: str) -> None:
-        """One line that begins with `warning:`."""
+        """Print one line that begins with `warning:`."""
         self._line(f"warning: {text}", style="yellow")
 
     def panel(self, title: str, rows: Mapping[str, object] | Mapping[str, Mapping[str, object]]) -> None:
-        """A frame of names and values; a value that is a mapping is a section of its own.
+        """Print a frame of names and values; a value that is a mapping becomes a section.
 
         Example:
             `console.panel("pretrain", {"Model": {"parameters": "12.9 M"}, "Data": {"blocks": "1,234"}})`
@@ -108,7 +108,7 @@ class Console:
         self._rich.print(Panel(grid, title=Text(self._clean(title)), title_align="left", expand=False))
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table; columns of numbers only are set to the right."""
+        """Print a table; columns with only numbers are aligned right."""
         rows = [list(row) for row in rows]
         table = Table(title=Text(self._clean(title)), title_justify="left")
         for index, column in enumerate(columns):
@@ -119,7 +119,7 @@ class Console:
         self._rich.print(table)
 
     def samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
-        """Texts that the model wrote, as pairs of prompt and completion."""
+        """Print what the model wrote, as pairs of prompt and completion."""
         for prompt, completion in samples:
             text = Text(f"sample at step {step}: ", style="dim")
             text.append(self._clean(prompt), style="not dim bold")
@@ -132,7 +132,7 @@ class Console:
             self._rich.file.write("\n")
 
     def _line(self, text: str, style: str = "") -> None:
-        # outside a terminal a line stays a line, however long
+        # outside a terminal a line is not wrapped, however long
         self._rich.print(Text(self._clean(text), style=style), soft_wrap=not self.is_interactive)
 
     def _clean(self, text: object) -> str:
@@ -152,10 +152,10 @@ def show_error(message: str) -> None:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What an optimizer step was like; fields that are None are not shown."""
+    """The numbers of one optimizer step; fields that are None are not shown."""
 
-    step: int  # steps done, this one included
-    loss: float  # nats a token, or a text
+    step: int  # steps done, including this one
+    loss: float  # nats per token, or per text
     lr: float | None = None
     grad_norm: float | None = None  # before clipping
     epoch: float | None = None
@@ -163,8 +163,8 @@ class StepReport:
     tokens_per_s: float | None = None
     mfu: float | None = None  # 0..1
     memory_gb: float | None = None
-    skipped_steps: int = 0  # updates left out so far because of non-finite gradients
-    is_per_token: bool = True  # the loss has a perplexity
+    skipped_steps: int = 0  # updates skipped so far because a gradient was not finite
+    is_per_token: bool = True  # then the loss has a perplexity
 
 
 class Progress:
@@ -172,9 +172,9 @@ class Progress:
 
     Args:
         total_steps: the last step.
-        start_step: steps done before (a resumed run).
-        log_every_steps: lines where no live bar can be drawn.
-        console: null: the run's.
+        start_step: steps done before, in a resumed run.
+        log_every_steps: steps between two lines if no live bar can be drawn.
+        console: None: the run's.
         clock: seconds, for tests.
 
     Example:
@@ -203,7 +203,7 @@ class Progress:
         self._fields: list[str] = []
         self._doing: str | None = "compiling"
         self._step_time_s: float | None = None
-        self._last_update: float | None = None  # null: the next interval holds more than a step
+        self._last_update: float | None = None  # None: the next interval is longer than a step
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -221,7 +221,7 @@ class Progress:
             self._live = None
 
     def update(self, report: StepReport) -> None:
-        """Takes the newest step: a redrawn bar, or a line when it is due (also at the first and last step)."""
+        """Show the newest step: redraw the bar, or print a line if one is due (always at the first and last step)."""
         is_first = self.step == self._start_step
         self._measure(report.step)
         self.step = report.step
@@ -232,14 +232,14 @@ class Progress:
             self._console.notice(_GAP.join([f"step {report.step}/{self.total_steps}", *self._fields]))
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Prints a line of results, above the bar where there is one."""
+        """Print a line of results, above the bar if there is one."""
         values = [f"{name} {_number(value)}" for name, value in metrics.items()]
         self._console.notice(_GAP.join([f"eval {step}/{self.total_steps}", *values]))
         self._last_update = None
 
     @contextmanager
     def busy(self, doing: str) -> Iterator[None]:
-        """While the loop does something other than a step: shown on the bar, left out of the time left."""
+        """Show on the bar what the loop does between steps; its time does not count in the time left."""
         self._doing = doing
         try:
             yield
@@ -249,7 +249,7 @@ class Progress:
 
     @property
     def time_left_s(self) -> float | None:
-        """Seconds of steps that remain, by a moving average without evaluation and compilation; None: not known yet."""
+        """Seconds for the remaining steps, by a moving average without evaluation and compilation; None at first."""
         if self._step_time_s is None:
             return None
         return self._step_time_s * max(0, self.total_steps - self.step)
@@ -264,7 +264,7 @@ class Progress:
 
 
 class _Bar:
-    """The live display: one line where the terminal is wide enough, else as few as hold every field."""
+    """The live display: one line if the terminal is wide enough, else as few lines as fit all fields."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -276,7 +276,7 @@ class _Bar:
         bar_width = min(40, width - sum(len(_GAP) + len(part) for part in [head, *fields]))
         is_one_line = bar_width >= 8
         if not is_one_line:
-            last = fields.pop() if fields else ""  # time left, or what goes on, stays beside the bar
+            last = fields.pop() if fields else ""  # the time left, or the current work, stays next to the bar
             bar_width = max(4, min(40, width - len(head) - len(last) - 2 * len(_GAP)))
         else:
             last = _GAP.join(fields)
@@ -288,7 +288,7 @@ class _Bar:
 
 
 def _fields(report: StepReport, time_left_s: float | None) -> list[str]:
-    """The fields of a step in their fixed order."""
+    """Return the fields of a step in their fixed order."""
     fields = [
         None if report.epoch is None else f"epoch {report.epoch:.2f}",
         f"loss {report.loss:.4f}",
@@ -306,7 +306,7 @@ def _fields(report: StepReport, time_left_s: float | None) -> list[str]:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds as `0:03:12`; `-:--:--` when not known."""
+    """Return hours, minutes and seconds as `0:03:12`, or `-:--:--` for None."""
     if seconds is None or not math.isfinite(seconds):
         return "-:--:--"
     minutes, second = divmod(round(seconds), 60)
@@ -315,17 +315,17 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:
-    """`[20.36, 20.81]`; nothing for None."""
+    """Return `[20.36, 20.81]`, or "" for None."""
     return "" if interval is None else "[{}, {}]".format(*_alike(*interval))
 
 
 def format_estimate(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    """`20.58 [20.36, 20.81]`; `sign="+"` shows both signs."""
+    """Return `20.58 [20.36, 20.81]`; `sign="+"` shows both signs."""
     return f"{value:{sign}.4f}" if interval is None else "{2} [{0}, {1}]".format(*_alike(*interval, value, sign=sign))
 
 
 def _alike(low: float, high: float, *others: float, sign: str = "") -> list[str]:
-    """An interval's ends, and other values, with as many decimals as tell two digits of the interval's length."""
+    """Return numbers with the decimals that show two digits of the interval's length."""
     decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6) if high > low else 4
     form = f"{sign}.2e" if max(map(abs, (low, high, *others))) >= 1e6 else f"{sign}.{decimals}f"
     return [format(number, form).replace("e+0", "e").replace("e+", "e") for number in (low, high, *others)]
@@ -349,7 +349,7 @@ def _cell(value: object) -> str:
 
 
 def _wrap(fields: Sequence[str], width: int) -> list[str]:
-    """Fields on as few lines as hold them, broken between fields only."""
+    """Return as few lines as fit the fields, broken only between fields."""
     lines: list[str] = []
     for text in fields:
         if lines and len(lines[-1]) + len(_GAP) + len(text) <= width:

@@ -1,4 +1,4 @@
-"""Directories that appear complete or not at all: written beside the target, synced, renamed (POSIX rename(2))."""
+"""Directories that appear complete or not at all: written next to the target, synced, renamed (POSIX rename(2))."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from uuid import uuid4
 
 from gpt2x.errors import UserError
 
-Agree = Callable[[bool], bool]  # collective: whether every process of the group says True; also a barrier
+Agree = Callable[[bool], bool]  # collective: True if every process of the group passes True; also a barrier
 
 
 @contextmanager
 def together(agree: Agree, target: Path) -> Iterator[None]:
-    """Ends in a fault on every process where the block did on one, so that no process waits for another.
+    """Fail on every process if the block fails on one, so that no process waits for another.
 
     Args:
-        agree: Called once, whatever happens in the block.
-        target: What is written, for the message.
+        agree: called once, whatever happens in the block.
+        target: the directory that is written, for the message.
 
     Raises:
-        UserError: Another process failed.
+        UserError: another process failed.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def together(agree: Agree, target: Path) -> Iterator[None]:
         raise
     if not agree(True):
         raise UserError(
-            f"cannot write {target}: another process failed, its message says why; what was there is unchanged"
+            f"cannot write {target}: another process failed, and its message says why. Nothing there has changed."
         )
 
 
@@ -45,29 +45,29 @@ def new_directory(
     rank: int = 0,
     agree: Agree | None = None,
 ) -> Iterator[Path]:
-    """Yields an empty sibling of `target`, which takes its place once the block has ended without a fault.
+    """Yield an empty sibling of `target`, which is renamed to `target` when the block ends without an error.
 
-    Every file and directory is synced before the rename. A directory with files that is already there is moved aside
-    first and deleted last, so that at every moment one complete copy exists.
+    Every file and directory is synced before the rename. An existing directory with files is moved aside first and
+    deleted last, so that one complete copy exists at every moment.
 
     Args:
-        target: The complete directory, afterwards.
-        key: The configuration key that the place comes from, for messages.
-        keep: Asked where `target` holds files: whether they stay and the new ones are dropped.
-        rank: Where several processes fill the directory: 0 makes, syncs and renames it.
-        agree: Of these processes. Where any of them fails, all do.
+        target: the directory that will be complete.
+        key: the configuration key that names `target`, for messages.
+        keep: asked if `target` has files: True keeps them and drops the new ones.
+        rank: of several processes that fill the directory together, 0 creates, syncs and renames it.
+        agree: of these processes; if one of them fails, all do.
 
     Raises:
-        UserError: The system refused to write (full disk, permission); nothing of `target` has changed.
+        UserError: the system rejected a write (full disk, permission); `target` has not changed.
     """
     target = target.absolute()
-    mark = uuid4().hex[:8] if agree is None else "shared"  # a name that all processes know
+    mark = uuid4().hex[:8] if agree is None else "shared"  # a name that all processes share
     agree = agree or (lambda is_well: is_well)
     temporary, aside = (target.with_name(f".{target.name}.{use}-{mark}") for use in ("tmp", "old"))
     try:
         with together(agree, target):
             if rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)  # of processes that were killed
+                shutil.rmtree(temporary, ignore_errors=True)  # left by processes that were killed
                 _settle(aside, target)
                 temporary.mkdir(parents=True)
         with together(agree, target):
@@ -76,8 +76,8 @@ def new_directory(
                 _put_in_place(temporary, target, aside, keep)
     except OSError as error:
         raise UserError(
-            f"{key and f'{key}: '}cannot write {target} ({error.strerror or error}): what was there is unchanged; "
-            "free space or give another directory"
+            f"{key and f'{key}: '}cannot write {target} ({error.strerror or error}); nothing there has changed. Free "
+            "space or give a different directory."
         ) from error
     finally:
         if rank == 0:
@@ -91,7 +91,7 @@ def _put_in_place(temporary: Path, target: Path, aside: Path, keep: Callable[[],
             sync(path)
     try:
         temporary.rename(target)
-    except OSError:  # a directory with files is there
+    except OSError:  # `target` is a directory with files
         if not target.is_dir():
             raise
         if not keep():
@@ -101,14 +101,14 @@ def _put_in_place(temporary: Path, target: Path, aside: Path, keep: Callable[[],
 
 
 def _settle(aside: Path, target: Path) -> None:
-    """What was moved aside comes back, or goes where its successor is there."""
+    """Move back what was moved aside, or delete it if its successor is in place."""
     if aside.exists() and not target.exists():
         aside.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or a directory."""
+    """fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

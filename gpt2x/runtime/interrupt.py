@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run as Python ends a program, with MindSpore in the process."""
+"""Ctrl-C and SIGTERM as `KeyboardInterrupt`, although MindSpore installs handlers of its own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler of jobs sends it: ends a run as Ctrl-C does."""
+    """SIGTERM, as a cluster's job scheduler sends it; ends a run as Ctrl-C does."""
 
 
 @functools.cache
 def deliver_interrupts(*signals: signal.Signals) -> None:
-    """Turn signals into KeyboardInterrupt in the main thread; call it before MindSpore is imported. Once a process.
+    """Turn signals into KeyboardInterrupt in the main thread; call it before MindSpore is imported, once per process.
 
-    MindSpore's graph executor installs a handler of its own at every run of a graph, which kills the process at
-    once. So the signals are blocked in every thread, and one thread waits for them and interrupts the main one. A
-    process that is started from here inherits the blocked signals: it has to call this as well, or unblock them.
+    At every run of a graph, MindSpore's graph executor installs a handler that kills the process at once. Therefore
+    the signals are blocked in every thread, and one thread waits for them and interrupts the main thread. A child
+    process inherits the blocked signals and has to call this function as well, or unblock them.
 
     Args:
         signals: SIGINT, SIGTERM (`Terminated`) or both.

@@ -1,4 +1,4 @@
-"""Starting the processes of a layout, and what each knows of itself (docs/design/launch.md; no mindspore)."""
+"""Start the processes of a layout (docs/design/launch.md; imports no mindspore)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gpt2x.runtime.processes import World
 from gpt2x.runtime.role import LAUNCHER, Role
 
 RUN_DIR = "GPT2X_RUN_DIR"  # in a worker: its run directory
-CORES = "GPT2X_CORES"  # in a worker on the CPU: the cores that it may use
+CORES = "GPT2X_CORES"  # in a worker on the CPU: its cores, separated by commas
 LOGS = "logs"  # in the run directory
 
-FAREWELL_S = 30.0  # other nodes may still need the scheduler; devices are given back
+FAREWELL_S = 30.0  # other nodes may still need the scheduler; devices are released
 HCCL_CONNECT_RANGE_S = (120, 7200)  # CANN's documentation of HCCL_CONNECT_TIMEOUT
-KNOCK_S = 0.1
+KNOCK_S = 0.1  # between two attempts to reach the scheduler
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -43,7 +43,7 @@ def require_worker_num(config: CommonConfig, role: Role) -> None:
 
 
 def timeouts(config: LaunchConfig, device_target: str) -> dict[str, str]:
-    """The variables that say how long processes wait for each other; MindSpore reads them in a worker."""
+    """Return the environment variables that bound how long processes wait for each other; a worker sets them."""
     seconds = config.timeout_s
     if device_target == "CPU":
         return {"MS_CPU_COMM_OP_TIMEOUT": str(seconds)}
@@ -52,13 +52,13 @@ def timeouts(config: LaunchConfig, device_target: str) -> dict[str, str]:
 
 
 def end_with_launcher() -> None:
-    """Have the system kill this process when its launcher dies, however that happens (Linux)."""
+    """Have the kernel kill this process when its launcher dies, however that happens (Linux)."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it died before
+    if os.getppid() != int(launcher):  # the launcher died before prctl
         os._exit(1)
 
 
@@ -66,23 +66,23 @@ def end_with_launcher() -> None:
 
 
 def config_path(config: CommonConfig, run_dir: Path) -> Path:
-    """Where the workers of this node find what they do; node 0's is the run's own."""
+    """Return the path of the configuration that this node's workers read; node 0's is the run's `config.yaml`."""
     node = config.launch.node_rank
     return run_dir / LOGS / f"node_{node}.yaml" if node else run_dir / "config.yaml"
 
 
 def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
-    """Run this node's processes of a layout to their end; none is left, whatever happens.
+    """Run this node's processes of a layout to their end; none survives, whatever happens.
 
     Args:
-        worker: the command of each.
-        config: the layout, and where its processes meet.
-        run_dir: where they write.
+        worker: the command of each worker.
+        config: the layout, and the address where its processes meet.
+        run_dir: the run directory.
 
     Raises:
-        UserError: the scheduler's place is taken, or not on this machine.
+        UserError: the scheduler's port is taken, or its address is not this machine's.
         RunError: a process failed; its error has been shown.
-        KeyboardInterrupt: after rank 0 had the time to finish.
+        KeyboardInterrupt: after rank 0 had time to finish.
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
@@ -99,27 +99,27 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
                 rank = settings.node_rank * per_node + local
                 log = logs / f"rank_{rank}.log" if rank else None
                 shared = cores(local, per_node) if config.hardware.is_cpu else {}
-                world.start(f"rank {rank}", worker, variables | place(rank, local) | shared, log)
+                world.start(f"rank {rank}", worker, variables | worker_variables(rank, local) | shared, log)
         world.wait()
 
 
 def join_cluster(
     world: World, size: int, settings: LaunchConfig, variables: dict[str, str], log: Path
 ) -> dict[str, str]:
-    """The variables of MindSpore's dynamic cluster that its workers share; node 0 starts the scheduler."""
+    """Start the scheduler on node 0; return the variables of MindSpore's dynamic cluster that its workers share."""
     address = resolve(settings.address or "127.0.0.1")
     if settings.node_rank:
         return cluster(size, address, settings.port, settings.timeout_s)
-    with reserve(address, settings.port) as held:
-        shared = cluster(size, address, held.getsockname()[1], settings.timeout_s)
-        command = [sys.executable, "-m", "gpt2x.runtime.scheduler", str(held.fileno())]
+    with reserve(address, settings.port) as reserved:
+        shared = cluster(size, address, reserved.getsockname()[1], settings.timeout_s)
+        command = [sys.executable, "-m", "gpt2x.runtime.scheduler", str(reserved.fileno())]
         role = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
-        world.start("the scheduler", command, variables | shared | role, log, (held.fileno(),))
+        world.start("the scheduler", command, variables | shared | role, log, (reserved.fileno(),))
     return shared
 
 
 def cluster(size: int, address: str, port: int | None, timeout_s: int) -> dict[str, str]:
-    """The variables that all processes of the cluster share, as msrun sets them."""
+    """Return the variables that all processes of the cluster share, as msrun sets them."""
     return {
         "MS_WORKER_NUM": str(size),
         "MS_SCHED_HOST": address,
@@ -129,74 +129,74 @@ def cluster(size: int, address: str, port: int | None, timeout_s: int) -> dict[s
     }
 
 
-def place(rank: int, local: int) -> dict[str, str]:
-    """The variables of one worker: its rank, and its number on its node."""
+def worker_variables(rank: int, local: int) -> dict[str, str]:
+    """Return the variables of one worker: its rank, and its number on its node."""
     return {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(local)}
 
 
 def cores(local: int, per_node: int) -> dict[str, str]:
-    """The variables of a worker on the CPU: the cores it has to itself; where they do not suffice, one thread."""
+    """Return a CPU worker's variables: its cores, or a single thread if there are fewer cores than workers."""
     available = sorted(os.sched_getaffinity(0))
-    share = len(available) // per_node
-    if share == 0:
+    count = len(available) // per_node
+    if count == 0:
         return {"OMP_NUM_THREADS": "1"}
-    own = available[local * share : (local + 1) * share]
-    return {"OMP_NUM_THREADS": str(share), CORES: ",".join(str(core) for core in own)}
+    worker_cores = available[local * count : (local + 1) * count]
+    return {"OMP_NUM_THREADS": str(count), CORES: ",".join(map(str, worker_cores))}
 
 
 def await_scheduler() -> None:
-    """Wait, as a worker, until the scheduler listens.
+    """Wait in a worker until the scheduler listens.
 
-    After a first attempt that is refused MindSpore's own ones fail for up to half a minute (2.10): each gives a
-    connection less time than it needs.
+    Once MindSpore's first attempt is refused, its further attempts fail for up to half a minute (2.10), because each
+    allows a connection less time than it needs.
     """
-    place = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
+    address = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
     deadline = time.monotonic() + float(os.environ.get("MS_TOPO_TIMEOUT", 0))
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(place, timeout=1.0):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1.0):
             return
         time.sleep(KNOCK_S)
 
 
 def keep_to_cores() -> None:
-    """Have this process use the cores that the launcher gave it; before threads are started."""
+    """Restrict this process to the cores that the launcher chose; call it before threads are started."""
     if CORES in os.environ:
         os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})
 
 
 def resolve(address: str) -> str:
-    """The IP address of a name; MindSpore takes no names.
+    """Return the IP address of a host name; MindSpore accepts no names.
 
     Raises:
-        UserError: there is none.
+        UserError: the name has no address.
     """
     try:
         return str(socket.getaddrinfo(address.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise UserError(
-            f"launch.address={address} is not known here ({error.strerror}): give node 0's name or IP address"
+            f"launch.address={address} cannot be resolved ({error.strerror}); give node 0's name or IP address."
         ) from None
 
 
 def reserve(address: str, port: int | None) -> socket.socket:
-    """A socket that holds `port`, or a free one, until the scheduler takes its place.
+    """Bind `port`, or a free one, until the scheduler listens there.
 
     Raises:
         UserError: the port is taken, or the address is not this machine's.
     """
-    held = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may linger on it
+    reserved = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may linger on it
     try:
-        held.bind((address, port or 0))
+        reserved.bind((address, port or 0))
     except OSError as error:
-        held.close()
+        reserved.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(
-                f"launch.address={address} is not an address of this machine, where launch.node_rank=0 starts the "
-                "scheduler: give this machine's address, or its own launch.node_rank"
+                f"launch.address={address} is not an address of this machine, but launch.node_rank=0 starts the "
+                "scheduler here; give this machine's address, or this node's launch.node_rank."
             ) from None
         raise UserError(
-            f"launch.port={port} cannot be used on {address} ({error.strerror}): give another one, or "
-            "launch.port=null for a free one (on a single node)"
+            f"launch.port={port} cannot be used on {address} ({error.strerror}); give a different port, or "
+            "launch.port=null for a free one (on a single node)."
         ) from None
-    return held
+    return reserved

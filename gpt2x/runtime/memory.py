@@ -15,26 +15,26 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def process_memory_gb() -> float:
-    """Resident memory now (GB)."""
+    """Return the resident memory of this process (GB)."""
     return psutil.Process().memory_info().rss / 1e9
 
 
 def process_age_s(pid: int) -> float:
-    """Seconds since process `pid` was started, its interpreter's start included."""
-    with contextlib.suppress(OSError, AttributeError):  # not Linux; psutil knows the time of booting by the second
+    """Return the seconds since process `pid` was started, including the start of its interpreter."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux; psutil rounds the boot time to seconds
         started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started
     return time.time() - psutil.Process(pid).create_time()
 
 
 def peak_process_memory_gb() -> float:
-    """The largest resident memory so far (GB)."""
+    """Return the largest resident memory of this process so far (GB)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes on macOS, KiB elsewhere
 
 
 def machine_memory_gb() -> float:
-    """Memory that a process can hope for (GB): the machine's, or its container's limit."""
+    """Return the memory that a process can use (GB): the machine's, or the limit of its container."""
     total = psutil.virtual_memory().total
     with contextlib.suppress(OSError, ValueError):  # no such control group, or "max"
         total = min(total, int(_CGROUP_LIMIT.read_text()))

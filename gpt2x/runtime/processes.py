@@ -1,4 +1,4 @@
-"""Processes that run, fail and end together (docs/design/launch.md; no mindspore)."""
+"""Processes that run, fail and end together (docs/design/launch.md; imports no mindspore)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Self
 from gpt2x.errors import RunError
 from gpt2x.runtime.console import show_error, stderr
 
-DONE = "GPT2X_DONE"  # tells a process the descriptor of its mark
+DONE = "GPT2X_DONE"  # in a process: the descriptor of its mark
 
 POLL_S = 0.1
-SETTLE_S = 1.0  # after a failure, for others to say why they fail
+SETTLE_S = 1.0  # after a failure, for the others to say why they fail
 INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
 TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
 LOG_TAIL_BYTES = 32_768
@@ -31,10 +31,10 @@ class Process:
     """A process of the run.
 
     Attributes:
-        name: for people.
-        popen: it.
-        log: what it prints; null: it prints where the launcher does.
-        mark: a pipe in which a worker says that its work is done (`say_done`).
+        name: shown to the user.
+        popen: the process.
+        log: the file of its output; None: it prints to the launcher's terminal.
+        mark: the pipe through which a worker says that its work is done (`say_done`).
     """
 
     name: str
@@ -44,31 +44,31 @@ class Process:
 
     @property
     def is_running(self) -> bool:
-        """It has not ended."""
+        """True until the process has ended."""
         return self.popen.poll() is None
 
     @property
     def is_done(self) -> bool:
-        """It has ended well, or has nothing to do any more but to leave."""
+        """True if the process has succeeded, or has nothing left to do but to end."""
         return self.popen.poll() == 0 or bool(self.mark.peek(1))
 
     @property
     def has_failed(self) -> bool:
-        """It has ended before it was done."""
+        """True if the process ended before its work was done."""
         return self.popen.poll() is not None and not self.is_done
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.is_running:
             self.popen.send_signal(number)
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, not longer than `seconds`."""
+        """Wait for its end, at most `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, seconds))
 
     def obituary(self) -> str:
-        """How it failed, where its log is, and the last error in it."""
+        """Return how the process failed, the path of its log, and the last error in it."""
         status = self.popen.returncode
         how = f"ended with status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
         if status == -signal.SIGKILL:
@@ -81,10 +81,10 @@ class Process:
 
 @dataclass
 class World:
-    """The processes of a run on this node; leaving its block ends those that are left.
+    """The processes of a run on this node; at the end of the `with` block those that still run are ended.
 
     Attributes:
-        farewell_s: for the processes to end by themselves once the workers are done.
+        farewell_s: seconds for the processes to end by themselves once the workers are done.
         processes: the scheduler and the workers.
     """
 
@@ -101,8 +101,8 @@ class World:
             name: `rank N` of a worker.
             command: its arguments.
             variables: added to the environment.
-            log: what it prints; null: it prints where the launcher does.
-            descriptors: open files that it gets.
+            log: the file of its output; None: it prints to the launcher's terminal.
+            descriptors: open files that it inherits.
         """
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
@@ -116,7 +116,7 @@ class World:
                 stdout=output,
                 stderr=output,
                 pass_fds=[*descriptors, writing],
-                process_group=0,  # a terminal's Ctrl-C reaches the launcher alone
+                process_group=0,  # a terminal's Ctrl-C reaches only the launcher
             )
         self.processes.append(Process(name, popen, log, os.fdopen(reading, "rb")))
 
@@ -124,7 +124,7 @@ class World:
         """Wait until the workers are done.
 
         Raises:
-            RunError: one has failed; its error has been shown.
+            RunError: a worker failed; its error has been shown.
         """
         workers = [process for process in self.processes if process.name.startswith("rank ")]
         while not all(process.is_done for process in workers):
@@ -132,10 +132,10 @@ class World:
             time.sleep(POLL_S)
         self._leave(self.farewell_s)
         for process in self.processes:
-            process.send(signal.SIGKILL)  # nothing is lost; SIGTERM would take its time
+            process.send(signal.SIGKILL)  # nothing is lost, and SIGTERM would take longer
 
     def _leave(self, seconds: float) -> None:
-        """Give the processes, all together, some time to end."""
+        """Wait for the end of all processes, at most `seconds` in total."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.wait(deadline - time.monotonic())
@@ -160,7 +160,7 @@ class World:
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             for process in self.processes:
-                if process.name == "rank 0":  # alone: the others serve its collectives until then
+                if process.name == "rank 0":  # only rank 0: the others serve its collectives until it ends
                     process.send(signal.SIGINT)
                     process.wait(INTERRUPT_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -172,16 +172,16 @@ class World:
 
 
 def say_done() -> None:
-    """Tell the launcher, from one of its processes, that what happens to it from now on is no failure.
+    """Tell the launcher, from one of its processes, that whatever happens to this process from now on is no failure.
 
-    MindSpore's farewell to the other processes crashes at times (about one run in twenty, 2.10 on the CPU).
+    MindSpore's farewell to the other processes crashes in about one run of twenty (2.10 on the CPU).
     """
     if DONE in os.environ:
         os.write(int(os.environ[DONE]), b".")
 
 
 def last_error(log: Path) -> list[str]:
-    """The last error in a log: an `error: …`, or an exception with where it was raised; else the last lines."""
+    """Return the last `error: …` of a log, or the last exception and its location; without either, the last lines."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
@@ -191,6 +191,6 @@ def last_error(log: Path) -> list[str]:
             return lines[start : start + ERROR_LINES]
         if lines[start].startswith("Traceback "):
             end = next((n for n in range(start + 1, len(lines)) if not lines[n].startswith("  ")), len(lines))
-            places = [line for line in lines[start:end] if line.startswith("  File ")]
-            return places[-1:] + lines[end : end + ERROR_LINES]
+            locations = [line for line in lines[start:end] if line.startswith("  File ")]
+            return locations[-1:] + lines[end : end + ERROR_LINES]
     return lines[-ERROR_LINES:]

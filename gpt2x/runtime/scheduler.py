@@ -1,4 +1,4 @@
-"""`python -m gpt2x.runtime.scheduler FD`: the process through which MindSpore's workers find each other."""
+"""`python -m gpt2x.runtime.scheduler FD`: the process that connects MindSpore's workers to each other."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FAREWELL_S = 5.0
 
 
 def serve(reserved: int | None = None) -> None:
-    """Serve until the last worker has left; it computes, writes and tracks nothing.
+    """Serve until the last worker has left; the scheduler computes, writes and tracks nothing.
 
     Args:
-        reserved: the descriptor of a socket that has held the port until now.
+        reserved: descriptor of the socket that reserves the port, or None.
 
     Raises:
         UserError: the port cannot be used.
     """
-    if os.environ.get("MS_WORKER_NUM") == "1":  # which needs nobody to find
+    if os.environ.get("MS_WORKER_NUM") == "1":  # a single worker needs no scheduler
         return
     os.environ.setdefault("GLOG_v", "3")
     import mindspore as ms
@@ -40,30 +40,30 @@ def serve(reserved: int | None = None) -> None:
     except RuntimeError as error:
         if time.monotonic() - started > 1.0:
             raise
-        place = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+        address = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
         raise UserError(
-            f"MindSpore's scheduler cannot listen on {place}, which somebody else took: start again, or give "
-            f"launch.port=PORT ({str(error).splitlines()[0]})"
+            f"MindSpore's scheduler cannot listen on {address}, which another program has taken "
+            f"({str(error).splitlines()[0]}); start again, or give launch.port=PORT."
         ) from None
 
 
 def end_with_siblings() -> None:
-    """Have this process end soon after the last worker that msrun started.
+    """End this process soon after the last worker that msrun started.
 
-    Where a worker failed, MindSpore's scheduler would wait for half a minute, and msrun for the scheduler. A thread
-    could not watch, since `init` does not release Python's lock: a forked process does.
+    After a worker's failure, MindSpore's scheduler would wait for half a minute, and msrun for the scheduler. A forked
+    process watches, because `init` never releases Python's lock to a thread.
     """
-    msrun, own = psutil.Process(os.getppid()), os.getpid()
+    msrun, pid = psutil.Process(os.getppid()), os.getpid()
     if os.fork():
         return
     begun = False
-    while os.getppid() == own:
-        others = [child for child in msrun.children() if child.pid != own] if msrun.is_running() else []
+    while os.getppid() == pid:
+        others = [child for child in msrun.children() if child.pid != pid] if msrun.is_running() else []
         alive = [child for child in others if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         if begun and not alive:
             time.sleep(FAREWELL_S)
-            if os.getppid() == own:
-                os.kill(own, signal.SIGKILL)
+            if os.getppid() == pid:
+                os.kill(pid, signal.SIGKILL)
         begun = begun or bool(alive)
         time.sleep(SIBLINGS_POLL_S)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A classifier's confusion matrix and scores of each class, as a picture."""
+"""A picture of a classifier's confusion matrix and of the scores of each class."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 def plot_confusion(
     confusion: np.ndarray, names: Sequence[str], scores: Mapping[str, np.ndarray], png_path: Path, title: str
 ) -> None:
-    """Draws the counts, shaded by their share of the true class, with a table of each class' scores below.
+    """Draw the counts, shaded by their fraction of the true class, above a table of each class' scores.
 
     Args:
-        confusion: (K, K) counts; rows are true classes, columns predicted ones.
-        names: of the K classes.
-        scores: columns of the table by name, (K,) each; whole numbers are shown as such.
-        png_path: replaced in one go.
+        confusion: (K, K) counts; rows are true classes, columns are predicted classes.
+        names: names of the K classes.
+        scores: columns of the table by name, (K,) each; integers are shown without decimals.
+        png_path: the picture; replaced atomically.
         title: above the picture.
 
     Raises:
         OSError: the file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # says that it builds a font cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces that it builds a font cache
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

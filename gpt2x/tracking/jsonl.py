@@ -1,4 +1,4 @@
-r"""`metrics.jsonl`, the truth about a run: one JSON object a line, one line a step or evaluation.
+r"""`metrics.jsonl`, the truth about a run: one JSON object per line, one line per step or evaluation.
 
 JSON has no NaN: non-finite values are the strings "NaN", "Infinity" and "-Infinity", and `read` turns them back.
 """
@@ -17,22 +17,22 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`, a whole line at a time."""
+    """Appends whole lines to `metrics.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._file: TextIO | None = None
 
     def append(self, step: int, metrics: Mapping[str, float], time_s: float | None = None) -> float:
-        """Writes one line and flushes it.
+        """Write one line and flush it.
 
         Args:
             step: optimizer steps done.
             metrics: floats, written so that they read back bit for bit.
-            time_s: unix seconds; null: now.
+            time_s: unix seconds; None: now.
 
         Returns:
-            The time written (unix seconds, to the millisecond), for a tracker to repeat.
+            The time that was written (unix seconds, to the millisecond); a tracker repeats it.
 
         Raises:
             OSError: the file cannot be written.
@@ -49,12 +49,12 @@ class MetricsLog:
         return time_s
 
     def rewind(self, step: int | None) -> int:
-        """Makes `step` the last step of the file, so that a resumed run repeats no line.
+        """Make `step` the last step of the file, so that a resumed run repeats no line.
 
-        Lines beyond `step`, and a last line torn by a crash, are moved to `metrics.<n>.jsonl` beside it.
+        Lines after `step`, and a last line torn by a crash, are moved to `metrics.<n>.jsonl` in the same directory.
 
         Args:
-            step: optimizer steps done at the checkpoint; null: only a torn line is moved.
+            step: optimizer steps done at the checkpoint; None: move only a torn line.
 
         Returns:
             The number of lines moved.
@@ -69,14 +69,14 @@ class MetricsLog:
             is_kept = row is not None and (step is None or row["step"] <= step)
             (kept if is_kept else moved).append(raw)
         if moved:
-            _write(self._next_aside(), moved)  # first, so that a crash here loses nothing
+            _write(self._next_aside(), moved)  # first: a crash here loses nothing
             part = self.path.with_suffix(".jsonl.part")
             _write(part, kept)
             os.replace(part, self.path)
         return len(moved)
 
     def close(self) -> None:
-        """Closes the file; a later `append` opens it again."""
+        """Close the file; a later `append` opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -89,11 +89,11 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`: `step`, `time` (unix seconds) and the metrics, without a torn last line.
+    """Return the lines of a `metrics.jsonl`: `step`, `time` (unix seconds) and the metrics, without a torn last line.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line before the last is no metrics line.
+        ValueError: a line before the last is not a metrics line.
     """
     return list(_rows(path))
 

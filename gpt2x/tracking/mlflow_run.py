@@ -1,4 +1,4 @@
-"""What talks to MLflow and waits for it: stores, runs, and `sync`."""
+"""The part that talks to MLflow and waits for it: stores, runs, and `sync`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Line = tuple[int, float, dict[str, float]]  # step, time (unix seconds), metrics
 
 @dataclass
 class RunRecord:
-    """`mlflow_run.json` in the run directory: what `resume` and `sync` need to find or make the MLflow run."""
+    """`mlflow_run.json` in the run directory: what `resume` and `sync` need to find or create the MLflow run."""
 
     uri: str
     artifact_root: str | None
@@ -45,13 +45,13 @@ class RunRecord:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     start_time_s: float = 0.0  # unix seconds
-    run_id: str | None = None  # null: MLflow has not answered yet
-    artifacts: list[str] = field(default_factory=list)  # relative to the run directory where they lie in it
+    run_id: str | None = None  # None: MLflow has not answered yet
+    artifacts: list[str] = field(default_factory=list)  # relative to the run directory if they are in it
     status: str = "RUNNING"
 
     @classmethod
     def load(cls, run_dir: Path) -> RunRecord | None:
-        """The record of a run directory, or None.
+        """Return the record of a run directory, or None.
 
         Raises:
             UserError: the file is damaged.
@@ -62,10 +62,10 @@ class RunRecord:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run") from error
+            raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run.") from error
 
     def save(self, run_dir: Path) -> None:
-        """Replaces the file in one go."""
+        """Replace the file atomically."""
         run_dir.mkdir(parents=True, exist_ok=True)
         part = run_dir / f"{RECORD_NAME}.part"
         with _saving:
@@ -74,10 +74,10 @@ class RunRecord:
 
 
 class MlflowRun:
-    """One MLflow run; every method waits for MLflow and raises what it raises."""
+    """One MLflow run; every method waits for MLflow and passes on its exceptions."""
 
     def __init__(self, record: RunRecord, run_dir: Path) -> None:
-        """Connects, and finds or makes the run; on return `record.run_id` is set and saved."""
+        """Connect, and find or create the run; then `record.run_id` is set and saved."""
         from mlflow.exceptions import MlflowException
         from mlflow.tracking.client import MlflowClient
 
@@ -102,7 +102,7 @@ class MlflowRun:
         self._log_params(run.data.params)
 
     def log_lines(self, lines: Iterable[Line]) -> None:
-        """Sends metrics. A value that MLflow has (key, step, time and value) is not stored twice."""
+        """Send metrics. MLflow stores a value with the same key, step, time and value only once."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -114,14 +114,14 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=batch)
 
     def log_artifact(self, path: Path) -> None:
-        """Sends a file, or a directory under its own name."""
+        """Send a file, or a directory under its name."""
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
         else:
             self._client.log_artifact(self.run_id, str(path))
 
     def missing(self, lines: Iterable[Line]) -> list[Line]:
-        """The lines, and of each line the values, that MLflow does not have."""
+        """Return the lines that MLflow lacks, each with the values that it lacks."""
         stored: dict[str, set[tuple[int, int, str]]] = {}
         result = []
         for step, time_s, values in lines:
@@ -138,7 +138,7 @@ class MlflowRun:
         return result
 
     def start_system_metrics(self) -> Callable[[], None]:
-        """Samples CPU, memory, disk and network in a thread of MLflow's own; returns what ends it."""
+        """Sample CPU, memory, disk and network in a thread of MLflow; return the function that ends it."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(self.run_id, resume_logging=self.is_resumed, tracking_uri=self.record.uri)
@@ -146,7 +146,7 @@ class MlflowRun:
         return monitor.finish
 
     def terminate(self, status: str) -> None:
-        """Closes the run."""
+        """Close the run."""
         self._client.set_terminated(self.run_id, status)
 
     def _experiment_id(self, mlflow_error: type[Exception]) -> str:
@@ -168,7 +168,7 @@ class MlflowRun:
         return None if root is None else (Path(root) / clean_key(self.record.experiment)).as_uri()
 
     def _log_params(self, stored: Mapping[str, str]) -> None:
-        """Parameters cannot change in MLflow: what a resumed run changes becomes a tag `resumed/<key>`."""
+        """Send the parameters; MLflow cannot change them, so a value that has changed becomes a tag `resumed/<key>`."""
         from mlflow.entities import Param, RunTag
 
         new = [Param(key, value) for key, value in self.record.params.items() if key not in stored]
@@ -184,7 +184,7 @@ class MlflowRun:
 
 
 def sync(run_dir: Path) -> int:
-    """Sends what `metrics.jsonl` has and MLflow lacks, then the artifacts and the status.
+    """Send what `metrics.jsonl` has and MLflow lacks, then the artifacts and the status.
 
     Args:
         run_dir: a run directory with `mlflow_run.json`.
@@ -193,12 +193,12 @@ def sync(run_dir: Path) -> int:
         The number of values sent; a second call sends none.
 
     Raises:
-        UserError: the directory holds no tracked run, or MLflow does not answer.
+        UserError: the directory has no tracked run, or MLflow does not answer.
     """
     run_dir = Path(run_dir)
     record = RunRecord.load(run_dir)
     if record is None:
-        raise UserError(f"{run_dir} has no {RECORD_NAME}: name the directory of a run with tracker=mlflow")
+        raise UserError(f"{run_dir} has no {RECORD_NAME}; give the directory of a run with tracker=mlflow.")
     metrics_path = run_dir / "metrics.jsonl"
     rows = jsonl.read(metrics_path) if metrics_path.exists() else []
     import_mlflow()
@@ -212,17 +212,17 @@ def sync(run_dir: Path) -> int:
         if record.status in STATUSES:
             run.terminate(record.status)
     except Exception as error:
-        raise UserError(f"MLflow ({record.uri}) does not take the run: {first_line(error)}") from error
+        raise UserError(f"MLflow ({record.uri}) does not accept the run: {first_line(error)}") from error
     return sum(len(values) for _, _, values in missing)
 
 
 def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
-    """Close the run of a process that could not, and send what it has not sent; does nothing where all is in order.
+    """Close the run of a process that could not, and send what is missing; do nothing if the run is closed.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run directory.
         status: FAILED or KILLED.
-        wait_s: how long MLflow may take; what it misses then is told, and `sync` sends it.
+        wait_s: seconds that MLflow may take; after that a warning names the command that sends the rest.
     """
     record = RunRecord.load(run_dir)
     if record is None or record.status in STATUSES:
@@ -230,7 +230,7 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
     record.status = status
     record.save(run_dir)
     command = [sys.executable, "-m", "gpt2x", "sync", str(run_dir)]
-    try:  # in a process, which can be ended
+    try:  # in a process, because a process can be ended
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
         failure = done.stderr.strip().removeprefix("error: ") if done.returncode else None
     except subprocess.TimeoutExpired:
@@ -240,14 +240,14 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
 
 
 def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
-    """A tracking URI that means the same from every directory, and where artifacts go.
+    """Return a tracking URI that means the same from every directory, and the folder of artifacts.
 
     Args:
-        uri: `tracker.uri`; null: sqlite in `outputs`.
+        uri: `tracker.uri`; None: sqlite in `outputs`.
         outputs: absolute `paths.outputs`.
 
     Returns:
-        The URI and the artifact folder; the folder is None where the server decides.
+        The URI and the artifact folder; the folder is None if the server decides.
 
     Raises:
         UserError: MLflow has no store of this kind.
@@ -264,23 +264,19 @@ def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
     if scheme in ("postgresql", "mysql", "mssql") and parts.hostname:
         return uri, str(outputs / "mlartifacts")
     raise UserError(
-        f"tracker.uri={uri!r} is no MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, mysql://…, "
-        "or null for a sqlite file in paths.outputs"
+        f"tracker.uri={uri!r} is not an MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, "
+        "mysql://…, or null for a sqlite file in paths.outputs."
     )
 
 
 def require_mlflow() -> None:
-    """Says that MLflow is not installed, without the time that its import takes.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise UserError if MLflow is not installed, without importing it (1 to 2 s)."""
     if sys.modules.get("mlflow") is None and find_spec("mlflow") is None:
-        raise UserError("tracker=mlflow: MLflow is not installed; pip install mlflow, or try tracker=none")
+        raise UserError("tracker=mlflow: MLflow is not installed; pip install mlflow, or use tracker=none.")
 
 
 def import_mlflow() -> None:
-    """Imports MLflow and quietens it: no telemetry, no log lines, and requests that give up within seconds.
+    """Import MLflow without telemetry and log lines; its requests give up within seconds.
 
     Raises:
         UserError: it cannot be imported.
@@ -292,14 +288,16 @@ def import_mlflow() -> None:
     try:
         import mlflow.tracking.client  # noqa: F401
     except Exception as error:
-        raise UserError(f"tracker=mlflow: MLflow cannot be imported ({first_line(error)}); try tracker=none") from error
+        raise UserError(
+            f"tracker=mlflow: MLflow cannot be imported ({first_line(error)}); use tracker=none."
+        ) from error
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
 def store_lock(uri: str) -> Iterator[None]:
-    """Lets one process at a time create or open a sqlite store: of concurrent first users, most fail otherwise."""
+    """Let one process at a time create or open a sqlite store; most concurrent first users fail otherwise."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -311,9 +309,9 @@ def store_lock(uri: str) -> Iterator[None]:
 
 
 def _mlflow_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags that MLflow's own pages show in columns."""
+    """Return the tags that MLflow's pages show as columns."""
     result = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL"}
-    with contextlib.suppress(OSError, KeyError):  # no such user in a container
+    with contextlib.suppress(OSError, KeyError):  # a container may have no such user
         result["mlflow.user"] = getpass.getuser()
     if "git.sha" in tags:
         result["mlflow.source.git.commit"] = tags["git.sha"]
@@ -321,7 +319,7 @@ def _mlflow_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _stored_value(value: float) -> str:
-    """A value as SQL stores keep it: infinities are the largest double."""
+    """Return a value as SQL stores keep it: infinities become the largest double."""
     if math.isinf(value):
         value = math.copysign(sys.float_info.max, value)
     return repr(float(value))
@@ -333,6 +331,6 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -20,20 +20,20 @@ def plot_loss(
     references: Mapping[str, float] | None = None,
     unit: str = "token",
 ) -> None:
-    """Draws training and validation loss over steps, with the learning rate below.
+    """Draw training and validation loss over steps, with the learning rate below.
 
     Args:
-        metrics_path: a `metrics.jsonl`; of a step that appears twice the last line counts.
-        png_path: replaced in one go.
+        metrics_path: a `metrics.jsonl`; if a step appears twice, its last line counts.
+        png_path: the picture; replaced atomically.
         title: above the picture.
-        references: losses to compare with (nats a unit), by name; each is a dashed line.
-        unit: what the loss is a mean over; tokens have a perplexity too.
+        references: losses for comparison (nats per unit), by name; each becomes a dashed line.
+        unit: what the loss is a mean over; tokens also have a perplexity.
 
     Raises:
         OSError: a file cannot be read or written.
         ValueError: the metrics are damaged.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # says that it builds a font cache
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces that it builds a font cache
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -82,14 +82,14 @@ def plot_loss(
 
 
 def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric in order of steps; non-finite values are gaps."""
+    """Return the steps and values of a metric in order of steps; non-finite values are gaps."""
     values = {int(row["step"]): float(row[key]) for row in rows if key in row}
     steps = sorted(values)
     return steps, [value if math.isfinite(value := values[step]) else math.nan for step in steps]
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
-    """Mean over `width` values around each, fewer at the ends; non-finite values do not count."""
+    """Return the mean of the `width` values around each value, fewer at the ends; non-finite values do not count."""
     result = []
     for index in range(len(values)):
         around = values[max(0, index - width // 2) : index + width // 2 + 1]

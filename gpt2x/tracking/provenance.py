@@ -1,4 +1,4 @@
-"""Where a run comes from: source, machine and packages."""
+"""The origin of a run: source code, machine and packages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PACKAGES = ("mindspore", "numpy", "tokenizers", "safetensors", "hydra-core", "ml
 
 
 def git_state(repo: Path) -> dict[str, str | bool | None]:
-    """The commit of a folder: `sha`, `dirty` (tracked files changed) and `branch`.
+    """Return the commit of a folder: `sha`, `dirty` (tracked files have changed) and `branch`.
 
-    All are None outside a repository and without git; `branch` is None on a detached head.
+    All are None outside of a repository or without git; `branch` is None on a detached head.
     """
     sha = _git(repo, "rev-parse", "HEAD")
     if not sha:
@@ -28,7 +28,7 @@ def git_state(repo: Path) -> dict[str, str | bool | None]:
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Installed versions by name, without importing anything; a package that is not there is left out."""
+    """Return installed versions by name, without importing anything; missing packages are left out."""
     versions = {}
     for name in packages:
         try:
@@ -39,17 +39,17 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def run_tags(*, layout: str, hardware: str, data_hash: str | None = None) -> dict[str, str]:
-    """The tags of a run: commit, layout, hardware, data, host and versions.
+    """Return the tags of a run: commit, layout, hardware, data, host and versions.
 
     Args:
-        layout: the parallel option's name.
-        hardware: the hardware option's name.
+        layout: name of the parallel option.
+        hardware: name of the hardware option.
         data_hash: fingerprint of the prepared data.
     """
     from gpt2x import __version__
 
     package = Path(__file__).resolve().parents[1]
-    # an installed copy may lie inside the git repository of somebody's project
+    # an installed copy may be inside the git repository of a different project
     is_tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
     git = git_state(package) if is_tracked else {}
     tags = {

@@ -179,7 +179,7 @@ def test_a_difference_wants_the_same_text_tokenizer_and_windows():
     }
     rows = rows_of(jobs, outcomes, config())
     assert {row.checkpoint for row in rows if row.difference is not None} == {"1"}
-    assert "2 tokenizers: between them only word/ppl compares" in " ".join(remarks(rows, outcomes))
+    assert "2 tokenizers: only word/ppl can be compared" in " ".join(remarks(rows, outcomes))
 
 
 def test_adapters_of_a_job_are_rows(capsys):

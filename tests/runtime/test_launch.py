@@ -108,10 +108,10 @@ def test_a_taken_port_and_a_foreign_address(tmp_path):
         assert error.startswith(f"error: launch.port={port} cannot be used on 127.0.0.1 (Address already in use)")
     with pytest.raises(UserError, match=r"launch\.address=192\.0\.2\.1 is not an address of this machine"):
         launch.reserve("192.0.2.1", None)
-    with pytest.raises(UserError, match=r"launch\.address=no\.such\.host\.invalid is not known"):
+    with pytest.raises(UserError, match=r"launch\.address=no\.such\.host\.invalid cannot be resolved"):
         launch.resolve("no.such.host.invalid")
-    with launch.reserve("127.0.0.1", None) as held:
-        assert held.getsockname()[1] > 0
+    with launch.reserve("127.0.0.1", None) as reserved:
+        assert reserved.getsockname()[1] > 0
 
 
 @pytest.mark.launch

@@ -1,8 +1,8 @@
 """A mirror of the run directory in MLflow.
 
-Two halves: `MlflowRun` talks to MLflow and waits for it; `MlflowTracker` is what the trainer sees and never waits: it
-puts lines into a bounded queue that a background thread empties. What MLflow did not get (a dead server, a full
-queue, a killed process) is in `metrics.jsonl`, and `sync` sends it.
+`MlflowRun` talks to MLflow and waits for it. `MlflowTracker`, which the trainer uses, never waits: it puts lines into a
+bounded queue that a background thread empties. What MLflow misses (a dead server, a full queue, a killed process) is in
+`metrics.jsonl`, and `gpt2x sync` sends it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from gpt2x.tracking.parameters import MAX_VALUE_CHARS, flatten
 from gpt2x.tracking.tracker import STATUSES, RunInfo
 
 QUEUE_LINES = 10_000
-GATHER_S = 1.0  # lines of this long travel together
+GATHER_S = 1.0  # lines of this many seconds are sent together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0
-IMPORT_WAIT_S = 60.0  # reads files only
-FIRST_LINE_WAIT_S = 60.0  # a run whose first step takes long is shown before
+IMPORT_WAIT_S = 60.0  # the import only reads files
+FIRST_LINE_WAIT_S = 60.0  # a run whose first step takes longer is shown before it
 
 
 class MlflowTracker:
-    """`tracker=mlflow`. Only `finish` takes time: 15 s at most, once MLflow is imported."""
+    """`tracker=mlflow`. Only `finish` takes time: at most 15 s once MLflow is imported."""
 
     def __init__(self, config: TrackerConfig, outputs: Path, warn: Callable[[str], None] | None = None) -> None:
-        """Checks `config.uri`; nothing is created or contacted yet.
+        """Check `config.uri`; nothing is created or contacted yet.
 
         Args:
             config: the group `tracker`.
-            outputs: `paths.outputs`, which holds `mlflow.db` and `mlartifacts` when no URI is given.
-            warn: takes each warning, from any thread; null: the console.
+            outputs: `paths.outputs`; without a URI, `mlflow.db` and `mlartifacts` are there.
+            warn: called with each warning, from any thread; None: the console.
 
         Raises:
             UserError: the URI cannot be used.
@@ -62,11 +62,11 @@ class MlflowTracker:
 
     @property
     def uri(self) -> str:
-        """The resolved tracking URI, as `mlflow ui --backend-store-uri` takes it."""
+        """The resolved tracking URI, as `mlflow ui --backend-store-uri` accepts it."""
         return self._uri
 
     def start(self, run: RunInfo) -> None:
-        """Starts the background thread, which imports MLflow (1-2 s) after the first line of metrics.
+        """Start the background thread, which imports MLflow (1 to 2 s) after the first line of metrics.
 
         Raises:
             UserError: MLflow is not installed, or `mlflow_run.json` is damaged.
@@ -91,12 +91,12 @@ class MlflowTracker:
         self._thread.start()
 
     def log_metrics(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
-        """Queues one line; a full queue drops it (`sync` sends it later)."""
+        """Queue one line; a full queue drops it, and `gpt2x sync` sends it later."""
         self._has_begun.set()
         self._put((int(step), time_s, {key: float(value) for key, value in metrics.items()}))
 
     def log_artifact(self, path: Path) -> None:
-        """Queues a file or directory; it is read when its turn comes."""
+        """Queue a file or a directory; it is read when it is sent."""
         path = Path(path).absolute()
         base = self._run_dir.absolute()
         name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
@@ -106,13 +106,13 @@ class MlflowTracker:
         self._put(path)
 
     def finish(self, status: str) -> None:
-        """Closes the run, waiting up to 15 s for what is queued; a second call does nothing.
+        """Close the run, after at most 15 s for what is queued; a second call does nothing.
 
         Raises:
-            ValueError: the status is none of FINISHED, FAILED, KILLED.
+            ValueError: the status is not FINISHED, FAILED or KILLED.
         """
         if status not in STATUSES:
-            raise ValueError(f"status={status!r} is none of {', '.join(STATUSES)}")
+            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
         if self._thread is None:
             return
         self._record.status = status
@@ -123,7 +123,7 @@ class MlflowTracker:
         self._thread.join(FINISH_WAIT_S)
         if self._thread.is_alive() or self._is_behind:
             self._warn(
-                f"MLflow ({self._uri}) lacks a part of this run; metrics.jsonl has it. Later: "
+                f"MLflow ({self._uri}) lacks a part of this run, which metrics.jsonl has. Send it later: "
                 f"gpt2x sync {self._run_dir}"
             )
         self._thread = None
@@ -135,13 +135,13 @@ class MlflowTracker:
             self._is_behind = True
 
     def _mirror(self) -> None:
-        """The background thread: gather, send, and try again later when MLflow does not answer."""
+        """Run the background thread: gather and send, and try again later if MLflow does not answer."""
         run: MlflowRun | None = None
         end_system_metrics: Callable[[], None] | None = None
         pending: list[Line | Path] = []
-        self._has_begun.wait(FIRST_LINE_WAIT_S)  # until then the processor is the run's start's
+        self._has_begun.wait(FIRST_LINE_WAIT_S)  # until then the run's start needs the processor
         while True:
-            is_last = self._closing.is_set()  # read before the queue, so that nothing is left in it
+            is_last = self._closing.is_set()  # read before the queue, so that nothing stays in it
             pending = pending or self._gather()
             try:
                 if run is None:
@@ -178,7 +178,7 @@ class MlflowTracker:
         earlier_id = self._record.run_id
         run = MlflowRun(self._record, self._run_dir)
         if earlier_id not in (None, run.run_id):
-            self._warn(f"MLflow ({self._uri}) has no run {earlier_id}; the resumed part is a run of its own")
+            self._warn(f"MLflow ({self._uri}) has no run {earlier_id}; the resumed part becomes a new run")
         return run
 
     def _send(self, run: MlflowRun, items: list[Line | Path]) -> None:
@@ -190,7 +190,7 @@ class MlflowTracker:
     def _warn_once(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
-            self._warn(f"MLflow ({self._uri}) does not answer, the run goes on without it: {first_line(error)}")
+            self._warn(f"MLflow ({self._uri}) does not answer, the run continues without it: {first_line(error)}")
 
 
 def create(config: TrackerConfig, outputs: Path) -> MlflowTracker:
