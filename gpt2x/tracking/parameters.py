@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from gpt2x.config.keys import spell
 
 MAX_KEY_CHARS = 250  # MLflow's limit
 MAX_VALUE_CHARS = 500  # limit of MLflow servers before 2.10; later servers accept 6000
 
 
-def flatten(params: Mapping[str, Any]) -> dict[str, str]:
+def shortened_for_mlflow(params: Mapping[str, Any]) -> dict[str, str]:
     """Return a nested configuration as dotted keys and short texts, within MLflow's limits.
 
     Values are spelled as in YAML and on the command line (`null`, `true`, `0.0001`, `["a", "b"]`). A text that is too
@@ -24,8 +25,7 @@ def flatten(params: Mapping[str, Any]) -> dict[str, str]:
             for key, child in value.items():
                 visit(f"{prefix}.{key}" if prefix else str(key), child)
         else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-            flat[_cut(clean_key(prefix), MAX_KEY_CHARS)] = _cut(text, MAX_VALUE_CHARS)
+            flat[_cut(clean_key(prefix), MAX_KEY_CHARS)] = _cut(spell(value), MAX_VALUE_CHARS)
 
     for key, value in params.items():
         visit(str(key), value)

@@ -6,13 +6,13 @@ import pytest
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import NoTracker, create_tracker
-from gpt2x.tracking.parameters import MAX_KEY_CHARS, MAX_VALUE_CHARS, flatten
+from gpt2x.tracking.parameters import MAX_KEY_CHARS, MAX_VALUE_CHARS, shortened_for_mlflow
 from gpt2x.tracking.provenance import git_state, package_versions, run_tags
 
 
 def test_flatten_spells_values_as_on_the_command_line():
     params = {"a": {"b": 1e-4, "c": None, "d": True, "e": {}}, "prompts": ["x", "y"], "name": "gpt2_tiny"}
-    assert flatten(params) == {
+    assert shortened_for_mlflow(params) == {
         "a.b": "0.0001",
         "a.c": "null",
         "a.d": "true",
@@ -23,7 +23,7 @@ def test_flatten_spells_values_as_on_the_command_line():
 
 
 def test_flatten_keeps_to_limits_and_characters():
-    flat = flatten({"k" * 300: "v" * 7000, "a[0]=b": 1})
+    flat = shortened_for_mlflow({"k" * 300: "v" * 7000, "a[0]=b": 1})
     assert all(len(key) <= MAX_KEY_CHARS and len(value) <= MAX_VALUE_CHARS for key, value in flat.items())
     assert "a_0__b" in flat
 

@@ -26,7 +26,7 @@ from gpt2x.tracking.mlflow_run import (
     require_mlflow,
     resolve_uri,
 )
-from gpt2x.tracking.parameters import MAX_VALUE_CHARS, flatten
+from gpt2x.tracking.parameters import MAX_VALUE_CHARS, shortened_for_mlflow
 from gpt2x.tracking.tracker import STATUSES, RunInfo
 
 QUEUE_LINES = 10_000
@@ -79,7 +79,7 @@ class MlflowTracker:
             artifact_root=self._artifact_root,
             experiment=self._config.experiment or run.experiment,
             run_name=self._config.run_name or run.run_name,
-            params=flatten(run.params),
+            params=shortened_for_mlflow(run.params),
             tags={key: value[:MAX_VALUE_CHARS] for key, value in run.tags.items()},
             start_time_s=time.time(),
             run_id=run_id,
