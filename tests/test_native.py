@@ -24,6 +24,7 @@ from gpt2x.train.step import StepInputs, TrainStep
 from tests.support.gradients import Gradients, draw
 from tests.support.models import CPU, build, random_ids, tiny_model
 
+pytestmark = pytest.mark.run
 PLAIN = replace(CPU, native_kernels=False)
 
 
@@ -286,6 +287,7 @@ def test_threads_are_the_cores_or_what_the_environment_allows(monkeypatch):
         assert library.num_threads() == expected
 
 
+@pytest.mark.launch
 @pytest.mark.launch
 def test_the_variant_for_processors_without_avx512_computes_the_same():
     code = (

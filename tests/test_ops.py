@@ -12,6 +12,8 @@ from gpt2x.runtime.device import set_up_device
 from tests.support.gradients import Gradients, draw
 from tests.support.models import CPU
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture(scope="module", autouse=True)
 def device():

@@ -1,6 +1,6 @@
 """GPT-2 with a classification head on a text's last token, as transformers' GPT2ForSequenceClassification.
 
-Legend: B batch, T tokens, D hidden, K classes.
+Shapes in comments are those of the line's result. Legend: B batch, T tokens, D hidden, K classes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Score(nn.Cell):
 
     def construct(self, x):
         """x (B, D) -> (B, K)."""
-        return self.product(x, self.weight)
+        return self.product(x, self.weight)  # (B, K)
 
 
 class Classifier(GPT2):
-    """The transformer with `score` in the place of a language model's head."""
+    """The transformer with `score` instead of a language model's head."""
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, recompute: str = "none"):
         super().__init__(model, hardware, recompute)
@@ -41,29 +41,30 @@ class Classifier(GPT2):
 
     def class_logits(self, hidden, last):
         """hidden (B, T, D), last (B, T): 1 at a text's last token, 0 elsewhere -> (B, K) fp32."""
-        marks = ops.cast(last, hidden.dtype).reshape(last.shape[0], 1, -1)
-        return self.score(ops.cast(self.pick(marks, hidden), mstype.float32).reshape(-1, self.hidden_size))
+        marks = ops.cast(last, hidden.dtype).reshape(last.shape[0], 1, -1)  # (B, 1, T)
+        picked = ops.cast(self.pick(marks, hidden), mstype.float32).reshape(-1, self.hidden_size)  # (B, D)
+        return self.score(picked)  # (B, K)
 
     def class_loss(self, hidden, last, labels):
         """Each text's negative log-likelihood in nats: labels (B,) int32 -> (B,) fp32."""
-        return self.cross_entropy(self.class_logits(hidden, last), labels)
+        return self.cross_entropy(self.class_logits(hidden, last), labels)  # (B,)
 
 
 class Tensors(Protocol):
-    """Logical tensors of which a part can be read."""
+    """Logical tensors that can be read in parts."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """A box of a tensor."""
+        """Return a box of a tensor."""
 
 
 class WithFreshHead:
-    """Trained weights with a head drawn by the seed: N(0, initializer_range), as transformers' `_init_weights`."""
+    """Trained weights with a head drawn from the seed: N(0, initializer_range), as transformers' `_init_weights`."""
 
     def __init__(self, weights: Tensors, model: ModelConfig, seed: int):
         self.weights, self.fresh = weights, initial_weights(model, seed)
 
     def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """A box of a tensor."""
+        """Return a box of a tensor."""
         return (self.fresh if name == HEAD else self.weights).read(name, start, shape)

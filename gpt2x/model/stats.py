@@ -1,4 +1,4 @@
-"""What a model weighs and costs, from its configuration alone: nothing is built (floor 1; no mindspore)."""
+"""A model's tensors, parameters and FLOPs, from its configuration only; imports no mindspore."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ HEAD = "score.weight"  # of a classifier
 
 
 def ffn_size(model: ModelConfig) -> int:
-    """Width of the feed-forward layer."""
+    """Return the width of the feed-forward layer."""
     return model.ffn_size or 4 * model.hidden_size
 
 
 def padded_vocab_size(model: ModelConfig) -> int:
-    """Rows of the embedding: vocab_size, rounded up to a multiple of pad_vocab_multiple."""
+    """Return the rows of the embedding: vocab_size, rounded up to a multiple of pad_vocab_multiple."""
     assert model.vocab_size is not None
     return -(-model.vocab_size // model.pad_vocab_multiple) * model.pad_vocab_multiple
 
 
 def block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of one transformer block's tensors by their name within the block."""
+    """Return the shapes of one transformer block's tensors by their name within the block."""
     hidden, ffn = model.hidden_size, ffn_size(model)
     linears = {
         "attn.c_attn": (hidden, 3 * hidden),
@@ -42,7 +42,7 @@ def block_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all logical tensors; names as in Hugging Face's modeling_gpt2.py without `transformer.`."""
+    """Return the shapes of all logical tensors; names as in Hugging Face's modeling_gpt2.py without `transformer.`."""
     outer = outer_shapes(model)
     shapes = {name: outer.pop(name) for name in EMBEDDINGS}
     block = block_shapes(model)
@@ -52,7 +52,7 @@ def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def outer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors before and behind the blocks."""
+    """Return the shapes of the tensors before and after the blocks."""
     assert model.vocab_size is not None
     hidden = model.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -69,22 +69,22 @@ def outer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def attention_dropout(model: ModelConfig) -> float:
-    """The rate on attention weights."""
+    """Return the dropout rate on attention weights."""
     return model.dropout if model.attention_dropout is None else model.attention_dropout
 
 
 def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
-    """Whether training runs the fused kernel: `gpt2x.ops.AttentionAscend` wants no dropout on weights and no fp32."""
+    """Whether training runs the flash kernel. It requires fp16 or bf16 and no dropout on attention weights."""
     return hardware.flash_attention and attention_dropout(model) == 0 and hardware.precision != "fp32"
 
 
 def num_params(model: ModelConfig) -> int:
-    """Parameters, a tied head counted once, padding of the vocabulary not counted."""
+    """Return the number of parameters: a tied head counts once, padding rows of the vocabulary do not count."""
     return sum(math.prod(shape) for shape in tensor_shapes(model).values())
 
 
 def num_matmul_params(model: ModelConfig) -> int:
-    """Parameters that a token is multiplied with: all matrices but the embeddings, and a language model's head."""
+    """Return the parameters that a token is multiplied by: all matrices except embeddings, and the LM head."""
     matrices = sum(math.prod(shape) for shape in block_shapes(model).values() if len(shape) == 2)
     assert model.vocab_size is not None
     head = 0 if model.labels else model.vocab_size * model.hidden_size
@@ -92,32 +92,30 @@ def num_matmul_params(model: ModelConfig) -> int:
 
 
 def forward_flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Floating-point operations of a forward pass a token, at a mean causal context of seq_len / 2.
+    """Return the floating-point operations per token of a forward pass, at a mean causal context of seq_len / 2.
 
-    2 a parameter, and 2 x 2 x D x T/2 a layer for scores and their mix (Kaplan et al., arXiv:2001.08361, table 1;
-    PaLM, arXiv:2204.02311, appendix B, which counts the whole T x T square).
+    2 per parameter, and 2 x 2 x D x T/2 per layer for scores and weighted sums (Kaplan et al.,
+    arXiv:2001.08361, table 1; PaLM, arXiv:2204.02311, appendix B, which counts the whole T x T square).
     """
     attention = model.num_layers * 2 * 2 * model.hidden_size * seq_len / 2
     return 2.0 * num_matmul_params(model) + attention
 
 
 def depth(name: str, num_layers: int) -> int:
-    """How deep in the model a tensor stands: 0 the embeddings, with a head tied to them, then the blocks from 1, and
-    num_layers + 1 what is behind them.
-    """
+    """Return the depth of a tensor: 0 for embeddings (and a tied head), from 1 for blocks, num_layers + 1 after."""
     if name.startswith("h."):
         return 1 + int(name.split(".")[1])
     return 0 if name in EMBEDDINGS else num_layers + 1
 
 
 def train_flops_per_token(model: ModelConfig, seq_len: int, trained: Collection[str] | None = None) -> float:
-    """Forward and backward: three times the forward pass; recomputation is not counted (model FLOPs).
+    """Return the operations per token of forward and backward: three times the forward pass, without recomputation.
 
     Args:
-        model: with its vocabulary known.
+        model: its vocab_size is not None.
         seq_len: tokens of a sequence.
-        trained: the tensors that have gradients; None: all. Blocks before the first of them cost their forward pass
-            alone, those from there on pass gradients through.
+        trained: the tensors that have gradients; None: all. Blocks before the first of them only cost their forward
+            pass; the others pass gradients through.
     """
     forward = forward_flops_per_token(model, seq_len)
     if trained is None:
@@ -127,6 +125,8 @@ def train_flops_per_token(model: ModelConfig, seq_len: int, trained: Collection[
     head = None if model.labels else "wte.weight" if model.tie_embeddings else "lm_head.weight"
     multiplied = [name for name in trained if len(shapes[name]) == 2 and (name.startswith("h.") or name == head)]
     of_head = forward_flops_per_token(replace(model, num_layers=0), seq_len)
-    of_attention = forward - 2.0 * num_matmul_params(model)  # no weights: backward is all of inputs, and costs twice
+    of_attention = forward - 2.0 * num_matmul_params(
+        model
+    )  # without weights: backward has only gradients of inputs, at twice the cost
     of_inputs = of_head + passed * (forward - of_head + of_attention)
     return forward + of_inputs + 2.0 * sum(math.prod(shapes[name]) for name in multiplied)

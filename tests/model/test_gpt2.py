@@ -16,6 +16,8 @@ from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
 from gpt2x.ops import composed
 from tests.support.models import CPU, build, random_ids, tiny_model
 
+pytestmark = pytest.mark.run
+
 
 class Logits(nn.Cell):
     def __init__(self, net):
