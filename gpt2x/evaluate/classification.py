@@ -67,7 +67,7 @@ def predict(
     rows: Iterator[Batch] = batches(
         split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
     )
-    for batch in track(replicas.own(islice(rows, max_batches))):
+    for batch in track(replicas.local(islice(rows, max_batches))):
         log_probabilities.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
         labels.append(batch["labels"].reshape(-1).astype(np.int64))
     num_labels = scorer.net.score.weight.shape[0]

@@ -160,7 +160,7 @@ def _score(
     scorer: Scorer, windows: Iterable[Window], length: int, replicas: ReplicaBatches
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield for each batch of this replica, per window (R,): summed nll, number of tokens in the sum, `num_new`."""
-    for batch in replicas.own(_batches(windows, scorer.batch_size)):
+    for batch in replicas.local(_batches(windows, scorer.batch_size)):
         ids = padded([window.ids for window in batch], length)  # (R, L)
         end = np.array([len(window.ids) for window in batch])
         num_new = np.array([window.num_new for window in batch])

@@ -85,7 +85,7 @@ class Validation:
         """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
         total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
-        for batch in self.replicas.own(islice(blocks, self.max_batches)):
+        for batch in self.replicas.local(islice(blocks, self.max_batches)):
             ids, counted, starts = self.targets(batch)
             total += self.scorer.score(ids, starts)[counted].sum()
             count += int(counted.sum())

@@ -1,10 +1,10 @@
 """Collective operations inside graphs: the one place where the CPU and Ascend differ (docs/design/parallel.md).
 
-MindSpore's CPU backend has AllReduce by sum, on any group, and nothing else that works in a graph on a group: a
-gather is the all-reduce of a buffer that is zero but for one's own part, a reduce-scatter an all-reduce of which one's
-own part is kept. Sums with zeros are exact, so the values are those of the collectives that Ascend has.
+On MindSpore's CPU backend only a summing AllReduce works in a graph on a group. There an all-gather is the all-reduce
+of a buffer that is zero except for the local part, and a reduce-scatter is an all-reduce of which the local part is
+kept. Sums with zeros are exact, so the values are those of Ascend's collectives.
 
-A group of one process needs no communication: `group` is None, and every Cell passes its input on.
+A group of one process needs no communication: `group` is None, and every Cell returns its input.
 The pairs with a gradient of their own are Megatron-LM's f and g (Shoeybi et al., arXiv:1909.08053, section 3) and
 their forms for sequence parallelism (Korthikanti et al., arXiv:2205.05198, section 4.2.2).
 
@@ -20,7 +20,14 @@ from mindspore import nn, ops
 
 @dataclass(frozen=True)
 class Group:
-    """Processes that communicate: MindSpore's name of the group, this process' number in it, and how many they are."""
+    """Processes that communicate.
+
+    Attributes:
+        name: MindSpore's name of the group.
+        index: the number of this process in the group.
+        size: number of processes.
+        device_target: CPU or Ascend.
+    """
 
     name: str
     index: int
@@ -29,7 +36,7 @@ class Group:
 
 
 class AllReduce(nn.Cell):
-    """The sum over the group; not to be differentiated: see `SumOverGroup`."""
+    """The sum over the group, without a gradient; `SumOverGroup` has one."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -41,7 +48,7 @@ class AllReduce(nn.Cell):
 
 
 class AllGather(nn.Cell):
-    """What the processes hold, one after the other along dim 0; the gradient is summed and shared out."""
+    """The tensors of all processes along dim 0; the gradient is reduce-scattered."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -66,7 +73,7 @@ class AllGather(nn.Cell):
 
 
 class ReduceScatter(nn.Cell):
-    """This process' share, along dim 0, of the sum over the group; the gradient is gathered."""
+    """This process's slice along dim 0 of the sum over the group; the gradient is all-gathered."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -106,12 +113,12 @@ class CopyToGroup(nn.Cell):
         return x
 
     def bprop(self, x, out, dout):
-        """The sum of the processes' gradients."""
+        """Return the sum of the processes' gradients."""
         return (self.sum(dout),)
 
 
 class SumOverGroup(nn.Cell):
-    """Megatron's g: the sum over the group; its gradient is passed on."""
+    """Megatron's g: the sum over the group; its gradient passes unchanged."""
 
     def __init__(self, group: Group | None):
         super().__init__()
@@ -122,12 +129,12 @@ class SumOverGroup(nn.Cell):
         return self.sum(x)
 
     def bprop(self, x, out, dout):
-        """Each process' part has the gradient of the sum."""
+        """Return the gradient of the sum, which is that of each summand."""
         return (dout,)
 
 
 class GatherTokens(nn.Cell):
-    """All tokens, from each process' share; the gradient is summed and shared out, as autograd has it."""
+    """All tokens from each process's slice; the gradient, by autograd, is reduce-scattered."""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -139,7 +146,7 @@ class GatherTokens(nn.Cell):
 
 
 class ScatterTokens(nn.Cell):
-    """The share of the tokens of the sum over the group; the gradient is gathered, as autograd has it."""
+    """This process's slice of the tokens of the sum over the group; the gradient, by autograd, is all-gathered."""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -151,7 +158,7 @@ class ScatterTokens(nn.Cell):
 
 
 class SplitTokens(nn.Cell):
-    """The process' share of tokens that every process has; the gradient is gathered."""
+    """This process's slice of tokens that every process has; the gradient is all-gathered."""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -168,7 +175,7 @@ class SplitTokens(nn.Cell):
 
 
 class JoinTokens(nn.Cell):
-    """All tokens, which every process then treats alike; the gradient is the process' share."""
+    """All tokens, with which every process then computes the same; the gradient is this process's slice."""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -185,14 +192,14 @@ class JoinTokens(nn.Cell):
 
 
 def join_tokens(x, size: int):
-    """(n * B, t, D), process after process -> (B, n * t, D)."""
+    """Join: (n * B, t, D) in the order of processes -> (B, n * t, D)."""
     batch_size, tokens, hidden_size = x.shape[0] // size, x.shape[1], x.shape[2]
     x = x.reshape(size, batch_size, tokens, hidden_size).transpose(1, 0, 2, 3)
     return x.reshape(batch_size, size * tokens, hidden_size)
 
 
 def part_tokens(x, size: int):
-    """(B, n * t, D) -> (n * B, t, D), process after process."""
+    """Split: (B, n * t, D) -> (n * B, t, D) in the order of processes."""
     batch_size, tokens, hidden_size = x.shape[0], x.shape[1] // size, x.shape[2]
     x = x.reshape(batch_size, size, tokens, hidden_size).transpose(1, 0, 2, 3)
     return x.reshape(size * batch_size, tokens, hidden_size)

@@ -1,4 +1,4 @@
-"""The processes of a run as a mesh of axes: MindSpore's groups, and what a host asks of all ranks."""
+"""The processes of a run as a mesh of axes: MindSpore's groups, and exchanges between the hosts of all ranks."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Mesh:
     """This process among all of a run, after the device is set up; meshes of several layouts of one size can coexist.
 
     Attributes:
-        place: where it stands.
+        coordinates: data, tensor and stage numbers of this process.
         rank: its number, 0 in a run of one process.
         role: how this process was started.
-        size: how many processes there are.
-        world: all of them. Groups are None where they would hold one process.
-        data: the replicas: the same layers, other rows of the batch.
-        tensor: the processes that share this one's layers.
-        shard: the replicas that share the optimizer's states.
-        replica: the replicas that keep the same share of the optimizer's states.
-        norm: what together holds every gradient once.
-        embedding: the first stage and the last, where a tied table is on both.
+        size: number of processes.
+        world: the group of all of them. A group is None if it would have one process.
+        data: the replicas: the same layers and tensor slice, other rows of the batch.
+        tensor: the processes that compute the same layers together.
+        shard: the replicas among which optimizer states are sharded.
+        replica: the replicas that keep the same shard of the optimizer states.
+        norm: the processes that together have every gradient once.
+        embedding: the first stage and the last, which both have a tied embedding.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Mesh:
         Args:
             parallel: the layout.
             device_target: CPU or Ascend.
-            rank: given by tests that compile for a pretended device: no process is joined.
+            rank: set by tests that compile for a device that is not there: no process is joined.
             role: how this process was started.
 
         Raises:
-            UserError: as many processes were started as the layout does not have.
+            UserError: the number of started processes is not the layout's.
         """
         self.role = role
         self.size, self.device_target = world_size(parallel), device_target
@@ -61,31 +61,31 @@ class Mesh:
         self.coordinates = coordinates = Coordinates(parallel, self.rank)
         shards = parallel.optimizer_shards
 
-        def alike(other: Coordinates, *axes: str) -> bool:
+        def is_same(other: Coordinates, *axes: str) -> bool:
             return all(getattr(other, axis) == getattr(coordinates, axis) for axis in axes)
 
         def same_set(other: Coordinates) -> bool:
             return other.data // shards == coordinates.data // shards
 
         self.world = self.group("world", lambda other: True)
-        self.data = self.group("data", lambda other: alike(other, "tensor", "stage"))
-        self.tensor = self.group("tensor", lambda other: alike(other, "data", "stage"))
+        self.data = self.group("data", lambda other: is_same(other, "tensor", "stage"))
+        self.tensor = self.group("tensor", lambda other: is_same(other, "data", "stage"))
         self.shard = self.replica = None
-        self.norm = self.group("norm", lambda other: alike(other, "data"))
+        self.norm = self.group("norm", lambda other: is_same(other, "data"))
         if shards > 1:
-            self.shard = self.group("shard", lambda other: alike(other, "tensor", "stage") and same_set(other))
-            self.replica = self.group("replica", lambda other: alike(other, "tensor", "stage", "shard"))
+            self.shard = self.group("shard", lambda other: is_same(other, "tensor", "stage") and same_set(other))
+            self.replica = self.group("replica", lambda other: is_same(other, "tensor", "stage", "shard"))
             self.norm = self.group("norm", same_set)
         self.embedding = None
         if parallel.pipeline > 1 and (coordinates.is_first_stage or coordinates.is_last_stage):
             self.embedding = self.group(
                 "embedding",
-                lambda other: alike(other, "data", "tensor") and (other.is_first_stage or other.is_last_stage),
+                lambda other: is_same(other, "data", "tensor") and (other.is_first_stage or other.is_last_stage),
             )
         self.all_reduce = AllReduce(self.world)
 
     def group(self, axis: str, belongs: Callable[[Coordinates], bool]) -> Group | None:
-        """The group of the ranks that belong; every one of them has to ask for it, in the same order."""
+        """Return the group of the ranks that belong; each of them must call this, in the same order."""
         ranks = [rank for rank in range(self.size) if belongs(Coordinates(self.coordinates.parallel, rank))]
         if len(ranks) == 1:
             return None
@@ -102,21 +102,21 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """It talks to the user, the tracker and the disk."""
+        """Return whether this process talks to the user, the tracker and the disk."""
         return self.rank == 0
 
     def gather(self, value: float | np.ndarray) -> np.ndarray:
-        """Each rank's value, exactly: fp64 (size,); of arrays, all of one shape, (size, *shape)."""
+        """Return each rank's value, exactly: fp64 (size,), or (size, *shape) for arrays of one shape."""
         rest = np.array(value, np.float64)
         slots = np.zeros((self.size, 3, *rest.shape), np.float32)  # an fp64 is the sum of three fp32, here with zeros
         for index in range(3):
             slots[self.rank, index] = part = rest.astype(np.float32)
             rest = np.subtract(rest, part, out=np.zeros_like(rest), where=np.isfinite(part))
-        found = self.all_reduce(Tensor(slots)).asnumpy() if self.world else slots
-        return found.astype(np.float64).sum(axis=1)
+        gathered = self.all_reduce(Tensor(slots)).asnumpy() if self.world else slots
+        return gathered.astype(np.float64).sum(axis=1)
 
     def agree(self, holds: bool = True) -> bool:
-        """Whether it holds on all ranks; none goes on before all have come here."""
+        """Return whether `holds` is true on all ranks; none continues before all have called this."""
         return bool(self.gather(float(holds)).all()) if self.world else holds
 
 
@@ -148,16 +148,16 @@ def connect(device_target: str) -> tuple[int, int]:
 
 
 class PointToPoint:
-    """Messages between two processes, outside graphs; every message is received in the order it was sent."""
+    """Messages between two processes, outside graphs; they arrive in the order in which they were sent."""
 
     def send(self, x: Tensor, rank: int) -> None:
-        """Give `x` to another process."""
+        """Send `x` to another process."""
         from mindspore.mint import distributed
 
         distributed.send(x, dst=rank, group=WORLD)
 
     def receive(self, shape: tuple[int, ...], dtype: ms.dtype.Type, rank: int) -> Tensor:
-        """Wait for what another process sends: (shape), of dtype."""
+        """Wait for a tensor of this shape and dtype from another process."""
         from mindspore.mint import distributed
 
         x = Tensor(np.zeros(shape, ms.dtype_to_nptype(dtype)))

@@ -1,6 +1,9 @@
-"""Pipeline stages and the order of their work (1F1B: Narayanan et al., arXiv:2104.04473, section 2.2).
+"""Pipeline stages, their messages and the order of their work (1F1B: Narayanan et al., arXiv:2104.04473, section 2.2).
 
-Legend: b sequences of a micro batch, T tokens (a share of them under sequence parallelism), D hidden.
+`gpt2x.train.pipeline_step` runs an update in this order. `gpt2x.parallel.gradient_reduction` sums the gradient of a
+tied embedding, which the first and the last stage both have.
+
+Legend: b sequences of a micro batch, T tokens (a slice of them under sequence parallelism), D hidden.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from gpt2x.parallel.tensor import TensorParallelGPT2
 
 
 def keep_stage(net: GPT2, model: ModelConfig, coordinates: Coordinates) -> None:
-    """Take from `net` what other stages hold; the names of what stays are those of the whole model."""
+    """Remove the layers of other stages from `net`; the names of what stays are those of the whole model."""
     if coordinates.parallel.pipeline == 1:
         return
     layers = coordinates.layers(model.num_layers)
@@ -33,11 +36,11 @@ def keep_stage(net: GPT2, model: ModelConfig, coordinates: Coordinates) -> None:
             delattr(net, part)
             setattr(net, part, None)
     for parameter in net.get_parameters():
-        parameter.name = names[id(parameter)]  # a list of cells renames what it is given
+        parameter.name = names[id(parameter)]  # a list of cells renames its cells
 
 
 class Stage(nn.Cell):
-    """The layers of one stage: from token ids or the hidden states before it to the hidden states behind it."""
+    """The layers of one stage: from token ids or the hidden states before it to the hidden states after it."""
 
     def __init__(self, net: GPT2, coordinates: Coordinates):
         super().__init__(auto_prefix=False)
@@ -58,7 +61,7 @@ class Stage(nn.Cell):
 
 
 def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[tuple[str, int]]:
-    """The order in which a stage works: ("forward" or "backward", micro batch)."""
+    """Return the order in which a stage works: ("forward" or "backward", micro batch)."""
     ahead = min(num_stages - 1 - stage, num_micro_batches)
     for index in range(ahead):
         yield "forward", index
@@ -70,11 +73,11 @@ def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int
 
 
 def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[tuple[str, int]]:
-    """All that a stage does in an update: (operation, micro batch).
+    """Return all that a stage does in an update: (operation, micro batch).
 
     Operations: `forward` and `backward`, `receive_forward` and `send_backward` with the stage before, `send_forward`
-    and `receive_backward` with the one behind. A message is only taken when its receiver waits for it, so the two
-    sides of a link must agree on who sends first where both send: even stages do, odd ones receive first.
+    and `receive_backward` with the stage after. A send ends only when the receiver waits for it. So if both sides of a
+    link send, they must agree on who is first: even stages send first, odd stages receive first.
     """
     is_first, is_last, sends_first = stage == 0, stage == num_stages - 1, stage % 2 == 0
     work = list(one_forward_one_backward(stage, num_stages, num_micro_batches))
@@ -92,13 +95,13 @@ def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[
             receives = [("receive_forward", upcoming)]
         elif following == "backward" and not is_last:
             receives = [("receive_backward", upcoming)]
-        # With fewer micro batches than stages behind, the next stage does not send while it receives.
+        # With fewer micro batches than stages after this one, the next stage does not send while it receives.
         is_exchange = kind != following and is_filled
         yield from sends + receives if sends_first or not is_exchange else receives + sends
 
 
 class StageLinks:
-    """The messages of a stage with the one before it and the one behind it."""
+    """The messages of a stage with the stages before and after it."""
 
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
         coordinates = mesh.coordinates
@@ -106,26 +109,26 @@ class StageLinks:
         self.shape, self.dtype = (batch_size, tokens, model.hidden_size), DTYPES[hardware.precision]
         self.messages = PointToPoint()
         self.before = None if coordinates.is_first_stage else coordinates.rank_at(stage=coordinates.stage - 1)
-        self.behind = None if coordinates.is_last_stage else coordinates.rank_at(stage=coordinates.stage + 1)
+        self.after = None if coordinates.is_last_stage else coordinates.rank_at(stage=coordinates.stage + 1)
 
     def receive_forward(self) -> Tensor | None:
-        """The hidden states from the stage before; None on the first stage."""
+        """Return the hidden states from the stage before; None on the first stage."""
         return None if self.before is None else self.messages.receive(self.shape, self.dtype, self.before)
 
     def send_forward(self, x: Tensor) -> None:
-        """Give hidden states to the stage behind."""
-        if self.behind is not None:
-            self.messages.send(x, self.behind)
+        """Send hidden states to the stage after."""
+        if self.after is not None:
+            self.messages.send(x, self.after)
 
     def receive_backward(self) -> Tensor | None:
-        """The gradient from the stage behind; None on the last stage."""
-        return None if self.behind is None else self.messages.receive(self.shape, self.dtype, self.behind)
+        """Return the gradient from the stage after; None on the last stage."""
+        return None if self.after is None else self.messages.receive(self.shape, self.dtype, self.after)
 
     def send_backward(self, dx: Tensor) -> None:
-        """Give a gradient to the stage before."""
+        """Send a gradient to the stage before."""
         if self.before is not None:
             self.messages.send(dx, self.before)
 
     def example(self) -> Tensor:
-        """What a message looks like, for compilation."""
+        """Return a message of zeros, for compilation."""
         return Tensor(np.zeros(self.shape, ms.dtype_to_nptype(self.dtype)))

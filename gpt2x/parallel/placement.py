@@ -1,7 +1,7 @@
-"""Which part of each logical tensor a process holds: arithmetic on names and shapes (no mindspore).
+"""Which part of each logical tensor a process has: arithmetic on names and shapes (no mindspore).
 
-A process' local tensor is put together from boxes of the logical tensor: one, or three where the fused
-query-key-value projection is split by heads. Checkpoints store boxes, so that any layout reads any other's.
+A local tensor is composed of boxes of the logical tensor: one, or three if the fused query-key-value projection is
+split by heads. Checkpoints store boxes, so every layout reads the checkpoints of every other.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gpt2x.model import stats
 
 Shape = tuple[int, ...]
 
-READERS = 2  # threads that read or draw weights, a tensor each
+READERS = 2  # threads that read or draw weights, one tensor each
 
 
 class Readable(Protocol):
-    """Logical tensors of which a part can be read."""
+    """Logical tensors whose parts can be read."""
 
     def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
-        """The values of a box of the tensor `name`."""
+        """Return the values of a box of the tensor `name`."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the logical tensor and where it begins in the local one."""
+    """A box of the logical tensor, and where it starts in the local tensor."""
 
     start: Shape  # in the logical tensor
     at: Shape  # in the local tensor
@@ -40,20 +40,20 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The box within the local tensor."""
+        """Return the slices of the box within the local tensor."""
         return tuple(slice(a, a + n) for a, n in zip(self.at, self.shape, strict=True))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A local tensor: its shape and the boxes that fill it; what no box covers is the vocabulary's padding, zero."""
+    """A local tensor: its shape and the boxes that fill it. What no box covers is zero, as padding rows are."""
 
     logical_shape: Shape
     shape: Shape
     boxes: tuple[Box, ...]
 
     def rows(self, start: int, stop: int) -> Placement:
-        """The placement of the local rows from `start` to `stop`."""
+        """Return the placement of the local rows from `start` to `stop`."""
         boxes = []
         for box in self.boxes:
             first, last = max(start, box.at[0]), min(stop, box.at[0] + box.shape[0])
@@ -63,25 +63,25 @@ class Placement:
         return replace(self, shape=(stop - start, *self.shape[1:]), boxes=tuple(boxes))
 
     def read(self, tensors: Readable, name: str) -> np.ndarray:
-        """The local tensor, fp32."""
+        """Read the local tensor, fp32."""
         values = np.zeros(self.shape, np.float32)
         for box in self.boxes:
             values[box.slices] = tensors.read(name, box.start, box.shape)
         return values
 
     def parts(self, values: np.ndarray) -> list[tuple[Shape, np.ndarray]]:
-        """(start in the logical tensor, values) of each box of a local tensor."""
+        """Return (start in the logical tensor, values) of each box of a local tensor."""
         return [(box.start, values[box.slices]) for box in self.boxes]
 
 
 def whole(shape: Shape, num_rows: int | None = None) -> Placement:
-    """All of a tensor, with rows of padding up to `num_rows`."""
+    """Return the placement of a whole tensor, with padding rows up to `num_rows`."""
     zeros = (0,) * len(shape)
     return Placement(shape, (num_rows or shape[0], *shape[1:]), (Box(zeros, zeros, shape),))
 
 
-def share(shape: Shape, dim: int, index: int, count: int, segments: int = 1) -> Placement:
-    """The `index`-th of `count` equal shares along `dim`, of each of `segments` equal segments of that dim."""
+def tensor_slice(shape: Shape, dim: int, index: int, count: int, segments: int = 1) -> Placement:
+    """Return the `index`-th of `count` equal slices along `dim`, of each of `segments` equal segments of that dim."""
     segment = shape[dim] // segments
     size = segment // count
     box_shape = (*shape[:dim], size, *shape[dim + 1 :])
@@ -102,7 +102,7 @@ SPLIT = (
     ("mlp.c_fc.weight", 1, 1),
     ("mlp.c_fc.bias", 0, 1),
     ("mlp.c_proj.weight", 0, 1),
-    # factors of adapters: of a column linear B's columns, of a row linear A's rows; the other factor is copied
+    # factors of adapters: B's columns of a column parallel linear, A's rows of a row parallel one; the other is copied
     ("attn.q.lora_B", 1, 1),
     ("attn.k.lora_B", 1, 1),
     ("attn.v.lora_B", 1, 1),
@@ -115,7 +115,7 @@ FACTORS = ("lora_A", "lora_B")
 
 
 def placements(model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
-    """The local tensors of a process by their logical names, in the order of the model."""
+    """Return the local tensors of a process by their logical names, in the order of the model."""
     shapes = stats.tensor_shapes(model)
     return {
         name: placement(name, shape, model, coordinates)
@@ -125,7 +125,7 @@ def placements(model: ModelConfig, coordinates: Coordinates) -> dict[str, Placem
 
 
 def placement(name: str, shape: Shape, model: ModelConfig, coordinates: Coordinates) -> Placement:
-    """The part of one tensor on a process of the stage that holds it."""
+    """Return the part of one tensor on a process of a stage that has it."""
     count = coordinates.parallel.tensor
     if name in VOCABULARY:
         padded = stats.padded_vocab_size(model)
@@ -136,12 +136,12 @@ def placement(name: str, shape: Shape, model: ModelConfig, coordinates: Coordina
         return everything.rows(coordinates.tensor * size, (coordinates.tensor + 1) * size)
     for suffix, dim, segments in SPLIT:
         if name.endswith(suffix):
-            return share(shape, dim, coordinates.tensor, count, segments)
+            return tensor_slice(shape, dim, coordinates.tensor, count, segments)
     return whole(shape)
 
 
 def is_split(name: str, coordinates: Coordinates) -> bool:
-    """Whether the processes of the tensor axis hold different parts of a tensor, not copies."""
+    """Return whether the processes of the tensor axis have different parts of a tensor, not copies."""
     if coordinates.parallel.tensor == 1:
         return False
     if name in VOCABULARY:
@@ -150,7 +150,7 @@ def is_split(name: str, coordinates: Coordinates) -> bool:
 
 
 def holds(name: str, model: ModelConfig, coordinates: Coordinates) -> bool:
-    """Whether a process' stage has a tensor; a tied embedding is on the first stage and the last."""
+    """Return whether a process's stage has a tensor; a tied embedding is on the first stage and the last."""
     if name.startswith("h."):
         return int(name.split(".")[1]) in coordinates.layers(model.num_layers)
     if name == "wte.weight":
@@ -161,14 +161,14 @@ def holds(name: str, model: ModelConfig, coordinates: Coordinates) -> bool:
 
 
 def owns(name: str, coordinates: Coordinates) -> bool:
-    """Whether, of all copies within a replica, a process' counts: for the gradient norm and in checkpoints."""
+    """Return True on the one process of each replica whose copy is counted in the gradient norm and in checkpoints."""
     if name == "wte.weight" and not coordinates.is_first_stage:
         return False
     return coordinates.tensor == 0 or is_split(name, coordinates)
 
 
 def shard_rows(shape: Shape, coordinates: Coordinates) -> range | None:
-    """The rows of a local tensor whose optimizer states a process keeps; None: all, its rows do not divide."""
+    """Return the rows of a local tensor whose optimizer states a process keeps; None: all, since they do not divide."""
     count = coordinates.parallel.optimizer_shards
     if count == 1 or shape[0] % count:
         return None
@@ -178,28 +178,28 @@ def shard_rows(shape: Shape, coordinates: Coordinates) -> range | None:
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole logical tensors of which boxes are read."""
+    """Whole logical tensors whose boxes are read."""
 
     tensors: Mapping[str, np.ndarray]
 
     def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
-        """A box of a tensor."""
+        """Return a box of a tensor."""
         return self.tensors[name][tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
 
 
 def read_ahead(parts: Mapping[str, Placement], tensors: Readable) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and local tensors, in order, while the READERS that follow are read or drawn."""
+    """Return names and local tensors in order; the READERS that follow are read or drawn meanwhile."""
     with ThreadPoolExecutor(READERS) as threads:
-        coming = deque[tuple[str, Future[np.ndarray]]]()
+        pending = deque[tuple[str, Future[np.ndarray]]]()
         for name, part in parts.items():
-            coming.append((name, threads.submit(part.read, tensors, name)))
-            if len(coming) > READERS:
-                first, values = coming.popleft()
+            pending.append((name, threads.submit(part.read, tensors, name)))
+            if len(pending) > READERS:
+                first, values = pending.popleft()
                 yield first, values.result()
-        for name, values in coming:
+        for name, values in pending:
             yield name, values.result()
 
 
 def local_weights(weights: Mapping[str, np.ndarray], parts: Mapping[str, Placement]) -> dict[str, np.ndarray]:
-    """The local tensors of whole logical ones (tests)."""
+    """Return the local tensors of whole logical ones (tests)."""
     return {name: part.read(Whole(weights), name) for name, part in parts.items()}

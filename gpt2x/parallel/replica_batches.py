@@ -1,4 +1,4 @@
-"""How the replicas of a layout share the batches of an evaluation."""
+"""How the replicas of a layout divide the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReplicaBatches:
-    """Replicas score batches in turns; the processes of a replica score each together.
+    """Replica r of n scores batches r, r + n, and so on; the processes of a replica score each batch together.
 
     Attributes:
-        mesh: the processes; None: one.
+        mesh: the processes; None: one process.
     """
 
     mesh: Mesh | None = None
 
-    def own(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of this replica."""
+    def local(self, batches: Iterable[T]) -> Iterator[T]:
+        """Return the batches of this replica."""
         if self.mesh is None:
             return iter(batches)
         coordinates = self.mesh.coordinates
         return islice(batches, coordinates.data, None, coordinates.parallel.data)
 
     def total(self, value: float) -> float:
-        """The sum of the replicas' values, added in float64; every process asks for it."""
+        """Return the sum of the replicas' values, added in float64; every process must call this."""
         if self.mesh is None:
             return value
         return float(self.mesh.gather(value if _counts(self.mesh.coordinates) else 0.0).sum())
 
     def in_order(self, batches: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-        """What all replicas found, (n,) fp64: batch after batch, each of `batch_size` values but the last.
+        """Return the values of all replicas, (n,) fp64, in the order of batches of `batch_size` values.
 
-        Every process asks for it, with the batches of its replica.
+        Every process must call this, with the values of its replica's batches.
         """
-        found = np.concatenate([np.empty(0), *batches])
+        local_values = np.concatenate([np.empty(0), *batches])
         if self.mesh is None:
-            return found
+            return local_values
         all_coordinates = [Coordinates(self.mesh.coordinates.parallel, rank) for rank in range(self.mesh.size)]
-        lengths = self.mesh.gather(len(found)).astype(int)
-        padded = self.mesh.gather(np.pad(found, (0, lengths.max() - len(found))))
+        lengths = self.mesh.gather(len(local_values)).astype(int)
+        padded = self.mesh.gather(np.pad(local_values, (0, lengths.max() - len(local_values))))
         parts = {
             coordinates.data: padded[coordinates.rank, : lengths[coordinates.rank]]
             for coordinates in all_coordinates
@@ -59,7 +59,7 @@ class ReplicaBatches:
 
 
 def _counts(coordinates: Coordinates) -> bool:
-    """Whether it is the process of its replica that knows the scores."""
+    """Return whether this is the process of its replica that has the scores."""
     return coordinates.tensor == 0 and coordinates.is_last_stage
 
 

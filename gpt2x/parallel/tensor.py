@@ -1,9 +1,9 @@
-"""Tensor parallelism: parts of the single-device model exchanged for parts that hold a share of them.
+"""Tensor parallelism: cells of the single-device model are replaced by cells that compute a part of them.
 
-Column and row linears around attention and feed-forward (Shoeybi et al., arXiv:1909.08053, section 3): one sum over
-the tensor axis a half block, forward and backward. Embedding and head hold a share of the vocabulary, and the cross
-entropy needs no more of the others' logits than their logarithmic sums. With sequence parallelism (Korthikanti et
-al., arXiv:2205.05198, section 4.2.2) what lies between, layer norms and dropout, sees a share of the tokens.
+Column and row parallel linears enclose attention and feed-forward (Shoeybi et al., arXiv:1909.08053, section 3). Each
+of the two takes one all-reduce over the tensor axis forward and one backward. Embedding and head are split by the
+vocabulary, and the cross entropy exchanges only each rank's log-sum-exp. With sequence parallelism (Korthikanti et
+al., arXiv:2205.05198, section 4.2.2) layer norms and dropout in between are computed on a slice of the tokens.
 
 Legend: B batch, T tokens, t tokens of this process, D hidden, N heads of this process, V vocabulary of this process.
 """
@@ -41,8 +41,8 @@ from gpt2x.parallel.collectives import (
 from gpt2x.parallel.mesh import Mesh
 
 
-class ColumnLinear(Linear):
-    """A linear of which this process has a share of the outputs."""
+class ColumnParallelLinear(Linear):
+    """A column parallel linear: this process has a slice of the outputs."""
 
     def __init__(self, in_size: int, out_size: int, backend: Backend, enter: nn.Cell):
         super().__init__(in_size, out_size, backend)
@@ -53,8 +53,8 @@ class ColumnLinear(Linear):
         return super().construct(self.enter(x), randomness)
 
 
-class RowLinear(Linear):
-    """A linear of which this process has a share of the inputs; the bias is added to the sum."""
+class RowParallelLinear(Linear):
+    """A row parallel linear: this process has a slice of the inputs; the bias is added to the sum over processes."""
 
     def __init__(self, in_size: int, out_size: int, backend: Backend, leave: nn.Cell):
         super().__init__(in_size, out_size, backend)
@@ -66,30 +66,30 @@ class RowLinear(Linear):
         return self.add_bias(x.reshape(-1, self.out_size), x.shape[:-1])
 
 
-class HeadShare(SelfAttention):
-    """Self-attention by this process' heads."""
+class TensorParallelAttention(SelfAttention):
+    """Self-attention by the heads of this process."""
 
     def __init__(self, model: ModelConfig, backend: Backend, layer: int, group: Group, ends: tuple):
         super().__init__(model, backend, 1 + 3 * layer)
         width = model.hidden_size // group.size
         self.num_heads = model.num_heads // group.size
-        self.c_attn = ColumnLinear(model.hidden_size, 3 * width, backend, ends[0])
-        self.c_proj = RowLinear(width, model.hidden_size, backend, ends[1])
+        self.c_attn = ColumnParallelLinear(model.hidden_size, 3 * width, backend, ends[0])
+        self.c_proj = RowParallelLinear(width, model.hidden_size, backend, ends[1])
         self.attention = attention(model, backend, 1 + 3 * layer, self.num_heads, group.index * self.num_heads)
 
 
-class FeedForwardShare(FeedForward):
-    """The feed-forward layer by this process' share of its width."""
+class TensorParallelFeedForward(FeedForward):
+    """The feed-forward layer by this process's slice of its width."""
 
     def __init__(self, model: ModelConfig, backend: Backend, group: Group, ends: tuple):
         super().__init__(model, backend)
         width = stats.ffn_size(model) // group.size
-        self.c_fc = ColumnLinear(model.hidden_size, width, backend, ends[0])
-        self.c_proj = RowLinear(width, model.hidden_size, backend, ends[1])
+        self.c_fc = ColumnParallelLinear(model.hidden_size, width, backend, ends[0])
+        self.c_proj = RowParallelLinear(width, model.hidden_size, backend, ends[1])
 
 
-class VocabularyShare(Embedding):
-    """The rows of a table that this process holds; tokens of other rows are zero here."""
+class VocabParallelEmbedding(Embedding):
+    """An embedding of which this process has a slice of the rows; the tokens of other rows are zero before the sum."""
 
     def __init__(self, num_rows: int, hidden_size: int, group: Group):
         super().__init__(num_rows, hidden_size)
@@ -103,20 +103,20 @@ class VocabularyShare(Embedding):
         return self.leave(x * ops.cast(is_here, x.dtype).reshape((*ids.shape, 1)))
 
 
-class VocabularyCrossEntropy(nn.Cell):
-    """Negative log-likelihoods from logits of which every process has its columns."""
+class VocabParallelCrossEntropy(nn.Cell):
+    """Negative log-likelihoods in nats from logits of which every process has a slice of the columns."""
 
     def __init__(self, group: Group, num_columns: int):
         super().__init__()
-        self.kernel = VocabularyCrossEntropyKernel(group, num_columns)
+        self.kernel = VocabParallelCrossEntropyKernel(group, num_columns)
 
     def construct(self, logits, labels):
         """logits (R, V), labels (R,) int32 -> nll (R,)."""
         return self.kernel(logits, labels)[0]
 
 
-class VocabularyCrossEntropyKernel(nn.Cell):
-    """`VocabularyCrossEntropy` whose outputs are also what its gradient needs."""
+class VocabParallelCrossEntropyKernel(nn.Cell):
+    """`VocabParallelCrossEntropy` that also returns what its gradient needs."""
 
     def __init__(self, group: Group, num_columns: int):
         super().__init__()
@@ -127,29 +127,30 @@ class VocabularyCrossEntropyKernel(nn.Cell):
         self.before, self.after = group.index, group.size - group.index - 1
 
     def here(self, labels):
-        """The labels' columns on this process, and which of them it has (R,) fp32."""
+        """Return the labels' columns on this process, 0 for those of others, and 1 for each that is here (R,) fp32."""
         columns = labels - self.first
         is_here = ops.cast(ops.logical_and(columns >= 0, columns < self.num_columns), ms.float32)
         return columns * ops.cast(is_here, ms.int32), is_here
 
     def construct(self, logits, labels):
         """logits (R, V), labels (R,) int32 -> nll (R,), log-probabilities (R, V) among this process' columns, and
-        the logarithm of their share of all probability (R,).
+        the logarithm of these columns' probability (R,).
         """
         logits = ops.cast(logits, ms.float32)
         log_probabilities = self.log_softmax(logits)
-        own = (logits[:, :1] - log_probabilities[:, :1]).reshape(1, -1)  # log of the sum of exponentials
+        local_sum = (logits[:, :1] - log_probabilities[:, :1]).reshape(1, -1)  # log-sum-exp of the local columns
         columns, is_here = self.here(labels)
         chosen = ops.gather_elements(logits, 1, columns.reshape(-1, 1)).reshape(1, -1) * is_here
-        zeros = self.zeros_like(own)
-        found = self.sum(ops.concat((zeros,) * self.before + (own,) + (zeros,) * self.after + (chosen,), 0))
-        sums = found[:-1]
+        zeros = self.zeros_like(local_sum)
+        rows = (zeros,) * self.before + (local_sum,) + (zeros,) * self.after + (chosen,)
+        gathered = self.sum(ops.concat(rows, 0))  # every process's log-sum-exp, then the labels' logits
+        sums = gathered[:-1]
         largest = ops.ReduceMax()(sums, 0)
         total = largest + ops.log(ops.reduce_sum(ops.exp(sums - largest), 0))
-        return total - found[-1], log_probabilities, own.reshape(-1) - total
+        return total - gathered[-1], log_probabilities, local_sum.reshape(-1) - total
 
     def bprop(self, logits, labels, out, dout):
-        """Softmax minus one-hot, of this process' columns."""
+        """Return softmax minus one-hot of this process's columns."""
         scale = ops.exp(out[2]) * dout[0]
         gradient = ops.exp(out[1]) * self.product(scale.reshape(-1, 1), self.ones_like(out[1][:1]))
         columns, is_here = self.here(labels)
@@ -158,9 +159,9 @@ class VocabularyCrossEntropyKernel(nn.Cell):
 
 
 class TensorParallelGPT2(GPT2):
-    """GPT-2 of which this process computes a share of every layer.
+    """GPT-2 of which this process computes a slice of every layer.
 
-    `logits` are whole on every process; `weighted_loss`, which training uses, never gathers them.
+    `logits` gathers all columns on every process; `weighted_loss`, which training uses, does not.
     """
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, mesh: Mesh, recompute: str = "none"):
@@ -168,7 +169,7 @@ class TensorParallelGPT2(GPT2):
         parallel, group = mesh.coordinates.parallel, mesh.tensor
         assert group is not None
         self.splits_tokens, self.splits_vocabulary = parallel.sequence_parallel, parallel.vocab_parallel
-        self.enter = CopyToGroup(group)  # what a share of the head multiplies
+        self.enter = CopyToGroup(group)  # before the slice of the head
         ends: tuple[nn.Cell, nn.Cell] = (CopyToGroup(group), SumOverGroup(group))
         self.split = self.join = None
         if self.splits_tokens:
@@ -176,33 +177,33 @@ class TensorParallelGPT2(GPT2):
             self.split, self.join = SplitTokens(group), JoinTokens(group)
         self.tensor_index, self.tensor_size = group.index, group.size
         for layer, block in enumerate(self.h):
-            block.attn = HeadShare(model, self.backend, layer, group, ends)
-            block.mlp = FeedForwardShare(model, self.backend, group, ends)
+            block.attn = TensorParallelAttention(model, self.backend, layer, group, ends)
+            block.mlp = TensorParallelFeedForward(model, self.backend, group, ends)
         self.gather = None
         if self.splits_vocabulary:
             num_rows = stats.padded_vocab_size(model) // group.size
-            self.wte = VocabularyShare(num_rows, model.hidden_size, group)
+            self.wte = VocabParallelEmbedding(num_rows, model.hidden_size, group)
             if self.lm_head is not None:
                 self.lm_head = Embedding(num_rows, model.hidden_size)
             if self.padding is not None:
                 first = group.index * num_rows
                 self.padding = Tensor(self.padding.asnumpy()[:, first : first + num_rows])
             self.gather, self.head_loss = AllGather(group), None
-            self.cross_entropy = VocabularyCrossEntropy(group, num_rows)
+            self.cross_entropy = VocabParallelCrossEntropy(group, num_rows)
         name_parameters(self)
         recompute_blocks(self, recompute)
 
     def spread(self, randomness, batch_size):
-        """Randomness with the rows of this process' tokens; attention takes the last element, the rows of all."""
+        """Return randomness with the positions of this process's tokens, then those of all tokens, for attention."""
         if randomness is None or not self.splits_tokens:
             return randomness
         tokens = randomness[1].reshape(batch_size, -1)  # (B, T)
         size = tokens.shape[1] // self.tensor_size
-        own = tokens[:, self.tensor_index * size : (self.tensor_index + 1) * size]
-        return randomness[0], own.reshape(-1, 1), randomness[1]
+        local_tokens = tokens[:, self.tensor_index * size : (self.tensor_index + 1) * size]
+        return randomness[0], local_tokens.reshape(-1, 1), randomness[1]
 
     def begin(self, ids, randomness, starts=None):
-        """What enters the first block, as `GPT2.begin`: ids (B, T) int32 -> (B, T or t, D)."""
+        """Embed, as `GPT2.begin`: ids (B, T) int32 -> (B, T or t, D)."""
         positions = ops.arange(ids.shape[1]).astype(ms.int32)
         x = self.embed(ids, positions if starts is None else positions.reshape(1, -1) - starts)
         if self.dropout is not None and randomness is not None:
@@ -236,7 +237,7 @@ class TensorParallelGPT2(GPT2):
 
 
 def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
-    """The model as this process computes it, its parameters without memory until they are loaded."""
+    """Return the model as this process computes it; its parameters take no memory until they are loaded."""
     recompute = mesh.coordinates.parallel.recompute
     with nn.utils.no_init_parameters():
         if mesh.tensor is None:

@@ -65,7 +65,7 @@ class RankPlan:
         collectives: communication of an update.
         compute_s: of one micro batch: products and other work; None where not known.
         micro_batch_s: of one micro batch, communication included.
-        update_s: behind the last micro batch: reduction, optimizer, publication.
+        update_s: after the last micro batch: gradient reduction, optimizer, all-gather of parameters.
     """
 
     coordinates: Coordinates

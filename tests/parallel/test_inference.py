@@ -125,8 +125,8 @@ def test_each_batch_is_one_replicas(count):
 
     batches = list(range(count))
     meshes = [Standing(ParallelConfig(name="dp3", data=3), rank) for rank in range(3)]
-    owned = [list(ReplicaBatches(mesh).own(iter(batches))) for mesh in meshes]
+    owned = [list(ReplicaBatches(mesh).local(iter(batches))) for mesh in meshes]
     assert sorted(batch for own in owned for batch in own) == batches
     rounds = [list(Replicas(mesh).rounds(batches)) for mesh in meshes]
     assert [batch for turn in zip(*rounds, strict=True) for batch in turn if batch is not None] == batches
-    assert list(Replicas().rounds(batches)) == list(ReplicaBatches().own(batches)) == batches
+    assert list(Replicas().rounds(batches)) == list(ReplicaBatches().local(batches)) == batches
