@@ -15,6 +15,7 @@ from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
 
 
+@pytest.mark.run  # compiles up to 400 collectives
 @pytest.mark.parametrize("count", [1, 3 * RUN + 5, 400], ids=["one", "several runs", "more than MindSpore nests"])
 def test_buckets_of_one_and_of_many(count):
     """Sizes and capacity make every third tensor a bucket of its own and join the two behind it."""
