@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt2x.config import HardwareConfig
 from tests.support import kinds
 from tests.support.layout_runs import layout_runs
+from tests.support.models import CPU
 from tests.support.zoo import Zoo
 
 __all__ = ["layout_runs"]
@@ -26,6 +28,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder} (set GPT2X_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hardware() -> HardwareConfig:
+    """The CPU, set up."""
+    from gpt2x.runtime.device import set_up_device
+
+    set_up_device(CPU)
+    return CPU
 
 
 @pytest.fixture(scope="session")

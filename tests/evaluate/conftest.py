@@ -1,23 +1,8 @@
+"""A converted model that knows Shakespeare, and a text that it knows."""
+
 import pytest
 
-from gpt2x.config import HardwareConfig, TokenizerConfig
-from gpt2x.runtime.device import set_up_device
-
-
-@pytest.fixture(scope="session")
-def hardware() -> HardwareConfig:
-    hardware = HardwareConfig(
-        name="cpu",
-        device_target="CPU",
-        precision="fp32",
-        memory_gb=None,
-        peak_tflops=None,
-        devices_per_node=1,
-        flash_attention=False,
-        source="test",
-    )
-    set_up_device(hardware)
-    return hardware
+from gpt2x.config import TokenizerConfig
 
 
 @pytest.fixture(scope="session")

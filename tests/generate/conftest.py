@@ -2,31 +2,8 @@
 
 import pytest
 
-from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.data.tokenizers import byte_level_bpe
-
-MODEL = ModelConfig(
-    name="tiny", num_layers=2, num_heads=2, hidden_size=32, max_seq_len=80, vocab_size=300, pad_vocab_multiple=128,
-    initializer_range=0.3,
-)  # fmt: skip
-CPU = HardwareConfig(
-    name="cpu", device_target="CPU", precision="fp32", memory_gb=None, peak_tflops=None, devices_per_node=1,
-    flash_attention=False, source="test",
-)  # fmt: skip
-
-
-def num_graphs(slots):
-    """How many graphs slots have compiled, those compiled again among them."""
-    cells = {*slots._decoders.values(), *slots._likeliest.values(), *slots._entries.values()}
-    return sum(len(cell.compile_cache) for cell in cells)
-
-
-@pytest.fixture(scope="session")
-def hardware():
-    from gpt2x.runtime.device import set_up_device
-
-    set_up_device(CPU)
-    return CPU
+from tests.support.generation import MODEL
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def test_logits_that_are_not_finite(hardware, tokenizer):
 
     from gpt2x.generate import Generator
     from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
-    from tests.generate.conftest import MODEL
+    from tests.support.generation import MODEL
 
     weights = dict(initial_weights(MODEL, seed=0))
     weights["ln_f.bias"] = np.full_like(weights["ln_f.bias"], np.nan)

@@ -13,7 +13,7 @@ from gpt2x.generate.output import results
 from gpt2x.generate.prompts import Prompt
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.tasks.registry import TASKS
-from tests.generate.conftest import MODEL
+from tests.support.generation import MODEL
 
 PROMPTS = [Prompt(text) for text in ("a", "b", "c")]
 COMPLETIONS = [Completion(str(i), " x", [1] * n, n, 2.0, "length", n, 1) for i, n in enumerate((4, 6))]

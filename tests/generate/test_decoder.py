@@ -10,7 +10,7 @@ from gpt2x.generate.completion import Generator
 from gpt2x.generate.decoder import Decoder
 from gpt2x.generate.slots import LEAST_BUCKET, bucket
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
-from tests.generate.conftest import MODEL, num_graphs
+from tests.support.generation import MODEL, num_graphs
 
 LENGTHS = [3, 17, 1]
 STEPS = 20

@@ -4,7 +4,7 @@ import pytest
 
 from gpt2x.config import GenerationConfig
 from gpt2x.generate import Generator
-from tests.generate.conftest import MODEL, num_graphs
+from tests.support.generation import MODEL, num_graphs
 
 PROMPTS = [[5, 6, 7], [8] * 20, [9, 10], [250, 251, 252, 253, 254], [1], [40] * 36, [60, 61], [70], [80, 3, 2]]
 

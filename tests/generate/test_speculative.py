@@ -15,8 +15,8 @@ from gpt2x.generate import Generator
 from gpt2x.generate.completion import Drafter
 from gpt2x.generate.speculative import longest_agreed
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
-from tests.generate.conftest import MODEL, num_graphs
 from tests.support.configs import typed
+from tests.support.generation import MODEL, num_graphs
 
 run = partial(run_in_process, "predict", run_dir=Path("unused"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 KINDS = ("unit", "run", "launch")
-RUN_FIXTURES = {"zoo"}
+RUN_FIXTURES = {"zoo", "hardware"}  # the second compiles a model
 UNIT_SECONDS = 2.0
 
 _current: list[str] = []  # kind and name of the test that runs

@@ -9,7 +9,7 @@ from tests.support.small_runs import curve, run_dirs, small
 
 pytestmark = pytest.mark.launch
 
-FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4"]
+FAST = ["trainer.max_steps=2", "trainer.global_batch_size=4", "model.num_layers=1"]
 
 
 @pytest.fixture(scope="module")
