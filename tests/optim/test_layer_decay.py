@@ -12,6 +12,7 @@ from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
 
+pytestmark = pytest.mark.run  # compiles updates
 SHAPES = {"wte.weight": (7, 4), "wpe.weight": (5, 4), "h.0.ln_1.weight": (4,), "h.0.attn.c_attn.weight": (4, 12),
           "h.1.mlp.c_fc.weight": (4, 16), "h.1.attn.q.lora_A": (4, 2), "ln_f.weight": (4,), "lm_head.weight": (7, 4),
           "score.weight": (3, 4)}  # fmt: skip

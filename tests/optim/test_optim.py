@@ -80,6 +80,7 @@ def updates(bias_correction, count=5):
     return values, gradients, [p.asnumpy() for p in parameters]
 
 
+@pytest.mark.run
 def test_adamw_equals_pytorch():
     torch = pytest.importorskip("torch")
     values, gradients, mine = updates(bias_correction=True)
@@ -94,6 +95,7 @@ def test_adamw_equals_pytorch():
         assert np.abs(parameter.detach().numpy() - value).max() <= 1e-6
 
 
+@pytest.mark.run
 def test_adamw_without_bias_correction():
     values, gradients, mine = updates(bias_correction=False)
     for index, value in enumerate(values):
