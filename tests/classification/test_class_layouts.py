@@ -3,10 +3,10 @@
 import pytest
 
 from tests.support.layout_jobs import CLASS_STEPS, CLASSIFIED, REFERENCES
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 from tests.support.small_runs import curve
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 
 @pytest.mark.parametrize("job", each(CLASSIFIED))

@@ -4,9 +4,9 @@ import pytest
 
 from tests.parallel.runs import distance
 from tests.support.layout_jobs import INSTRUCTED, INSTRUCTION_STEPS, REFERENCES
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 
 @pytest.mark.parametrize("job", each(INSTRUCTED))

@@ -7,9 +7,9 @@ import pytest
 
 from tests.parallel.runs import check_equal
 from tests.support.layout_jobs import ADAPTED, REFERENCES, STEPS
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 
 @pytest.mark.parametrize("job", each(ADAPTED))

@@ -35,7 +35,7 @@ def evaluated(layout_runs, job):
 
 
 @pytest.mark.launch
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2400)
 @pytest.mark.needs("odd vocabulary")
 @pytest.mark.parametrize("job", each(EVALUATED))
 def test_evaluation_in_a_layout(layout_runs, job):
@@ -76,7 +76,7 @@ def predicted(layout_runs, job):
 
 
 @pytest.mark.launch
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("job", each(PREDICTED))
 def test_text_in_a_layout(layout_runs, job):
     rows = predicted(layout_runs, job)

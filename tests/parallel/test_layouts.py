@@ -4,10 +4,10 @@ import pytest
 
 from tests.parallel.runs import check_equal, relative, saved
 from tests.support.layout_jobs import FP16_STEPS, REFERENCES, STEPS, TRAINED, TRAINED_EXHAUSTIVE
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 from tests.support.small_runs import curve
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 exhaustive = pytest.mark.exhaustive
 
 

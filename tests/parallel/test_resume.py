@@ -14,11 +14,11 @@ from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import differences, find_resumption
 from tests.parallel.runs import check_equal, pairs, relative, saved
 from tests.support.layout_jobs import JOBS, PROCESSES, SAVED, STEPS, resumed
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 from tests.support.processes import start
 from tests.support.small_runs import curve
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 LAYOUTS = list(PROCESSES)
 RING = list(itertools.pairwise(LAYOUTS))  # the last one is continued by the first in `test_auto_…`

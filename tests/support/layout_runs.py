@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 STDOUT, STDERR, DONE = "stdout.txt", "stderr.txt", "done"  # in a run directory
 FAILURES = "failures.json"  # in the session's directory
-LAUNCH_TIMEOUT_S = 1500
+LAUNCH_TIMEOUT_S = 900
+LAUNCHED = [pytest.mark.launch, pytest.mark.timeout(2400)]  # of a module; the first test waits for all launches
 UNCACHED = {"train": ["trainer.compile_cache=false"]}  # MindSpore takes the place of its cache once per process
 
 
@@ -138,10 +139,13 @@ def run_batch(folder: Path, names: list[str]) -> str:
     if alone:
         directory = run_dir(folder, names[0])
         command = [sys.executable, f"{alone.entry}.py", *alone.arguments(folder), f"hydra.run.dir={directory}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S, check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:  # its processes end with it
+        return f"not finished after {LAUNCH_TIMEOUT_S} s"
     if alone and done.returncode == 0:
         (directory / STDOUT).write_text(done.stdout, encoding="utf-8")
         (directory / STDERR).write_text(done.stderr, encoding="utf-8")

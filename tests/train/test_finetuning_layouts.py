@@ -8,9 +8,9 @@ import pytest
 
 from tests.parallel.runs import check_equal, saved
 from tests.support.layout_jobs import ADDED_TOKENS, REFERENCES, STEPS, TUNED, TUNED_STEPS
-from tests.support.layout_runs import each
+from tests.support.layout_runs import LAUNCHED, each
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 
 @pytest.mark.parametrize("job", each(TUNED))

@@ -16,13 +16,14 @@ from gpt2x import checkpoint
 from gpt2x.tracking.mlflow_run import RunRecord, end_abandoned
 from tests.runtime.running import Running
 from tests.support.layout_jobs import resumed
+from tests.support.layout_runs import LAUNCHED
 from tests.support.processes import start, train
 from tests.support.small_runs import ROOT, curve, run_dirs, small
 
 TRACKED = ["parallel=dp2", "tracker=mlflow", "tracker.system_metrics=false"]
 ENDLESS = ["trainer.max_steps=100000", "trainer.log_every_steps=1"]
 
-pytestmark = [pytest.mark.launch, pytest.mark.timeout(1800)]
+pytestmark = LAUNCHED
 
 
 def options(directory: Path, *more: str) -> list[str]:
