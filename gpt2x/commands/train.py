@@ -75,7 +75,7 @@ def finish(trainer: Trainer, baseline: Baseline | None) -> None:
     """Draw the loss curve and print how the run ended."""
     run_dir, state = trainer.run_dir, trainer.state
     references = {baseline.name: baseline.loss} if baseline else {}
-    title = f"{trainer.model.name} on {trainer.config.dataset.name}"
+    title = f"{trainer.decision.model.name} on {trainer.config.dataset.name}"
     plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
     metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
     if trainer.has_stopped_early:

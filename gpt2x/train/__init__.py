@@ -1,14 +1,18 @@
-"""`train.py`: from a configuration to a finished run.
+"""Training: what is decided before, the graphs of an update, and the loop around them.
 
-- `run.py`: the story of a run: decide, build, load, fit, finish.
-- `decision/`: everything that is decided before a model is built, in four stages.
-- `resume.py`: which checkpoint a run continues from.
-- `initial_values.py`: the weights that a run starts from.
-- `trainer.py`: the loop: batches, updates, validation, checkpoints, samples.
-- `step.py`: one update of a global batch: its inputs, its result, and the frame of all layouts.
-- `update.py`: the graphs of an update: gradients, accumulation, clipping, the guard, the optimizer.
-- `pipeline_step.py`: the update of a pipeline stage in 1F1B order.
-- `layout_builders.py`: which of the two a layout needs.
-- `compile_cache.py`: compiled updates, kept for the next start.
-- `start_panel.py`, `samples.py`: what a run prints first, and the texts that it samples.
+decision/            everything that is known before a model is built, in four stages; mistakes of the user end there
+resume.py            which checkpoint a run continues from, and which keys may change
+build.py             a rank's part of the model with its values, and its trainer
+initial_values.py    the values that training begins with: loaded, an adapter's, or random
+start_panel.py       what is printed before the first step
+trainer.py           the loop
+hooks.py             what follows each update: the terminal, validation, metrics.jsonl, checkpoints, samples
+state.py             the position of a run in steps and data
+rank_tensors.py      the tensors of a rank that checkpoints hold
+update.py            gradients, clipping, guard and optimizer as cells
+step.py              an update as graphs: of the whole model, in micro batches
+pipeline_step.py     an update by pipeline stages
+layout_builders.py   which of the two a layout takes
+compile_cache.py     compiled graphs that are kept for the next start
+samples.py           prompts of the samples that are drawn while training
 """

@@ -111,4 +111,6 @@ def notices(decision: Decision) -> list[str]:
                 found.append(f"model.{key}={own}, as the loaded checkpoint says (configured: {wanted})")
     if decision.source.resumption:
         found += [f"changed since the checkpoint: {line}" for line in decision.source.resumption.differences]
+        if not decision.source.resumption.saved.loop_state.get("data_sha256"):
+            found.append("the checkpoint is of an older version, without a hash that the data can be compared with")
     return found

@@ -17,17 +17,17 @@ from gpt2x.commands.entry import end_sweep, start
 from gpt2x.commands.hydra_entry import hydra_main
 
 def run(name, config, role, run_dir):
-    from gpt2x.train.trainer import Trainer
+    from gpt2x.train.hooks import ShowStep
 
-    report = Trainer.report_startup
+    show = ShowStep.run
 
-    def stop(self, metrics):
-        report(self, metrics)
+    def stop(self, trainer, metrics, progress):
+        show(self, trainer, metrics, progress)
         print("imported:", [name for name in ("mlflow", "matplotlib", "pandas", "pyarrow", "transformers", "torch")
                             if name in sys.modules])
         raise SystemExit
 
-    Trainer.report_startup = stop
+    ShowStep.run = stop
     start(name, config, role, run_dir)
 
 hydra_main("train", run, end_sweep)

@@ -77,11 +77,11 @@ def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumpt
     """
     if not resumption or resumption.differences:
         return
-    stored = resumption.saved.loop_state.get("data_fingerprint")
-    if stored != data.fingerprint:
+    stored = resumption.saved.loop_state.get("data_sha256")
+    if stored and stored != data.fingerprint:  # older versions stored none; the start panel says so
         raise UserError(
             f"resume={config.resume}: dataset={config.dataset.name} gives different blocks than at "
-            f"{resumption.saved.path} (fingerprint {str(stored)[:12]} -> {data.fingerprint[:12]}), though the "
+            f"{resumption.saved.path} (sha256 {stored[:12]} -> {data.fingerprint[:12]}), though the "
             "configuration is the same: its files have changed. Bring them back, or start a new run from the "
             f"weights with load={resumption.saved.path}."
         )

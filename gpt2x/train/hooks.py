@@ -1,0 +1,203 @@
+"""What the loop does after each update, in this order: show, evaluate, record, save, sample.
+
+A hook sees the trainer after an update and the metrics of that update, to which it may add. To add one, write a class
+with `is_due` and `run`, and put it into `default_hooks` where its turn is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Protocol
+
+from gpt2x import checkpoint
+from gpt2x.errors import UserError
+from gpt2x.generate import Generator
+from gpt2x.runtime.console import Progress, StepReport, console
+from gpt2x.tasks.base import Validates
+from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.train.layout_builders import samples_are_drawn
+from gpt2x.train.samples import SAMPLE_HEAD, sample_generation, sample_prompts
+
+if TYPE_CHECKING:
+    from gpt2x.train.trainer import Trainer
+
+Metrics = dict[str, float]
+
+
+class Hook(Protocol):
+    """Something that the loop does after an update, on every rank."""
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True if `run` is to be called after this update; the same on every rank."""
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Do it; `metrics` are those of the update, and may be added to."""
+
+
+class ShowStep:
+    """Redraws the bar, or prints a line every trainer.log_every_steps."""
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True: `Progress` chooses the steps for which it prints a line."""
+        return True
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Show the step, and after the first one how long it took from the command to here."""
+        progress.update(step_report(trainer, metrics))
+        if "perf/startup_time_s" in metrics:
+            took, compiling = metrics["perf/startup_time_s"], metrics["perf/compile_time_s"]
+            console.notice(f"first step {took:.1f} s after the command; compiling took {compiling:.1f} s of it")
+
+
+class Evaluate:
+    """Validates every trainer.eval_every_steps and at the end, and remembers the best value of trainer.best_metric.
+
+    Args:
+        validation: of the task, by all ranks; None if there are no validation rows.
+    """
+
+    def __init__(self, validation: Validates | None):
+        self.validation = validation
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True every trainer.eval_every_steps and after the last step, if there are validation rows."""
+        return self.validation is not None and trainer.is_due(trainer.config.trainer.eval_every_steps)
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Add the validation's metrics."""
+        assert self.validation is not None
+        with progress.busy("evaluating"):
+            values = self.validation.run()
+        metrics |= values
+        progress.evaluation(trainer.state.step, values)
+        remember(trainer, values[trainer.config.trainer.best_metric])
+
+
+class Record:
+    """Writes a line of metrics.jsonl and mirrors it to the tracker, on the main rank."""
+
+    def __init__(self, log: MetricsLog, tracker: Tracker):
+        self.log, self.tracker = log, tracker
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True after every update."""
+        return trainer.mesh.is_main
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Write the line."""
+        step = trainer.state.step
+        time_s = self.log.append(step, metrics)
+        self.tracker.log_metrics(step, time_s, metrics)
+
+
+class SaveCheckpoint:
+    """Writes `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation."""
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True every trainer.checkpoint_every_steps, when the run stops, and for a new best evaluation."""
+        options, state = trainer.config.trainer, trainer.state
+        is_best = options.keep_best and state.best_step == state.step
+        return trainer.is_stopping or is_best or trainer.is_due(options.checkpoint_every_steps)
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Write it, then remove what keep_last and keep_best do not keep."""
+        with progress.busy("saving"):
+            save_checkpoint(trainer)
+
+
+class DrawSamples:
+    """Lets the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
+
+    def __init__(self, trainer: Trainer):
+        decision = trainer.decision
+        config, data, seed = decision.config, decision.data, decision.config.generation.seed
+        self.generator = Generator(trainer.net, decision.model, config.hardware, data.tokenizer)
+        self.generation = sample_generation(config, decision.model, data)
+        self.prompts = sample_prompts(config, data)
+        self.seed = config.seed if seed is None else seed
+        self.path = trainer.run_dir / "samples.txt"
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return True if samples are due and can be drawn; ranks of other replicas wait in the next update."""
+        options = trainer.config.trainer
+        return (
+            trainer.is_due(options.sample_every_steps or options.eval_every_steps)
+            and bool(self.prompts)
+            and samples_are_drawn(trainer.task, trainer.config.parallel)
+            and trainer.mesh.coordinates.data == 0
+        )
+
+    def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
+        """Complete the prompts."""
+        with progress.busy("sampling"):
+            self.draw(trainer)
+
+    def draw(self, trainer: Trainer) -> None:
+        """Write the samples of one step."""
+        step = trainer.state.step
+        try:
+            completions = self.generator.complete(self.prompts, self.generation, self.seed)
+        except UserError as error:  # logits that are not finite: no reason to end the run
+            console.warn(f"step {step}: no samples, {error}")
+            return
+        if not trainer.mesh.is_main:
+            return
+        texts = [(completion.prompt, completion.completion) for completion in completions]
+        console.samples(step, texts)
+        with self.path.open("a", encoding="utf-8") as file:
+            for prompt, text in texts:
+                file.write(f"{SAMPLE_HEAD.format(step)}{prompt}{text}\n\n")
+
+
+def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[Hook]:
+    """Return the hooks of a run in the order in which they are called."""
+    decision = trainer.decision
+    validation = decision.task.validation(decision, trainer.net, trainer.mesh) if decision.data.val else None
+    return [ShowStep(), Evaluate(validation), Record(log, tracker), SaveCheckpoint(), DrawSamples(trainer)]
+
+
+def remember(trainer: Trainer, value: float) -> None:
+    """Note whether an evaluation's best_metric is the best so far, in the direction of the task."""
+    state, metric = trainer.state, trainer.config.trainer.best_metric
+    is_first = state.best_value is None
+    if math.isfinite(value) and (is_first or trainer.task.is_better(metric, value, state.best_value)):
+        state.best_step, state.best_value, state.evaluations_without_gain = state.step, value, 0
+    else:
+        state.evaluations_without_gain += 1
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """Write `checkpoints/step_N`; every rank calls it."""
+    decision, mesh, options = trainer.decision, trainer.mesh, trainer.config.trainer
+    checkpoint.save(
+        trainer.run_dir / "checkpoints" / f"step_{trainer.state.step}",
+        tensors=trainer.tensors.slices(),
+        model=decision.model,
+        run_config=asdict(decision.config),
+        loop_state=asdict(trainer.state),
+        tokenizer_dir_writer=decision.data.save_tokenizer,
+        rank=mesh.rank,
+        world_size=mesh.size,
+        agree=mesh.agree,
+    )
+    if mesh.is_main:
+        checkpoint.prune(trainer.run_dir, options.keep_last, trainer.state.best_step if options.keep_best else None)
+
+
+def step_report(trainer: Trainer, metrics: Metrics) -> StepReport:
+    """Return a step as it is shown."""
+    state = trainer.state
+    return StepReport(
+        step=state.step,
+        loss=metrics["train/loss"],
+        lr=metrics["train/lr"],
+        grad_norm=metrics["train/grad_norm"],
+        epoch=metrics["train/epoch"],
+        loss_scale=metrics.get("train/loss_scale"),
+        tokens_per_s=metrics["perf/tokens_per_s"],
+        mfu=metrics["perf/mfu"],
+        memory_gb=metrics["perf/memory_gb"],
+        skipped_steps=state.step - state.num_updates,
+        is_per_token=trainer.task.unit == "token",
+    )

@@ -1,0 +1,83 @@
+"""The tensors that one rank keeps in checkpoints: set from logical tensors, and sliced for writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+
+from gpt2x.checkpoint import Sliced
+from gpt2x.model.gpt2 import GPT2
+from gpt2x.optim.base import Optimizer
+from gpt2x.parallel.gradient_reduction import LocalParameter
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.placement import Readable, owns, read_ahead
+from gpt2x.trainable import Trainable
+
+
+class RankTensors:
+    """What this rank holds of the weights or adapters, and of the optimizer states.
+
+    Args:
+        net: this rank's part of the model.
+        trainable: what is trained.
+        local_parameters: the trained parameters of this rank, in the order of `optimizer`.
+        optimizer: owns the states.
+        mesh: the processes.
+    """
+
+    def __init__(
+        self,
+        net: GPT2,
+        trainable: Trainable,
+        local_parameters: list[LocalParameter],
+        optimizer: Optimizer,
+        mesh: Mesh,
+    ):
+        self.group = trainable.checkpoint_group
+        self.placements = trainable.stored_placements(mesh.coordinates)
+        self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.placements}
+        self.local_parameters, self.optimizer, self.coordinates = local_parameters, optimizer, mesh.coordinates
+        self.has_run = False  # set by the loop once a graph has run
+
+    def load(self, tensors: Readable) -> None:
+        """Set the weights or adapters, trained or frozen, from logical tensors."""
+        sharded = {local.name: local for local in self.local_parameters if local.rows is not None}
+        for name, values in read_ahead(self.placements, tensors):
+            self._set(self.parameters[name], values)
+            if name in sharded:
+                rows = sharded[name].rows
+                self._set(sharded[name].trained, values[rows.start : rows.stop])
+
+    def load_states(self, states: Readable) -> None:
+        """Set the optimizer states from logical tensors named STATE.TENSOR."""
+        for state_name, parameters in self.optimizer.states.items():
+            for local, parameter in zip(self.local_parameters, parameters, strict=True):
+                self._set(parameter, local.trained_placement.read(states, f"{state_name}.{local.name}"))
+
+    def slices(self) -> dict[str, Mapping[str, Sliced]]:
+        """Return what this rank writes of the weights or adapters, and of the optimizer states.
+
+        Of all copies in a layout exactly one rank writes each value.
+        """
+        coordinates, shards = self.coordinates, self.coordinates.parallel.optimizer_shards
+        weights, states = {}, {}
+        for name, placement in self.placements.items():
+            if owns(name, coordinates) and coordinates.data == 0:
+                boxes = placement.parts(self.parameters[name].asnumpy())
+                weights[name] = Sliced(placement.logical_shape, boxes)
+        for index, local in enumerate(self.local_parameters):
+            shape = local.placement.logical_shape
+            if local.is_owned and coordinates.data < (1 if local.rows is None else shards):
+                for state_name, parameters in self.optimizer.states.items():
+                    boxes = local.trained_placement.parts(parameters[index].asnumpy())
+                    states[f"{state_name}.{local.name}"] = Sliced(shape, boxes)
+        return {self.group: weights, "optimizer": states}
+
+    def _set(self, parameter: Parameter, values: np.ndarray) -> None:
+        """Give a parameter other values; once a graph has run, `set_data` no longer reaches it (MindSpore 2.10)."""
+        if self.has_run:
+            ops.assign(parameter, Tensor(values))
+        else:
+            parameter.set_data(Tensor(values))
