@@ -32,7 +32,7 @@ def together(agree: Agree, target: Path) -> Iterator[None]:
         raise
     if not agree(True):
         raise UserError(
-            f"cannot write {target}: another process failed, and its message says why. Nothing there has changed."
+            f"cannot write {target}: another process failed, its message says why. Nothing there has changed."
         )
 
 

@@ -115,7 +115,7 @@ def test_one_output_for_all_jobs_is_refused(sweep, tmp_path):
     done = start("evaluate.py", "--config-dir", f"{root}/conf", "-m", f"load={root},{root}/conf", "dataset=hills",
                  f"output={tmp_path}/all.json", "tracker=none", f"paths.outputs={tmp_path}", check=False)  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("would be written by every job of the sweep: leave output out") == 1
+    assert done.stderr.count("would be written by every job of the sweep; leave output out") == 1
     assert "Comparison" not in done.stdout
     assert not list(tmp_path.rglob("*.json"))
 
