@@ -103,6 +103,7 @@ def blocks_of(shared_data, cache, gpt2, block_len, split, **keys):
     return data.splits()[split]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("block_len", "blocks", "tail"), [(1025, 231, 212), (1024, 231, 443)])
 def test_reference_validation_blocks(shared_data, tmp_path, gpt2, reference_ids, block_len, blocks, tail):
     split, ids = blocks_of(shared_data, tmp_path, gpt2, block_len, "val", protocol="reference"), reference_ids

@@ -61,6 +61,7 @@ def test_eos_stands_between_documents(tokenizer, tmp_path):
     assert stream.words == (3, "word")
 
 
+@pytest.mark.run
 def test_wikitext_has_the_text_of_each_protocol(tokenizer, shared_data, tmp_path):
     path = str(shared_data / "wikitext-2")
     for protocol in ("clean", "reference"):
@@ -72,6 +73,7 @@ def test_wikitext_has_the_text_of_each_protocol(tokenizer, shared_data, tmp_path
         assert texts["reference"].num_tokens == 231 * 1024 + 443  # parity.md 3, docs/data.md
 
 
+@pytest.mark.run
 def test_reference_blocks_are_those_of_preparation(tokenizer, shared_data, tmp_path):
     from gpt2x.data.sampling import batches
 
