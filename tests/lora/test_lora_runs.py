@@ -101,7 +101,7 @@ def test_training_continues_from_an_adapter_of_peft(zoo, exported, tmp_path):
     options = [*small(zoo.lora.folder), f"paths.outputs={tmp_path}/outputs", f"load={zoo.plain.run_dir}",
                f"adapters=[{exported}/peft]", "task=finetune", "trainer.max_steps=1", "lora=r8",
                "lora.targets=[c_attn]"]  # fmt: skip
-    assert "rank [16] at scale [2.0] on attn.c_attn; give lora.rank" in refusal("train", *options)
+    assert "rank [16] at scale [2.0] on attn.c_attn. Give its lora.rank" in refusal("train", *options)
     changes = ["lora.rank=16", "lora.alpha=32", "optimizer.learning_rate=1e-12"]
     ours = open_adapter(run("train", *options, *changes).run_dir).factors()
     for name, value in open_adapter(exported / "peft").factors().items():

@@ -127,7 +127,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(zoo, tmp_path):
 def test_other_tensors_are_not_resumed(zoo):
     step = zoo.grown.checkpoint(2)
     message = refusal("train", *zoo.grown.options, f"resume={step}", "trainer.frozen=[]")
-    assert "trains other tensors (trainer.frozen: " in message
+    assert "trains different tensors (trainer.frozen: " in message
     assert f"load={step}" in message
 
 
