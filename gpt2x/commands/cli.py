@@ -84,7 +84,7 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
 
     Args:
         name: one of COMMANDS.
-        arguments: those behind the command's name.
+        arguments: what follows the command's name.
         program: how the command was typed, for help.
 
     Raises:

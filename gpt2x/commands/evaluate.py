@@ -63,7 +63,7 @@ class Decision:
 
 
 def decide(config: EvaluateConfig, run_dir: Path, role: Role) -> Decision:
-    """Open the model and prepare the data, so that every mistake is told before a device is set up.
+    """Open the model and prepare the data, so that every mistake is reported before a device is set up.
 
     Raises:
         UserError: for anything the user can put right.

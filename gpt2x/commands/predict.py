@@ -45,7 +45,7 @@ class Decision:
 
 
 def decide(config: PredictConfig, run_dir: Path, role: Role) -> Decision:
-    """Read the prompts and open the model, so that every mistake is told before a device is set up.
+    """Read the prompts and open the model, so that every mistake is reported before a device is set up.
 
     Raises:
         UserError: for a mistake in prompts, output, model or decoding options.

@@ -1,6 +1,6 @@
 """What all jobs of a sweep of `evaluate.py` measured, as one table: rows are checkpoints, columns are data sets.
 
-Each job leaves its metrics in `metrics.jsonl`, the scores behind them in `scores.npz`, and its circumstances in
+Each job leaves its metrics in `metrics.jsonl`, the scores that they come from in `scores.npz`, and its circumstances in
 `results.json`. A job that failed leaves nothing, and the table says so.
 """
 

@@ -121,7 +121,7 @@ def word(
     track: Track = lambda windows, total: windows,
     replicas: ReplicaBatches = ALONE,
 ) -> Result:
-    """The nll of the whole text, divided by its number of words (WikiText: Merity et al., arXiv:1609.07843).
+    """Return the nll of the whole text, divided by its number of words (WikiText: Merity et al., arXiv:1609.07843).
 
     Every token is scored once, the first one after an EOS, in windows like those of `strided` that overlap by at least
     one token. Words are counted in the text, so that the result does not depend on the tokenizer.

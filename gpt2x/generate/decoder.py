@@ -1,7 +1,7 @@
 """The forward pass over a key/value cache, as one graph.
 
 Rows are padded at the right, so that a token's column is its position and its row in the cache. Nothing is shifted, and
-prompts of different lengths give what each gives alone. Padding writes keys and values after the row's last token; the
+a prompt gives the same beside shorter or longer ones. Padding writes keys and values after the row's last token; the
 mask (key position <= query position) hides them until later tokens overwrite them.
 
 Legend: B batch, T new tokens, S cached positions, D hidden, N heads, H head dim, V (padded) vocab.

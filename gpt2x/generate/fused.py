@@ -90,7 +90,7 @@ class Weights:
 
 
 def constant(values: np.ndarray, name: str) -> Parameter:
-    """A copy of the parameter `name`; no tensor, which would become part of every graph."""
+    """Return a copy of the parameter `name`; no tensor, which would become part of every graph."""
     return Parameter(Tensor(values), name=f"copy.{name}", requires_grad=False)
 
 

@@ -46,7 +46,7 @@ class Classifier(GPT2):
         return self.score(picked)  # (B, K)
 
     def class_loss(self, hidden, last, labels):
-        """Each text's negative log-likelihood in nats: labels (B,) int32 -> (B,) fp32."""
+        """Return each text's negative log-likelihood in nats: labels (B,) int32 -> (B,) fp32."""
         return self.cross_entropy(self.class_logits(hidden, last), labels)  # (B,)
 
 

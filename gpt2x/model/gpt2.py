@@ -151,13 +151,13 @@ class Block(nn.Cell):
         self.mlp_dropout = backend.dropout(model.dropout, site + 2, model.hidden_size)
 
     def add(self, x, branch, dropout, randomness):
-        """The residual sum x + dropout(branch): all (B, T, D)."""
+        """Return the residual sum x + dropout(branch): all (B, T, D)."""
         if dropout is not None and randomness is not None:
             branch = dropout(branch, randomness[0], randomness[1])  # (B, T, D)
         return x + branch  # (B, T, D)
 
     def feed_forward(self, x, randomness):
-        """The second half of the block: x (B, T, D) -> (B, T, D)."""
+        """Return the second half of the block: x (B, T, D) -> (B, T, D)."""
         return self.add(x, self.mlp(self.ln_2(x), randomness), self.mlp_dropout, randomness)  # (B, T, D)
 
     def construct(self, x, randomness, starts=None):
@@ -206,7 +206,7 @@ class GPT2(nn.Cell):
         return ops.cast(self.wte(ids) + self.wpe(positions), self.dtype)  # (B, T, D)
 
     def begin(self, ids, randomness, starts=None):
-        """What enters the first block: ids (B, T) int32 -> (B, T, D); randomness and starts as in `construct`."""
+        """Return what enters the first block: ids (B, T) int32 -> (B, T, D); other arguments as in `construct`."""
         positions = ops.arange(ids.shape[1]).astype(ms.int32)  # (T,)
         x = self.embed(ids, positions if starts is None else positions.reshape(1, -1) - starts)  # (B, T, D)
         if self.dropout is not None and randomness is not None:
@@ -214,7 +214,7 @@ class GPT2(nn.Cell):
         return x
 
     def end(self, x):
-        """The last layer norm: x (B, T, D) -> (B, T, D)."""
+        """Return the last layer norm: x (B, T, D) -> (B, T, D)."""
         return self.ln_f(x)  # (B, T, D)
 
     def construct(self, ids, randomness, starts=None):
@@ -233,7 +233,7 @@ class GPT2(nn.Cell):
         return self.end(x)  # (B, T, D)
 
     def head(self):
-        """The head's matrix (V, D) in the compute dtype."""
+        """Return the head's matrix (V, D) in the compute dtype."""
         return ops.cast(self.wte.weight if self.lm_head is None else self.lm_head.weight, self.dtype)
 
     def logits(self, hidden, head=None):
@@ -244,7 +244,7 @@ class GPT2(nn.Cell):
         return self.head_product(hidden, head)
 
     def token_losses(self, hidden, labels):
-        """Each label's negative log-likelihood in nats: hidden (..., D), labels (R,) int32 -> (R,) fp32.
+        """Return each label's negative log-likelihood in nats: hidden (..., D), labels (R,) int32 -> (R,) fp32.
 
         With `head_loss` it has no gradient; `weighted_loss` does.
         """
@@ -253,7 +253,7 @@ class GPT2(nn.Cell):
         return self.cross_entropy(self.head_product(hidden), labels)  # (R,)
 
     def weighted_loss(self, hidden, labels, weights, is_head_trained):
-        """The sum of weights (R,) times `token_losses` (R,): scalar fp32.
+        """Return the sum of weights (R,) times `token_losses` (R,): scalar fp32.
 
         is_head_trained: the result of `is_head_trained()`, asked outside of the graph.
         """
@@ -263,11 +263,11 @@ class GPT2(nn.Cell):
         return ops.reduce_sum(self.token_losses(hidden, labels) * weights)
 
     def is_head_trained(self) -> bool:
-        """Whether the head's matrix has a gradient. Graphs cannot ask this."""
+        """Return whether the head's matrix has a gradient. Graphs cannot ask this."""
         return (self.wte if self.lm_head is None else self.lm_head).weight.requires_grad
 
     def head_product(self, hidden, head=None):
-        """Same as `logits`, which layouts override."""
+        """Return the same as `logits`, which layouts override."""
         rows = hidden.reshape(-1, self.hidden_size)  # (R, D)
         logits = ops.MatMul(transpose_b=True)(rows, self.head() if head is None else head)  # (R, V)
         return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)

@@ -74,7 +74,7 @@ def attention_dropout(model: ModelConfig) -> float:
 
 
 def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
-    """Whether training runs the flash kernel. It requires fp16 or bf16 and no dropout on attention weights."""
+    """Return whether training runs the flash kernel. It requires fp16 or bf16 and no dropout on attention weights."""
     return hardware.flash_attention and attention_dropout(model) == 0 and hardware.precision != "fp32"
 
 

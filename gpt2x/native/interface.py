@@ -83,19 +83,19 @@ def operands(text: str) -> list[Operand]:
 
 
 def split(size: str) -> tuple[int, str]:
-    """The factor and the symbol of a size: "3D" -> (3, "D"); "4" -> (4, "")."""
+    """Return the factor and the symbol of a size: "3D" -> (3, "D"); "4" -> (4, "")."""
     digits = re.match(r"\d*", size).group()  # type: ignore[union-attr]
     return int(digits or 1), size.removeprefix(digits)
 
 
 def value(size: str, bound: Mapping[str, int]) -> int:
-    """The number that a size stands for; -1 if its symbol is not bound."""
+    """Return the number that a size stands for; -1 if its symbol is not bound."""
     factor, symbol = split(size)
     return factor * bound[symbol] if symbol in bound else -1 if symbol else factor
 
 
 def has_factor(operand: Operand) -> bool:
-    """Whether a size of the operand is a multiple of a symbol, which other operands bind better."""
+    """Return whether a size of the operand is a multiple of a symbol, which other operands bind better."""
     return any(split(size)[0] != 1 and split(size)[1] for size in operand.sizes or ())
 
 

@@ -14,7 +14,7 @@ HEAD = "hidden float32 (R, D), table float32 (V, D), labels int32 (R), num_colum
 
 
 def decoder_block(dtype: str) -> str:
-    """The signature of a block whose four matrices have a type."""
+    """Return the signature of a block whose four matrices have a type."""
     return (
         "x float32 (M, D), positions int32, slots int32 (B), ln_1_weight float32 (D), ln_1_bias float32 (D), "
         f"attn {dtype}, attn_scales float32, attn_bias float32, "
@@ -27,7 +27,7 @@ def decoder_block(dtype: str) -> str:
 
 
 def decoder_head(dtype: str) -> str:
-    """The signature of a head whose table has a type."""
+    """Return the signature of a head whose table has a type."""
     return (
         "x float32 (M, D), ln_f_weight float32 (D), ln_f_bias float32 (D), "
         f"table {dtype} (P, D), table_scales float32, eps float32 (1) -> logits float32 (M, V)"

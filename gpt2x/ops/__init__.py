@@ -9,7 +9,7 @@ A `Backend` provides them all. There are three, one file each, and every file en
 `backend_of(hardware)` makes the one that `HardwareConfig.backend` names. A net makes it once and passes it down to its
 cells; what comes after the net (optimizer, decoder, scorer) takes `net.backend`. Nothing global is involved, so nets
 with different hardware options live in one process. A new device is one more file. docs/design/ops.md has the
-measurements behind the choices.
+measurements that decided them.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class HeadAttention(nn.Cell):
         return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size)
 
     def keep_mask(self, randomness, batch_size, length):
-        """The dropout multipliers (B, N, T, T) that a single device would draw for these heads; or None."""
+        """Return the dropout multipliers (B, N, T, T) that a single device would draw for these heads; or None."""
         if self.dropout is None or randomness is None:
             return None
         rows = randomness[-1].reshape(batch_size, 1, length, 1) * self.all_heads

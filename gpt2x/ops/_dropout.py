@@ -13,14 +13,14 @@ from gpt2x.native.constants import MIX_1, MIX_2, WEYL
 
 
 def mix(x):
-    """A bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
+    """Return a bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
     x = ops.bitwise_xor(x, shift_right(x, 16)) * MIX_1
     x = ops.bitwise_xor(x, shift_right(x, 13)) * MIX_2
     return ops.bitwise_xor(x, shift_right(x, 16))
 
 
 def shift_right(x, bits: int):
-    """The logical shift; MindSpore's keeps the sign."""
+    """Return the logical shift; MindSpore's keeps the sign."""
     return ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1)
 
 
@@ -53,7 +53,7 @@ class Dropout(nn.Cell):
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
 
     def keep(self, key, rows, columns: int):
-        """Multipliers, 0 or 1 / (1 - rate), fp32.
+        """Return the multipliers, 0 or 1 / (1 - rate), fp32.
 
         key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
         """

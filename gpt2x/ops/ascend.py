@@ -43,7 +43,7 @@ class GeluNewAscend(nn.Cell):
 
 @cache
 def compressed_causal_mask() -> Tensor:
-    """The (2048, 2048) mask of `ops.flash_attention_score` for any length under sparse_mode=2; 1 discards."""
+    """Return the (2048, 2048) mask of `ops.flash_attention_score` for any length under sparse_mode=2; 1 discards."""
     return Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1))
 
 

@@ -43,7 +43,7 @@ class Backend(ABC):
 
     @abstractmethod
     def activation(self, name: str) -> nn.Cell:
-        """The activation gelu_new, gelu or fast_gelu: a Cell of (x) -> x's shape."""
+        """Return the activation gelu_new, gelu or fast_gelu: a Cell of (x) -> x's shape."""
 
     @abstractmethod
     def dropout(self, rate: float, site: int, columns: int, first: int = 0) -> Dropout | None:
@@ -84,11 +84,11 @@ class Backend(ABC):
 
     @abstractmethod
     def square_sum(self) -> ops.MultitypeFuncGraph:
-        """The sum of a tensor's squares, to map over tensors: (gradient) -> scalar fp32."""
+        """Return the sum of a tensor's squares, to map over tensors: (gradient) -> scalar fp32."""
 
     @abstractmethod
     def adamw(self, beta1: float, beta2: float) -> nn.Cell:
-        """The update of all parameters and their states in place (`gpt2x.ops.composed.AdamWUpdate`)."""
+        """Return the update of all parameters and their states in place (`gpt2x.ops.composed.AdamWUpdate`)."""
 
     @abstractmethod
     def decoder(self, activation: str) -> Any | None:

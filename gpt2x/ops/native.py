@@ -128,7 +128,7 @@ class Dropout(ComposedDropout):
         self.kernel = DropoutKernel()
 
     def mask_settings(self) -> np.ndarray:
-        """What decides a mask besides key and row: MaskSettings, int32 (4,)."""
+        """Return what decides a mask besides key and row: MaskSettings, int32 (4,)."""
         scale_bits = np.float32(self.scale).view(np.int32)
         return cpp.record(
             "MaskSettings", site=self.site, threshold=self.threshold, scale=scale_bits, first_column=self.first
@@ -173,7 +173,7 @@ class HeadAttention(nn.Cell):
 
     @staticmethod
     def record(has_starts: int, has_dropout: int, first_head: int, all_heads: int, mask: np.ndarray) -> Tensor:
-        """The operand `settings`: AttentionSettings, int32 (8,)."""
+        """Return the operand `settings`: AttentionSettings, int32 (8,)."""
         fields = {"has_starts": has_starts, "has_dropout": has_dropout, "first_head": first_head}
         return Tensor(cpp.record("AttentionSettings", **fields, all_heads=all_heads, mask=mask))
 
@@ -238,7 +238,7 @@ class AdamWUpdate(nn.Cell):
 
 
 def adamw_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, ops.MultitypeFuncGraph]:
-    """The update of one tensor, by scalars of all parameters and by those of the parameter's group."""
+    """Return the update of one tensor, by scalars of all parameters and by those of the parameter's group."""
     kernel = cpp.operator("adamw", in_place=True)
     betas, one = Tensor(np.array([beta1, beta2], np.float32)), Tensor(1.0, ms.float32)
     update = ops.MultitypeFuncGraph("native_update")
@@ -260,7 +260,7 @@ def adamw_updates(beta1: float, beta2: float) -> tuple[ops.MultitypeFuncGraph, o
 
 
 def native_square_sum() -> ops.MultitypeFuncGraph:
-    """The kernel of `Backend.square_sum`."""
+    """Return the kernel of `Backend.square_sum`."""
     kernel = cpp.operator("square_sum")
     square_sum = ops.MultitypeFuncGraph("native_square_sum")
 
@@ -283,15 +283,15 @@ class DecoderKernels:
         self.panel, self.activation = int(constants["panel"]), int(constants[f"activation.{activation}"])
 
     def settings(self, num_heads: int, cache_len: int) -> np.ndarray:
-        """The operand `settings` of a block: DecoderSettings, int32 (3,)."""
+        """Return the operand `settings` of a block: DecoderSettings, int32 (3,)."""
         return cpp.record("DecoderSettings", num_heads=num_heads, cache_len=cache_len, activation=self.activation)
 
     def block(self, kind: str) -> Any:
-        """The operator of a block whose matrices are `kind`: fp32, bf16 or int8."""
+        """Return the operator of a block whose matrices are `kind`: fp32, bf16 or int8."""
         return cpp.operator(f"decoder_block_{kind}", in_place=True)
 
     def head(self, kind: str, vocab_size: int) -> Any:
-        """The operator of the last layer norm and the head, whose table is `kind`."""
+        """Return the operator of the last layer norm and the head, whose table is `kind`."""
         return cpp.operator(f"decoder_head_{kind}", V=vocab_size)
 
     def use_huge_pages(self, values: np.ndarray) -> None:

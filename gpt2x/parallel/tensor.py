@@ -211,7 +211,7 @@ class TensorParallelGPT2(GPT2):
         return x if self.split is None else self.split(x)
 
     def end(self, x):
-        """The last layer norm: x (B, T or t, D) -> (B, T, D)."""
+        """Return the last layer norm: x (B, T or t, D) -> (B, T, D)."""
         x = self.ln_f(x)
         return x if self.join is None else self.join(x)
 

@@ -127,7 +127,7 @@ class Console:
             self._rich.print(text)
 
     def end_bar(self) -> None:
-        """On a terminal, begin a new line below a live bar that another process left there."""
+        """Begin a new line, on a terminal, below a live bar that another process left there."""
         if getattr(self._rich.file, "isatty", lambda: False)():
             self._rich.file.write("\n")
 

@@ -147,7 +147,7 @@ def cores(local: int, per_node: int) -> dict[str, str]:
 def await_scheduler() -> None:
     """Wait in a worker until the scheduler listens.
 
-    Once MindSpore's first attempt is refused, its further attempts fail for up to half a minute (2.10), because each
+    Once MindSpore's first attempt has failed, its further attempts fail for up to half a minute (2.10), because each
     allows a connection less time than it needs.
     """
     address = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])

@@ -171,7 +171,7 @@ def compact(ids: np.ndarray, mask: np.ndarray, seq_len: int) -> tuple[np.ndarray
 
     Args:
         ids: (B, L) int32.
-        mask: (B, L), 0 where there is no token.
+        mask: (B, L), 0 for padding.
         seq_len: the number of tokens of a row to keep at most, from its start.
 
     Returns:
