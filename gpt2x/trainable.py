@@ -15,7 +15,6 @@ from gpt2x.config import LoraConfig, ModelConfig, TrainConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.config.patterns import trained_tensors
 from gpt2x.lora import shapes
-from gpt2x.lora.adapter import GROUP
 from gpt2x.model import stats
 from gpt2x.parallel.placement import Placement, placements
 
@@ -157,7 +156,7 @@ class Adapters:
 
     model: ModelConfig
     lora: LoraConfig
-    checkpoint_group: ClassVar[str] = GROUP
+    checkpoint_group: ClassVar[str] = shapes.GROUP
     is_whole: ClassVar[bool] = False
     is_adapter: ClassVar[bool] = True
 

@@ -14,10 +14,8 @@ from gpt2x.checkpoint.tensors import LazyTensors, pieces
 from gpt2x.config import LoraConfig, ModelConfig
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.errors import UserError
-from gpt2x.lora.shapes import A, B, module_shapes, trained_shapes
+from gpt2x.lora.shapes import GROUP, A, B, module_shapes, trained_shapes
 from gpt2x.model.stats import HEAD
-
-GROUP = "adapter"  # of tensors in a checkpoint
 
 
 @dataclass(frozen=True)

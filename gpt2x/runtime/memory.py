@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def process_memory_gb() -> float:
     """Return the resident memory of this process (GB)."""
+    import psutil
+
     return psutil.Process().memory_info().rss / 1e9
 
 
@@ -24,6 +24,8 @@ def process_age_s(pid: int) -> float:
     with contextlib.suppress(OSError, AttributeError):  # not Linux; psutil rounds the boot time to seconds
         started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    import psutil
+
     return time.time() - psutil.Process(pid).create_time()
 
 
@@ -35,6 +37,8 @@ def peak_process_memory_gb() -> float:
 
 def machine_memory_gb() -> float:
     """Return the memory that a process can use (GB): the machine's, or the limit of its container."""
+    import psutil
+
     total = psutil.virtual_memory().total
     with contextlib.suppress(OSError, ValueError):  # no such control group, or "max"
         total = min(total, int(_CGROUP_LIMIT.read_text()))

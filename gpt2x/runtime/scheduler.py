@@ -7,8 +7,6 @@ import signal
 import sys
 import time
 
-import psutil
-
 from gpt2x.errors import UserError
 from gpt2x.runtime.launch import end_with_launcher
 
@@ -53,6 +51,8 @@ def end_with_siblings() -> None:
     After a worker's failure, MindSpore's scheduler would wait for half a minute, and msrun for the scheduler. A forked
     process watches, because `init` never releases Python's lock to a thread.
     """
+    import psutil
+
     msrun, pid = psutil.Process(os.getppid()), os.getpid()
     if os.fork():
         return

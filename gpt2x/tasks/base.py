@@ -15,7 +15,8 @@ In the order in which a run asks:
 
 A task states all of this itself: nothing is inherited, so that no task validates or predicts as another one does
 without saying so. What two tasks share is a function, or the instance of the other task, that both call. Modules of
-this package import what needs mindspore inside of functions, since a typing mistake must be answered at once.
+this package import what is heavy (mindspore, numpy, `gpt2x.data`) inside of functions, since a typing mistake must be
+answered at once.
 """
 
 from __future__ import annotations
@@ -26,20 +27,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-import numpy as np
-
 from gpt2x.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
-from gpt2x.data.mindrecord import Split
-from gpt2x.data.prepare import PreparedData, prepare
-from gpt2x.data.rows.base import RowForm
-from gpt2x.data.sampling import Batch
-from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from mindspore import nn
 
     from gpt2x.convert import Source
+    from gpt2x.data.mindrecord import Split
+    from gpt2x.data.prepare import PreparedData
+    from gpt2x.data.rows.base import RowForm
+    from gpt2x.data.sampling import Batch
+    from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
     from gpt2x.generate.prompts import Prompt
@@ -241,6 +241,8 @@ class Task(StatedInFull):
         Raises:
             UserError: wrong input; nothing incomplete is left in the cache.
         """
+        from gpt2x.data.prepare import prepare
+
         return prepare(
             config.dataset,
             config.tokenizer,

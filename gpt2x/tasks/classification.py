@@ -10,12 +10,6 @@ import numpy as np
 
 from gpt2x.config import CommonConfig, EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size, world_size
-from gpt2x.data.mindrecord import Split
-from gpt2x.data.prepare import PreparedData
-from gpt2x.data.rows.base import RowForm
-from gpt2x.data.rows.labelled import LabelledRows, compact, require_labelled
-from gpt2x.data.sampling import Batch, batches
-from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import require
 from gpt2x.tasks.base import Baseline, Direction, Inference, NoSettings, Run, Task, Validates
 
@@ -23,6 +17,11 @@ if TYPE_CHECKING:
     from mindspore import nn
 
     from gpt2x.convert import Source
+    from gpt2x.data.mindrecord import Split
+    from gpt2x.data.prepare import PreparedData
+    from gpt2x.data.rows.base import RowForm
+    from gpt2x.data.sampling import Batch
+    from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
     from gpt2x.generate.prompts import Prompt
@@ -89,6 +88,8 @@ class Classification(Task):
 
     def check(self, config: TrainConfig) -> None:
         """Reject text without labels, and layouts that split what a classifier's head reads."""
+        from gpt2x.data.rows.labelled import require_labelled
+
         require_labelled(config.dataset, f"task={config.task.name}")
         parallel = config.parallel
         require(
@@ -99,6 +100,8 @@ class Classification(Task):
 
     def row_form(self, config: TrainConfig) -> RowForm:
         """Cut labelled rows of seq_len tokens."""
+        from gpt2x.data.rows.labelled import LabelledRows
+
         return LabelledRows(config.trainer.seq_len)
 
     def fit_model(self, model: ModelConfig, data: PreparedData | None, loaded: ModelConfig | None) -> ModelConfig:
@@ -115,6 +118,7 @@ class Classification(Task):
 
     def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Return the texts without padding that no row needs, followed by their classes; a 1 at each last token."""
+        from gpt2x.data.rows.labelled import compact
         from gpt2x.generate.class_scorer import last_tokens
 
         rows, lengths = compact(batch["input_ids"], batch["attention_mask"], config.trainer.seq_len)
@@ -171,6 +175,8 @@ def require_one_process(config: CommonConfig) -> None:
 
 def label_counts(split: Split, num_labels: int) -> np.ndarray:
     """Return the number of texts per class, int64 (num_labels,)."""
+    from gpt2x.data.sampling import batches
+
     counts = np.zeros(num_labels, np.int64)
     for batch in batches(split, batch_size=1024, seed=0, epoch=0, shuffle=False, drop_last=False):
         counts += np.bincount(batch["labels"].reshape(-1), minlength=num_labels)

@@ -12,12 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from gpt2x.config import ModelConfig, TrainConfig
-from gpt2x.data.mindrecord import Split
-from gpt2x.data.prepare import PreparedData
-from gpt2x.data.rows.base import RowForm
-from gpt2x.data.rows.instruction import Inputs, InstructionRows, inputs_of
-from gpt2x.data.sampling import Batch
-from gpt2x.data.sources.registry import source_of
 from gpt2x.errors import require
 from gpt2x.tasks.base import Baseline, Direction, NoSettings, Run, Task, Validates
 from gpt2x.tasks.language_modeling import TASK as LANGUAGE_MODELING
@@ -25,6 +19,11 @@ from gpt2x.tasks.language_modeling import TASK as LANGUAGE_MODELING
 if TYPE_CHECKING:
     from mindspore import nn
 
+    from gpt2x.data.mindrecord import Split
+    from gpt2x.data.prepare import PreparedData
+    from gpt2x.data.rows.base import RowForm
+    from gpt2x.data.rows.instruction import Inputs
+    from gpt2x.data.sampling import Batch
     from gpt2x.parallel.mesh import Mesh
 
 
@@ -41,6 +40,8 @@ class Instruction(Task):
 
     def check(self, config: TrainConfig) -> None:
         """Reject text without responses, and packed rows if stages exchange only hidden states."""
+        from gpt2x.data.sources.registry import source_of
+
         require(
             source_of(config.dataset).row_form == "instruction",
             f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use "
@@ -55,6 +56,8 @@ class Instruction(Task):
 
     def row_form(self, config: TrainConfig) -> RowForm:
         """Cut rows of seq_len + 1 tokens."""
+        from gpt2x.data.rows.instruction import InstructionRows
+
         return InstructionRows(config.trainer.seq_len)
 
     def fit_model(self, model: ModelConfig, data: PreparedData | None, loaded: ModelConfig | None) -> ModelConfig:
@@ -104,6 +107,8 @@ class Instruction(Task):
 
 def row_inputs(config: TrainConfig, batch: Batch) -> Inputs:
     """Return a batch at the length that holds its longest row; stages exchange only rows of seq_len."""
+    from gpt2x.data.rows.instruction import inputs_of
+
     has_one_length = config.dataset.packing or config.parallel.pipeline > 1
     return inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
 

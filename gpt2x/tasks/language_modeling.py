@@ -7,23 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from gpt2x.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
-from gpt2x.data.mindrecord import Split
-from gpt2x.data.prepare import PreparedData
-from gpt2x.data.rows.base import RowForm
-from gpt2x.data.rows.blocks import Blocks
-from gpt2x.data.sampling import Batch
-from gpt2x.data.tokenizer import Tokenizer
-from gpt2x.data.unigram import unigram_perplexity
 from gpt2x.errors import UserError
 from gpt2x.tasks.base import Baseline, Direction, Inference, NoSettings, Run, Task, Validates
 
 if TYPE_CHECKING:
+    import numpy as np
     from mindspore import nn
 
     from gpt2x.convert import Source
+    from gpt2x.data.mindrecord import Split
+    from gpt2x.data.prepare import PreparedData
+    from gpt2x.data.rows.base import RowForm
+    from gpt2x.data.sampling import Batch
+    from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
     from gpt2x.generate.prompts import Prompt
@@ -91,6 +88,8 @@ class LanguageModeling(Task):
 
     def row_form(self, config: TrainConfig) -> RowForm:
         """Cut blocks of seq_len + 1 tokens."""
+        from gpt2x.data.rows.blocks import Blocks
+
         return Blocks(config.trainer.seq_len)
 
     def fit_model(self, model: ModelConfig, data: PreparedData | None, loaded: ModelConfig | None) -> ModelConfig:
@@ -110,7 +109,7 @@ class LanguageModeling(Task):
 
     def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Return the blocks, and a 1 for each target that attention_mask covers."""
-        return batch["input_ids"], batch["attention_mask"][:, 1:].astype(np.float32)
+        return batch["input_ids"], batch["attention_mask"][:, 1:].astype("float32")
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the targets of a global batch."""
@@ -129,6 +128,8 @@ class LanguageModeling(Task):
 
     def baseline(self, run: Run) -> Baseline | None:
         """Return the perplexity of a unigram model, if there is validation text and counting is quick."""
+        from gpt2x.data.unigram import unigram_perplexity
+
         train, val = run.train_split, run.data.val
         if val is None or train.num_tokens > UNIGRAM_MAX_TOKENS:
             return None
