@@ -136,7 +136,7 @@ def run_in_workers(name: str, config: CommonConfig, role: Role, run_dir: Path) -
     decision = command(name).decide(config, run_dir, role)
     open_run_dir(name, decision, run_dir)
     run_dir = decision.run_dir.absolute()
-    path = launch.config_path(config, run_dir)
+    path = launch.config_path(config.launch.node_rank, run_dir)
     save_config(decision.resolved, path)
     try:
         launch.launch([sys.executable, "-m", "gpt2x.commands.worker", name, str(path)], config, run_dir)

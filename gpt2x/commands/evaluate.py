@@ -85,7 +85,7 @@ def decide(config: EvaluateConfig, run_dir: Path, role: Role) -> Decision:
 
 def open_run_dir(decision: Decision) -> None:
     """Write `config.yaml`."""
-    save_config(decision.config, launch.config_path(decision.config, decision.run_dir))
+    save_config(decision.config, launch.config_path(decision.config.launch.node_rank, decision.run_dir))
 
 
 def run(decision: Decision, mesh: Mesh) -> None:

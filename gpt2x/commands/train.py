@@ -35,7 +35,7 @@ def decide(config: TrainConfig, run_dir: Path, role: Role) -> Decision:
 
 def open_run_dir(decision: Decision) -> None:
     """Write `config.yaml`, and the metrics of the run that is resumed."""
-    save_config(decision.resolved, launch.config_path(decision.config, decision.run_dir))
+    save_config(decision.resolved, launch.config_path(decision.config.launch.node_rank, decision.run_dir))
     if decision.source.resumption and decision.config.launch.node_rank == 0:
         copy_history(decision.source.resumption)
 

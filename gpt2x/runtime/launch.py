@@ -65,10 +65,9 @@ def end_with_launcher() -> None:
 # ---- starting
 
 
-def config_path(config: CommonConfig, run_dir: Path) -> Path:
-    """Return the path of the configuration that this node's workers read; node 0's is the run's `config.yaml`."""
-    node = config.launch.node_rank
-    return run_dir / LOGS / f"node_{node}.yaml" if node else run_dir / "config.yaml"
+def config_path(node_rank: int, run_dir: Path) -> Path:
+    """Return the file with the configuration of a node's workers; node 0's is the run's own."""
+    return run_dir / LOGS / f"node_{node_rank}.yaml" if node_rank else run_dir / "config.yaml"
 
 
 def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:

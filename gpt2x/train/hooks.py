@@ -16,8 +16,7 @@ from gpt2x.generate import Generator
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.tasks.base import Validates
 from gpt2x.tracking import MetricsLog, Tracker
-from gpt2x.train.layout_builders import samples_are_drawn
-from gpt2x.train.samples import SAMPLE_HEAD, sample_generation, sample_prompts
+from gpt2x.train.samples import SAMPLE_HEAD, can_sample
 
 if TYPE_CHECKING:
     from gpt2x.train.trainer import Trainer
@@ -111,11 +110,8 @@ class DrawSamples:
 
     def __init__(self, trainer: Trainer):
         decision = trainer.decision
-        config, data, seed = decision.config, decision.data, decision.config.generation.seed
-        self.generator = Generator(trainer.net, decision.model, config.hardware, data.tokenizer)
-        self.generation = sample_generation(config, decision.model, data)
-        self.prompts = sample_prompts(config, data)
-        self.seed = config.seed if seed is None else seed
+        self.generator = Generator(trainer.net, decision.model, decision.config.hardware, decision.data.tokenizer)
+        self.samples = decision.samples
         self.path = trainer.run_dir / "samples.txt"
 
     def is_due(self, trainer: Trainer) -> bool:
@@ -123,8 +119,8 @@ class DrawSamples:
         options = trainer.config.trainer
         return (
             trainer.is_due(options.sample_every_steps or options.eval_every_steps)
-            and bool(self.prompts)
-            and samples_are_drawn(trainer.task, trainer.config.parallel)
+            and bool(self.samples.prompts)
+            and can_sample(trainer.task, trainer.config.parallel)
             and trainer.mesh.coordinates.data == 0
         )
 
@@ -137,7 +133,7 @@ class DrawSamples:
         """Write the samples of one step."""
         step = trainer.state.step
         try:
-            completions = self.generator.complete(self.prompts, self.generation, self.seed)
+            completions = self.generator.complete(self.samples.prompts, self.samples.generation, self.samples.seed)
         except UserError as error:  # logits that are not finite: no reason to end the run
             console.warn(f"step {step}: no samples, {error}")
             return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import micro_batch_size, num_micro_batches
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.base import Optimizer
 from gpt2x.parallel.gradient_reduction import GradientReduction, LocalParameter, ParameterAllGather
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import Stage, StageLinks
-from gpt2x.tasks.base import Task
 from gpt2x.train.decision import Decision
 from gpt2x.train.pipeline_step import PipelineStep
 from gpt2x.train.step import GraphStep, TrainStep
@@ -37,8 +35,3 @@ def build_step(
         Stage(net, mesh.coordinates), links, mesh.coordinates.stage, parallel.pipeline, parameters, optimizer,
         trainer.grad_clip, has_dropout, reduction, all_gather,
     )  # fmt: skip
-
-
-def samples_are_drawn(task: Task, parallel: ParallelConfig) -> bool:
-    """Return True if text can be sampled while training, which takes all layers and single tokens on each rank."""
-    return task.samples_text and parallel.pipeline == 1 and not parallel.sequence_parallel

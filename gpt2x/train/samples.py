@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2x.config import GenerationConfig, ModelConfig, TrainConfig
-from gpt2x.data.prepare import PreparedData
+from gpt2x.config import GenerationConfig, ParallelConfig, TrainConfig
+from gpt2x.data.template import Template
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.tasks.base import Task
 
 SAMPLE_HEAD = "=== step {} ===\n"
 
@@ -26,30 +26,49 @@ def rewind_samples(path: Path, step: int) -> None:
             return
 
 
-def sample_prompts(config: TrainConfig, data: PreparedData) -> list[str]:
-    """trainer.sample_prompts, within the template of prompts where there is one; an empty one stays empty."""
-    prompts, template = config.trainer.sample_prompts, data.template
-    return prompts if template is None else [prompt and template.prompt(prompt) for prompt in prompts]
+@dataclass(frozen=True)
+class Samples:
+    """The texts that a model completes while it trains.
+
+    Attributes:
+        prompts: within the template of the data, if there is one; "" starts from EOS.
+        generation: config.generation, with lengths cut to what a window has room for.
+        seed: of the draws, the same at every step.
+    """
+
+    prompts: list[str]
+    generation: GenerationConfig
+    seed: int
 
 
-def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int) -> int:
-    """Return the number of tokens that the longest prompt leaves for its completion.
+def plan_samples(config: TrainConfig, template: Template | None, tokenizer: Tokenizer, max_seq_len: int) -> Samples:
+    """Return the samples of a run.
+
+    Args:
+        config: of the run.
+        template: of the prompts; None: they are used as they are.
+        tokenizer: of the run.
+        max_seq_len: of the model.
 
     Raises:
         UserError: a sample prompt leaves no room for a single token.
     """
+    prompts, generation = config.trainer.sample_prompts, config.generation
+    if template is not None:
+        prompts = [prompt and template.prompt(prompt) for prompt in prompts]
     longest = max((len(tokenizer.encode(prompt)) or 1 for prompt in prompts), default=1)
-    if longest >= max_seq_len:
+    room = max_seq_len - longest
+    if room < 1:
         raise UserError(
             f"trainer.sample_prompts: a prompt has {longest} tokens and model.max_seq_len={max_seq_len} leaves no room "
             "for a completion. Shorten it."
         )
-    return max_seq_len - longest
+    new_tokens = {name: min(getattr(generation, name), room) for name in ("max_new_tokens", "min_new_tokens")}
+    return Samples(
+        prompts, replace(generation, **new_tokens), config.seed if generation.seed is None else generation.seed
+    )
 
 
-def sample_generation(config: TrainConfig, model: ModelConfig, data: PreparedData) -> GenerationConfig:
-    """Return `config.generation` with max_new_tokens and min_new_tokens cut to what a window has room for."""
-    room = check_prompts(sample_prompts(config, data), data.tokenizer, model.max_seq_len)
-    generation = config.generation
-    return replace(generation, max_new_tokens=min(generation.max_new_tokens, room),
-                   min_new_tokens=min(generation.min_new_tokens, room))  # fmt: skip
+def can_sample(task: Task, parallel: ParallelConfig) -> bool:
+    """Return True if text can be sampled while training, which takes all layers and single tokens on each rank."""
+    return task.samples_text and parallel.pipeline == 1 and not parallel.sequence_parallel

@@ -62,6 +62,7 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.tensor import build_net
+    from gpt2x.tasks.registry import task_of
     from gpt2x.train.decision import Decision
     from gpt2x.train.layout_builders import build_step
     from gpt2x.train.step import StepInputs
@@ -76,7 +77,9 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
         case.spoil(net)
     held = local_parameters(net, config.model, mesh, trainable.trained_placements(mesh.coordinates))
     optimizer = AdamW(config.optimizer, [part.trained for part in held], net.backend)
-    decision = Decision(config, Path(), None, None, None, config.model, trainable)  # data and source are not asked
+    decision = Decision(  # of which neither data nor source is asked
+        config, task_of(config), Path(), None, None, None, config.model, trainable, None, None
+    )
     step = build_step(decision, net, mesh, held, optimizer)
     if case.message:
         step.links.shape = (*step.links.shape[:-1], case.message)

@@ -9,6 +9,7 @@ import pytest
 
 from gpt2x.config.files import load_config
 from gpt2x.errors import UserError
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.model import complete_model
 from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import differences, find_resumption
@@ -88,7 +89,7 @@ def test_what_makes_another_run(layout_runs, tmp_path):
     found = find_resumption(other, tmp_path)
     assert (found.run_dir, found.differences) == (run_dir, [])
     assert found.saved.loop_state["step"] == STEPS
-    model = complete_model(other, RunSource(None, found, None, None), None)
+    model = complete_model(other, task_of(other), RunSource(None, found, None, None), None)
     assert model == dataclasses.replace(found.saved.model, pad_vocab_multiple=128)
     for key, value, line in (
         ("hardware__precision", "bf16", "hardware.precision: fp32 -> bf16"),

@@ -12,6 +12,7 @@ from gpt2x.config.rules import validate_train
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model import stats
+from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.model import check_added_rows
 from gpt2x.train.decision.source import check_finetuning, check_frozen
 from tests.commands import convert as main
@@ -143,7 +144,7 @@ def test_what_cannot_be_done_is_refused(zoo):
 
     values = dataclasses.replace(config)
     check_finetuning(values)
-    check_frozen(values, tiny_model())
+    check_frozen(values, task_of(values), tiny_model())
     with pytest.raises(UserError, match=r"trainer.frozen=.* lora=none freezes the whole model already"):
         check_finetuning(with_changes(lora__rank=8))
     with pytest.raises(UserError, match=r"tokenizer.extend=true adds rows to the embedding, which lora="):
@@ -155,7 +156,9 @@ def test_what_cannot_be_done_is_refused(zoo):
     with pytest.raises(UserError, match=r"trainer.frozen=\[ln_f.\*\] keeps weights as they are loaded, and load=null"):
         check_finetuning(with_changes(trainer__frozen=["ln_f.*"]))
     with pytest.raises(UserError, match=r"freezes everything in stage 0 of parallel.pipeline=2, layers 0 to 0"):
-        check_frozen(with_changes(trainer__frozen=["h.0.*", "w?e.*"], parallel__pipeline=2), tiny_model())
+        check_frozen(
+            with_changes(trainer__frozen=["h.0.*", "w?e.*"], parallel__pipeline=2), task_of(values), tiny_model()
+        )
     with pytest.raises(UserError, match=r"optimizer.layer_decay=1.2 must be above 0 and at most 1"):
         validate_train(with_changes(optimizer__layer_decay=1.2, load__="x", tokenizer__path="y", parallel__pipeline=1))
     validate_train(with_changes(optimizer__layer_decay=None, plan__="true"))

@@ -9,10 +9,10 @@ from gpt2x.config.rules import validate_warmup
 from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.errors import UserError
-from gpt2x.tasks.registry import task_of
+from gpt2x.tasks.base import Task
 from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import Resumption
-from gpt2x.train.samples import check_prompts, sample_prompts
+from gpt2x.train.samples import plan_samples
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Steps:
     per_epoch: int
 
 
-def decide_data(config: TrainConfig, source: RunSource) -> tuple[PreparedData, Steps]:
+def decide_data(config: TrainConfig, task: Task, source: RunSource) -> tuple[PreparedData, Steps]:
     """Prepare the task's rows with the run's tokenizer, or find them in the cache, and count the steps.
 
     Raises:
@@ -36,12 +36,11 @@ def decide_data(config: TrainConfig, source: RunSource) -> tuple[PreparedData, S
     """
     if source.tokenizer:
         max_seq_len = (source.loaded_model or config.model).max_seq_len
-        check_prompts(config.trainer.sample_prompts, source.tokenizer, max_seq_len)
-    data = task_of(config).prepare(config, source.tokenizer)
+        plan_samples(config, None, source.tokenizer, max_seq_len)  # so that too long a prompt is told at once
+    data = task.prepare(config, source.tokenizer)
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
     check_end(config, steps, source.resumption)
-    check_prompts(sample_prompts(config, data), data.tokenizer, (source.loaded_model or config.model).max_seq_len)
     return data, steps
 
 

@@ -18,6 +18,7 @@ from gpt2x.train.decision.data import Steps, decide_data
 from gpt2x.train.decision.model import decide_model
 from gpt2x.train.decision.source import RunSource, decide_source
 from gpt2x.train.decision.trainable import FrozenBase, decide_trainable
+from gpt2x.train.samples import Samples, plan_samples
 from gpt2x.trainable import Trainable
 
 
@@ -27,6 +28,7 @@ class Decision:
 
     Attributes:
         config: as composed and validated.
+        task: what the run trains for.
         run_dir: where the run writes; of `resume=auto` that of the resumed run.
         source: where it starts from.
         data: the rows, and the tokenizer that made them.
@@ -34,21 +36,19 @@ class Decision:
         model: config.model with everything known.
         trainable: what is trained of it.
         base: the frozen weights that adapters stand beside; None if there are none.
+        samples: the texts that the model completes while it trains.
     """
 
     config: TrainConfig
+    task: Task
     run_dir: Path
     source: RunSource
     data: PreparedData
     steps: Steps
     model: ModelConfig
     trainable: Trainable
-    base: FrozenBase | None = None
-
-    @property
-    def task(self) -> Task:
-        """What the run trains for."""
-        return task_of(self.config)
+    base: FrozenBase | None
+    samples: Samples
 
     @property
     def train_split(self) -> Split:
@@ -78,9 +78,11 @@ def decide(config: TrainConfig, run_dir: Path, role: Role = Role()) -> Decision:
     """
     OPTIMIZERS.settings(config.optimizer.kind, config.optimizer.settings)
     SCHEDULES.settings(config.schedule.name, config.schedule.settings)
-    source = decide_source(config, run_dir, role)
-    data, steps = decide_data(config, source)
-    model = decide_model(config, source, data)
+    task = task_of(config)
+    source = decide_source(config, task, run_dir, role)
+    data, steps = decide_data(config, task, source)
+    model = decide_model(config, task, source, data)
     trainable, base = decide_trainable(config, source, model, role)
     run_dir = source.resumption.run_dir if source.resumption else run_dir
-    return Decision(config, run_dir, source, data, steps, model, trainable, base)
+    samples = plan_samples(config, data.template, data.tokenizer, model.max_seq_len)
+    return Decision(config, task, run_dir, source, data, steps, model, trainable, base, samples)

@@ -12,24 +12,24 @@ from gpt2x.errors import require
 from gpt2x.model import stats
 from gpt2x.parallel.placement import VOCABULARY
 from gpt2x.pretrained import check_vocabulary
-from gpt2x.tasks.registry import task_of
+from gpt2x.tasks.base import Task
 from gpt2x.train.decision.source import RunSource, as_loaded
 
 
-def decide_model(config: TrainConfig, source: RunSource, data: PreparedData) -> ModelConfig:
+def decide_model(config: TrainConfig, task: Task, source: RunSource, data: PreparedData) -> ModelConfig:
     """Return the model with everything known: vocabulary, labels, and what the loaded weights decide.
 
     Raises:
         UserError: the tokenizer, the task or the layout does not fit the model.
     """
-    model = complete_model(config, source, data)
+    model = complete_model(config, task, source, data)
     validate_layout(config.parallel, model)
     if source.weights and not source.resumption:
         check_added_rows(config.trainer.frozen, model, source.weights.model)
     return model
 
 
-def complete_model(config: TrainConfig, source: RunSource, data: PreparedData) -> ModelConfig:
+def complete_model(config: TrainConfig, task: Task, source: RunSource, data: PreparedData) -> ModelConfig:
     """Fill in what the configuration leaves open."""
     if source.resumption:  # the padding depends on the layout, and is not saved
         return replace(source.resumption.saved.model, pad_vocab_multiple=config.model.pad_vocab_multiple)
@@ -43,7 +43,7 @@ def complete_model(config: TrainConfig, source: RunSource, data: PreparedData) -
     if model.vocab_size is None:
         model = replace(model, vocab_size=tokenizer.vocab_size)
     check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")
-    return task_of(config).fit_model(model, data, loaded)
+    return task.fit_model(model, data, loaded)
 
 
 def check_added_rows(frozen: list[str], model: ModelConfig, loaded: ModelConfig) -> None:

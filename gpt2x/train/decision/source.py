@@ -21,7 +21,7 @@ from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import check_vocabulary, source_tokenizer
 from gpt2x.runtime.role import Role
-from gpt2x.tasks.registry import task_of
+from gpt2x.tasks.base import Task
 from gpt2x.train.resume import Resumption, find_resumption
 
 
@@ -49,7 +49,7 @@ class RunSource:
         return self.weights.model if self.weights else None
 
 
-def decide_source(config: TrainConfig, run_dir: Path, role: Role) -> RunSource:
+def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) -> RunSource:
     """Open what `load=`, `resume=` and `adapters=` name, and compare it with the configuration.
 
     Raises:
@@ -62,7 +62,7 @@ def decide_source(config: TrainConfig, run_dir: Path, role: Role) -> RunSource:
     source = RunSource(weights, resumption, checkpoint_tokenizer(config, weights, resumption), None)
     if weights and not resumption:
         check_loaded_model(config, weights)
-    check_frozen(config, source.loaded_model)
+    check_frozen(config, task, source.loaded_model)
     validate_layout(config.parallel, replace(config.model, vocab_size=None))
     if config.adapters and not resumption:
         source = replace(source, adapter=open_matching_adapter(config, weights))
@@ -173,7 +173,7 @@ def as_loaded(config: TrainConfig, loaded: ModelConfig) -> ModelConfig:
     )
 
 
-def check_frozen(config: TrainConfig, loaded: ModelConfig | None) -> None:
+def check_frozen(config: TrainConfig, task: Task, loaded: ModelConfig | None) -> None:
     """Reject `trainer.frozen` if it freezes nothing, the whole model, or all of a pipeline stage.
 
     Raises:
@@ -182,7 +182,7 @@ def check_frozen(config: TrainConfig, loaded: ModelConfig | None) -> None:
     frozen, parallel = config.trainer.frozen, config.parallel
     if not frozen or loaded is None:
         return
-    model = task_of(config).fit_model(loaded, None, loaded)
+    model = task.fit_model(loaded, None, loaded)
     trained = trained_tensors(frozen, stats.tensor_shapes(model))
     for stage in range(min(parallel.pipeline, model.num_layers)):
         coordinates = Coordinates(parallel, stage * parallel.data * parallel.tensor)
