@@ -60,8 +60,8 @@ def overrides_of(command: str) -> tuple[str, list[str]] | None:
     words = shlex.split(command, comments=True)
     line = " ".join(words)
     name = next((name for start, name in SCRIPTS.items() if line.startswith(f"python {start}")), None)
-    if words[0] == "gpt2x" and words[1] in CONFIGURED:
-        name = words[1]
+    if words[0] == "gpt2x" and words[1] in (*CONFIGURED, "plan"):
+        name = "train" if words[1] == "plan" else words[1]
     if name is None or "--help" in words:
         return None
     overrides = [word for word in words if "=" in word]
