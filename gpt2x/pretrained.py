@@ -1,4 +1,8 @@
-"""A trained model ready to use: weights, configuration and tokenizer from one directory (floor 2)."""
+"""A trained model ready to use: weights, configuration and tokenizer from the directory of `load=`.
+
+`open_pretrained` checks a directory without reading its weights; `build_pretrained` builds this process' part of the
+model and reads its part of the weights. `load_pretrained` does both.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.layout import Coordinates, validate_layout
-from gpt2x.convert import Source, load_source
+from gpt2x.convert import WeightsSource, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits, named
-from gpt2x.lora.merge import changed, merged
+from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits
+from gpt2x.lora.merge import changed_weights, merged
+from gpt2x.lora.open import adapters_by_name
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
@@ -26,33 +31,33 @@ from gpt2x.parallel.tensor import build_net
 
 @dataclass
 class Pretrained:
-    """What `load=` stands for.
+    """The model of `load=`, built and loaded.
 
     Attributes:
-        net: what this process holds of the model.
-        model: as the directory states it; with the head of its adapters, a classifier.
-        tokenizer: its own.
-        source: where it comes from.
-        adapter: what is merged into the net's weights.
+        net: this process' part of the model.
+        model: its configuration, as the directory states it, with the classes of the adapters' head.
+        tokenizer: the checkpoint tokenizer, or the configured one.
+        source: the directory.
+        adapter: the adapter that is merged into the net's weights.
     """
 
     net: GPT2
     model: ModelConfig
     tokenizer: Tokenizer
-    source: Source
+    source: WeightsSource
     adapter: Adapter | None = None
 
 
 class OpenedModel(NamedTuple):
-    """A directory of `load=`, checked, its weights unread.
+    """The directory of `load=`, opened and checked; its weights are unread.
 
     Attributes:
         source: the directory.
-        tokenizer: its tokenizer, or the configured one.
-        model: padded for a layout, with the head that adapters add.
+        tokenizer: the checkpoint tokenizer, or the configured one.
+        model: its configuration, padded for the layout, with the classes of the adapters' head.
     """
 
-    source: Source
+    source: WeightsSource
     tokenizer: Tokenizer
     model: ModelConfig
 
@@ -68,20 +73,20 @@ def load_pretrained(
 ) -> Pretrained:
     """Build the model that the directory `load` describes, with its weights and tokenizer.
 
-    Of the weights only what this process holds is read, one tensor after the other.
+    Only this process' part of the weights is read, one tensor after the other.
 
     Args:
         load: a gpt2x checkpoint, a run or a Hugging Face directory.
         hardware: the device.
-        tokenizer: for a directory that has none.
-        mesh: the processes, by data and tensor axes; None: this one alone.
-        adapters: those that the model will be used with; the first is merged into its weights (`use_adapter`).
+        tokenizer: for a directory that has no tokenizer.
+        mesh: the processes, by data and tensor axes; None if there is only this process.
+        adapters: the adapters that will be used; the first is merged into the weights (`use_adapter` changes it).
         verify: whether to hash the weights.
 
     Raises:
-        UserError: for a directory that is no checkpoint, weights that do not fit, a tokenizer that disagrees, a
-            model that cannot be shared out as `mesh` is, or adapters that are of another model, were trained beside
-            other weights, or make different models of it.
+        UserError: the directory is not a checkpoint, its weights or tokenizer do not fit, its model does not fit the
+            layout, or the adapters are of a different model, were trained beside different weights, or make
+            different models of it.
     """
     mesh = mesh or Mesh(ParallelConfig(name="single"))
     opened = open_pretrained(load, tokenizer, mesh.coordinates.parallel, adapters, verify=verify)
@@ -97,7 +102,7 @@ def build_pretrained(
         opened: from `open_pretrained`, for the layout of `mesh` and the same adapters.
         hardware: the device.
         mesh: the processes.
-        adapters: those that the model will be used with; the first is merged into its weights.
+        adapters: the adapters that will be used; the first is merged into the weights.
 
     Raises:
         UserError: another process has opened a different directory.
@@ -111,7 +116,7 @@ def build_pretrained(
 
 
 def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: Coordinates) -> None:
-    """Set what `net` holds of a model, tensor by tensor; its other parameters are left as they are."""
+    """Set the parameters of `net` that are tensors of `model`, one after the other; the others stay as they are."""
     parts = placements(model, coordinates)
     for parameter in net.get_parameters():
         if parameter.name in parts:
@@ -119,44 +124,46 @@ def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: 
 
 
 def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
-    """Merge an adapter into the weights of a loaded model, in place of the one before it.
+    """Merge an adapter into the weights of a loaded model, instead of the one that is merged now.
 
     Args:
         pretrained: the model; its graphs may have run.
-        adapter: one of those that the model was loaded with.
+        adapter: one of the adapters with which the model was loaded.
         mesh: the processes.
     """
     if adapter is pretrained.adapter:
         return
-    before = changed(pretrained.adapter) if pretrained.adapter else set()
+    before = changed_weights(pretrained.adapter) if pretrained.adapter else set()
     weights = merged(pretrained.source.weights(), adapter)
     parts = placements(pretrained.model, mesh.coordinates)
     for parameter in pretrained.net.get_parameters():
-        if parameter.name in before | changed(adapter):
+        if parameter.name in before | changed_weights(adapter):
             ops.assign(parameter, Tensor(parts[parameter.name].read(weights, parameter.name)))
     pretrained.adapter = adapter
 
 
 def open_adapters(directories: list[str]) -> list[Adapter]:
-    """Adapters, each with a name of its own.
+    """Open adapters, whose names must differ.
 
     Raises:
-        UserError: one cannot be read, or two have one name.
+        UserError: one cannot be opened, or two have the same name.
     """
-    return list(named(directories).values())
+    return list(adapters_by_name(directories).values())
 
 
 def choose_adapter(directories: list[str], name: str | None) -> list[Adapter]:
-    """The adapter called `name`, or the only one; none where there is none.
+    """Open the adapter called `name`, or the only one; an empty list if there are no directories.
 
     Raises:
-        UserError: one cannot be read, or there are several and `name` is none of them.
+        UserError: one cannot be opened, or there are several and none is called `name`.
     """
-    adapters = named(directories)
+    adapters = adapters_by_name(directories)
     if name is None and len(adapters) <= 1:
         return list(adapters.values())
     if name not in adapters:
-        raise UserError(f"adapter={name or 'null'} is none of adapters=; give adapter= one of: {', '.join(adapters)}")
+        raise UserError(
+            f"adapter={name or 'null'} is not one of adapters=. Give adapter= one of: {', '.join(adapters)}."
+        )
     return [adapters[name]]
 
 
@@ -168,34 +175,34 @@ def open_pretrained(
     *,
     verify: bool = True,
 ) -> OpenedModel:
-    """Open and check the directory `load`; its weights stay unread.
+    """Open the directory `load` and check it, without reading its weights.
 
     Args:
-        load: as for `load_pretrained`.
-        tokenizer: for a directory that has none.
+        load: a gpt2x checkpoint, a run or a Hugging Face directory.
+        tokenizer: for a directory that has no tokenizer.
         parallel: the layout.
-        adapters: those that the model will be used with.
-        verify: whether to hash the weights, and adapters' base; one process does it for a run.
+        adapters: the adapters that will be used.
+        verify: whether to hash the weights and compare them with the adapters' base. One process per run does it.
 
     Raises:
-        UserError: as `load_pretrained`.
+        UserError: for the reasons of `load_pretrained`.
     """
     source = load_source(load, verify=verify)
-    own = source_tokenizer(source, tokenizer)
-    check_vocabulary(own, source.model, f"load={load}")
+    checkpoint_tokenizer = source_tokenizer(source, tokenizer)
+    check_vocabulary(checkpoint_tokenizer, source.model, f"load={load}")
     for adapter in adapters:
         check_fits(adapter, source.model, load)
     if verify:
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
-    return OpenedModel(source, own, padded_for(model, parallel, f"load={load}"))
+    return OpenedModel(source, checkpoint_tokenizer, padded_for(model, parallel, f"load={load}"))
 
 
 def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
-    """The model with as many rows of padding as its vocabulary needs to be shared out; they change no result.
+    """Return the model with its vocabulary padded for vocabulary parallelism. Padding rows change no result.
 
     Raises:
-        UserError: its heads or feed-forward layers cannot be shared out.
+        UserError: the layout does not divide the heads or feed-forward layers.
     """
     if parallel.vocab_parallel:
         model = replace(model, pad_vocab_multiple=math.lcm(model.pad_vocab_multiple, parallel.tensor))
@@ -206,47 +213,58 @@ def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> Mod
     return model
 
 
-def source_tokenizer(source: Source, wanted: TokenizerConfig) -> Tokenizer:
-    """The checkpoint's own tokenizer; the configured one where it has none, or adds tokens with tokenizer.extend.
+def source_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tokenizer:
+    """Return the checkpoint tokenizer, or the configured one if there is none or if tokenizer.extend adds tokens.
 
     Raises:
-        UserError: when there is neither, or when tokenizer.path names another one than the checkpoint's.
+        UserError: there is neither, or tokenizer.path is a different tokenizer than the checkpoint's.
     """
     if source.tokenizer_dir is None:
-        if wanted.extend:
-            raise UserError(
-                f"tokenizer.extend=true: load={source.path} holds no tokenizer to compare tokenizer.path={wanted.path} "
-                "with; put the one that it was trained with into that directory"
-            )
-        if wanted.path is None:
-            raise UserError(
-                f"load={source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt): "
-                "give tokenizer.path=DIRECTORY"
-            )
-        return Tokenizer.load(wanted.path, wanted.eos_token)
-    own = Tokenizer.load(source.tokenizer_dir)
-    if wanted.path is not None and (wanted.extend or Path(wanted.path).expanduser().exists()):  # a hub may be far
-        other = Tokenizer.load(wanted.path)
-        if other.fingerprint != own.fingerprint:
-            if wanted.extend and other.extends(own):
-                return other
-            fix = "drop tokenizer.path"
-            if other.extends(own):
-                fix += ", or train with the tokens that it adds by tokenizer.extend=true"
-            elif wanted.extend:
-                fix = f"tokenizer.extend=true takes one whose first {own.vocab_size} ids and end-of-text are the same"
-            raise UserError(
-                f"tokenizer.path={wanted.path} ({other.vocab_size} tokens) is not the tokenizer that "
-                f"load={source.path} was trained with ({own.vocab_size} tokens): {fix}"
-            )
-    return own
+        return _configured_tokenizer(source, config)
+    stored = Tokenizer.load(source.tokenizer_dir)
+    # without tokenizer.extend the path is only compared, so it may be missing on this machine
+    if config.path is None or not (config.extend or Path(config.path).expanduser().exists()):
+        return stored
+    configured = Tokenizer.load(config.path)
+    if configured.fingerprint == stored.fingerprint:
+        return stored
+    extends = configured.extends(stored)
+    if config.extend and extends:
+        return configured
+    fix = "Drop tokenizer.path"
+    if extends:
+        fix += ", or give tokenizer.extend=true to train with the tokens that it adds"
+    elif config.extend:
+        fix = f"tokenizer.extend=true requires the same first {stored.vocab_size} ids and end-of-text token"
+    raise UserError(
+        f"tokenizer.path={config.path} ({configured.vocab_size} tokens) is not the tokenizer with which "
+        f"load={source.path} was trained ({stored.vocab_size} tokens). {fix}."
+    )
+
+
+def _configured_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tokenizer:
+    if config.extend:
+        raise UserError(
+            f"tokenizer.extend=true: load={source.path} holds no tokenizer with which tokenizer.path={config.path} "
+            "can be compared. Copy the tokenizer with which it was trained into that directory."
+        )
+    if config.path is None:
+        raise UserError(
+            f"load={source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt). "
+            "Give tokenizer.path=DIRECTORY."
+        )
+    return Tokenizer.load(config.path, config.eos_token)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, origin: str) -> None:
-    """Refuse a tokenizer whose ids the embedding has no rows for."""
+    """Check that the embedding has a row for each of the tokenizer's ids.
+
+    Raises:
+        UserError: the tokenizer has more tokens than `model.vocab_size`.
+    """
     if model.vocab_size is not None and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{origin}: the tokenizer has {tokenizer.vocab_size} tokens but the model's embedding only "
-            f"model.vocab_size={model.vocab_size} rows: they do not belong together; use the tokenizer that the "
-            f"checkpoint was trained with, or for a new model model.vocab_size=null (the tokenizer's size)"
+            f"{origin}: the tokenizer has {tokenizer.vocab_size} tokens, but the embedding has only "
+            f"model.vocab_size={model.vocab_size} rows. Use the tokenizer with which the checkpoint was trained; for "
+            "a new model, give model.vocab_size=null (the tokenizer's size)."
         )

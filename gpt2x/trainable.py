@@ -1,4 +1,4 @@
-"""What a run trains of a model: all of it, some of its tensors, or adapters beside frozen weights (no mindspore).
+"""What a run trains: the whole model, some of its tensors, or adapters beside frozen weights.
 
 `trainable_of` reads the configuration once. Everything that depends on what is trained asks the `Trainable`: which
 tensors a rank keeps in checkpoints and which of them it updates, FLOPs, the planner's memory and communication, and the
@@ -27,7 +27,7 @@ class Trainable(Protocol):
 
     @property
     def model(self) -> ModelConfig:
-        """The model, with its vocabulary known."""
+        """The model; its vocabulary size is set."""
 
     @property
     def checkpoint_group(self) -> str:
@@ -42,16 +42,16 @@ class Trainable(Protocol):
         """Whether checkpoints hold adapters only, and refer to the frozen weights of `load=`."""
 
     def stored_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
-        """Return what checkpoints hold, as the process at `coordinates` has it."""
+        """Return the placements of what checkpoints hold, on the process at `coordinates`."""
 
     def trained_placements(self, coordinates: Coordinates) -> dict[str, Placement]:
-        """Return what is updated, as the process at `coordinates` has it; a part of what is stored."""
+        """Return the placements of what is updated, on the process at `coordinates`; a part of what is stored."""
 
     def of_model(self, model: ModelConfig) -> Trainable:
-        """Return the same choice of what is trained, of another model."""
+        """Return the same choice of what is trained, for a different model."""
 
     def num_values(self) -> int:
-        """Return the number of trained values, copies in a layout not counted."""
+        """Return the number of trained values; copies in a layout count once."""
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the floating-point operations of forward and backward per token of a sequence of `seq_len`."""
@@ -60,13 +60,13 @@ class Trainable(Protocol):
         """Return whether training draws random numbers."""
 
     def num_dropped_inputs(self, coordinates: Coordinates) -> int:
-        """Return the columns of inputs of adapters that pass a dropout of their own, summed over the adapters."""
+        """Return the number of input columns of all adapters with dropout, on the process at `coordinates`."""
 
     def description(self) -> str | None:
         """Return what is trained in words, for the start panel; None if it is the whole model."""
 
     def attach(self, net: Any, mesh: Mesh) -> None:
-        """Put what is trained beside the net's own parameters, if it is not one of them."""
+        """Add what is trained to the net, if it is not among its parameters."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class WholeModel:
         return {name: stored[name] for name in self.names() if name in stored}
 
     def of_model(self, model: ModelConfig) -> Trainable:
-        """Return the same choice of another model."""
+        """Return the same choice for a different model."""
         return replace(self, model=model)
 
     def num_values(self) -> int:
@@ -114,7 +114,7 @@ class WholeModel:
         return 0
 
     def description(self) -> str | None:
-        """Return None: nothing is left out."""
+        """Return None: the whole model is trained."""
         return None
 
     def attach(self, net: Any, mesh: Mesh) -> None:
@@ -123,7 +123,7 @@ class WholeModel:
 
 @dataclass(frozen=True)
 class SelectedTensors(WholeModel):
-    """The tensors that no pattern of `trainer.frozen` fits; the others keep their loaded values.
+    """The tensors that match no pattern of `trainer.frozen`; the others keep their loaded values.
 
     Attributes:
         frozen: the patterns.
@@ -136,7 +136,7 @@ class SelectedTensors(WholeModel):
         """Return the trained tensors in the order of the model.
 
         Raises:
-            UserError: a pattern fits nothing, or nothing is left to train.
+            UserError: a pattern matches nothing, or nothing is left to train.
         """
         return trained_tensors(list(self.frozen), stats.tensor_shapes(self.model))
 
@@ -151,7 +151,7 @@ class Adapters:
     """Low-rank adapters beside frozen weights, and a classifier's head.
 
     Attributes:
-        lora: with a rank.
+        lora: the configuration of the adapters; its rank is not None.
     """
 
     model: ModelConfig
@@ -169,7 +169,7 @@ class Adapters:
         return self.stored_placements(coordinates)
 
     def of_model(self, model: ModelConfig) -> Trainable:
-        """Return the same adapters of another model."""
+        """Return the same adapters for a different model."""
         return replace(self, model=model)
 
     def num_values(self) -> int:
@@ -177,7 +177,7 @@ class Adapters:
         return shapes.num_trainable(self.lora, self.model)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Return FLOPs per token: the frozen weights get no gradient, which saves a third of their work."""
+        """Return the FLOPs per token. The frozen weights get no gradient, which saves a third of their work."""
         return shapes.train_flops_per_token(self.lora, self.model, seq_len)
 
     def has_dropout(self) -> bool:
@@ -185,7 +185,7 @@ class Adapters:
         return self.lora.dropout > 0 or WholeModel(self.model).has_dropout()
 
     def num_dropped_inputs(self, coordinates: Coordinates) -> int:
-        """Return the columns of inputs of all adapters on this process; 0 if their dropout is off."""
+        """Return the number of input columns of all adapters at `coordinates`; 0 if their dropout is off."""
         if self.lora.dropout == 0:
             return 0
         parts = self.stored_placements(coordinates)
@@ -198,13 +198,13 @@ class Adapters:
 
     def attach(self, net: Any, mesh: Mesh) -> None:
         """Put adapters without values beside the linears that `lora.targets` names, and freeze the net."""
-        from gpt2x.lora.cells import add_adapters
+        from gpt2x.lora.cells import add_adapters  # brings mindspore, which the planner does without
 
         add_adapters(net, self.model, self.lora, mesh)
 
 
 def trainable_of(config: TrainConfig, model: ModelConfig) -> Trainable:
-    """Return what `config` trains of `model`, whose vocabulary is known."""
+    """Return what `config` trains of `model`, whose vocabulary size is set."""
     if config.lora.rank is not None:
         return Adapters(model, config.lora)
     if config.trainer.frozen:

@@ -1,4 +1,14 @@
-"""Layout-free checkpoints: logical tensors in safetensors files and a manifest that is written last (floor 2)."""
+"""Checkpoints: directories of logical tensors that know nothing of devices or layouts (docs/checkpoints.md).
+
+A logical tensor has Hugging Face's name and layout. Several ranks may write slices of it, and any layout reads boxes
+of it back. A checkpoint exists completely or not at all: it is written under a hidden name and renamed at the end.
+
+- `write`: `save`. Each rank writes its slices, rank 0 the rest, and the manifest.
+- `store`: `Checkpoint`, opened and verified; `list_checkpoints` and `prune` of a run.
+- `tensors`: tensors that stay in their file until a box of them is read; safetensors files, read and written.
+- `reshard`: a checkpoint written again, whole or in the slices of a different layout.
+- `files`: hashes, and whether the output directory can be written.
+"""
 
 from gpt2x.checkpoint.files import require_writable
 from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint, prune

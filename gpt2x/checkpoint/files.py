@@ -1,4 +1,4 @@
-"""Files of a checkpoint: their hash, and whether the place can be written."""
+"""The hash of a file, and whether an output directory can be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK_BYTES = 1 << 22
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file, read in pieces of 4 MiB."""
+    """Return the hexadecimal SHA-256 of a file, which is read in pieces of 4 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -21,10 +21,10 @@ def sha256(path: Path) -> str:
 
 
 def require_writable(directory: Path) -> None:
-    """Makes `directory` and writes a file in it, so that a run fails now and not at its first checkpoint.
+    """Create `directory` and write a file in it, so that a run fails now and not at its first checkpoint.
 
     Raises:
-        UserError: It cannot be made, or not be written.
+        UserError: the directory cannot be created or written.
     """
     probe = directory / f".writable-{os.getpid()}"
     try:
@@ -33,6 +33,6 @@ def require_writable(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"output directory {directory} is not writable ({error.strerror or error}): "
-            f"give another one (paths.outputs=...), or its permission"
+            f"output directory {directory} is not writable ({error.strerror or error}). "
+            "Give a different one with paths.outputs=DIRECTORY, or change its permissions."
         ) from error

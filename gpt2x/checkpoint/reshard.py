@@ -1,4 +1,4 @@
-"""Writes a checkpoint anew, in the slices of another layout or whole; holds a piece of a tensor at a time."""
+"""Write a checkpoint again, whole or in the slices of a different layout, with one piece of a tensor in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt2x.runtime.files import new_directory
 
 
 def merge(source: Checkpoint, target: Path) -> None:
-    """Writes a checkpoint as a run on one device does.
+    """Write a checkpoint like a run on one device.
 
     Raises:
         UserError: `target` exists or cannot be written, or `source` is damaged.
@@ -38,14 +38,14 @@ def merge(source: Checkpoint, target: Path) -> None:
 
 
 def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
-    """Writes a checkpoint as a run in the layout `parallel` does: the files of each of its ranks.
+    """Write a checkpoint like a run in the layout `parallel`, with files of each of its ranks.
 
     Raises:
-        UserError: The layout does not divide the model, `target` exists or cannot be written, `source` is damaged.
+        UserError: the layout does not divide the model, `target` exists or cannot be written, or `source` is damaged.
     """
     validate_parallel(parallel)
     model = source.model
-    if padded_vocab_size(model) % parallel.tensor:  # padding is a run's choice: the one that runs in this layout make
+    if padded_vocab_size(model) % parallel.tensor:  # padding is not stored; pad like a run in this layout
         model = replace(model, pad_vocab_multiple=padding_for(parallel.tensor))
     validate_layout(parallel, model)
     require_new(target)
@@ -67,7 +67,7 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
 
 
 def owned_slices(tensors: LazyTensors, model: ModelConfig, coordinates: Coordinates) -> dict[str, Sliced]:
-    """What of each tensor a rank writes: weights, or states that are named PREFIX.WEIGHT."""
+    """Return the slices that a rank writes of each tensor: of weights, or of optimizer states named STATE.WEIGHT."""
     shapes = tensor_shapes(model)
     owned = {}
     for name, spec in tensors.specs.items():
@@ -76,7 +76,7 @@ def owned_slices(tensors: LazyTensors, model: ModelConfig, coordinates: Coordina
             part = owned_part(weight, spec.shape, model, coordinates, is_state=weight != name)
             boxes = () if part is None else part.boxes
             parts = [(box.start, tensors.box(name, box.start, box.shape)) for box in boxes]
-        else:  # nothing that a layout divides
+        else:  # not a tensor that a layout divides
             zeros = (0,) * len(spec.shape)
             parts = [(zeros, tensors.box(name))] if coordinates.rank == 0 else []
         if parts:
@@ -87,7 +87,10 @@ def owned_slices(tensors: LazyTensors, model: ModelConfig, coordinates: Coordina
 def owned_part(
     name: str, shape: tuple[int, ...], model: ModelConfig, coordinates: Coordinates, *, is_state: bool
 ) -> Placement | None:
-    """The part of a weight, or of its optimizer state, that a rank writes: of all replicas' copies exactly one."""
+    """Return the part of a weight or of its optimizer state that a rank writes, or None.
+
+    Of the copies of a value on several ranks, exactly one is written.
+    """
     if not holds(name, model, coordinates) or not owns(name, coordinates):
         return None
     part = placement(name, shape, model, coordinates)
@@ -98,13 +101,13 @@ def owned_part(
 
 
 def require_new(target: Path) -> None:
-    """Nothing is overwritten.
+    """Check that `target` does not exist, since nothing is overwritten.
 
     Raises:
         UserError: `target` exists.
     """
     if target.exists():
-        raise UserError(f"{target} exists: nothing was written, give a directory that does not")
+        raise UserError(f"{target} exists. Nothing was written; give a directory that does not exist.")
 
 
 def _tokenizer_writer(source: Checkpoint) -> Callable[[Path], object] | None:

@@ -1,14 +1,14 @@
-"""The checkpoint directory, opened: verified before it is used, read whole or in boxes.
+"""Open checkpoint directories, verify them, and read their tensors whole or in boxes.
 
     step_N/
-      weights.safetensors    logical tensors, Hugging Face's names and layout (docs/design/architecture.md)
-      optimizer.safetensors  the optimizer's states, named by the trainer
+      weights.safetensors    logical tensors with Hugging Face's names and layout (docs/design/architecture.md)
+      optimizer.safetensors  optimizer states, named STATE.TENSOR
       tokenizer/             tokenizer.json, ...
-      config.yaml            the run's resolved configuration, for people
-      manifest.json          everything else, written last: see docs/checkpoints.md
+      config.yaml            the run's resolved configuration, for reading
+      manifest.json          everything else, written last (docs/checkpoints.md)
 
-A tensor is listed as slices of its logical shape: several ranks write one tensor into several files, and any layout
-reads it back.
+The manifest lists slices of each logical tensor. Several ranks may have written one tensor into several files, and any
+layout reads it back.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ STEP_NAME = re.compile(r"step_(\d+)")
 
 
 class Checkpoint:
-    """A checkpoint whose manifest is sound and whose files are there with the right sizes.
+    """A checkpoint whose manifest is intact and whose files exist in the right sizes.
 
     Attributes:
-        path: The directory.
-        model: The model's configuration.
-        run_config: The configuration of the run that wrote it; data, never instantiated.
-        loop_state: What the trainer handed to `save`.
-        tokenizer_dir: The tokenizer's files, or None.
+        path: the directory.
+        model: the model's configuration.
+        run_config: the configuration of the run that wrote it, as plain data.
+        loop_state: the state of the training loop that was passed to `save`.
+        tokenizer_dir: the directory of the tokenizer's files, or None.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -58,16 +58,16 @@ class Checkpoint:
         self._opened: dict[str, dict[str, StoredTensor]] = {}
 
     def verify(self) -> None:
-        """Hashes every file (about 1 GB/s), and checks that the slices of each tensor cover it exactly once.
+        """Hash every file (about 1 GB/s), and check that the slices of each tensor cover it exactly once.
 
         Raises:
-            UserError: A file differs from the manifest, or slices overlap, are missing or not where they should be.
+            UserError: a file differs from the manifest, or slices overlap, leave gaps or are not in their file.
         """
         for name, expected in self.manifest["files"].items():
             if sha256(self.path / name) != expected["sha256"]:
                 raise UserError(
                     f"checkpoint {self.path}: {name} was altered after it was written (its sha256 is not the "
-                    f"manifest's): copy it again, or use another checkpoint"
+                    "manifest's). Copy it again, or use a different checkpoint."
                 )
         for group in self.groups():
             for name, entry in self._group(group).items():
@@ -75,42 +75,42 @@ class Checkpoint:
                     self._stored(name, piece)
                 if fault := coverage_fault(tuple(entry["shape"]), entry["slices"]):
                     raise UserError(
-                        f"checkpoint {self.path}: the slices of {group} {name} {tuple(entry['shape'])} {fault}: "
-                        f"use another checkpoint"
+                        f"checkpoint {self.path}: the slices of {group} {name} {tuple(entry['shape'])} {fault}. "
+                        "Use a different checkpoint."
                     )
 
     def groups(self) -> list[str]:
-        """The groups of tensors: weights, optimizer."""
+        """Return the groups of tensors: weights or adapter, and optimizer."""
         return list(self.manifest["groups"])
 
     def names(self, group: str) -> list[str]:
-        """The names of a group's tensors.
+        """Return the names of a group's tensors.
 
         Raises:
-            UserError: There is no such group.
+            UserError: there is no such group.
         """
         return list(self._group(group))
 
     def shape(self, group: str, name: str) -> tuple[int, ...]:
-        """The logical shape of a tensor."""
+        """Return the logical shape of a tensor."""
         return tuple(self._group(group)[name]["shape"])
 
     def tensor(self, group: str, name: str) -> np.ndarray:
-        """A whole tensor: a read-only view of its file where one slice holds it, else a copy put together."""
+        """Return a whole tensor: a read-only view of its file if it is one slice, else a copy of its slices."""
         shape = self.shape(group, name)
         return self.read(group, name, (0,) * len(shape), shape)
 
     def read(self, group: str, name: str, start: Shape, shape: Shape) -> np.ndarray:
-        """A box of a tensor; only files and pages that hold it are touched.
+        """Return a box of a tensor. Only the files and pages that hold it are read.
 
         Args:
-            group: weights, optimizer.
-            name: Of the tensor.
-            start: Where the box begins.
-            shape: Of the box.
+            group: weights, adapter or optimizer.
+            name: the tensor.
+            start: the index of the box's first value.
+            shape: the shape of the box.
 
         Returns:
-            A read-only view of the memory-mapped file where it lies there without gaps, else a copy.
+            A read-only view of the memory-mapped file if the box lies there without gaps, else a copy.
         """
         entry = self._group(group)[name]
         values: np.ndarray | None = None
@@ -130,7 +130,7 @@ class Checkpoint:
         return np.empty(shape, entry["dtype"]) if values is None else values
 
     def tensors(self, group: str) -> LazyTensors:
-        """All tensors of a group, each read when it is asked for, whole or a box of it."""
+        """Return all tensors of a group. Each is read on access, whole or as a box."""
         specs = {
             name: Spec(tuple(entry["shape"]), np.dtype(entry["dtype"])) for name, entry in self._group(group).items()
         }
@@ -139,7 +139,10 @@ class Checkpoint:
     def _group(self, group: str) -> dict[str, Any]:
         groups = self.manifest["groups"]
         if group not in groups:
-            raise UserError(f"checkpoint {self.path} holds no {group} (it holds: {', '.join(groups) or 'nothing'})")
+            raise UserError(
+                f"checkpoint {self.path} holds no {group}, only {', '.join(groups) or 'nothing'}. "
+                "Use a different checkpoint."
+            )
         return groups[group]
 
     def _stored(self, name: str, piece: dict[str, Any]) -> StoredTensor:
@@ -150,7 +153,7 @@ class Checkpoint:
         if stored is None or list(stored.shape) != piece["shape"]:
             raise UserError(
                 f"checkpoint {self.path}: {file} does not hold {key} with the shape {tuple(piece['shape'])}, which "
-                f"the manifest names: copy the checkpoint again, or use another one"
+                "the manifest names. Copy the checkpoint again, or use a different one."
             )
         return stored
 
@@ -160,7 +163,7 @@ def _ends(start: Sequence[int], shape: Sequence[int]) -> Shape:
 
 
 def coverage_fault(shape: Shape, slices: list[dict[str, Any]]) -> str | None:
-    """What is wrong where slices do not cover a tensor exactly once."""
+    """Return what is wrong if slices do not cover a tensor of `shape` exactly once, else None."""
     starts = np.array([piece["start"] for piece in slices], np.int64).reshape(len(slices), len(shape))
     stops = starts + np.array([piece["shape"] for piece in slices], np.int64).reshape(starts.shape)
     if (starts < 0).any() or (stops > np.array(shape, np.int64)).any():
@@ -168,45 +171,45 @@ def coverage_fault(shape: Shape, slices: list[dict[str, Any]]) -> str | None:
     common = np.minimum(stops[:, None], stops) - np.maximum(starts[:, None], starts)
     if (common > 0).all(-1).sum() > (stops > starts).all(-1).sum():  # each slice overlaps itself
         return "overlap"
-    found, expected = int((stops - starts).prod(-1).sum()), math.prod(shape)
-    return None if found == expected else f"hold {found} of {expected} values"
+    covered, expected = int((stops - starts).prod(-1).sum()), math.prod(shape)
+    return None if covered == expected else f"hold {covered} of {expected} values"
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Opens a checkpoint and checks what is cheap: the manifest with its own hash, files and their sizes.
+    """Open a checkpoint and check what is cheap: the manifest and its hash, and the sizes of all files.
 
     Raises:
-        UserError: Naming path, fault and fix.
+        UserError: the directory is not a checkpoint, is incomplete or damaged, or has a different format version.
     """
     path = Path(path).expanduser()
     manifest_path = path / MANIFEST
     if not path.is_dir():
         fault = "is not a directory" if path.exists() else "does not exist"
-        raise UserError(f"checkpoint {path} {fault}: give a directory like RUN/checkpoints/step_100")
+        raise UserError(f"checkpoint {path} {fault}. Give a directory like RUN/checkpoints/step_100.")
     if not manifest_path.is_file():
         raise UserError(
-            f"checkpoint {path} has no {MANIFEST}: it is not a checkpoint, or was never completed; {_hint(path)}"
+            f"checkpoint {path} has no {MANIFEST}: it is not a checkpoint, or was never completed. {_hint(path)}"
         )
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(
-            f"checkpoint {path}: {MANIFEST} cannot be read ({error}): copy it again, or use another checkpoint"
+            f"checkpoint {path}: {MANIFEST} cannot be read ({error}). Copy it again, or use a different checkpoint."
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(
-            f"checkpoint {path}: {MANIFEST} is not a gpt2x manifest (format is not {FORMAT!r}); {_hint(path)}"
+            f"checkpoint {path}: {MANIFEST} is not a gpt2x manifest (format is not {FORMAT!r}). {_hint(path)}"
         )
     if manifest.get("version") != VERSION:
         raise UserError(
-            f"checkpoint {path} has format version {manifest.get('version')}, this gpt2x reads {VERSION}: "
-            f"use the gpt2x that wrote it"
+            f"checkpoint {path} has format version {manifest.get('version')}, but this gpt2x reads {VERSION}. "
+            "Use the gpt2x that wrote it."
         )
     claimed = manifest.pop("sha256", None)
     if claimed != seal(manifest):
         raise UserError(
-            f"checkpoint {path}: {MANIFEST} was altered after it was written (its sha256 does not fit): "
-            f"copy it again, or use another checkpoint"
+            f"checkpoint {path}: {MANIFEST} was altered after it was written (its sha256 is wrong). "
+            "Copy it again, or use a different checkpoint."
         )
     for name, expected in manifest["files"].items():
         _require_size(path, name, expected["size"])
@@ -214,32 +217,34 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def list_checkpoints(run_dir: Path | str) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; unfinished and damaged ones are left out."""
-    found = []
+    """Return the complete checkpoints of a run, oldest first; unfinished and damaged ones are left out."""
+    complete = []
     for path in _step_directories(Path(run_dir)):
         try:
             open_checkpoint(path)
         except UserError:
             continue
-        found.append(path)
-    return found
+        complete.append(path)
+    return complete
 
 
 def prune(run_dir: Path | str, keep_last: int, best: int | None = None) -> list[Path]:
-    """Deletes all complete checkpoints but the last `keep_last` and the one of step `best`; returns what went.
+    """Delete all complete checkpoints except the last `keep_last` and the one of step `best`; return the deleted ones.
 
-    Remains of writes that were cut short go as well, so only the process that writes may call it.
+    Remains of interrupted writes are deleted as well, so only the process that writes may call this.
 
     Raises:
-        UserError: `keep_last` is under 1.
+        UserError: `keep_last` is below 1.
     """
     if keep_last < 1:
-        raise UserError(f"trainer.keep_last={keep_last}: a run keeps at least its last checkpoint, give 1 or more")
+        raise UserError(
+            f"trainer.keep_last={keep_last} is below 1, but a run keeps its last checkpoint. Give 1 or more."
+        )
     removed = [path for path in list_checkpoints(run_dir)[:-keep_last] if path.name != f"step_{best}"]
     for path in removed:
-        going = path.with_name(f".{path.name}.old")  # renamed first: a reader never meets half a checkpoint
-        shutil.rmtree(going, ignore_errors=True)
-        path.rename(going)
+        hidden = path.with_name(f".{path.name}.old")  # renamed first, so that no reader opens half a checkpoint
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
     for remains in (Path(run_dir) / "checkpoints").glob(".step_*"):
         shutil.rmtree(remains, ignore_errors=True)
     return removed
@@ -254,47 +259,49 @@ def _step_directories(run_dir: Path) -> list[Path]:
 
 
 def _hint(path: Path) -> str:
-    """The fix for a directory that is no checkpoint: where the next one is."""
+    """Return the fix for a directory that is not a checkpoint."""
     for run_dir in (path, path.parent):
         if complete := list_checkpoints(run_dir):
-            return f"the newest complete one is {complete[-1]}"
+            return f"The newest complete one is {complete[-1]}."
     if (path / "config.json").is_file():
-        return f"convert a Hugging Face directory first: gpt2x convert --to gpt2x --output DIR {path}"
-    return "give a directory like RUN/checkpoints/step_100"
+        return f"Convert a Hugging Face directory first: gpt2x convert --to gpt2x --output DIR {path}"
+    return "Give a directory like RUN/checkpoints/step_100."
 
 
 def _require_size(path: Path, name: str, size: int) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UserError(f"checkpoint {path}: the manifest names the file {name!r} outside of it: do not use it")
+        raise UserError(f"checkpoint {path}: the manifest names the file {name!r} outside of it. Do not use it.")
     try:
-        found = (path / name).stat().st_size
+        actual = (path / name).stat().st_size
     except OSError as error:
         raise UserError(
-            f"checkpoint {path}: {name} is missing: copy the checkpoint again, or use another one"
+            f"checkpoint {path}: {name} is missing. Copy the checkpoint again, or use a different one."
         ) from error
-    if found != size:
-        fault = "truncated" if found < size else "longer than it was written"
+    if actual != size:
+        fault = "truncated" if actual < size else "longer than it was written"
         raise UserError(
-            f"checkpoint {path}: {name} is {fault} ({found} bytes instead of {size}): "
-            f"copy the checkpoint again, or use another one"
+            f"checkpoint {path}: {name} is {fault} ({actual} bytes instead of {size}). "
+            "Copy the checkpoint again, or use a different one."
         )
 
 
 def _model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
     unknown = sorted(values.keys() - {entry.name for entry in fields(ModelConfig)})
     if unknown:
-        raise UserError(f"checkpoint {path}: unknown model settings {', '.join(unknown)}: use the gpt2x that wrote it")
+        raise UserError(
+            f"checkpoint {path} has unknown model settings: {', '.join(unknown)}. Use the gpt2x that wrote it."
+        )
     return ModelConfig(**values)
 
 
 def seal(manifest: dict[str, Any]) -> str:
-    """The hash of a manifest's content, whatever the order of its keys and its spaces."""
+    """Return the hash of a manifest's content, which does not depend on the order of its keys or on spaces."""
     text = json.dumps(json.loads(json.dumps(manifest, default=plain)), sort_keys=True, separators=(",", ":"))
     return sha256_of(text.encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """For json: numpy's scalars and paths as plain data."""
+    """Return numpy's scalars and paths as plain data, for `json.dumps`."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path):

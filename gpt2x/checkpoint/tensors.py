@@ -1,4 +1,4 @@
-"""Tensors that stay in their file until they are asked for: one description for safetensors and PyTorch files."""
+"""Tensors that stay in their file until they are read: one description for safetensors and PyTorch files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2x.errors import UserError
 
-# safetensors' names (https://huggingface.co/docs/safetensors) to numpy's, which has no bfloat16; in the order in which
-# the library writes tensors, which aligns them
+# safetensors' names (https://huggingface.co/docs/safetensors) -> numpy's, which has no bfloat16. The order is that in
+# which the library writes tensors, so that they are aligned
 SAFETENSORS_DTYPES = {
     "I64": "int64",
     "F64": "float64",
@@ -33,12 +33,12 @@ SAFETENSORS_DTYPES = {
 }
 
 Shape = tuple[int, ...]
-PIECE_BYTES = 1 << 24  # what is copied, hashed or mapped at once
+PIECE_BYTES = 1 << 24  # the largest piece that is copied, hashed or mapped at once
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a file: little-endian values, `strides` in elements (None: row-major)."""
+    """The location of a tensor in a file: little-endian values, `strides` in elements (None: row-major)."""
 
     file: Path
     offset_bytes: int
@@ -48,22 +48,22 @@ class StoredTensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values: bfloat16 comes as float32, whose upper half it is."""
+        """The dtype of the values. bfloat16 is read as float32, of which it is the upper half."""
         return np.dtype("<f4" if self.stored_dtype == "bfloat16" else self.stored_dtype).newbyteorder("<")
 
     @property
     def num_elements(self) -> int:
-        """Elements from the first to the last, gaps of a strided view included."""
+        """Number of elements from the first to the last, including the gaps of a strided view."""
         return self._span(self.shape)
 
     def read(self, start: Shape | None = None, shape: Shape | None = None) -> np.ndarray:
-        """The values of a box: a read-only view of the mapped file where it lies there without gaps, else a copy.
+        """Return a box: a read-only view of the mapped file if the box lies there without gaps, else a copy.
 
-        Only pages of the box are mapped, those of a copy one piece after the other.
+        Only pages of the box are mapped. A copy is made piece by piece.
 
         Args:
-            start: Where the box begins; the tensor's beginning.
-            shape: Of the box; up to the tensor's end.
+            start: the index of the box's first value; by default the tensor's.
+            shape: the shape of the box; by default it reaches to the tensor's end.
         """
         start = start or (0,) * len(self.shape)
         shape = tuple(n - at for n, at in zip(self.shape, start, strict=True)) if shape is None else shape
@@ -107,18 +107,18 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a tensor without reading it."""
+    """Shape and dtype of a tensor."""
 
     shape: Shape
     dtype: np.dtype
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """Names to values, which are read when they are asked for, whole or a box of them.
+    """Name -> values, which are read on access, whole or as a box.
 
     Args:
-        specs: Of all tensors.
-        read: Gives the values of a box: (name, start, shape).
+        specs: shape and dtype of all tensors by name.
+        read: returns the values of a box, for (name, start, shape).
     """
 
     def __init__(self, specs: Mapping[str, Spec], read: Callable[[str, Shape, Shape], np.ndarray]):
@@ -127,18 +127,18 @@ class LazyTensors(Mapping[str, np.ndarray]):
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """The shapes of all tensors."""
+        """Shapes of all tensors by name."""
         return {name: spec.shape for name, spec in self.specs.items()}
 
     def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
-        """The values of a box: a read-only view where it lies in a file without gaps, else a copy."""
+        """Return the values of a box: a read-only view if it lies in a file without gaps, else a copy."""
         spec = self.specs[name]
         if not all(at >= 0 and at + n <= size for at, n, size in zip(start, shape, spec.shape, strict=True)):
             raise ValueError(f"{name} {spec.shape} has no box of {shape} at {start}")
         return self._read(name, start, shape)
 
     def box(self, name: str, start: Shape | None = None, shape: Shape | None = None) -> LazyBox:
-        """A box, or the whole tensor, that is read when it is written elsewhere."""
+        """Return a box, by default the whole tensor, that is not read yet."""
         whole = self.specs[name].shape
         return LazyBox(self, name, start or (0,) * len(whole), whole if shape is None else shape)
 
@@ -164,11 +164,11 @@ class LazyBox:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values."""
+        """The dtype of the values."""
         return self.tensors.specs[self.name].dtype
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """The values of some of its rows."""
+        """Return the values of `count` of its rows, from row `first`."""
         return self.tensors.read(self.name, (self.start[0] + first, *self.start[1:]), (count, *self.shape[1:]))
 
 
@@ -176,7 +176,7 @@ Values = np.ndarray | LazyBox
 
 
 def pieces(values: Values) -> Iterator[np.ndarray]:
-    """The values, in order and row-major, some rows at a time: at most 16 MiB, but one row at least."""
+    """Yield the values in row-major order, some rows at a time: at most 16 MiB, but at least one row."""
     if not values.shape:
         yield values if isinstance(values, np.ndarray) else values.tensors[values.name]
         return
@@ -187,13 +187,13 @@ def pieces(values: Values) -> Iterator[np.ndarray]:
 
 
 def _row_ranges(num_rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of rows that fit a piece."""
+    """Return (first, count) of the rows of each piece."""
     step = max(1, PIECE_BYTES // max(1, row_bytes))
     return ((first, min(step, num_rows - first)) for first in range(0, num_rows, step))
 
 
-def refuse_lfs_pointer(path: Path) -> None:
-    """Names the usual reason for a weights file of 130 bytes: a clone of a hub repository without Git LFS.
+def reject_lfs_pointer(path: Path) -> None:
+    """Check that a weights file is not a Git LFS pointer, which is what a clone without Git LFS contains.
 
     Raises:
         UserError: `path` is such a pointer, or cannot be read.
@@ -202,23 +202,27 @@ def refuse_lfs_pointer(path: Path) -> None:
         with path.open("rb") as stream:
             is_pointer = stream.read(24) == b"version https://git-lfs."
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that is there and readable") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}). Give a file that exists and is readable."
+        ) from error
     if is_pointer:
-        raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in {path.parent}")
+        raise UserError(f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in {path.parent}.")
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file. The library checks the layout; the values stay in the file.
+    """Return the tensors of a safetensors file, whose layout the library checks. Their values stay in the file.
 
     Raises:
-        UserError: The file cannot be read, is truncated, is no safetensors file or holds a dtype numpy cannot.
+        UserError: the file cannot be read, is truncated, is not a safetensors file, or has an unsupported dtype.
     """
-    refuse_lfs_pointer(path)
+    reject_lfs_pointer(path)
     try:
         with safe_open(path, framework="numpy") as _:
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error}): copy or download it again") from error
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({error}). Copy or download it again."
+        ) from error
     with path.open("rb") as stream:
         (header_bytes,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(header_bytes))
@@ -227,7 +231,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise UserError(
-                f"{path}: {name} has dtype {entry['dtype']}: convert it to one of {', '.join(SAFETENSORS_DTYPES)}"
+                f"{path}: {name} has dtype {entry['dtype']}. Convert it to one of {', '.join(SAFETENSORS_DTYPES)}."
             )
         offset = 8 + header_bytes + entry["data_offsets"][0]
         stored[name] = StoredTensor(path, offset, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
@@ -235,13 +239,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Values], metadata: dict[str, str] | None = None) -> str:
-    """Writes what the library's `save_file` writes, byte for byte, but never holds more than a piece of a tensor.
+    """Write what the library's `save_file` writes, byte for byte, with one piece of a tensor in memory at a time.
+
+    The file is on the disk (fsync) when this returns.
 
     Returns:
-        The file's SHA-256. It is on the disk (fsync).
+        The file's SHA-256.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: the file cannot be written.
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     order = sorted(tensors, key=lambda name: (list(names).index(tensors[name].dtype.name), name))

@@ -1,4 +1,4 @@
-"""Writes checkpoints: each rank its slices, one of them the rest, the manifest last."""
+"""Write checkpoints: each rank writes its slices, rank 0 the rest, with the manifest last."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FILE_BYTES = 1 << 31  # a larger file is split, between tensors
 
 @dataclass(frozen=True)
 class Sliced:
-    """What a rank writes of a logical tensor: boxes, each as (start in the logical tensor, values)."""
+    """The boxes that a rank writes of a logical tensor, each as (start in the logical tensor, values)."""
 
     shape: Shape
     parts: list[tuple[Shape, Values]]
 
 
-Tensors = Mapping[str, Mapping[str, Values | Sliced]]  # group to name
+Tensors = Mapping[str, Mapping[str, Values | Sliced]]  # group -> name -> values
 
 
 def save(
@@ -44,26 +44,26 @@ def save(
     world_size: int = 1,
     agree: Agree = lambda is_well: is_well,
 ) -> None:
-    """Writes a checkpoint so that it is there completely or not at all.
+    """Write a checkpoint, completely or not at all.
 
-    Every rank calls it, and returns when the checkpoint is in its place.
+    Every rank calls this. It returns when the checkpoint has its final name.
 
     Args:
-        directory: Its final place, e.g. `RUN/checkpoints/step_100`; one that exists is replaced at the end. All
-            ranks see the same file system.
-        tensors: Group to name to values, whole or as a `Sliced`; what a rank owns nothing of, it leaves out. Each
-            box of a tensor comes from exactly one rank. numpy dtypes only.
-        model: With `vocab_size` known. This and what follows: rank 0's counts.
-        run_config: The resolved configuration, as plain data.
-        loop_state: Plain data; floats come back bit for bit (Python writes the shortest text that does).
-        tokenizer_dir_writer: Writes the tokenizer's files into the directory it is given, which exists.
-        rank: Of this process.
-        world_size: Number of processes.
-        agree: Collective and a barrier: whether `is_well` is true on every rank.
+        directory: the checkpoint, such as `RUN/checkpoints/step_100`; one that exists is replaced at the end. All
+            ranks must see the same file system.
+        tensors: group -> name -> values, whole or as a `Sliced`, in numpy dtypes. A rank leaves out tensors of which
+            it writes nothing. Exactly one rank writes each box of a tensor.
+        model: the model's configuration, with `vocab_size` set. Of this and of the next three, rank 0's are used.
+        run_config: the resolved configuration as plain data.
+        loop_state: plain data. Floats are read back bit for bit (Python writes the shortest text that allows it).
+        tokenizer_dir_writer: writes the tokenizer's files into the (existing) directory that is its argument.
+        rank: this process' rank.
+        world_size: number of processes.
+        agree: a collective and barrier that returns whether `is_well` is true on every rank.
 
     Raises:
-        UserError: The system refused to write, here or on another rank; what was there before is unchanged.
-        ValueError: Slices overlap, or do not cover their tensor.
+        UserError: this rank or a different one cannot write. The files that existed before are unchanged.
+        ValueError: slices overlap, or do not cover their tensor.
     """
     with new_directory(directory, rank=rank, agree=None if world_size == 1 else agree) as temporary:
         with together(agree, directory):
@@ -73,11 +73,11 @@ def save(
 
 
 def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> None:
-    """A rank's files, GROUP.safetensors or GROUP-00002-of-00008.safetensors, and the index of what they hold.
+    """Write a rank's files, GROUP.safetensors or GROUP-00002-of-00008.safetensors, and an index of their slices.
 
     Raises:
-        OSError: They cannot be written.
-        UserError: The folder is not there: rank 0 made it elsewhere.
+        OSError: they cannot be written.
+        UserError: the folder, which rank 0 has created, does not exist here.
     """
     _require(folder)
     groups: dict[str, dict[str, Any]] = {}
@@ -87,7 +87,7 @@ def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> 
         index: dict[str, Any] = {}
         groups[group] = index
         boxes: dict[str, Values] = {}
-        places: dict[str, dict[str, Any]] = {}
+        slices: dict[str, dict[str, Any]] = {}
         for name, entry in entries.items():
             if not isinstance(entry, Sliced):
                 entry = Sliced(entry.shape, [((0,) * len(entry.shape), entry)])
@@ -95,19 +95,19 @@ def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> 
             for start, values in entry.parts:
                 is_whole = tuple(values.shape) == tuple(entry.shape)
                 key = name if is_whole else f"{name}[{','.join(map(str, start))}]"
-                place = {"file": "", "start": [int(at) for at in start], "shape": list(values.shape)}
+                piece = {"file": "", "start": [int(at) for at in start], "shape": list(values.shape)}
                 if not is_whole:
-                    place["key"] = key
+                    piece["key"] = key
                 index[name]["dtype"] = values.dtype.name
-                index[name]["slices"].append(place)
-                boxes[key], places[key] = values, place
+                index[name]["slices"].append(piece)
+                boxes[key], slices[key] = values, piece
         files = split(boxes)
         for number, keys in enumerate(files):
             part = "" if len(files) == 1 else f".part-{numbered(number, len(files))}"
             file = f"{stem}{part}.safetensors"
             hashes[file] = write_safetensors(folder / file, {key: boxes[key] for key in keys})
             for key in keys:
-                places[key]["file"] = file
+                slices[key]["file"] = file
     content = json.dumps({"groups": groups, "hashes": hashes})
     _index(folder, rank, world_size).write_text(content, encoding="utf-8")
 
@@ -120,11 +120,11 @@ def complete(
     loop_state: dict[str, Any],
     tokenizer_dir_writer: Callable[[Path], object] | None,
 ) -> None:
-    """Adds what is not tensors; then merges the indexes of all ranks into the manifest.
+    """Write everything but tensors, and merge the indexes of all ranks into the manifest.
 
     Raises:
-        UserError: A rank's index is not there.
-        ValueError: Slices overlap, or do not cover their tensor.
+        UserError: a rank's index does not exist here.
+        ValueError: slices overlap, or do not cover their tensor.
     """
     groups, hashes = _merge_indexes(folder, world_size)
     if tokenizer_dir_writer is not None:
@@ -150,7 +150,7 @@ def complete(
 
 
 def split(boxes: Mapping[str, Values]) -> list[list[str]]:
-    """The names of boxes by file: in order, each of at most 2 GiB or one box."""
+    """Distribute boxes over files, in order; a file has at most 2 GiB or one box. Return the names in each file."""
     files: list[list[str]] = []
     size = 0
     for name, values in boxes.items():
@@ -175,12 +175,12 @@ def _merge_indexes(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[
         for group, entries in index["groups"].items():
             merged = groups.setdefault(group, {})
             for name, entry in entries.items():
-                known = merged.setdefault(name, entry)
-                if known is not entry:
-                    known["dtype"] = known["dtype"] or entry["dtype"]
-                    known["slices"] += entry["slices"]
-                    if entry["shape"] != known["shape"] or entry["dtype"] not in (None, known["dtype"]):
-                        raise ValueError(f"rank {rank} has another shape or dtype of {group} {name} than ranks before")
+                first = merged.setdefault(name, entry)  # the entry of the first rank that writes the tensor
+                if first is not entry:
+                    first["dtype"] = first["dtype"] or entry["dtype"]
+                    first["slices"] += entry["slices"]
+                    if entry["shape"] != first["shape"] or entry["dtype"] not in (None, first["dtype"]):
+                        raise ValueError(f"rank {rank} has a different shape or dtype of {group} {name} than others")
     for group, entries in groups.items():
         for name, entry in entries.items():
             if fault := coverage_fault(tuple(entry["shape"]), entry["slices"]):
@@ -189,16 +189,16 @@ def _merge_indexes(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[
 
 
 def _require(path: Path) -> None:
-    """What another rank made is there."""
+    """Check that what a different rank has created exists here."""
     if not path.exists():
         raise UserError(
-            f"cannot write the checkpoint: {path}, which another process made, is not there; all processes need one "
-            f"(shared) file system, give it as paths.outputs=DIRECTORY"
+            f"cannot write the checkpoint: {path}, which a different process has created, does not exist here. All "
+            "processes need one shared file system; give it as paths.outputs=DIRECTORY."
         )
 
 
 def numbered(position: int, count: int) -> str:
-    """A file's place among its like, as in Hugging Face's names."""
+    """Return the number of a file in Hugging Face's form: (1, 8) -> 00002-of-00008."""
     return f"{position + 1:05}-of-{count:05}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.commands.arguments import Parser, path
-from gpt2x.convert.huggingface import require_empty
+from gpt2x.convert.directories import require_empty
 from gpt2x.formats.base import FORMATS, Change, Export
 from gpt2x.runtime.console import console
 

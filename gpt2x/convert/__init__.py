@@ -1,12 +1,29 @@
-"""Weights from and to other formats: Hugging Face GPT-2 directories, read without torch (floor 2)."""
+"""Weights of trained models: opening what `load=` names, checking it, and writing Hugging Face directories.
 
-from gpt2x.convert.huggingface import HuggingFaceSource, export_huggingface
-from gpt2x.convert.source import GPT2XSource, Source, check_model_matches, check_weights, load_source
+Nothing here imports MindSpore, torch or transformers, and no values are read before they are used.
+
+- `source`: `load_source` tells a run, a gpt2x checkpoint and a Hugging Face directory apart and opens it.
+- `base`: `WeightsSource`, what every opened directory has.
+- `huggingface`: opens and writes Hugging Face GPT-2 directories.
+- `huggingface_config`: config.json to `ModelConfig` and back.
+- `torch_pickle`: reads `.bin` files without running what they say.
+- `tokenizer_files`: copies a tokenizer between formats, with its end-of-text token.
+- `fit`: do names, shapes and sizes fit a model?
+- `added_rows`: rows for the tokens that `tokenizer.extend` adds.
+- `directories`: JSON files read, output directories that must be empty.
+
+The formats of `gpt2x convert --to` are one file each in `gpt2x/formats`.
+"""
+
+from gpt2x.convert.base import WeightsSource
+from gpt2x.convert.fit import check_model_matches, check_weights
+from gpt2x.convert.huggingface import HuggingFaceWeights, export_huggingface
+from gpt2x.convert.source import CheckpointWeights, load_source
 
 __all__ = [
-    "GPT2XSource",
-    "HuggingFaceSource",
-    "Source",
+    "CheckpointWeights",
+    "HuggingFaceWeights",
+    "WeightsSource",
     "check_model_matches",
     "check_weights",
     "export_huggingface",

@@ -1,4 +1,4 @@
-"""Loaded weights with rows for the tokens that a tokenizer adds (no mindspore)."""
+"""Rows of the embedding for the tokens that `tokenizer.extend` adds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, pieces
 from gpt2x.parallel.placement import VOCABULARY
 
 
-def grown(weights: LazyTensors, num_rows: int) -> LazyTensors:
-    """The weights with `num_rows` rows in each table of tokens; rows that are there stay bit for bit.
+def with_added_rows(weights: LazyTensors, num_rows: int) -> LazyTensors:
+    """Return the weights with at least `num_rows` rows in each table of tokens. Old rows stay bit for bit.
 
-    A new row is the mean of the old ones (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models",
-    2021; transformers' `resize_token_embeddings`, which adds noise of 1e-9 of their covariance). In the head a mean's
-    logit is the mean of the old logits, so that k new tokens of n take at most k / (n + k) of the probability; a random
-    row's can be far above.
+    Each new row is the mean of the old ones (Hewitt, "Initializing New Word Embeddings for Pretrained Language
+    Models", 2021). transformers' `resize_token_embeddings` takes the same mean and adds noise of 1e-9 of their
+    covariance. In the head, the logit of a mean row is the mean of the old logits. So k tokens added to n take at most
+    k / (n + k) of the probability; the logit of a random row can be far above the others.
     """
     tables = {name: weights.specs[name] for name in VOCABULARY if name in weights}
     if all(spec.shape[0] >= num_rows for spec in tables.values()):

@@ -1,11 +1,11 @@
-"""Reads the tensors of a `torch.save` file without torch and without running what its pickle asks for.
+"""Read the tensors of a `torch.save` file without torch, and without running the code that a pickle can name.
 
-Two formats (torch/serialization.py): a zip archive whose members are stored uncompressed (`_save`, torch >= 1.6), and
-the older sequence of pickles followed by raw storages (`_legacy_save`). In both the pickle only describes tensors as
-views of storages; the values are memory-mapped where they lie.
+There are two formats (torch/serialization.py): a zip archive of uncompressed members (`_save`, torch >= 1.6), and the
+older sequence of pickles followed by raw storages (`_legacy_save`). In both, the pickle only describes tensors as views
+of storages. The values are memory-mapped from the file.
 
-Python's unpickler calls any importable function that a pickle names. Here `find_class` hands out inert, immutable
-stand-ins for the few names that a state dict needs and refuses every other one.
+Python's unpickler calls any importable function that a pickle names. Here, `find_class` returns inert, immutable
+stand-ins for the few names that a state dict needs, and rejects every other name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gpt2x.checkpoint.tensors import StoredTensor, refuse_lfs_pointer
+from gpt2x.checkpoint.tensors import StoredTensor, reject_lfs_pointer
 from gpt2x.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
@@ -45,19 +45,19 @@ BROKEN_PICKLE = (
     ValueError,
     OverflowError,
     MemoryError,
-    RuntimeError,  # zipfile's for what it does not support, too deep recursion
+    RuntimeError,  # zipfile raises it for unsupported features; also too deep recursion
     struct.error,
     zlib.error,
 )
 
 
 class Storage(NamedTuple):
-    """A run of values in the file: its key there, and what the pickle says of it."""
+    """A storage: consecutive values in the file, as the pickle describes them."""
 
     key: str
     dtype: str
     num_elements: int
-    offset: int  # in elements; storages that are views of others, legacy format only
+    offset: int  # in elements; not 0 only in the legacy format, if a storage is a view of a different one
 
 
 class TensorView(NamedTuple):
@@ -74,7 +74,7 @@ class _StorageType(NamedTuple):
 
 
 class _RebuildTensor:
-    """Stands for torch._utils._rebuild_tensor and _rebuild_tensor_v2. Without attributes, so BUILD cannot alter it."""
+    """Stand-in for torch._utils._rebuild_tensor and _rebuild_tensor_v2. It has no attributes that BUILD could alter."""
 
     __slots__ = ()
 
@@ -83,7 +83,7 @@ class _RebuildTensor:
 
 
 class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter: a parameter is its tensor."""
+    """Stand-in for torch._utils._rebuild_parameter: a parameter is its tensor."""
 
     __slots__ = ()
 
@@ -114,8 +114,8 @@ class _StateDictUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise UserError(
-                f"{self._path}: refused, its pickle asks for {module}.{name}, which no table of weights needs and "
-                f"which may run code: get the weights as model.safetensors"
+                f"{self._path} was rejected: its pickle asks for {module}.{name}, which weights do not need and which "
+                "may run code. Get the weights as model.safetensors."
             )
         return self._allowed[module, name]
 
@@ -128,12 +128,12 @@ class _StateDictUnpickler(pickle.Unpickler):
 
 
 def open_torch(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a state dict saved by `torch.save`; values stay in the file.
+    """Return the tensors of a state dict that `torch.save` wrote. Their values stay in the file.
 
     Raises:
-        UserError: The file cannot be read, is truncated, asks for more than tensors, or is no state dict.
+        UserError: the file cannot be read, is truncated, names more than tensors need, or is not a state dict.
     """
-    refuse_lfs_pointer(path)
+    reject_lfs_pointer(path)
     try:
         with path.open("rb") as stream:
             is_zip = stream.read(4) == b"PK\x03\x04"
@@ -147,20 +147,20 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         raise
     except (zipfile.BadZipFile, OSError, *BROKEN_PICKLE) as error:
         raise UserError(
-            f"{path} is truncated or no PyTorch file of weights ({error or type(error).__name__}): "
-            f"copy or download it again"
+            f"{path} is truncated or not a PyTorch file of weights ({error or type(error).__name__}). "
+            "Copy or download it again."
         ) from error
 
 
 def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
-    """The unpickled object and the byte offset of each storage in the file."""
+    """Return the unpickled object, and the byte offset of each storage in the file."""
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
         if root is None:
             raise zipfile.BadZipFile("a zip archive without data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-            raise UserError(f"{path} was written on a big-endian machine: get the weights as model.safetensors")
+            raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
         with archive.open(f"{root}data.pkl") as pickled:
             views = _StateDictUnpickler(pickled, path).load()
     offsets = {}
@@ -168,8 +168,8 @@ def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
         if not name.startswith(f"{root}data/"):
             continue
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{path} is a compressed archive, torch.save writes none: unpack it or download it again")
-        # the local header's name and extra field may differ in length from the central directory's
+            raise UserError(f"{path} is compressed, which torch.save never does. Download it again.")
+        # name and extra field of the local header can differ in length from those of the central directory
         stream.seek(entry.header_offset + 26)
         name_bytes, extra_bytes = struct.unpack("<HH", stream.read(4))
         offsets[name.removeprefix(f"{root}data/")] = entry.header_offset + 30 + name_bytes + extra_bytes
@@ -177,12 +177,12 @@ def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
 
 
 def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
-    """As `_read_zip`. Pickles of magic number, version, system, object, storage keys; then each length and values."""
+    """Like `_read_zip`. Five pickles (magic number, version, system, object, storage keys) precede the storages."""
     if _StateDictUnpickler(stream, path).load() != LEGACY_MAGIC:
         raise pickle.UnpicklingError("its magic number is not torch.save's")
     _version, system = _StateDictUnpickler(stream, path).load(), _StateDictUnpickler(stream, path).load()
     if not system.get("little_endian", True):
-        raise UserError(f"{path} was written on a big-endian machine: get the weights as model.safetensors")
+        raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
     views = _StateDictUnpickler(stream, path).load()
     keys = _StateDictUnpickler(stream, path).load()
     dtypes = {view.storage.key: view.storage.dtype for view in views.values() if isinstance(view, TensorView)}
@@ -197,10 +197,11 @@ def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
 
 
 def _locate(view: Any, name: Any, path: Path, storage_offsets: dict[str, int], file_bytes: int) -> StoredTensor:
-    """A view with its place in the file, which lies inside its storage and inside the file.
+    """Return a view as a `StoredTensor`, after checking that it lies within its storage and within the file.
 
     Raises:
-        UnpicklingError: It does not.
+        UnpicklingError: it is not a tensor, has an impossible shape, or reaches beyond its storage.
+        EOFError: it reaches beyond the file.
     """
     if not isinstance(view, TensorView) or not isinstance(view.storage, Storage):
         raise pickle.UnpicklingError(f"{name!r} is a {type(view).__name__}, not a tensor")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2x.convert import GPT2XSource
+from gpt2x.convert import CheckpointWeights
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import Intervals, flat, intervals
 from gpt2x.evaluate.measurement import Measured
@@ -46,7 +46,7 @@ def metrics_of(
 def trained_steps(pretrained: Pretrained) -> int | None:
     """Return the step of a gpt2x checkpoint; a converted checkpoint has none."""
     source = pretrained.source
-    return source.checkpoint.loop_state.get("step") if isinstance(source, GPT2XSource) else None
+    return source.checkpoint.loop_state.get("step") if isinstance(source, CheckpointWeights) else None
 
 
 def check_target(target: Path) -> None:

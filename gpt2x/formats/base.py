@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gpt2x.convert.source import Source, load_source
+from gpt2x.convert import WeightsSource, load_source
 from gpt2x.extensions import Extensions
-from gpt2x.lora.adapter import check_base, check_fits, open_adapter
-from gpt2x.lora.merge import MergedSource
+from gpt2x.lora.adapter import check_base, check_fits
+from gpt2x.lora.merge import MergedWeights
+from gpt2x.lora.open import open_adapter
 
 FORMATS = Extensions("gpt2x.formats", "export", "--to")
 
@@ -38,22 +39,22 @@ class Export(Protocol):
         """
 
 
-def open_model(source_dir: Path, change: Change | None) -> Source:
+def open_model(source_dir: Path, change: Change | None) -> WeightsSource:
     """Open the model that is exported: the one at `source_dir`, with or without an adapter.
 
     Raises:
         UserError: a directory cannot be read, or the adapter does not fit.
     """
-    source: Source = load_source(source_dir)
+    source: WeightsSource = load_source(source_dir)
     if change is None:
         return source
     adapter = open_adapter(change.adapter)
     if change.sign > 0:
         check_fits(adapter, source.model, str(source_dir))
         check_base([adapter], source.weights(), str(source_dir))
-    return MergedSource(source, adapter, change.sign)
+    return MergedWeights(source, adapter, change.sign)
 
 
-def describe(source: Source) -> str:
+def describe(source: WeightsSource) -> str:
     """Return the number of tensors and the name of the model."""
     return f"{len(source.weights())} tensors of {source.model.name}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2x.checkpoint import save
-from gpt2x.convert.huggingface import copy_tokenizer, require_empty
+from gpt2x.convert.directories import require_empty
+from gpt2x.convert.tokenizer_files import copy_tokenizer
 from gpt2x.formats.base import Change, describe, open_model
 
 

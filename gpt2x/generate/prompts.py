@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2x.config import PredictConfig
-from gpt2x.convert import Source
+from gpt2x.convert import WeightsSource
 from gpt2x.data.reading.files import read_lines, require_file
 from gpt2x.data.template import Template, load_template, stored_template
 from gpt2x.errors import UserError
@@ -67,7 +67,7 @@ def json_prompt(path: Path, number: int, line: str) -> Prompt:
     return Prompt(row[key], extra, key == "instruction")
 
 
-def choose_template(config: PredictConfig, source: Source, adapters: Sequence[Adapter]) -> Template | None:
+def choose_template(config: PredictConfig, source: WeightsSource, adapters: Sequence[Adapter]) -> Template | None:
     """Return the template that `template=` names; by default that with which the adapter or the model was tuned.
 
     Raises:

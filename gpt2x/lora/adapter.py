@@ -1,26 +1,24 @@
-"""A trained adapter, read from a checkpoint of a run with lora= or from a PEFT directory (no mindspore)."""
+"""A trained adapter in memory, and whether it fits a model and the weights that it was trained beside."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors, pieces
-from gpt2x.config import LoraConfig, ModelConfig
-from gpt2x.config.patterns import adapted_modules, scaling
+from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
-from gpt2x.lora.shapes import GROUP, A, B, module_shapes, trained_shapes
+from gpt2x.lora.shapes import A, B, module_shapes
 from gpt2x.model.stats import HEAD
 
 
 @dataclass(frozen=True)
 class Product:
-    """What a module's adapter adds to its weight: scale * a @ b, with a (in, r) and b (r, out), fp32."""
+    """What an adapter adds to the weight of one module: scale * a @ b, with a (in, r) and b (r, out) in fp32."""
 
     a: np.ndarray
     b: np.ndarray
@@ -28,28 +26,28 @@ class Product:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r."""
         return self.a.shape[1]
 
     def box(self, rows: slice, columns: slice) -> np.ndarray:
-        """Its values in a box of the weight."""
+        """Return the values that are added in a box of the weight."""
         return self.a[rows] @ self.b[:, columns] * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Adapters of any modules of a model.
+    """The products of all adapted modules of a model.
 
     Attributes:
         path: the directory.
-        products: by module, such as `h.0.attn.q`.
-        dropout: that it was trained with.
-        rank_stabilized: whether scales count alpha over sqrt(r).
-        base: where the weights are that it was trained on, as far as it says.
-        fingerprint: of those weights; None where it does not say.
-        num_layers: of the model; None where it does not say.
-        head: a classifier's `score.weight` (K, D), which was trained with the adapters; None: of a language model.
-        labels: its classes' names; None where it does not say, or has no head.
+        products: module -> product; a module is called, for example, `h.0.attn.q`.
+        dropout: the rate with which it was trained.
+        rank_stabilized: whether a scale is alpha / sqrt(r) instead of alpha / r.
+        base: the directory of the weights beside which it was trained; None if the adapter does not state it.
+        fingerprint: `fingerprint` of those weights; None if the adapter does not state it.
+        num_layers: number of layers of the model; None if the adapter does not state it.
+        head: a classifier's `score.weight` (K, D), trained with the adapter; None for a language model.
+        labels: names of the classes; None if there is no head, or if the adapter does not state them.
     """
 
     path: Path
@@ -64,98 +62,32 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """That of its run, or of its directory."""
+        """The name of its run, or of its directory."""
         path = self.path.absolute()
         return path.parents[1].name if path.parent.name == "checkpoints" else path.name
 
     def factors(self) -> dict[str, np.ndarray]:
-        """The factors as logical tensors."""
-        named = {f"{module}.{A}": product.a for module, product in self.products.items()}
-        return named | {f"{module}.{B}": product.b for module, product in self.products.items()}
+        """Return the factors as logical tensors by name."""
+        factors = {f"{module}.{A}": product.a for module, product in self.products.items()}
+        return factors | {f"{module}.{B}": product.b for module, product in self.products.items()}
 
     def adapted(self, model: ModelConfig) -> ModelConfig:
-        """What a model becomes with it: a classifier, where it has a head; classes without names as transformers'."""
+        """Return `model` with this adapter. With a head it is a classifier; classes default to transformers' names."""
         if self.head is None:
             return model
         return replace(model, labels=self.labels or [f"LABEL_{i}" for i in range(len(self.head))])
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a directory is a PEFT adapter, or a run or a checkpoint of one."""
-    if complete := list_checkpoints(path):
-        path = complete[-1]
-    if (path / MANIFEST).is_file():
-        return GROUP in open_checkpoint(path).groups()
-    return (path / "adapter_config.json").is_file()
-
-
-def open_adapter(directory: Path | str) -> Adapter:
-    """The adapter in a directory: a run of lora= (its newest checkpoint), a checkpoint of one, or PEFT's.
-
-    Raises:
-        UserError: naming the directory, what is wrong and what to give.
-    """
-    from gpt2x.lora.peft import CONFIG_FILE, open_peft
-
-    path = Path(directory).expanduser()
-    if complete := list_checkpoints(path):
-        path = complete[-1]
-    if (path / MANIFEST).is_file():
-        checkpoint = open_checkpoint(path)
-        if GROUP not in checkpoint.groups():
-            raise UserError(f"adapters={directory}: {path} is a whole model, no adapter; give it as load={directory}")
-        checkpoint.verify()
-        return of_checkpoint(checkpoint)
-    if (path / CONFIG_FILE).is_file():
-        return open_peft(path)
-    fault = f"holds neither a gpt2x checkpoint ({MANIFEST}) nor a PEFT adapter ({CONFIG_FILE})"
-    raise UserError(
-        f"adapters={directory} {fault if path.is_dir() else 'is no directory'}: give the directory of a run with "
-        "lora=, of its checkpoint, or of a PEFT adapter"
-    )
-
-
-def lora_config(run_config: Mapping[str, object]) -> LoraConfig:
-    """The adapters of a stored configuration."""
-    values = run_config["lora"]
-    assert isinstance(values, dict)
-    return LoraConfig(**values)
-
-
-def of_checkpoint(checkpoint: Checkpoint) -> Adapter:
-    """The adapter of a checkpoint.
-
-    Raises:
-        UserError: its tensors are not those of its configuration.
-    """
-    lora, model = lora_config(checkpoint.run_config), checkpoint.model
-    tensors = checkpoint.tensors(GROUP)
-    if tensors.shapes != trained_shapes(lora, model):
-        raise UserError(
-            f"checkpoint {checkpoint.path}: its adapter's tensors are not those of lora.rank={lora.rank} and "
-            f"lora.targets=[{','.join(lora.targets)}]; use another checkpoint"
-        )
-    return Adapter(
-        path=checkpoint.path,
-        products={
-            module: Product(tensors[f"{module}.{A}"], tensors[f"{module}.{B}"], scaling(lora))
-            for module in adapted_modules(lora, model.num_layers)
-        },
-        dropout=lora.dropout,
-        rank_stabilized=lora.rank_stabilized,
-        base=checkpoint.loop_state["base_path"],
-        fingerprint=checkpoint.loop_state["base_fingerprint"],
-        num_layers=model.num_layers,
-        head=tensors[HEAD] if model.labels else None,
-        labels=model.labels,
-    )
-
-
 def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
-    """Compare an adapter with the model that it is to change.
+    """Check that a model has the modules that an adapter changes, in the adapter's sizes.
+
+    Args:
+        adapter: the adapter.
+        model: the model in the directory `load`.
+        load: the directory, for the message.
 
     Raises:
-        UserError: lists every module that the model has not, or has in another size.
+        UserError: lists the modules that the model lacks or has in a different size.
     """
     shapes = module_shapes(model)
     faults = [
@@ -167,17 +99,18 @@ def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
         faults.append(f"{HEAD} {adapter.head.shape} instead of (classes, {model.hidden_size})")
     if faults:
         shown = ", ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+        base = f"load={adapter.base}, the base" if adapter.base else "the base"
         raise UserError(
-            f"adapters={adapter.path} is of another model than load={load} ({model.num_layers} layers, hidden size "
-            f"{model.hidden_size}): {shown}; give the base that it was trained on" + of_base(adapter)
+            f"adapters={adapter.path} is an adapter of a different model than load={load} ({model.num_layers} layers, "
+            f"hidden size {model.hidden_size}): {shown}. Give {base} on which it was trained."
         )
 
 
 def check_base(adapters: Sequence[Adapter], weights: LazyTensors, load: str) -> None:
-    """Reject weights that differ from those that an adapter was trained beside, if it says which; hashes them once.
+    """Check that adapters were trained beside these weights, if they state which. The weights are hashed once.
 
     Raises:
-        UserError: naming where the weights were.
+        UserError: an adapter was trained beside different weights.
     """
     if all(adapter.fingerprint is None for adapter in adapters):
         return
@@ -185,52 +118,30 @@ def check_base(adapters: Sequence[Adapter], weights: LazyTensors, load: str) -> 
     for adapter in adapters:
         if adapter.fingerprint not in (None, actual):
             raise UserError(
-                f"adapters={adapter.path} was trained beside other weights than those of load={load} (sha256 "
-                f"{str(adapter.fingerprint)[:12]}, here {actual[:12]}). Give load={adapter.base}, or where they are "
-                "now."
+                f"adapters={adapter.path} was trained beside different weights than those of load={load} (sha256 "
+                f"{str(adapter.fingerprint)[:12]}, here {actual[:12]}). Give load={adapter.base}, or the directory to "
+                "which they have moved."
             )
-
-
-def of_base(adapter: Adapter) -> str:
-    """Where an adapter says that its base is, as the end of a message."""
-    return f": {adapter.base}" if adapter.base else ""
 
 
 def adapted_model(model: ModelConfig, adapters: Sequence[Adapter], load: str) -> ModelConfig:
-    """What a model becomes with any of some adapters, each of which fits it.
+    """Return the model that serves all of several adapters, each of which fits `model`.
 
     Raises:
-        UserError: one has a head and another none, or their classes differ: no one model serves them all.
+        UserError: some have a head and others none, or their classes differ, so that no one model serves them all.
     """
-    found = [adapter.adapted(model) for adapter in adapters] or [model]
-    if any(other.labels != found[0].labels for other in found):
+    models = [adapter.adapted(model) for adapter in adapters] or [model]
+    if any(other.labels != models[0].labels for other in models):
         kinds = "; ".join(
             f"{adapter.name}: {', '.join(other.labels) if other.labels else 'a language model'}"
-            for adapter, other in zip(adapters, found, strict=True)
+            for adapter, other in zip(adapters, models, strict=True)
         )
-        raise UserError(f"load={load}: adapters= make different models of it ({kinds}): use them in several calls")
-    return found[0]
-
-
-def named(directories: list[str]) -> dict[str, Adapter]:
-    """Adapters by name.
-
-    Raises:
-        UserError: one cannot be read, or two have one name.
-    """
-    found: dict[str, Adapter] = {}
-    for directory in directories:
-        adapter = open_adapter(directory)
-        if adapter.name in found:
-            raise UserError(
-                f"adapters=[{','.join(directories)}]: two are called {adapter.name}; rename one of the directories"
-            )
-        found[adapter.name] = adapter
-    return found
+        raise UserError(f"load={load}: adapters= make different models of it ({kinds}). Use them in separate calls.")
+    return models[0]
 
 
 def fingerprint(weights: LazyTensors) -> str:
-    """sha256 of the values of logical tensors as fp32, whatever files, layout or order they are stored in."""
+    """Return the sha256 of logical tensors as fp32, which depends on names, shapes and values only."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {weights.specs[name].shape}".encode())

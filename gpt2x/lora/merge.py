@@ -1,4 +1,4 @@
-"""Adapters merged into the weights that they stand beside: W + s A B, read box by box (no mindspore)."""
+"""Weights with a merged adapter: W + s A B, computed for each box that is read."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import numpy as np
 
 from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec
 from gpt2x.config import ModelConfig
-from gpt2x.convert import Source
+from gpt2x.convert import WeightsSource
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, check_fits
 from gpt2x.lora.shapes import linear_of
 from gpt2x.model.stats import HEAD
 
 
-class MergedSource:
-    """A model with an adapter in its weights.
+class MergedWeights:
+    """A model with an adapter merged into its weights, as a `WeightsSource`.
 
     Args:
-        source: the model, which is left as it is.
-        adapter: what is merged.
-        sign: 1; -1 takes an adapter out of weights that it was merged into, up to rounding.
+        source: the model; its files stay as they are.
+        adapter: what is merged; it fits the model.
+        sign: 1 merges the adapter; -1 takes it out of weights into which it was merged, up to rounding.
 
     Raises:
-        UserError: the adapter is of another model, or is to be taken out and has a head, which replaced another.
+        UserError: the adapter is of a different model, or has a head and sign is -1: the head before it is lost.
     """
 
-    def __init__(self, source: Source, adapter: Adapter, sign: int = 1):
+    def __init__(self, source: WeightsSource, adapter: Adapter, sign: int = 1):
         check_fits(adapter, source.model, str(source.path))
         if sign < 0 and adapter.head is not None:
+            base = f"Use its base, {adapter.base}." if adapter.base else "Use its base."
             raise UserError(
-                f"--unmerge {adapter.path}: it has a classifier's head, in whose place its base may have had another; "
-                "the base is " + (adapter.base or "not known")
+                f"--unmerge {adapter.path} is not possible: its classifier's head replaced the head of its base. {base}"
             )
         self.source, self.adapter, self.sign = source, adapter, sign
         self.kind: str = source.kind
@@ -41,16 +41,23 @@ class MergedSource:
         self.tokenizer_dir: Path | None = source.tokenizer_dir
 
     def weights(self) -> LazyTensors:
-        """Logical tensors in their stored dtype; sums are taken in fp32."""
+        """Return the logical tensors in their stored dtype; sums are computed in fp32."""
         return merged(self.source.weights(), self.adapter, self.sign)
 
     def verify(self) -> None:
-        """Hash the files of the source; raises UserError naming a damaged one."""
+        """Hash the files of the model.
+
+        Raises:
+            UserError: a file is damaged.
+        """
         self.source.verify()
 
 
 def merged(weights: LazyTensors, adapter: Adapter, sign: int = 1) -> LazyTensors:
-    """The weights with an adapter added (sign 1) or taken away (-1), each in its dtype, summed in fp32; its head."""
+    """Return the weights with an adapter added (sign 1) or subtracted (-1).
+
+    Sums are computed in fp32 and returned in the dtype of the weight. An adapter's head replaces the model's.
+    """
     by_weight: dict[str, list[str]] = {}
     for module in adapter.products:
         by_weight.setdefault(f"{linear_of(module)[0]}.weight", []).append(module)
@@ -73,13 +80,13 @@ def merged(weights: LazyTensors, adapter: Adapter, sign: int = 1) -> LazyTensors
         return total.astype(values.dtype)
 
     specs = weights.specs
-    if adapter.head is not None:  # in the place of a language model's, or another classifier's
+    if adapter.head is not None:  # replaces the head of a language model or of a classifier
         specs = {name: spec for name, spec in specs.items() if name not in ("lm_head.weight", HEAD)}
         specs[HEAD] = Spec(adapter.head.shape, adapter.head.dtype)
     return LazyTensors(specs, read)
 
 
-def changed(adapter: Adapter) -> set[str]:
-    """The names of the weights that an adapter changes."""
+def changed_weights(adapter: Adapter) -> set[str]:
+    """Return the names of the weights that an adapter changes."""
     weights = {f"{linear_of(module)[0]}.weight" for module in adapter.products}
     return weights if adapter.head is None else weights | {HEAD}

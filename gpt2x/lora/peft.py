@@ -1,8 +1,8 @@
-"""PEFT's adapter directories (huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py), in and out.
+"""Read and write PEFT's adapter directories (huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py).
 
 PEFT stores `lora_A` (r, in) and `lora_B` (out, r), the transposes of ours, and adapts GPT-2's queries, keys and values
-as one module, `c_attn`. Adapters of q, k and v are written as one of the sum of their ranks: the A of each below the
-other, the B of each in its own rows and columns, zeros elsewhere.
+as one module, `c_attn`. So adapters of q, k and v are written as one adapter whose rank is the sum of theirs. Its A has
+their A below each other; its B has each of their B in separate rows and columns, and zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors, write_safetensors
 from gpt2x.config.patterns import MODULES, SEGMENTS
-from gpt2x.convert.huggingface import read_json, require_empty
+from gpt2x.convert.directories import read_json, require_empty
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
@@ -32,7 +32,7 @@ WEIGHT_FILES = {"adapter_model.safetensors": open_safetensors, "adapter_model.bi
 PREFIX = "base_model.model."
 FACTOR = re.compile(rf"(?:transformer\.)?(h\.\d+\.(?:{'|'.join(map(re.escape, MODULES[len(SEGMENTS) :]))}))\.lora_(A|B)"
                     r"(?:\.default)?\.weight")  # fmt: skip
-# what changes the maths, and what it is where it is off
+# options that change the computation -> their values when they are off
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "lora_bias": (False, None),
@@ -47,18 +47,22 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def open_peft(path: Path) -> Adapter:
-    """The adapter of a PEFT directory, with a classifier's head where it has one.
+    """Open the adapter of a PEFT directory, with a classifier's head if it has one.
 
     Raises:
-        UserError: it is no LoRA adapter of GPT-2, uses what gpt2x has not, or its files are incomplete.
+        UserError: it is not a LoRA adapter of a GPT-2, uses an option that gpt2x lacks, or its files are incomplete.
     """
     config = read_json(path / CONFIG_FILE)
     where = f"adapters={path}: {CONFIG_FILE}"
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{where} has peft_type {config.get('peft_type')!r}: gpt2x reads 'LORA'")
+        raise UserError(
+            f"{where} has peft_type={config.get('peft_type')!r}, but gpt2x reads only 'LORA'. Merge it with PEFT first."
+        )
     for key, values in UNSUPPORTED.items():
         if config.get(key) not in values:
-            raise UserError(f"{where} has {key}={config[key]!r}, which gpt2x has not; merge it with PEFT first")
+            raise UserError(
+                f"{where} has {key}={config[key]!r}, which gpt2x does not support. Merge it with PEFT first."
+            )
     factors: dict[str, dict[str, np.ndarray]] = {}
     extras: dict[str, np.ndarray] = {}
     for name, stored in open_weights(path).items():
@@ -74,7 +78,7 @@ def open_peft(path: Path) -> Adapter:
         fault = f"unknown: {', '.join(unknown[:5])}" if unknown else f"incomplete: {', '.join(halves) or 'all'}"
         raise UserError(
             f"adapters={path}: the tensors are not those of LoRA on GPT-2's {', '.join(MODULES[len(SEGMENTS) :])} "
-            f"and a classifier's {HEAD} ({fault}); give an adapter of a GPT-2"
+            f"and a classifier's {HEAD} ({fault}). Give an adapter of a GPT-2."
         )
     scales = {module: scale_of(config, f"transformer.{module}", pair["A"].shape[1], where)
               for module, pair in factors.items()}  # fmt: skip
@@ -90,46 +94,52 @@ def open_peft(path: Path) -> Adapter:
 
 
 def scale_of(config: dict[str, Any], module: str, rank: int, where: str) -> float:
-    """What PEFT multiplies a module's product with: alpha / r or alpha / sqrt(r), alpha by `alpha_pattern`.
+    """Return the scale of a module's product: alpha / r or alpha / sqrt(r), with alpha by `alpha_pattern`.
 
     Raises:
-        UserError: the configuration's numbers are none, or its rank is not that of the tensors.
+        UserError: alpha is not a number, or the configuration's rank is not that of the tensors.
     """
     alpha = by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     stated = by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        raise UserError(f"{where} has lora_alpha={alpha!r} for {module}: it must be a number")
+        raise UserError(f"{where} has lora_alpha={alpha!r} for {module}; it must be a number.")
     if stated != rank:
-        raise UserError(f"{where} has r={stated!r}, but {module} has rank {rank}: its files do not belong together")
+        raise UserError(
+            f"{where} has r={stated!r}, but {module} has rank {rank}, so its files do not belong together. "
+            "Copy or download the adapter again."
+        )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that fits the end of a module's name (peft/utils/other.py, get_pattern_key)."""
-    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(found, default)
+    """Return the value of the first pattern that matches a module's name (peft/utils/other.py, get_pattern_key)."""
+    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(matches, default)
 
 
 def open_weights(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of whichever weight file is there, unread."""
+    """Open the weight file; the values of its tensors are not read."""
     for name, open_file in WEIGHT_FILES.items():
         if (path / name).is_file():
             return open_file(path / name)
-    raise UserError(f"adapters={path} has {CONFIG_FILE} but no weights: neither of {', '.join(WEIGHT_FILES)} is there")
+    raise UserError(
+        f"adapters={path} has {CONFIG_FILE} but no weights: none of {', '.join(WEIGHT_FILES)} exists. "
+        "Copy or download them."
+    )
 
 
 def labels_of(path: Path) -> list[str] | None:
-    """The classes that `export_peft` noted in the weight file; PEFT's own files name none."""
+    """Return the classes that `export_peft` wrote into the weight file's metadata; PEFT's files name none."""
     file = path / "adapter_model.safetensors"
     if not file.is_file():
         return None
     with safe_open(file, "numpy") as opened:
-        noted = (opened.metadata() or {}).get("labels")
-    return None if noted is None else json.loads(noted)
+        labels = (opened.metadata() or {}).get("labels")
+    return None if labels is None else json.loads(labels)
 
 
-def fused(adapter: Adapter) -> dict[str, Product]:
-    """The adapter with what stands beside q, k and v as one module `c_attn` a layer, of the sum of their ranks."""
+def join_segments(adapter: Adapter) -> dict[str, Product]:
+    """Return the adapter's products with those of q, k and v joined to one of `c_attn` in each layer."""
     by_linear: dict[str, list[str]] = {}
     for module in adapter.products:
         by_linear.setdefault(linear_of(module)[0], []).append(module)
@@ -138,7 +148,7 @@ def fused(adapter: Adapter) -> dict[str, Product]:
 
 
 def join(parts: list[tuple[int | None, Product]]) -> Product:
-    """One product of several, each of a third of the columns; a product of all columns comes alone."""
+    """Join products of different thirds of the columns into one. A product of all columns is the only one."""
     (segment, product), *others = parts
     if segment is None:
         return product
@@ -155,10 +165,10 @@ def join(parts: list[tuple[int | None, Product]]) -> Product:
 
 
 def peft_config(adapter: Adapter, products: dict[str, Product]) -> dict[str, Any]:
-    """The adapter_config.json with which PEFT computes what gpt2x computes.
+    """Return the adapter_config.json with which PEFT computes what gpt2x computes.
 
-    Rank and alpha are the most frequent ones; what differs stands in `rank_pattern` and `alpha_pattern`. Alpha follows
-    from the scale and the written rank, which for a joined c_attn is the sum of its parts'.
+    Rank and alpha are the most frequent ones; the others are in `rank_pattern` and `alpha_pattern`. Alpha follows from
+    the scale and the written rank, which for a joined c_attn is the sum of the ranks of its parts.
     """
     ranks = {module: product.rank for module, product in products.items()}
     alphas = {
@@ -188,7 +198,7 @@ def peft_config(adapter: Adapter, products: dict[str, Product]) -> dict[str, Any
 
 
 def plain(value: float) -> float | int:
-    """A whole number where it is one up to rounding."""
+    """Return a whole number if `value` is one up to rounding."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
@@ -196,14 +206,14 @@ def export_peft(adapter: Adapter, output: Path) -> None:
     """Write a directory that PEFT loads onto transformers' GPT-2.
 
     Args:
-        adapter: of its labels PEFT knows the number alone; their names go into the weight file's metadata.
+        adapter: PEFT knows only the number of its labels; their names go into the weight file's metadata.
         output: a directory that does not exist or is empty.
 
     Raises:
-        UserError: `output` holds files, or cannot be written.
+        UserError: `output` is not empty, or cannot be written.
     """
     require_empty(output)
-    products = fused(adapter)
+    products = join_segments(adapter)
     tensors = {}
     for module, product in products.items():
         tensors[f"{PREFIX}transformer.{module}.lora_A.weight"] = np.ascontiguousarray(product.a.T)

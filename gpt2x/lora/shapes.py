@@ -1,8 +1,8 @@
-"""Names and shapes of the factors of adapters (no mindspore).
+"""Names, shapes and placements of the factors of adapters.
 
-A module `M` of weight W (in, out) gets `M.lora_A` (in, r) and `M.lora_B` (r, out), and computes x (W + s A B): the
-layout of GPT-2's `Conv1D`, so that A B has W's. `M` is a linear, or one of `attn.q`, `attn.k`, `attn.v`: a third of the
-columns of `attn.c_attn`.
+A module `M` with the weight W (in, out) gets `M.lora_A` (in, r) and `M.lora_B` (r, out), and computes x (W + s A B).
+This is the layout of GPT-2's `Conv1D`, so that A B has the shape of W. `M` is a linear, or one of `attn.q`, `attn.k`
+and `attn.v`, each of which is a third of the columns of `attn.c_attn`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ GROUP = "adapter"  # of tensors in a checkpoint
 
 
 def linear_of(module: str) -> tuple[str, int | None]:
-    """The linear that computes a module, and which third of its columns; None: all."""
+    """Return the linear that computes a module, and which third of its columns the module is (None: all of them)."""
     layer, part = split(module)
     return (f"{layer}.{FUSED}", SEGMENTS.index(part)) if part in SEGMENTS else (module, None)
 
 
 def split(module: str) -> tuple[str, str]:
-    """`h.0.attn.q` -> `h.0`, `attn.q`."""
+    """Split a module's name: `h.0.attn.q` -> `h.0`, `attn.q`."""
     _, number, part = module.split(".", 2)
     return f"h.{number}", part
 
 
 def module_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) of every module that can be adapted."""
+    """Return the shape (in, out) of every module that can be adapted."""
     block = stats.block_shapes(model)
     shapes = {}
     for layer in range(model.num_layers):
@@ -47,7 +47,7 @@ def module_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def factor_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
-    """Shapes of the factors of all adapted modules, by name.
+    """Return the shapes of the factors of all adapted modules, by name.
 
     Raises:
         UserError: `lora.targets` does not fit the model.
@@ -62,7 +62,7 @@ def factor_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
 
 
 def factor_placements(lora: LoraConfig, model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
-    """The factors that a process holds."""
+    """Return the placements of the factors on the process at `coordinates`."""
     return {
         name: placement(name, shape, model, coordinates)
         for name, shape in factor_shapes(lora, model).items()
@@ -71,23 +71,24 @@ def factor_placements(lora: LoraConfig, model: ModelConfig, coordinates: Coordin
 
 
 def trained_shapes(lora: LoraConfig, model: ModelConfig) -> dict[str, Shape]:
-    """Shapes of all that is trained: the factors, and a classifier's head."""
+    """Return the shapes of everything that is trained: the factors, and a classifier's head."""
     return factor_shapes(lora, model) | {name: shape for name, shape in outer_shapes(model).items() if name == HEAD}
 
 
 def trained_placements(lora: LoraConfig, model: ModelConfig, coordinates: Coordinates) -> dict[str, Placement]:
-    """All that is trained, as a process holds it."""
+    """Return the placements of everything that is trained on the process at `coordinates`."""
     head = {name: part for name, part in placements(model, coordinates).items() if name == HEAD}
     return factor_placements(lora, model, coordinates) | head
 
 
 def num_trainable(lora: LoraConfig, model: ModelConfig) -> int:
-    """Values that are trained."""
+    """Return the number of trained values."""
     return sum(math.prod(shape) for shape in trained_shapes(lora, model).values())
 
 
 def train_flops_per_token(lora: LoraConfig, model: ModelConfig, seq_len: int) -> float:
-    """Forward and backward a token: no gradient of the frozen weights is computed, so theirs cost four operations a
-    value instead of six.
+    """Return the floating-point operations of forward and backward per token.
+
+    No gradient of the frozen weights is computed, so they cost four operations per value and token instead of six.
     """
     return 2 * stats.forward_flops_per_token(model, seq_len) + 6 * num_trainable(lora, model)

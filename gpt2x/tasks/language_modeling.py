@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from mindspore import nn
 
-    from gpt2x.convert import Source
+    from gpt2x.convert import WeightsSource
     from gpt2x.data.mindrecord import Split
     from gpt2x.data.prepare import PreparedData
     from gpt2x.data.rows.base import RowForm
@@ -48,7 +48,7 @@ class LanguageModelInference(Inference):
         self,
         config: PredictConfig,
         prompts: Sequence[Prompt],
-        source: Source,
+        source: WeightsSource,
         adapters: Sequence[Adapter],
         model: ModelConfig,
     ) -> None:

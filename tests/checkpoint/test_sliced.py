@@ -182,12 +182,12 @@ WRONG_SLICES = {
     "overlap": [(0, VALUES[:4]), (3, VALUES[3:])],
     "hold 8 of 12 values": [(0, VALUES[:2]), (4, VALUES[4:])],
     "reach beyond it": [(0, VALUES[:3]), (4, VALUES[3:])],
-    "another shape or dtype": [(0, VALUES[:3]), (3, VALUES[3:].astype(np.float16))],
+    "a different shape or dtype": [(0, VALUES[:3]), (3, VALUES[3:].astype(np.float16))],
 }
 
 
 @pytest.mark.parametrize("fault", WRONG_SLICES)
-def test_wrong_slices_are_refused(tmp_path, fault):
+def test_wrong_slices_are_rejected(tmp_path, fault):
     def tensors_of(rank):
         start, values = WRONG_SLICES[fault][rank]
         return {"weights": {"a": Sliced((6, 2), [((start, 0), values)])}}
@@ -203,7 +203,7 @@ def test_a_rank_on_another_file_system(tmp_path, monkeypatch):
     monkeypatch.setattr("gpt2x.checkpoint.write._index", lambda folder, rank, size: tmp_path / f"{folder.name}{rank}")
     monkeypatch.setattr("gpt2x.checkpoint.write.write_slices", lambda *_: None)
     outcomes = save_in_ranks(tmp_path / "step_1", lambda rank: {}, 2, **SETTINGS)
-    assert "all processes need one (shared) file system" in str(outcomes[0])
+    assert "All processes need one shared file system" in str(outcomes[0])
 
 
 def run(capsys, *arguments):
@@ -214,8 +214,8 @@ def run(capsys, *arguments):
 def test_wrong_input(tmp_path, capsys):
     path = save_single(tmp_path / "step_7")
     new = tmp_path / "new"
-    assert "exists: nothing was written" in run(capsys, "merge", path, path)
-    assert "exists: nothing was written" in run(capsys, "reshard", path, tmp_path, "--parallel", "tp2")
+    assert "exists. Nothing was written" in run(capsys, "merge", path, path)
+    assert "exists. Nothing was written" in run(capsys, "reshard", path, tmp_path, "--parallel", "tp2")
     assert "tp3 is not an option; options: dp2" in run(capsys, "reshard", path, new, "--parallel", "tp3")
     assert "has no manifest.json" in run(capsys, "merge", tmp_path, new)
     (tmp_path / "config.json").write_text("{}")

@@ -168,16 +168,16 @@ def edit_manifest(**changes):
 
 
 FAULTS = {
-    "does not exist: give a directory like": shutil.rmtree,
+    "does not exist. Give a directory like": shutil.rmtree,
     "has no manifest.json: it is not a checkpoint, or was never completed": lambda p: (p / "manifest.json").unlink(),
-    "manifest.json cannot be read .*copy it again": lambda p: (p / "manifest.json").write_text('{"format": '),
+    "manifest.json cannot be read .*Copy it again": lambda p: (p / "manifest.json").write_text('{"format": '),
     "is not a gpt2x manifest": lambda p: (p / "manifest.json").write_text("[]"),
-    "format version 99, this gpt2x reads 1": edit_manifest(version=99),
+    "format version 99, but this gpt2x reads 1": edit_manifest(version=99),
     "manifest.json was altered": edit_manifest(loop_state={"step": 8}),
     "weights.safetensors is missing": lambda p: (p / "weights.safetensors").unlink(),
     r"weights.safetensors is truncated \(50 bytes instead of": truncate,
     "optimizer.safetensors is longer than": lengthen,
-    "weights.safetensors was altered after it was written.*use another": flip_bit,
+    "weights.safetensors was altered after it was written.*use a different": flip_bit,
 }
 
 
@@ -193,7 +193,7 @@ def test_a_file_and_a_run_directory(tmp_path):
     path = write(tmp_path / "run" / "checkpoints" / "step_1")
     with pytest.raises(UserError, match="is not a directory"):
         open_checkpoint(path / "manifest.json")
-    with pytest.raises(UserError, match=r"newest complete one is .*step_1"):
+    with pytest.raises(UserError, match=r"The newest complete one is .*step_1"):
         open_checkpoint(tmp_path / "run")
 
 

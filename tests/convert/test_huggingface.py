@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert import check_model_matches, check_weights, load_source
-from gpt2x.convert.huggingface import config_from_model, find_eos_id, model_from_config
+from gpt2x.convert.huggingface_config import config_from_model, model_from_config
+from gpt2x.convert.tokenizer_files import find_eos_id
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
@@ -204,14 +205,14 @@ def test_known_sizes_carry_the_options_name(tmp_path):
 
 
 WRONG_CONFIGS = {
-    r"model_type 'llama': gpt2x loads 'gpt2'": {"model_type": "llama"},
-    r"model_type None": {"model_type": None},
+    r"model_type='llama', but gpt2x loads only 'gpt2'": {"model_type": "llama"},
+    r"model_type=None": {"model_type": None},
     r"scale_attn_by_inverse_layer_idx=True": {"scale_attn_by_inverse_layer_idx": True},
     r"scale_attn_weights=False": {"scale_attn_weights": False},
     r"add_cross_attention=True": {"add_cross_attention": True},
-    r"activation_function 'relu': gpt2x has gelu_new, ": {"activation_function": "relu"},
-    r"n_layer='2': it must be a positive whole number": {"n_layer": "2"},
-    r"n_embd=8, which n_head=3 does not divide": {"n_head": 3},
+    r"activation_function='relu', but gpt2x has only gelu_new, ": {"activation_function": "relu"},
+    r"n_layer='2'; it must be a positive whole number": {"n_layer": "2"},
+    r"n_embd=8, which is not divisible by n_head=3": {"n_head": 3},
     r"resid_pdrop=None": {"resid_pdrop": None},
     r"n_inner=0": {"n_inner": 0},
 }
@@ -249,7 +250,7 @@ def test_a_tied_head_that_differs_is_said(tiny_dir, caplog):
         assert not caplog.records
         save_file(weights | {"lm_head.weight": weights["wte.weight"] + 1}, tiny_dir / "model.safetensors")
         assert "lm_head.weight" not in load_source(tiny_dir).weights()
-    assert "differs from wte.weight, and is ignored" in caplog.text
+    assert "differs from wte.weight and is ignored" in caplog.text
 
 
 def remove_weights(folder):
@@ -278,13 +279,17 @@ WRONG_DIRECTORIES = {
     "does not exist": shutil.rmtree,
     "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
     "config.json holds a list": lambda folder: (folder / "config.json").write_text("[]"),
-    "is neither a gpt2x checkpoint .*none of these files is there": lambda folder: (folder / "config.json").unlink(),
-    "no weights: none of model.safetensors, .*pytorch_model.bin": remove_weights,
-    "names absent.safetensors, not found there": write_index('{"weight_map": {"a": "absent.safetensors"}}'),
-    "names ../x.safetensors, not found there": write_index('{"weight_map": {"a": "../x.safetensors"}}'),
+    "is neither a gpt2x checkpoint .*none of these files exists": lambda folder: (folder / "config.json").unlink(),
+    "no weights: none of model.safetensors, .*pytorch_model.bin.*Copy or download": remove_weights,
+    "names absent.safetensors, which the directory does not contain": write_index(
+        '{"weight_map": {"a": "absent.safetensors"}}'
+    ),
+    "names ../x.safetensors, which the directory does not contain": write_index(
+        '{"weight_map": {"a": "../x.safetensors"}}'
+    ),
     "has no weight_map": write_index("{}"),
-    "truncated or no safetensors file .*copy or download it again": truncate,
-    "ln_f.bias is there twice, with and without": twice,
+    "truncated or not a safetensors file .*Copy or download it again": truncate,
+    "ln_f.bias occurs twice, with and without": twice,
 }
 
 
@@ -380,12 +385,12 @@ def test_another_model_than_configured():
     with pytest.raises(UserError) as caught:
         check_model_matches(known["gpt2_small"], TINY_MODEL, "x", known)
     assert str(caught.value) == (
-        "load=x holds another model than model=gpt2_small: model.num_layers=12 (loaded: 2), model.num_heads=12 "
+        "load=x is a different model than model=gpt2_small: model.num_layers=12 (loaded: 2), model.num_heads=12 "
         "(loaded: 2), model.hidden_size=768 (loaded: 8), model.max_seq_len=1024 (loaded: 16), model.vocab_size=50257 "
-        "(loaded: 32); give model=tiny"
+        "(loaded: 32). Give model=tiny."
     )
     untied = ModelConfig("x", 2, 2, 8, 16, 32, ffn_size=9, tie_embeddings=False)
-    with pytest.raises(UserError, match=r"give model\.ffn_size=9 model\.tie_embeddings=false$"):
+    with pytest.raises(UserError, match=r"Give model\.ffn_size=9 model\.tie_embeddings=false\.$"):
         check_model_matches(known["tiny"], untied, "x", known)
 
 

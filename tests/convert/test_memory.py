@@ -10,7 +10,7 @@ import pytest
 from gpt2x.checkpoint.tensors import write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.convert import load_source
-from gpt2x.convert.huggingface import config_from_model
+from gpt2x.convert.huggingface_config import config_from_model
 from gpt2x.model.stats import tensor_shapes
 from tests.commands import convert as main
 

@@ -11,8 +11,9 @@ from gpt2x import checkpoint
 from gpt2x.config.options import known_models
 from gpt2x.convert import load_source
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import adapted_model, open_adapter
+from gpt2x.lora.adapter import adapted_model
 from gpt2x.lora.merge import merged
+from gpt2x.lora.open import open_adapter
 from gpt2x.model.gpt2 import initial_weights, load_weights
 from tests.commands import convert as main
 from tests.support.adapted import lazy

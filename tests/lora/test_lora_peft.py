@@ -1,4 +1,4 @@
-"""PEFT directories both ways: its logits are ours, for trained adapters and for ours; every wrong one is refused."""
+"""PEFT directories both ways: its logits are ours, for trained adapters and for ours; every wrong one is rejected."""
 
 import json
 import shutil
@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from gpt2x.config.options import known_models
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import check_fits, named, open_adapter
+from gpt2x.lora.adapter import check_fits
 from gpt2x.lora.merge import merged
+from gpt2x.lora.open import adapters_by_name, open_adapter
 from gpt2x.lora.peft import export_peft
 from gpt2x.model.gpt2 import initial_weights
 from tests.support.adapted import EVERYWHERE, adapter_of, lazy, lora_config, random_factors
@@ -59,7 +60,7 @@ def test_trained_adapters_are_read_with_their_heads(shared_data, name, num_label
         assert adapter.labels is None
     assert {product.scale for product in adapter.products.values()} == {4.0}
     assert len(adapter.products) == 12 * (3 if "allproj" in name else 1)
-    with pytest.raises(UserError, match="another model than load=x"):
+    with pytest.raises(UserError, match="adapter of a different model than load=x"):
         check_fits(adapter, known_models()["gpt2_medium"], "x")
 
 
@@ -134,29 +135,29 @@ def change(directory, **values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"peft_type": "IA3"}, "peft_type='IA3', but gpt2x reads only 'LORA'"),
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias='all'"),
         ({"r": 4}, "r=4, but transformer.h.0.attn.c_attn has rank 8"),
         ({"lora_alpha": "x"}, "lora_alpha='x'"),
     ],
 )
-def test_configurations_that_gpt2x_has_not_are_refused(directory, values, words):
+def test_configurations_that_gpt2x_does_not_support_are_rejected(directory, values, words):
     change(directory, **values)
     with pytest.raises(UserError) as caught:
         open_adapter(directory)
     assert words in str(caught.value)
 
 
-def test_wrong_directories_are_refused(directory, tmp_path):
-    with pytest.raises(UserError, match="is no directory"):
+def test_wrong_directories_are_rejected(directory, tmp_path):
+    with pytest.raises(UserError, match="is not a directory"):
         open_adapter(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither a gpt2x checkpoint"):
         open_adapter(tmp_path / "empty")
     shutil.copytree(directory, tmp_path / "b" / "sound")
     with pytest.raises(UserError, match="two are called sound"):
-        named([str(directory), str(tmp_path / "b" / "sound")])
+        adapters_by_name([str(directory), str(tmp_path / "b" / "sound")])
     tensors = load_file(directory / "adapter_model.safetensors")
     first = next(name for name in tensors if "lora_B" in name)
     save_file(

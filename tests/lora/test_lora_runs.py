@@ -9,7 +9,7 @@ import pytest
 from gpt2x import checkpoint
 from gpt2x.convert import load_source
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import open_adapter
+from gpt2x.lora.open import open_adapter
 from tests.commands import convert as main
 from tests.support.decide import refusal
 from tests.support.in_process import run
@@ -31,10 +31,10 @@ def test_checkpoints_hold_adapters_alone_and_name_their_base(zoo):
     assert set(saved.names("optimizer")) == {f"{kind}.{name}" for kind in ("mean", "square") for name in names}
     base = checkpoint.list_checkpoints(base_dir)[-1]
     assert saved.loop_state["base_path"] == str(base)
-    with pytest.raises(UserError, match="is an adapter and holds no model: give its base") as caught:
+    with pytest.raises(UserError, match=r"is an adapter and holds no model\. Give its base") as caught:
         load_source(adapter_dir)
     assert f"load={base} 'adapters=[" in str(caught.value)
-    with pytest.raises(UserError, match="is a whole model, no adapter"):
+    with pytest.raises(UserError, match="is a whole model, not an adapter"):
         open_adapter(base_dir)
 
 
@@ -67,7 +67,7 @@ def test_a_base_that_changed_is_refused(zoo, exported, tmp_path):
     assert "frozen weights" in refusal("train", *zoo.lora.options, f"resume={last}", f"load={exported}/other")
     adapter = f"adapters=[{zoo.lora.run_dir}]"
     message = refusal(*evaluate(zoo, tmp_path, f"load={exported}/other", adapter))
-    assert "trained beside other weights" in message
+    assert "trained beside different weights" in message
     assert f"load={zoo.plain.run_dir}" in message
     assert "lora.rank: 8 -> 4" in refusal("train", *zoo.lora.options, f"resume={last}", "lora.rank=4")
 
@@ -94,7 +94,7 @@ def test_text_is_completed_by_the_adapter_that_is_chosen(zoo, tmp_path):
     both = ["predict", f"load={zoo.plain.run_dir}", f"adapters=[{zoo.lora.run_dir},{tmp_path}/early]", "prompts=[the]",
             f"paths.outputs={tmp_path}", "generation.max_new_tokens=4"]  # fmt: skip
     assert "1 completion" in run(*both, f"adapter={name}").stderr
-    assert f"adapter=null is none of adapters=; give adapter= one of: {name}, early" in refusal(*both)
+    assert f"adapter=null is not one of adapters=. Give adapter= one of: {name}, early." in refusal(*both)
 
 
 def test_training_continues_from_an_adapter_of_peft(zoo, exported, tmp_path):

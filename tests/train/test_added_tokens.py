@@ -9,7 +9,7 @@ from mindspore import Tensor
 from gpt2x.checkpoint.tensors import LazyTensors, Spec
 from gpt2x.config import TokenizerConfig
 from gpt2x.convert import load_source
-from gpt2x.convert.added_rows import grown
+from gpt2x.convert.added_rows import with_added_rows
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
@@ -33,7 +33,7 @@ def lazy(weights, dtype=np.float32) -> LazyTensors:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_old_rows_stay_and_new_ones_are_their_mean_in_every_box(dtype):
     weights = lazy(initial_weights(tiny_model(tie_embeddings=False), 0), dtype)
-    found = grown(weights, NUM_ROWS + NUM_ADDED)
+    found = with_added_rows(weights, NUM_ROWS + NUM_ADDED)
     for name in ("wte.weight", "lm_head.weight"):
         values = found[name]
         assert values.shape == found.shapes[name] == (NUM_ROWS + NUM_ADDED, 32)
@@ -45,7 +45,7 @@ def test_old_rows_stay_and_new_ones_are_their_mean_in_every_box(dtype):
             assert np.array_equal(found.read(name, (first, 8), (stop - first, 16)), values[first:stop, 8:24])
     assert np.array_equal(found["wpe.weight"], weights["wpe.weight"])
     assert found.shapes["wpe.weight"] == (32, 32)
-    assert grown(weights, NUM_ROWS) is weights
+    assert with_added_rows(weights, NUM_ROWS) is weights
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
@@ -54,7 +54,7 @@ def test_old_tokens_are_computed_as_before_and_new_ones_stay_improbable(tie):
     ids = Tensor(random_ids(model, (4, 16)))
     before = build(model)
     after = GPT2(tiny_model(tie_embeddings=tie, vocab_size=NUM_ROWS + NUM_ADDED), CPU)
-    load_weights(after, grown(lazy(initial_weights(model, 0)), NUM_ROWS + NUM_ADDED))
+    load_weights(after, with_added_rows(lazy(initial_weights(model, 0)), NUM_ROWS + NUM_ADDED))
     old, new = before(ids, None), after(ids, None)
     assert np.array_equal(old.asnumpy(), new.asnumpy())
     logits, more = before.logits(old).asnumpy(), after.logits(new).asnumpy()
@@ -73,7 +73,7 @@ def test_equals_transformers_resized_embeddings(tie, tmp_path):
     sizes = {"vocab_size": NUM_ROWS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, tie_word_embeddings=tie))
     theirs.save_pretrained(tmp_path)
-    mine = grown(load_source(tmp_path).weights(), NUM_ROWS + NUM_ADDED)
+    mine = with_added_rows(load_source(tmp_path).weights(), NUM_ROWS + NUM_ADDED)
     theirs.resize_token_embeddings(NUM_ROWS + NUM_ADDED, mean_resizing=True)
     tables = {"wte.weight": theirs.transformer.wte.weight}
     if not tie:
@@ -111,11 +111,11 @@ def test_a_tokenizer_that_adds_tokens_is_taken_where_it_is_asked_for(directories
 @pytest.mark.parametrize(
     ("path", "extend", "own", "message"),
     [
-        ("more", False, "own", "train with the tokens that it adds by tokenizer.extend=true"),
-        ("other", False, "own", r"is not the tokenizer that .*: drop tokenizer.path$"),
-        ("other", True, "own", "tokenizer.extend=true takes one whose first 267 ids and end-of-text are the same"),
-        ("own", True, "more", "tokenizer.extend=true takes one whose first 269 ids"),
-        ("more", True, None, "holds no tokenizer to compare tokenizer.path="),
+        ("more", False, "own", "give tokenizer.extend=true to train with the tokens that it adds"),
+        ("other", False, "own", r"is not the tokenizer with which .*\. Drop tokenizer\.path\.$"),
+        ("other", True, "own", "tokenizer.extend=true requires the same first 267 ids and end-of-text token"),
+        ("own", True, "more", "tokenizer.extend=true requires the same first 269 ids"),
+        ("more", True, None, "holds no tokenizer with which tokenizer.path=.* can be compared"),
     ],
     ids=["not asked for", "another", "asked for another", "shrunk", "nothing to compare with"],
 )

@@ -107,7 +107,7 @@ def test_loaded_weights_whose_tokenizer_or_shape_is_different(zoo, tmp_path):
     vocabulary = json.loads((tmp_path / "other" / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary["model"]["merges"] = vocabulary["model"]["merges"][:-1]
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    assert "is not the tokenizer that" in refusal("train", *load, f"tokenizer.path={tmp_path}/other")
+    assert "is not the tokenizer with which" in refusal("train", *load, f"tokenizer.path={tmp_path}/other")
     assert "model.num_layers" in refusal("train", *load, "model.num_layers=4")
 
 

@@ -12,10 +12,11 @@ from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import Coordinates, validate_layout
 from gpt2x.config.options import known_models
 from gpt2x.config.patterns import scaling, trained_tensors
-from gpt2x.convert import Source, check_model_matches, load_source
+from gpt2x.convert import WeightsSource, check_model_matches, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError, require
-from gpt2x.lora.adapter import Adapter, check_base, check_fits, open_adapter
+from gpt2x.lora.adapter import Adapter, check_base, check_fits
+from gpt2x.lora.open import open_adapter
 from gpt2x.lora.shapes import factor_shapes
 from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
@@ -36,7 +37,7 @@ class RunSource:
         adapter: what `adapters=` names, from which training continues.
     """
 
-    weights: Source | None
+    weights: WeightsSource | None
     resumption: Resumption | None
     tokenizer: Tokenizer | None
     adapter: Adapter | None
@@ -71,7 +72,7 @@ def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) ->
     return source
 
 
-def open_weights(config: TrainConfig, resumption: Resumption | None) -> Source | None:
+def open_weights(config: TrainConfig, resumption: Resumption | None) -> WeightsSource | None:
     """Open what `load=` names; of a resumed run the frozen weights of `lora=`, which its checkpoints refer to."""
     if resumption is None:
         return load_source(config.load, verify=False) if config.load else None
@@ -81,7 +82,7 @@ def open_weights(config: TrainConfig, resumption: Resumption | None) -> Source |
 
 
 def checkpoint_tokenizer(
-    config: TrainConfig, weights: Source | None, resumption: Resumption | None
+    config: TrainConfig, weights: WeightsSource | None, resumption: Resumption | None
 ) -> Tokenizer | None:
     """Return the tokenizer stored with the weights or the resumed checkpoint; None for a new model."""
     if resumption:
@@ -149,7 +150,7 @@ def check_finetuning(config: TrainConfig) -> None:
         )
 
 
-def check_loaded_model(config: TrainConfig, weights: Source) -> None:
+def check_loaded_model(config: TrainConfig, weights: WeightsSource) -> None:
     """Compare the sizes of the configured model with those of the loaded weights; reads no values.
 
     Raises:
@@ -195,7 +196,7 @@ def check_frozen(config: TrainConfig, task: Task, loaded: ModelConfig | None) ->
         )
 
 
-def open_matching_adapter(config: TrainConfig, weights: Source | None) -> Adapter:
+def open_matching_adapter(config: TrainConfig, weights: WeightsSource | None) -> Adapter:
     """Open the adapter of `adapters=` and compare its shapes with what `lora=` trains.
 
     Raises:

@@ -1,0 +1,39 @@
+"""What every opened directory of weights has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from gpt2x.checkpoint.tensors import LazyTensors
+from gpt2x.config import ModelConfig
+
+
+class WeightsSource(Protocol):
+    """An opened directory whose weights have been checked to fit `model`."""
+
+    @property
+    def kind(self) -> str:
+        """The format: gpt2x or huggingface."""
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's configuration, as the directory states it."""
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The directory of the tokenizer's files, or None."""
+
+    def weights(self) -> LazyTensors:
+        """Return the logical tensors in their stored dtype. Each is read (read-only) on access, whole or as a box."""
+
+    def verify(self) -> None:
+        """Hash the files, if the directory states hashes.
+
+        Raises:
+            UserError: a file is damaged.
+        """

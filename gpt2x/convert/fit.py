@@ -1,0 +1,102 @@
+"""Checks that weights fit a model, and that a loaded model is the configured one. All faults are in one message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from gpt2x.checkpoint.tensors import LazyTensors
+from gpt2x.config import ModelConfig
+from gpt2x.errors import UserError
+from gpt2x.model.stats import ffn_size, tensor_shapes
+
+
+def check_weights(weights: Mapping[str, np.ndarray], model: ModelConfig, *, origin: str = "weights") -> None:
+    """Compare names and shapes with the model's logical tensors. The values of `LazyTensors` are not read.
+
+    Args:
+        weights: arrays by name.
+        model: its vocabulary size is known.
+        origin: where the weights come from, for the message.
+
+    Raises:
+        UserError: lists every missing, unexpected and mis-shaped name.
+    """
+    expected = tensor_shapes(model)
+    shapes = weights.shapes if isinstance(weights, LazyTensors) else {name: w.shape for name, w in weights.items()}
+    faults = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "mis-shaped": [
+            f"{name} {tuple(shapes[name])} instead of {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in shapes and tuple(shapes[name]) != tuple(shape)
+        ],
+    }
+    if any(faults.values()):
+        listed = "".join(f"\n  {fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        raise UserError(
+            f"{origin}: the weights do not fit the model ({model.num_layers} layers, hidden size {model.hidden_size}, "
+            f"{model.max_seq_len} positions, vocabulary {model.vocab_size}); nothing was loaded. Use the "
+            f"configuration that belongs to these weights, or complete files.{listed}"
+        )
+
+
+def check_model_matches(
+    configured: ModelConfig, loaded: ModelConfig, load: str, options: Mapping[str, ModelConfig]
+) -> None:
+    """Check that the loaded model is the configured one, in everything that changes what the weights compute.
+
+    Args:
+        configured: the run's model. `vocab_size=None` matches any.
+        loaded: the model of the directory `load`.
+        load: the directory, as the user typed it.
+        options: the options of conf/model by name, for the fix.
+
+    Raises:
+        UserError: says what differs and what to type instead.
+    """
+    differences = _differences(configured, loaded)
+    if not differences:
+        return
+    stated = ", ".join(f"model.{key}={_typed(ours)} (loaded: {_typed(theirs)})" for key, ours, theirs in differences)
+    fitting = next((name for name, model in options.items() if not _differences(model, loaded)), None)
+    overrides = " ".join(f"model.{key}={_typed(theirs)}" for key, _, theirs in differences)
+    fix = f"model={fitting}" if fitting else overrides
+    raise UserError(f"load={load} is a different model than model={configured.name}: {stated}. Give {fix}.")
+
+
+def _differences(configured: ModelConfig, loaded: ModelConfig) -> list[tuple[str, object, object]]:
+    """Return (key, configured value, loaded value) of each decisive key in which two models differ."""
+
+    def decisive(model: ModelConfig) -> dict[str, object]:
+        return {
+            "num_layers": model.num_layers,
+            "num_heads": model.num_heads,
+            "hidden_size": model.hidden_size,
+            "max_seq_len": model.max_seq_len,
+            "vocab_size": loaded.vocab_size if model.vocab_size is None else model.vocab_size,
+            "ffn_size": ffn_size(model),
+            "activation": model.activation,
+            "layer_norm_eps": model.layer_norm_eps,
+            "tie_embeddings": model.tie_embeddings,
+        }
+
+    ours, theirs = decisive(configured), decisive(loaded)
+    differences = [(key, ours[key], theirs[key]) for key in ours if not _equal(ours[key], theirs[key])]
+    if (configured.ffn_size, loaded.ffn_size) == (None, None):  # follows from hidden_size, which is named
+        differences = [entry for entry in differences if entry[0] != "ffn_size"]
+    return differences
+
+
+def _equal(ours: object, theirs: object) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return ours == theirs
+
+
+def _typed(value: object) -> str:
+    """Return a value as the user types it on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,87 @@
+"""Open adapters: from a run of `lora=`, from one of its checkpoints, or from a PEFT directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
+from gpt2x.config import LoraConfig
+from gpt2x.config.patterns import adapted_modules, scaling
+from gpt2x.errors import UserError
+from gpt2x.lora.adapter import Adapter, Product
+from gpt2x.lora.peft import CONFIG_FILE, open_peft
+from gpt2x.lora.shapes import GROUP, A, B, trained_shapes
+from gpt2x.model.stats import HEAD
+
+
+def open_adapter(directory: Path | str) -> Adapter:
+    """Open the adapter in a directory: a run of `lora=` (its newest checkpoint), one of its checkpoints, or PEFT's.
+
+    Raises:
+        UserError: there is no adapter, or it is damaged.
+    """
+    path = Path(directory).expanduser()
+    if complete := list_checkpoints(path):
+        path = complete[-1]
+    if (path / MANIFEST).is_file():
+        checkpoint = open_checkpoint(path)
+        if GROUP not in checkpoint.groups():
+            raise UserError(
+                f"adapters={directory}: {path} is a whole model, not an adapter. Give it as load={directory}."
+            )
+        checkpoint.verify()
+        return adapter_of_checkpoint(checkpoint)
+    if (path / CONFIG_FILE).is_file():
+        return open_peft(path)
+    fault = f"holds neither a gpt2x checkpoint ({MANIFEST}) nor a PEFT adapter ({CONFIG_FILE})"
+    raise UserError(
+        f"adapters={directory} {fault if path.is_dir() else 'is not a directory'}. Give the directory of a run with "
+        "lora=, of its checkpoint, or of a PEFT adapter."
+    )
+
+
+def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:
+    """Return the adapter in a checkpoint of a run with `lora=`.
+
+    Raises:
+        UserError: the tensors are not those of the stored configuration.
+    """
+    lora, model = LoraConfig(**checkpoint.run_config["lora"]), checkpoint.model
+    tensors = checkpoint.tensors(GROUP)
+    if tensors.shapes != trained_shapes(lora, model):
+        raise UserError(
+            f"checkpoint {checkpoint.path}: its tensors are not those of lora.rank={lora.rank} and "
+            f"lora.targets=[{','.join(lora.targets)}]. Use a different checkpoint."
+        )
+    return Adapter(
+        path=checkpoint.path,
+        products={
+            module: Product(tensors[f"{module}.{A}"], tensors[f"{module}.{B}"], scaling(lora))
+            for module in adapted_modules(lora, model.num_layers)
+        },
+        dropout=lora.dropout,
+        rank_stabilized=lora.rank_stabilized,
+        base=checkpoint.loop_state["base_path"],
+        fingerprint=checkpoint.loop_state["base_fingerprint"],
+        num_layers=model.num_layers,
+        head=tensors[HEAD] if model.labels else None,
+        labels=model.labels,
+    )
+
+
+def adapters_by_name(directories: Sequence[str]) -> dict[str, Adapter]:
+    """Open several adapters, by the name of their run or directory.
+
+    Raises:
+        UserError: one cannot be opened, or two have the same name.
+    """
+    adapters: dict[str, Adapter] = {}
+    for directory in directories:
+        adapter = open_adapter(directory)
+        if adapter.name in adapters:
+            raise UserError(
+                f"adapters=[{','.join(directories)}]: two are called {adapter.name}. Rename one of the directories."
+            )
+        adapters[adapter.name] = adapter
+    return adapters
