@@ -146,6 +146,6 @@ def initial_factors(lora: LoraConfig, model: ModelConfig, seed: int) -> dict[str
 
 
 def number_of(module: str) -> int:
-    """A number that no other module of a model has, whichever are adapted."""
+    """Return a number that no other module of the model has, whichever modules are adapted."""
     layer, part = split(module)
     return int(layer.removeprefix("h.")) * len(MODULES) + MODULES.index(part)

@@ -18,7 +18,7 @@ from gpt2x.parallel.placement import Placement, holds, placement, placements
 
 Shape = tuple[int, ...]
 A, B = "lora_A", "lora_B"
-GROUP = "adapter"  # of tensors in a checkpoint
+GROUP = "adapter"  # the group of tensors in a checkpoint
 
 
 def linear_of(module: str) -> tuple[str, int | None]:

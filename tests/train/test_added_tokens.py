@@ -48,6 +48,7 @@ def test_old_rows_stay_and_new_ones_are_their_mean_in_every_box(dtype):
     assert with_added_rows(weights, NUM_ROWS) is weights
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_old_tokens_are_computed_as_before_and_new_ones_stay_improbable(tie):
     model = tiny_model(tie_embeddings=tie)
@@ -65,6 +66,8 @@ def test_old_tokens_are_computed_as_before_and_new_ones_stay_improbable(tie):
     assert shares.max() <= NUM_ADDED / (NUM_ROWS + NUM_ADDED) + 1e-6
 
 
+@pytest.mark.run
+@pytest.mark.parity
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_equals_transformers_resized_embeddings(tie, tmp_path):
     transformers = pytest.importorskip("transformers")
