@@ -190,15 +190,15 @@ FORMAT = '''"""Names and shapes of the weights, as JSON."""
 
 import json
 
-
-def export(request):
-    shapes = {name: list(shape) for name, shape in request.source.weights().shapes.items()}
-    request.output.mkdir(parents=True)
-    (request.output / "shapes.json").write_text(json.dumps(shapes))
-    return f"wrote {request.output}"
+from gpt2x.formats.base import describe, open_model
 
 
-EXPORT = export
+def export(source, output, change):
+    model = open_model(source, change)
+    shapes = {name: list(shape) for name, shape in model.weights().shapes.items()}
+    output.mkdir(parents=True)
+    (output / "shapes.json").write_text(json.dumps(shapes))
+    return describe(model)
 '''
 # Kind -> the files that are added for it: at most one module, and at most one option.
 ADDED = {
@@ -229,7 +229,7 @@ ADDED = {
         "gpt2x/tracking/trackers/lines.py": TRACKER,
         "conf/tracker/lines.yaml": "name: lines\nsettings: {file: tracked.txt}\n",
     },
-    # "export format": {"gpt2x/commands/formats/shapes.py": FORMAT},
+    "export format": {"gpt2x/formats/shapes.py": FORMAT},
 }
 OPTIONS = ["model=gpt2_micro", "parallel=halves", "dataset=counted", "tokenizer=plain_bytes", "task=last_half",
            "optimizer=sign", "schedule=inverse_sqrt", "schedule.final_ratio=0", "tracker=lines", "trainer.max_steps=4",
@@ -318,7 +318,7 @@ def test_the_schedule_gives_the_rates_and_the_tracker_wrote_them(copy, rows):
 
 
 def test_the_format_is_offered_and_writes(copy, run_dir):
-    call(copy, "-m", "gpt2x.commands.cli", "convert", "--to", "shapes", "--output", str(copy / "out"), str(run_dir))
+    call(copy, "-m", "gpt2x", "convert", "--to", "shapes", "--output", str(copy / "out"), str(run_dir))
     shapes = json.loads((copy / "out" / "shapes.json").read_text())
     assert shapes["wte.weight"] == [257, 16]
 
