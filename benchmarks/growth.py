@@ -81,7 +81,7 @@ def predict(options: argparse.Namespace, found: dict[str, Any], bandwidth: float
     from gpt2x.config import ParallelConfig, TrainerConfig
     from gpt2x.config.options import CONF
     from gpt2x.planner.memory import CPU_PROCESS_BYTES
-    from gpt2x.planner.roofline import plan
+    from gpt2x.planner.roofline import plan_layout
     from gpt2x.trainable import WholeModel
 
     sizes = found["sizes"]
@@ -95,7 +95,7 @@ def predict(options: argparse.Namespace, found: dict[str, Any], bandwidth: float
     trainer = TrainerConfig(
         max_epochs=None, global_batch_size=sizes["batch"], micro_batch_size=sizes["batch"], seq_len=sizes["sequence"]
     )
-    planned = plan(WholeModel(model), ParallelConfig(name="single"), hardware, trainer, num_states=2)
+    planned = plan_layout(WholeModel(model), ParallelConfig(name="single"), hardware, trainer, num_states=2)
     assert planned.speed is not None
     memory_gb = (planned.fullest.memory.total + CPU_PROCESS_BYTES) / 1e9
     return {"seconds_per_step": planned.speed.update_s, "peak_rss_gb": memory_gb}

@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from gpt2x.commands.hydra_entry import compose_config  # noqa: E402
 from gpt2x.config import TrainConfig  # noqa: E402
 from gpt2x.planner import report as plan_report  # noqa: E402
-from gpt2x.planner.roofline import Plan, make_plan  # noqa: E402
-from gpt2x.planner.search import Search, search, tokens_per_s  # noqa: E402
+from gpt2x.planner.roofline import Plan, plan_run  # noqa: E402
+from gpt2x.planner.search import SearchResult, search_layouts, tokens_per_s  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "planning.md"
 IMAGES = ROOT / "docs" / "images"
@@ -31,7 +31,7 @@ PLANS = {  # title: overrides
     "model.attention_dropout=0",
     "13B on 32 devices, the cluster cabinet": f"{B13} {A900} parallel=dp4_tp8 trainer.global_batch_size=8 "
     "model.attention_dropout=0",
-    "13B on 8 devices by data alone": f"{B13} {A800} parallel=dp8 parallel.recompute=block "
+    "13B on 8 devices, only data parallel": f"{B13} {A800} parallel=dp8 parallel.recompute=block "
     "trainer.global_batch_size=16 model.attention_dropout=0",
     "52B on 128 devices": f"{B52} {A800} parallel=dp8_pp16",
     "52B on 128 devices, the cluster cabinet": f"{B52} {A900} parallel=dp8_pp16",
@@ -58,24 +58,24 @@ def composed(overrides: str, plan: str) -> TrainConfig:
 
 
 def document() -> str:
-    """The tables, each below its command."""
+    """Return the tables, each below its command."""
     parts = []
     for title, overrides in PLANS.items():
         config = composed(overrides, "true")
-        plan = make_plan(config)
+        plan = plan_run(config)
         parts += [f"### {title}", command(overrides, "true")]
         tables = plan_report.plan_tables(plan)
-        if "cabinet" in title:  # the same device and the same figures: nothing new but the name
+        if "cabinet" in title:  # the same device and figures under a different name
             tables = []
         parts += [table.markdown() for table in tables]
         lines = [*plan_report.verdict(plan), *plan_report.assumptions(config)]
         if plan.speed and not tables:
-            lines.append(f"{plan.speed.tokens_per_s:,.0f} tokens/s a device, as on the Atlas 800T A2")
+            lines.append(f"{plan.speed.tokens_per_s:,.0f} tokens/s per device, as on the Atlas 800T A2")
         parts.append("```text\n" + "\n".join(lines) + "\n```")
     for title, overrides in SEARCHES.items():
         config = composed(overrides, "search")
         parts += [f"### Search: {title}", command(overrides, "search")]
-        parts += [table.markdown() for table in plan_report.search_tables(search(config), config)]
+        parts += [table.markdown() for table in plan_report.search_tables(search_layouts(config), config)]
     return "\n\n".join(parts)
 
 
@@ -84,7 +84,7 @@ def command(overrides: str, plan: str) -> str:
 
 
 def draw_memory(plans: dict[str, Plan]) -> None:
-    """Stacked parts of the fullest rank's memory against what is usable."""
+    """Draw the parts of the fullest rank's memory, with the usable memory as a line."""
     figure, axes = plt.subplots(figsize=(9, 4.5))
     bottom = [0.0] * len(plans)
     ranks = [plan.fullest for plan in plans.values()]
@@ -97,22 +97,24 @@ def draw_memory(plans: dict[str, Plan]) -> None:
     axes.text(2.5, usable + 3, f"usable {usable:.0f} GB", ha="center")
     for index, height in enumerate(bottom):
         axes.text(index, height + 2, f"{height:.0f}", ha="center")
-    axes.set_ylabel("GB a device, the fullest rank")
+    axes.set_ylabel("GB per device, the fullest rank")
     axes.set_title("Predicted memory of a training step (Atlas 800T A2, fp16)")
     axes.legend(ncols=3)
     save(figure, "plan_memory.png")
 
 
-def draw_search(title: str, found: Search, name: str) -> None:
-    """Where the time of the best layouts goes; the length is the time of a token."""
-    best = found.fitting[:10]
+def draw_search(title: str, result: SearchResult, name: str) -> None:
+    """Draw how the best layouts spend an update; the length of a bar is the time of a token."""
+    best = result.fitting[:10]
     figure, axes = plt.subplots(figsize=(9, 4.4))
     labels = [f"{plan.parallel.name}, {plan.micro_batches} x {plan.micro_batch_size}" for plan in best]
     parts = ["compute", "tensor", "pipeline", "data", "embedding", "optimizer", "waiting"]
     left = [0.0] * len(best)
     for part in parts:
         widths = [
-            plan.speed.shares.get(part, 0.0) / plan.speed.update_s * 1e3 / tokens_per_s(plan) if plan.speed else 0.0
+            plan.speed.seconds_by_part.get(part, 0.0) / plan.speed.update_s * 1e3 / tokens_per_s(plan)
+            if plan.speed
+            else 0.0
             for plan in best
         ]
         axes.barh(labels, widths, left=left, label=part, height=0.7)
@@ -121,8 +123,8 @@ def draw_search(title: str, found: Search, name: str) -> None:
         axes.text(left[index], index, f" {tokens_per_s(plan):,.0f} tokens/s", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, max(left) * 1.18)
-    axes.set_xlabel("milliseconds a token and device")
-    axes.set_title(f"{title}: the best layouts that fit, and what the busiest stage does")
+    axes.set_xlabel("milliseconds per token and device")
+    axes.set_title(f"{title}: the best layouts that fit, and how the busiest stage spends an update")
     axes.legend(ncols=len(parts), fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.14))
     save(figure, name)
 
@@ -138,9 +140,9 @@ def main() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{document()}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    draw_memory({label: make_plan(composed(overrides, "true")) for label, overrides in BARS.items()})
+    draw_memory({label: plan_run(composed(overrides, "true")) for label, overrides in BARS.items()})
     for title, overrides in SEARCHES.items():
-        draw_search(title, search(composed(overrides, "search")), f"plan_search_{title.split()[0].lower()}.png")
+        draw_search(title, search_layouts(composed(overrides, "search")), f"plan_search_{title.split()[0].lower()}.png")
     print(f"{DOCUMENT.relative_to(ROOT)} and docs/images/plan_*.png written")
 
 

@@ -84,9 +84,9 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         return
     deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
     if isinstance(config, TrainConfig) and is_plan(config):  # computes nothing, reads nothing
-        from gpt2x.planner.report import show
+        from gpt2x.planner.report import show_plan
 
-        show(config)
+        show_plan(config)
         return
     if role.rank:
         console.silence()

@@ -1,1 +1,15 @@
-"""Memory, communication and speed of a layout, predicted from the configuration."""
+"""Memory, communication and speed of a layout, predicted from the configuration alone.
+
+`gpt2x plan …` (or `train.py … plan=true`) predicts one layout, and `gpt2x plan --search` compares all layouts of a
+number of devices. Nothing is read or run, and mindspore is not imported. In the order in which a prediction is made:
+
+values.py          count the values of the model and of what is trained that one rank holds: names and shapes only
+memory.py          bytes of a training step on one device: weights, gradients, optimizer, activations, logits, buffers
+communication.py   bytes that a rank sends in an update, over which links, and how long that takes
+roofline.py        seconds of an update: products at a calibrated rate, the rest by bandwidth; `plan_run`, `plan_layout`
+search.py          every layout of a number of devices, ranked; single changes that save memory
+report.py          tables and messages for people: `show_plan`
+
+The start panel of a run shows the same estimate of memory. docs/planning.md derives the formulas, says where the
+constants come from, and compares predictions with measurements.
+"""

@@ -1,6 +1,6 @@
-"""What a rank sends in an update, and how long its links take (no mindspore). docs/planning.md derives it.
+"""Bytes that a rank sends in an update, and how long its links take (no mindspore). docs/planning.md derives them.
 
-Legend: b sequences of a micro batch, T tokens, D hidden, V vocabulary, n processes of a group.
+Legend: b sequences per micro batch, T tokens per sequence, D hidden size, V vocabulary size, n ranks of a group.
 """
 
 from __future__ import annotations
@@ -11,165 +11,184 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
-from gpt2x.planner.memory import FP32, TrainedElements, weights_bytes
+from gpt2x.planner.memory import FP32, weights_bytes
+from gpt2x.planner.values import TrainedValues
 
 
 @dataclass(frozen=True)
 class Collective:
-    """A kind of communication of one rank in an update.
+    """One kind of communication of one rank in an update.
 
     Attributes:
         axis: data, tensor, pipeline or embedding.
-        what: for people.
+        payload: what is sent, for people.
         sent: bytes that the device sends.
-        seconds: predicted; None where a bandwidth is not known.
+        seconds: predicted time; None if a bandwidth is not known.
         crosses_nodes: whether the network between nodes is used.
     """
 
     axis: str
-    what: str
+    payload: str
     sent: float
     seconds: float | None
     crosses_nodes: bool
 
 
 @dataclass(frozen=True)
-class Span:
+class Group:
     """Ranks that communicate, as the network sees them: `nodes` machines with `per_node` ranks each."""
 
     per_node: int
     nodes: int
 
-    @property
-    def size(self) -> int:
-        """Ranks."""
-        return self.per_node * self.nodes
 
-
-def span(ranks: Sequence[int], devices_per_node: int) -> Span:
-    """How ranks lie on nodes; where they lie unevenly, as if every node had the most that one has."""
+def group_of(ranks: Sequence[int], devices_per_node: int) -> Group:
+    """Return how ranks are distributed over nodes; if unevenly, every node counts as the one with the most ranks."""
     on_node: dict[int, int] = {}
     for rank in ranks:
         node = rank // devices_per_node
         on_node[node] = on_node.get(node, 0) + 1
-    return Span(max(on_node.values()), len(on_node))
+    return Group(max(on_node.values()), len(on_node))
 
 
-class Traffic:
+class Communication:
     """The communication of a layout.
 
     Args:
-        model: with its vocabulary known.
+        model: with its vocabulary.
         parallel: the layout.
-        hardware: bandwidths, devices of a node, precision.
-        rows: b T, tokens of a micro batch.
+        hardware: bandwidths, devices per node, precision.
+        tokens: b T, the tokens of a micro batch.
     """
 
-    def __init__(self, model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, rows: int):
-        self.model, self.parallel, self.hardware, self.rows = model, parallel, hardware, rows
+    def __init__(self, model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, tokens: int):
+        self.model, self.parallel, self.hardware, self.tokens = model, parallel, hardware, tokens
         self.width = stats.BYTES[hardware.precision]
 
-    def seconds(self, sent_within: float, sent_between: float, lanes: int) -> float | None:
-        """Time to send bytes within a node, over `lanes` links at once, and between nodes."""
-        link, network = self.hardware.link_gb_per_s, self.hardware.network_gb_per_s
-        if (sent_within and link is None) or (sent_between and network is None):
-            return None
-        within = sent_within / (lanes * link * 1e9) if link and sent_within else 0.0
-        return within + (sent_between / (network * 1e9) if network and sent_between else 0.0)
+    # ---- per micro batch
 
-    def collective(
-        self, axis: str, what: str, ranks: Sequence[int], size: float, passes: int, times: int = 1
-    ) -> Collective:
-        """A collective on `size` bytes: 1 pass is a reduce-scatter or an all-gather, 2 an all-reduce.
+    def tensor_axis(self, coordinates: Coordinates) -> list[Collective]:
+        """Return the collectives of one micro batch over the tensor axis.
 
-        A pass in a group of n sends (n - 1) / n of the bytes (a ring, or direct exchange). Over several nodes it goes
-        by levels: k ranks of a node exchange the whole, then each exchanges its k-th with its like on other nodes.
+        Each half block sums its output in the forward pass and its input's gradient in the backward pass
+        (arXiv:1909.08053, section 3). Sequence parallelism replaces each sum by an all-gather and a reduce-scatter of
+        half the volume each (arXiv:2205.05198).
         """
-        group = span(ranks, self.hardware.devices_per_node)
-        if self.hardware.is_cpu:
-            passes = 2  # a gather is the all-reduce of a padded buffer there, a reduce-scatter one that is cut
-        per_node, nodes = group.per_node, group.nodes
-        within = times * passes * size * (per_node - 1) / per_node
-        between = times * passes * size / per_node * (nodes - 1) / nodes
-        seconds = self.seconds(within, between, max(1, per_node - 1))
-        return Collective(axis, what, within + between, seconds, nodes > 1)
-
-    def message(self, what: str, coordinates: Coordinates, other: int, size: float, times: int) -> Collective:
-        """Messages to another stage."""
-        crosses = span((coordinates.rank, other), self.hardware.devices_per_node).nodes > 1
-        sent = times * size
-        seconds = self.seconds(0.0 if crosses else sent, sent if crosses else 0.0, 1)
-        return Collective("pipeline", what, sent, seconds, crosses)
-
-    def tensor(self, coordinates: Coordinates) -> list[Collective]:
-        """Of one micro batch (arXiv:1909.08053, section 3): a sum over the tensor axis a half block, forward and
-        backward; a gather and a scatter of half the volume each under sequence parallelism (arXiv:2205.05198).
-        """
-        parallel, hidden = self.parallel, self.rows * self.model.hidden_size
+        parallel, hidden = self.parallel, self.tokens * self.model.hidden_size
         if parallel.tensor == 1:
             return []
         ranks = [coordinates.rank_at(tensor=index) for index in range(parallel.tensor)]
-        count = len(coordinates.layers(self.model.num_layers)) * (2 * forwards(coordinates) + 2)
-        found = [self.collective("tensor", "hidden states", ranks, hidden * self.width, 2, count)]
+        num_sums = len(coordinates.layers(self.model.num_layers)) * (2 * forward_passes(coordinates) + 2)
+        collectives = [self.collective("tensor", "hidden states", ranks, hidden * self.width, 2, num_sums)]
         if parallel.vocab_parallel and coordinates.is_first_stage:
-            times = 1 + (not coordinates.is_last_stage)
-            found.append(self.collective("tensor", "embedding", ranks, hidden * FP32, 2, times))
+            lookups = 1 + (not coordinates.is_last_stage)
+            collectives.append(self.collective("tensor", "embedding", ranks, hidden * FP32, 2, lookups))
         if parallel.vocab_parallel and coordinates.is_last_stage:
-            found.append(self.collective("tensor", "gradient of the head", ranks, hidden * self.width, 2))
-            sums = (parallel.tensor + 1) * self.rows * FP32  # each share's logarithmic sum, and the label's logit
-            found.append(self.collective("tensor", "cross entropy", ranks, sums, 2))
-        return found
+            collectives.append(self.collective("tensor", "gradient of the head", ranks, hidden * self.width, 2))
+            sums = (parallel.tensor + 1) * self.tokens * FP32  # log-sum-exp of each rank, and the label's logit
+            collectives.append(self.collective("tensor", "cross entropy", ranks, sums, 2))
+        return collectives
 
-    def pipeline(self, coordinates: Coordinates) -> list[Collective]:
-        """Of one micro batch: hidden states to the stage behind, their gradient to the one before."""
+    def pipeline_axis(self, coordinates: Coordinates) -> list[Collective]:
+        """Return the messages of one micro batch: hidden states to the next stage, their gradient to the previous."""
         split = self.parallel.tensor if self.parallel.sequence_parallel else 1
-        size = self.rows * self.model.hidden_size * self.width / split
-        found = []
+        size = self.tokens * self.model.hidden_size * self.width / split
+        messages = []
         if not coordinates.is_last_stage:
-            found.append(
-                self.message("hidden states", coordinates, coordinates.rank_at(stage=coordinates.stage + 1), size, 1)
-            )
+            messages.append(self.message("hidden states", coordinates, coordinates.stage + 1, size))
         if not coordinates.is_first_stage:
-            found.append(
-                self.message("gradients", coordinates, coordinates.rank_at(stage=coordinates.stage - 1), size, 1)
-            )
-        return found
+            messages.append(self.message("gradients", coordinates, coordinates.stage - 1, size))
+        return messages
 
-    def update(self, coordinates: Coordinates, trained: TrainedElements) -> list[Collective]:
-        """Once an update: the tied table between its two stages, then gradients, then updated weights."""
-        parallel, found = self.parallel, []
-        is_end = coordinates.is_first_stage or coordinates.is_last_stage
-        if parallel.pipeline > 1 and is_end and self.model.tie_embeddings and trained.is_table:
-            split = parallel.tensor if parallel.vocab_parallel else 1
-            table = stats.padded_vocab_size(self.model) * self.model.hidden_size * FP32 / split
-            ends = [coordinates.rank_at(stage=0), coordinates.rank_at(stage=parallel.pipeline - 1)]
-            found.append(self.collective("embedding", "gradient of the tied table", ends, table, 2))
+    # ---- per update
+
+    def gradient_reduction(self, coordinates: Coordinates, trained: TrainedValues) -> list[Collective]:
+        """Return the collectives of one update: the tied embedding between its two stages, gradients, new weights."""
+        parallel = self.parallel
+        collectives = self.tied_embedding(coordinates, trained)
         if parallel.data == 1:
-            return found
+            return collectives
         shards = parallel.optimizer_shards
-        everyone = [coordinates.rank_at(data=index) for index in range(parallel.data)]
-        shared = shards * trained.masters  # parameters whose states are shared out
-        if shared:
+        replicas = [coordinates.rank_at(data=index) for index in range(parallel.data)]
+        sharded = shards * trained.masters  # parameters whose states are divided into shards
+        if sharded:
             first = coordinates.data // shards * shards
             owners = [coordinates.rank_at(data=index) for index in range(first, first + shards)]
-            found.append(self.collective("data", "gradients, scattered", owners, FP32 * shared, 1))
+            collectives.append(self.collective("data", "gradients, scattered", owners, FP32 * sharded, 1))
             if parallel.data > shards:
-                alike = [coordinates.rank_at(data=index) for index in range(coordinates.shard, parallel.data, shards)]
-                found.append(self.collective("data", "gradients of a share", alike, FP32 * trained.masters, 2))
+                same = [coordinates.rank_at(data=index) for index in range(coordinates.shard, parallel.data, shards)]
+                collectives.append(self.collective("data", "gradients of a shard", same, FP32 * trained.masters, 2))
             width = weights_bytes(parallel, self.hardware.precision)
-            found.append(self.collective("data", "updated weights, gathered", owners, width * shared, 1))
-        if trained.parameters > shared:
-            rest = FP32 * (trained.parameters - shared)
-            found.append(self.collective("data", "gradients", everyone, rest, 2))
-        return found
+            collectives.append(self.collective("data", "updated weights, gathered", owners, width * sharded, 1))
+        if trained.parameters > sharded:
+            rest = FP32 * (trained.parameters - sharded)
+            collectives.append(self.collective("data", "gradients", replicas, rest, 2))
+        return collectives
+
+    def tied_embedding(self, coordinates: Coordinates, trained: TrainedValues) -> list[Collective]:
+        """Return the sum of the tied embedding's gradient over the first and the last stage, on these two stages."""
+        parallel = self.parallel
+        is_end = coordinates.is_first_stage or coordinates.is_last_stage
+        if parallel.pipeline == 1 or not (is_end and self.model.tie_embeddings and trained.trains_embedding):
+            return []
+        split = parallel.tensor if parallel.vocab_parallel else 1
+        size = stats.padded_vocab_size(self.model) * self.model.hidden_size * FP32 / split
+        ends = [coordinates.rank_at(stage=0), coordinates.rank_at(stage=parallel.pipeline - 1)]
+        return [self.collective("embedding", "gradient of the tied embedding", ends, size, 2)]
+
+    # ---- links
+
+    def collective(
+        self, axis: str, payload: str, ranks: Sequence[int], size: float, passes: int, count: int = 1
+    ) -> Collective:
+        """Return `count` collectives of `size` bytes each.
+
+        Args:
+            axis: as in `Collective`.
+            payload: as in `Collective`.
+            ranks: the group.
+            size: bytes.
+            passes: 1 for a reduce-scatter or an all-gather, 2 for an all-reduce.
+            count: how often it happens.
+
+        In a group of n ranks each pass sends (n - 1) / n of the bytes (a ring, or direct exchange). Across nodes the
+        collective is hierarchical: the k ranks of one node first exchange all bytes, then rank i of every node
+        exchanges its 1/k slice with rank i of the other nodes.
+        """
+        group = group_of(ranks, self.hardware.devices_per_node)
+        if self.hardware.is_cpu:
+            passes = 2  # a CPU gather is the all-reduce of a padded buffer, a reduce-scatter a sliced all-reduce
+        per_node, nodes = group.per_node, group.nodes
+        within = count * passes * size * (per_node - 1) / per_node
+        between = count * passes * size / per_node * (nodes - 1) / nodes
+        seconds = self.seconds(within, between, max(1, per_node - 1))
+        return Collective(axis, payload, within + between, seconds, nodes > 1)
+
+    def message(self, payload: str, coordinates: Coordinates, stage: int, size: float) -> Collective:
+        """Return a message of `size` bytes to the same rank of another stage."""
+        ranks = (coordinates.rank, coordinates.rank_at(stage=stage))
+        crosses = group_of(ranks, self.hardware.devices_per_node).nodes > 1
+        seconds = self.seconds(0.0 if crosses else size, size if crosses else 0.0, 1)
+        return Collective("pipeline", payload, size, seconds, crosses)
+
+    def seconds(self, within: float, between: float, links: int) -> float | None:
+        """Return the time to send `within` bytes in a node by `links` links at once, and `between` bytes to others."""
+        link, network = self.hardware.link_gb_per_s, self.hardware.network_gb_per_s
+        if (within and link is None) or (between and network is None):
+            return None
+        in_node = within / (links * link * 1e9) if link and within else 0.0
+        return in_node + (between / (network * 1e9) if network and between else 0.0)
 
 
-def forwards(coordinates: Coordinates) -> int:
-    """Forward passes through a block for one backward: its own, a stage's, and recomputation's."""
+def forward_passes(coordinates: Coordinates) -> int:
+    """Return the forward passes through a block per backward pass.
+
+    One, one more if a later stage follows (`gpt2x.train.pipeline_step`), and one more with `recompute=block`.
+    """
     return 1 + (not coordinates.is_last_stage) + (coordinates.parallel.recompute == "block")
 
 
-def times(part: Collective, count: int) -> Collective:
-    """The same communication `count` times."""
-    seconds = None if part.seconds is None else count * part.seconds
-    return replace(part, sent=count * part.sent, seconds=seconds)
+def repeated(collective: Collective, count: int) -> Collective:
+    """Return the same communication `count` times."""
+    seconds = None if collective.seconds is None else count * collective.seconds
+    return replace(collective, sent=count * collective.sent, seconds=seconds)

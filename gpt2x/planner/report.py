@@ -1,4 +1,4 @@
-"""`plan=true` and `plan=search`: what is printed instead of a run (imports no mindspore)."""
+"""Print a plan or a search as tables, with messages about what fits and what was assumed (no mindspore)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gpt2x.config import TrainConfig
 from gpt2x.config.layout import bubble_fraction, world_size
 from gpt2x.model import stats
 from gpt2x.planner.communication import Collective
-from gpt2x.planner.memory import USABLE_SHARE
-from gpt2x.planner.roofline import Plan, make_plan, with_vocabulary
-from gpt2x.planner.search import CLOSE, Search, advise, search, tokens_per_s
+from gpt2x.planner.memory import USABLE_FRACTION
+from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
+from gpt2x.planner.search import CLOSE, SearchResult, advise, search_layouts, tokens_per_s
 from gpt2x.runtime.console import console
 
-NUM_BEST, NUM_TOO_LARGE = 15, 5  # rows of a search
+NUM_BEST, NUM_TOO_LARGE = 15, 5  # rows of the two tables of a search
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,28 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """As aligned columns, which a narrow terminal breaks in the last one only."""
+        """Return aligned columns; a narrow terminal breaks only the last one."""
         rows = [self.columns, *self.rows]
         widths = [max(len(row[index]) for row in rows) for index in range(len(self.columns))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([self.title, *(f"  {line}" for line in lines), ""])
 
     def markdown(self) -> str:
-        """As a table of a document."""
+        """Return the table as Markdown."""
         lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
         return "\n".join([f"**{self.title}**\n", *lines, *(f"| {' | '.join(row)} |" for row in self.rows)])
 
 
-def show(config: TrainConfig) -> None:
-    """Print the plan, or the search, that `config.plan` asks for; nothing is run and no data is touched.
+def show_plan(config: TrainConfig) -> None:
+    """Print the plan of a run, or the search for layouts if `config.plan` is search; no data is read.
 
     Raises:
-        UserError: for a layout that does not divide, or hardware without figures to search by.
+        UserError: the layout does not divide the model or the batch, or the hardware has no figures to rank layouts by.
     """
     if config.plan.lower() == "search":
-        tables, notes = search_tables(search(config), config), []
+        tables, notes = search_tables(search_layouts(config), config), []
     else:
-        plan = make_plan(config)
+        plan = plan_run(config)
         tables, notes = plan_tables(plan), verdict(plan, config.launch.num_nodes)
     for table in tables:
         console.notice(table.text())
@@ -59,28 +59,28 @@ def show(config: TrainConfig) -> None:
 
 
 def plan_tables(plan: Plan) -> list[Table]:
-    """Memory, communication and speed of a layout."""
+    """Return memory, communication and speed of a layout."""
     return [memory_table(plan), *communication_table(plan), *speed_table(plan)]
 
 
 def memory_table(plan: Plan) -> Table:
-    """Parameters and memory of each kind of rank."""
+    """Return parameters and memory of each kind of rank."""
     kinds = plan.ranks
     parts = [name for name, _ in kinds[0].memory]
     per_stage = plan.parallel.data * plan.parallel.tensor
     rows = [
         ["ranks", *(f"{len(rank.stages) * per_stage}" for rank in kinds)],
         ["layers", *(f"{rank.layers}" for rank in kinds)],
-        ["parameters", *(f"{rank.elements.parameters:,}" for rank in kinds)],
+        ["parameters", *(f"{rank.values.parameters:,}" for rank in kinds)],
         *([f"{part}, GB", *(gb(dict(rank.memory)[part]) for rank in kinds)] for part in parts),
         ["memory, GB", *(gb(rank.memory.total) for rank in kinds)],
-        ["of usable, GB", *([gb(plan.usable)] * len(kinds))],
+        ["usable, GB", *([gb(plan.usable)] * len(kinds))],
     ]
-    return Table(f"{title(plan)}: memory of a device", ["", *(rank.name for rank in kinds)], rows)
+    return Table(f"{title(plan)}: memory per device", ["", *(rank.name for rank in kinds)], rows)
 
 
 def title(plan: Plan) -> str:
-    """Model, layout, device and batch in one line."""
+    """Return model, layout, device and batch in one line."""
     layout = plan.parallel
     return (
         f"{plan.model.name}, {layout.name} ({layout.data} x {layout.tensor} x {layout.pipeline}) on "
@@ -91,118 +91,131 @@ def title(plan: Plan) -> str:
 
 
 def communication_table(plan: Plan) -> list[Table]:
-    """What a device of each kind sends in an update, and how long it takes."""
-    found: dict[tuple[str, str, str], dict[str, Collective]] = {}
+    """Return what a device of each kind sends in an update, and how long it takes; no table for a single device."""
+    lines: dict[tuple[str, str, str], dict[str, Collective]] = {}
     for rank in plan.ranks:
         for part in rank.collectives:
-            where = "between nodes" if part.crosses_nodes else "within a node"
-            found.setdefault((part.axis, part.what, where), {})[rank.name] = part
-    if not found:
+            link = "between nodes" if part.crosses_nodes else "within a node"
+            lines.setdefault((part.axis, part.payload, link), {})[rank.name] = part
+    if not lines:
         return []
-    rows = [[*key, *(sent(parts.get(rank.name)) for rank in plan.ranks)] for key, parts in found.items()]
+    rows = [[*key, *(sent(parts.get(rank.name)) for rank in plan.ranks)] for key, parts in lines.items()]
     columns = ["axis", "what", "link", *(f"{rank.name}: GB sent, s" for rank in plan.ranks)]
-    return [Table("communication of a device an update", columns, rows)]
+    return [Table("communication per device and update", columns, rows)]
 
 
 def sent(part: Collective | None) -> str:
-    """Bytes and seconds of a communication."""
+    """Return bytes and seconds of a communication."""
     if part is None:
         return ""
     return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}")
 
 
 def speed_table(plan: Plan) -> list[Table]:
-    """What an update takes and where its time goes; none where the hardware has no figures."""
+    """Return the time of an update and how it is spent; no table if the hardware has no figures."""
     speed, layout = plan.speed, plan.parallel
     if speed is None:
         return []
     devices = world_size(layout)
     rows = [
-        ["an update", f"{speed.update_s:.3f} s"],
-        *([part, f"{seconds:.3f} s, {seconds / speed.update_s:.1%}"] for part, seconds in speed.shares.items()),
-        ["bubble of equal stages", f"{bubble_fraction(layout.pipeline, plan.micro_batches):.1%}"],
-        ["FLOPs a device", f"{max(rank.flops for rank in plan.ranks):.3g}, recomputation included"],
-        ["tokens/s a device", f"{speed.tokens_per_s:,.0f}"],
+        ["update", f"{speed.update_s:.3f} s"],
+        *(
+            [part, f"{seconds:.3f} s, {seconds / speed.update_s:.1%}"]
+            for part, seconds in speed.seconds_by_part.items()
+        ),
+        ["bubble with equal stages", f"{bubble_fraction(layout.pipeline, plan.micro_batches):.1%}"],
+        ["FLOPs per device", f"{max(rank.flops for rank in plan.ranks):.3g}, recomputation included"],
+        ["tokens/s per device", f"{speed.tokens_per_s:,.0f}"],
         [f"tokens/s of {devices} devices", f"{speed.tokens_per_s * devices:,.0f}"],
         ["MFU", f"{speed.mfu:.1%}"],
     ]
-    return [Table("predicted speed, and what the busiest stage does", ["", "value"], rows)]
+    return [Table("predicted speed, and how the busiest stage spends an update", ["", "value"], rows)]
 
 
 def verdict(plan: Plan, num_nodes: int = 1) -> list[str]:
-    """Whether it fits, and what would make it fit."""
+    """Return whether the layout fits, and which changes would make it fit."""
     rank = plan.fullest
     total, usable = rank.memory.total, plan.usable
     if plan.fits:
         return [f"fits: {gb(total)} of {gb(usable)} GB ({rank.name})"]
     lines = [
-        f"does not fit: {gb(total)} of {gb(usable)} GB ({rank.name}); most is {rank.memory.largest}, "
+        f"does not fit: {gb(total)} of {gb(usable)} GB ({rank.name}); the largest part is {rank.memory.largest}, "
         f"{gb(dict(rank.memory)[rank.memory.largest])} GB"
     ]
     for advice in advise(plan, num_nodes):
         after = advice.plan.fullest.memory.total
-        speed = f", {tokens_per_s(advice.plan):,.0f} tokens/s a device" if advice.plan.speed else ""
+        speed = f", {tokens_per_s(advice.plan):,.0f} tokens/s per device" if advice.plan.speed else ""
         lines.append(
             f"  {advice.change}: {gb(after)} GB, {gb(total - after)} less, "
             f"{'fits' if advice.plan.fits else 'not enough'}{speed}"
         )
     if len(lines) == 1:
-        lines.append("  no change of the layout on as many devices saves memory: use more devices or a smaller model")
+        lines.append(
+            "  no change of the layout saves memory on this number of devices; use more devices or a smaller model."
+        )
     return lines
 
 
 def gb(size: float) -> str:
-    """Bytes in GB of 1e9."""
+    """Return bytes in GB of 1e9 bytes."""
     return f"{size / 1e9:,.2f}"
 
 
 def assumptions(config: TrainConfig) -> list[str]:
-    """What was taken for granted because nothing is read or run."""
+    """Return what the plan assumes because nothing is read or run, and why it predicts no speed."""
     hardware, model, notes = config.hardware, config.model, []
     if model.vocab_size is None:
         source = "tokenizer.vocab_size" if config.tokenizer.vocab_size else "GPT-2's"
         size = with_vocabulary(config).vocab_size
-        notes.append(f"model.vocab_size=null: {size:,} tokens are assumed ({source}); the data decides when it runs")
+        notes.append(
+            f"model.vocab_size=null: {size:,} tokens are assumed ({source}); the run takes the size from its tokenizer."
+        )
     if not hardware.is_cpu:
-        notes.append(f"usable: {USABLE_SHARE:.0%} of hardware.memory_gb={hardware.memory_gb:g}, see docs/planning.md")
+        notes.append(
+            f"hardware.memory_gb={hardware.memory_gb:g}: {USABLE_FRACTION:.0%} of it are usable (docs/planning.md)."
+        )
     if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
-        notes.append("attention is written out; model.attention_dropout=0 with fp16 or bf16 uses the flash kernel")
+        notes.append(
+            "model.attention_dropout>0 or fp32: no flash attention. Set model.attention_dropout=0 and use fp16 or bf16."
+        )
     needed = ["peak_tflops", "efficiency", "memory_gb_per_s"]
     if (config.num_devices or world_size(config.parallel)) > 1:
         needed += ["link_gb_per_s", "network_gb_per_s"]
     missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
     if hardware.is_cpu and not hardware.computes_natively:
-        missing.append("calibration without hardware.native_kernels=true and fp32")
+        missing.append("calibration without hardware.native_kernels=true and hardware.precision=fp32")
     if missing:
-        notes.append(f"speed is not predicted: hardware={hardware.name} has no {', '.join(missing)}")
+        notes.append(f"hardware={hardware.name}: speed is not predicted without {', '.join(missing)}.")
     return notes
 
 
 # ---- a search
 
 
-def search_tables(found: Search, config: TrainConfig) -> list[Table]:
-    """The best layouts that fit, and what limits those that do not."""
+def search_tables(result: SearchResult, config: TrainConfig) -> list[Table]:
+    """Return the best layouts that fit, and what limits those that do not."""
     num_devices = config.num_devices or world_size(config.parallel)
     head = (
         f"{config.model.name} on {num_devices} x {config.hardware.name}, {config.trainer.global_batch_size} x "
-        f"{config.trainer.seq_len} tokens an update, tokens/s a device"
+        f"{config.trainer.seq_len} tokens per update, tokens/s per device"
     )
     tables = []
-    if found.fitting:
-        count = min(NUM_BEST, len(found.fitting))
-        best = tokens_per_s(found.fitting[0])
-        rows = [[*layout_row(plan), time_goes(plan), behind(plan, best)] for plan in found.fitting[:count]]
+    if result.fitting:
+        count = min(NUM_BEST, len(result.fitting))
+        best = tokens_per_s(result.fitting[0])
+        rows = [[*layout_row(plan), overhead(plan), gap(plan, best)] for plan in result.fitting[:count]]
         tables.append(
             Table(
-                f"{head}: best {count} of {len(found.fitting)} meshes that fit ({found.num_plans:,} layouts planned)",
-                [*LAYOUT, "beside compute", "against the best"],
+                f"{head}: best {count} of {len(result.fitting)} meshes that fit ({result.num_plans:,} layouts planned)",
+                [*LAYOUT, "largest overhead", "against the best"],
                 rows,
             )
         )
-    if found.too_large:
-        rows = [[*layout_row(plan), limit(plan)] for plan in found.too_large[:NUM_TOO_LARGE]]
-        tables.append(Table(f"{head}: fastest meshes that do not fit, smallest layouts", [*LAYOUT, "limit"], rows))
+    if result.too_large:
+        rows = [[*layout_row(plan), excess(plan)] for plan in result.too_large[:NUM_TOO_LARGE]]
+        tables.append(
+            Table(f"{head}: fastest meshes that do not fit, each with its smallest layout", [*LAYOUT, "limit"], rows)
+        )
     return tables
 
 
@@ -210,7 +223,7 @@ LAYOUT = ("mesh", "batches", "shards", "recompute", "seq.", "GB", "tokens/s", "M
 
 
 def layout_row(plan: Plan) -> list[str]:
-    """The knobs of a layout and what they give."""
+    """Return the options of a layout, its memory and its speed."""
     layout, speed = plan.parallel, plan.speed
     return [
         layout.name,
@@ -224,24 +237,24 @@ def layout_row(plan: Plan) -> list[str]:
     ]
 
 
-def behind(plan: Plan, best: float) -> str:
-    """How far a layout is behind the fastest, and whether the model can tell."""
-    gap = 1 - tokens_per_s(plan) / best
-    if gap < 0.001:
-        return "best" if gap == 0 else "tie"
-    return f"-{gap:.1%}" + (", too close to tell" if gap < CLOSE else "")
+def gap(plan: Plan, best: float) -> str:
+    """Return how much slower a layout is than the fastest, and whether the prediction is precise enough to tell."""
+    missing = 1 - tokens_per_s(plan) / best
+    if missing < 0.001:
+        return "best" if missing == 0 else "tie"
+    return f"-{missing:.1%}" + (", too close to tell" if missing < CLOSE else "")
 
 
-def time_goes(plan: Plan) -> str:
-    """The largest share of an update that is not compute."""
+def overhead(plan: Plan) -> str:
+    """Return what takes the most time of an update besides compute."""
     assert plan.speed is not None
-    others = {part: seconds for part, seconds in plan.speed.shares.items() if part != "compute"}
+    others = {part: seconds for part, seconds in plan.speed.seconds_by_part.items() if part != "compute"}
     part = max(others, key=lambda name: others[name])
     return f"{part} {others[part] / plan.speed.update_s:.0%}"
 
 
-def limit(plan: Plan) -> str:
-    """Why a layout does not fit."""
+def excess(plan: Plan) -> str:
+    """Return the largest part of memory, and by how much a layout exceeds the device."""
     memory = plan.fullest.memory
     most = f"{memory.largest} {dict(memory)[memory.largest] / 1e9:.1f} GB"
     return f"{plan.fullest.name}: {most}, {(memory.total - plan.usable) / 1e9:.1f} GB too much"

@@ -1,4 +1,4 @@
-"""Layouts for a number of devices: those that fit, ranked by predicted speed, and single changes that save memory."""
+"""Search the layouts of a number of devices, ranked by predicted speed, and single changes that save memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfi
 from gpt2x.config.layout import validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
 from gpt2x.optim.registry import state_names
-from gpt2x.planner.roofline import Plan, plan, with_vocabulary
+from gpt2x.planner.roofline import Plan, plan_layout, with_vocabulary
 from gpt2x.trainable import trainable_of
 
 RECOMPUTES = ("none", "attention", "block")
-CLOSE = 0.05  # relative: the calibration itself misses its second figure by more (docs/planning.md)
+CLOSE = 0.05  # relative; the calibration misses its second published figure by more (docs/planning.md)
 
 
 @dataclass(frozen=True)
-class Search:
-    """What was found.
+class SearchResult:
+    """The best plan of each data x tensor x pipeline mesh.
 
     Attributes:
-        fitting: the best plan of each data x tensor x pipeline that fits, fastest first.
-        too_large: of each that has none, the plan that comes closest, fastest first.
-        num_plans: how many were made.
+        fitting: of meshes with a layout that fits, the fastest layout first.
+        too_large: of the other meshes, the smallest layout each; the fastest of them first.
+        num_plans: number of layouts planned.
     """
 
     fitting: tuple[Plan, ...]
@@ -33,17 +33,17 @@ class Search:
 
 @dataclass(frozen=True)
 class Advice:
-    """One change and the plan that it leads to."""
+    """A change, as overrides that can be typed, and the plan with it."""
 
     change: str
     plan: Plan
 
 
-def search(config: TrainConfig) -> Search:
+def search_layouts(config: TrainConfig) -> SearchResult:
     """Plan every layout of `config.num_devices` devices for the model and the global batch.
 
     Raises:
-        UserError: no layout divides them, or the hardware's figures are not known.
+        UserError: no layout divides the model and the batch, or the hardware has no figures to rank layouts by.
     """
     hardware, trainer = config.hardware, replace(config.trainer, micro_batch_size=None)
     model = with_vocabulary(config)
@@ -52,46 +52,46 @@ def search(config: TrainConfig) -> Search:
     best: dict[tuple[int, int, int], Plan] = {}
     num_plans = 0
     for layout in layouts(num_devices, model, hardware, trainer, config.parallel.vocab_parallel):
-        found = plan(trainable, layout, hardware, trainer, num_states, config.launch.num_nodes)
-        if found.speed is None:
+        plan = plan_layout(trainable, layout, hardware, trainer, num_states, config.launch.num_nodes)
+        if plan.speed is None:
             raise UserError(
                 f"plan=search: conf/hardware/{hardware.name}.yaml has no figures to rank layouts by; give hardware."
-                "peak_tflops, efficiency, memory_gb_per_s, link_gb_per_s and network_gb_per_s, or use plan=true"
+                "peak_tflops, efficiency, memory_gb_per_s, link_gb_per_s and network_gb_per_s, or use plan=true."
             )
         num_plans += 1
         mesh = (layout.data, layout.tensor, layout.pipeline)
-        if mesh not in best or merit(found) > merit(best[mesh]):
-            best[mesh] = found
+        if mesh not in best or merit(plan) > merit(best[mesh]):
+            best[mesh] = plan
     if not best:
         raise UserError(
             f"num_devices={num_devices}: no layout divides trainer.global_batch_size={trainer.global_batch_size}, "
-            f"model.num_heads={model.num_heads} and model.num_layers={model.num_layers}; use another num_devices or "
-            f"a trainer.global_batch_size that is a multiple of it"
+            f"model.num_heads={model.num_heads} and model.num_layers={model.num_layers}; use a different num_devices, "
+            "or a trainer.global_batch_size that is a multiple of it."
         )
     ranked = sorted(best.values(), key=tokens_per_s, reverse=True)
-    fitting = tuple(found for found in ranked if found.fits)
-    return Search(fitting, tuple(found for found in ranked if not found.fits), num_plans)
+    fitting = tuple(plan for plan in ranked if plan.fits)
+    return SearchResult(fitting, tuple(plan for plan in ranked if not plan.fits), num_plans)
 
 
-def tokens_per_s(found: Plan) -> float:
-    """Of one device."""
-    return found.speed.tokens_per_s if found.speed else 0.0
+def tokens_per_s(plan: Plan) -> float:
+    """Return the predicted tokens per second per device; 0 if the speed is not known."""
+    return plan.speed.tokens_per_s if plan.speed else 0.0
 
 
-def merit(found: Plan) -> tuple[bool, float, float]:
-    """What makes a plan better than another of the same mesh: fits, then speed, then memory left over.
+def merit(plan: Plan) -> tuple[bool, float, float]:
+    """Return a key that orders plans of the same mesh: first those that fit, then by speed, then by memory.
 
-    Speeds are compared to a thousandth, so that of equally fast plans the one with more memory left stands. Of plans
-    that do not fit, the smallest comes closest.
+    Speeds are compared to three digits, so that of equally fast plans the one with more free memory wins. Plans that do
+    not fit are ordered by memory only.
     """
-    left = -found.fullest.memory.total
-    return (True, float(f"{tokens_per_s(found):.3g}"), left) if found.fits else (False, left, 0.0)
+    memory = -plan.fullest.memory.total
+    return (True, float(f"{tokens_per_s(plan):.3g}"), memory) if plan.fits else (False, memory, 0.0)
 
 
 def layouts(
     num_devices: int, model: ModelConfig, hardware: HardwareConfig, trainer: TrainerConfig, vocab_parallel: bool = True
 ) -> Iterator[ParallelConfig]:
-    """Every layout that divides the model and the batch; the tensor axis stays within a node."""
+    """Yield every layout that divides the model and the batch; the tensor axis stays within a node."""
     for tensor in divisors(num_devices):
         if tensor > max(1, hardware.devices_per_node) and not hardware.is_cpu:
             continue
@@ -101,7 +101,7 @@ def layouts(
                 continue
             for micro_batches in divisors(trainer.global_batch_size // data):
                 if micro_batches < pipeline and micro_batches != trainer.global_batch_size // data:
-                    continue  # more waiting than work, and more memory, than with a smaller micro batch
+                    continue  # a smaller micro batch waits less and takes less memory
                 for shards in divisors(data):
                     for recompute in RECOMPUTES:
                         for sequence_parallel in (False, True) if tensor > 1 else (False,):
@@ -121,13 +121,13 @@ def layouts(
 
 
 def mesh_name(data: int, tensor: int, pipeline: int) -> str:
-    """The degrees above 1, as conf/parallel names them."""
+    """Return the degrees above 1, as conf/parallel names them."""
     axes = (("dp", data), ("tp", tensor), ("pp", pipeline))
     return "_".join(f"{axis}{degree}" for axis, degree in axes if degree > 1) or "single"
 
 
 def is_valid(layout: ParallelConfig, model: ModelConfig, trainer: TrainerConfig) -> bool:
-    """Whether the program would take the layout."""
+    """Return True if a run accepts the layout."""
     try:
         validate_parallel(layout)
         validate_layout(layout, model)
@@ -138,59 +138,57 @@ def is_valid(layout: ParallelConfig, model: ModelConfig, trainer: TrainerConfig)
 
 
 def divisors(value: int) -> list[int]:
-    """Of a positive number, ascending."""
+    """Return the divisors of a positive number, ascending."""
     return [number for number in range(1, value + 1) if value % number == 0]
 
 
-def advise(found: Plan, num_nodes: int = 1) -> list[Advice]:
-    """Single changes that save memory on as many devices, the smallest result first; then what fits by several.
+def advise(plan: Plan, num_nodes: int = 1) -> list[Advice]:
+    """Return the single changes that save memory on the same number of devices, the smallest result first.
 
-    The last one, where no single change is enough, takes the best change again and again until the plan fits.
+    If no single change is enough, a last entry combines several: the best one is applied until the plan fits.
     """
-    single = improvements(found, num_nodes)
+    single = improvements(plan, num_nodes)
     if any(advice.plan.fits for advice in single):
         return single
-    changes: list[str] = []
-    current = found
+    overrides: list[str] = []
+    current = plan
     while not current.fits:
         better = improvements(current, num_nodes)
         if not better:
             return single
-        changes.append(better[0].change)
+        overrides.append(better[0].change)
         current = better[0].plan
-    return [*single, Advice(" ".join(last_of_each_key(changes)), current)]
+    return [*single, Advice(" ".join(last_of_each_key(overrides)), current)]
 
 
 def last_of_each_key(changes: list[str]) -> list[str]:
-    """Overrides, of which a later one of the same key replaces an earlier one."""
+    """Return the overrides of all changes; a later one of the same key replaces an earlier one."""
     return list({word.split("=")[0]: word for change in changes for word in change.split()}.values())
 
 
-def improvements(found: Plan, num_nodes: int) -> list[Advice]:
-    """The single changes that save at least a hundredth of the fullest rank, the smallest result first."""
-    model, layout, trainer = found.model, found.parallel, replace(found.trainer, micro_batch_size=None)
-    before = found.fullest.memory.total
-    layout = replace(layout, micro_batches=found.micro_batches)
+def improvements(plan: Plan, num_nodes: int) -> list[Advice]:
+    """Return the single changes that save at least 1 % of the fullest rank's memory, the smallest result first."""
+    trainer = replace(plan.trainer, micro_batch_size=None)
+    layout = replace(plan.parallel, micro_batches=plan.micro_batches)
     advice = []
-    for change, other_model, other in changes(found, model, layout):
-        if is_valid(other, other_model, trainer):
-            after = plan(
-                found.trainable.of_model(other_model), other, found.hardware, trainer, found.num_states, num_nodes
-            )
-            if after.fullest.memory.total < 0.99 * before:
+    for change, model, changed in changes(plan, plan.model, layout):
+        if is_valid(changed, model, trainer):
+            trainable = plan.trainable.of_model(model)
+            after = plan_layout(trainable, changed, plan.hardware, trainer, plan.num_states, num_nodes)
+            if after.fullest.memory.total < 0.99 * plan.fullest.memory.total:
                 advice.append(Advice(change, after))
     return sorted(advice, key=lambda item: item.plan.fullest.memory.total)
 
 
 def changes(
-    found: Plan, model: ModelConfig, layout: ParallelConfig
+    plan: Plan, model: ModelConfig, layout: ParallelConfig
 ) -> Iterator[tuple[str, ModelConfig, ParallelConfig]]:
-    """(overrides, model, layout) of each knob that can save memory."""
+    """Yield (overrides, model, layout) of each change that can save memory."""
 
     def to(**values: int | str | bool) -> tuple[str, ModelConfig, ParallelConfig]:
         words = [f"parallel.{key}={str(value).lower()}" for key, value in values.items()]
-        if "micro_batches" in values and found.trainer.micro_batch_size is not None:
-            words.append("trainer.micro_batch_size=null")  # the two say the same
+        if "micro_batches" in values and plan.trainer.micro_batch_size is not None:
+            words.append("trainer.micro_batch_size=null")  # the two keys exclude each other
         return " ".join(words), model, replace(layout, **values)  # type: ignore[arg-type]
 
     if layout.optimizer_shards < layout.data:
@@ -201,15 +199,15 @@ def changes(
         yield to(recompute="attention")
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield to(sequence_parallel=True)
-    if found.hardware.flash_attention and model.attention_dropout != 0:
+    if plan.hardware.flash_attention and model.attention_dropout != 0:
         yield "model.attention_dropout=0", replace(model, attention_dropout=0.0), layout
     yield to(micro_batches=2 * layout.micro_batches if layout.micro_batches else 2)
     for axis in ("tensor", "pipeline"):
         degree = getattr(layout, axis)
         for factor in (2, 4, 8):
             data = layout.data // factor
-            if layout.data % factor or (axis == "tensor" and degree * factor > found.hardware.devices_per_node):
+            if layout.data % factor or (axis == "tensor" and degree * factor > plan.hardware.devices_per_node):
                 continue
             shards = min(layout.optimizer_shards, data)
-            batches = (layout.micro_batches or 1) * factor  # the micro batch stays as large
+            batches = (layout.micro_batches or 1) * factor  # keeps the micro batch size
             yield to(**{"data": data, axis: degree * factor, "micro_batches": batches, "optimizer_shards": shards})

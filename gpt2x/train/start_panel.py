@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
 from gpt2x.model import stats
 from gpt2x.optim.registry import state_names
-from gpt2x.planner.memory import memory_of_trainable, step_memory, usable_bytes
+from gpt2x.planner.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
 from gpt2x.train.decision import Decision
@@ -16,7 +16,7 @@ def describe_model(decision: Decision) -> dict[str, str]:
     model, trainer, hardware = decision.model, decision.config.trainer, decision.config.hardware
     parallel = decision.config.parallel
     memory = step_memory(
-        model,
+        decision.trainable,
         Coordinates(parallel, 0),
         hardware,
         num_states=len(state_names(decision.config.optimizer.kind)),
@@ -24,11 +24,9 @@ def describe_model(decision: Decision) -> dict[str, str]:
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
     )
-    trainable, rows = decision.trainable, micro_batch_size(parallel, trainer) * trainer.seq_len
-    memory = memory_of_trainable(memory, trainable, Coordinates(parallel, 0), hardware, rows)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // decision.config.launch.num_nodes)
-    described = trainable.description()
+    described = decision.trainable.description()
     if described and decision.base:
         described += f", beside {decision.base.path}"
     return {
@@ -36,7 +34,7 @@ def describe_model(decision: Decision) -> dict[str, str]:
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
         **({"trained": described} if described else {}),
         "weights": origin_of_weights(decision),
-        "FLOPs per token": f"{trainable.flops_per_token(trainer.seq_len):.3g} (forward and backward)",
+        "FLOPs per token": f"{decision.trainable.flops_per_token(trainer.seq_len):.3g} (forward and backward)",
         "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
     }
 

@@ -73,10 +73,10 @@ import json, sys
 from pathlib import Path
 from gpt2x.commands.entry import run_in_process
 from gpt2x.commands.hydra_entry import compose_config
-from gpt2x.planner.roofline import make_plan
+from gpt2x.planner.roofline import plan_run
 
 folder, options = Path(sys.argv[1]), sys.argv[2:]
-plans = [make_plan(compose_config("train", [*options, "plan=true", f"optimizer={name}"])) for name in ("sgd", "adamw")]
+plans = [plan_run(compose_config("train", [*options, "plan=true", f"optimizer={name}"])) for name in ("sgd", "adamw")]
 assert "mindspore" not in sys.modules
 print("optimizer bytes", json.dumps([plan.fullest.memory.optimizer for plan in plans]))
 options += ["optimizer=sgd", "schedule.name=square_root"]

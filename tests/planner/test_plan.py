@@ -1,4 +1,4 @@
-"""The planner: counts, volumes worked out by hand, the calibration, verdicts, searches."""
+"""The planner: counts of values, volumes calculated by hand, the calibration, verdicts, searches."""
 
 import math
 import subprocess
@@ -11,10 +11,10 @@ from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.errors import UserError
 from gpt2x.model import stats
 from gpt2x.parallel.placement import owns, placements
-from gpt2x.planner import report as plan_report
-from gpt2x.planner.memory import elements
-from gpt2x.planner.roofline import make_plan, update_bytes
-from gpt2x.planner.search import CLOSE, advise, search, tokens_per_s
+from gpt2x.planner import report
+from gpt2x.planner.roofline import plan_run, update_bytes
+from gpt2x.planner.search import CLOSE, advise, search_layouts, tokens_per_s
+from gpt2x.planner.values import model_values
 from tests.support.configs import ROOT, typed
 
 ATLAS = "hardware=atlas_800t_a2"
@@ -24,7 +24,7 @@ SMALL = {"name": "t", "num_layers": 5, "num_heads": 4, "hidden_size": 32, "max_s
 
 
 def planned(*overrides):
-    return make_plan(typed("train", *overrides))
+    return plan_run(typed("train", *overrides))
 
 
 # ---- parameters
@@ -32,41 +32,41 @@ def planned(*overrides):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("degrees", [(1, 1, 1), (2, 2, 2), (1, 4, 1), (1, 1, 3), (4, 1, 2)])
-def test_owned_parameters_are_the_models(degrees, tied):
+def test_each_parameter_is_owned_once(degrees, tied):
     data, tensor, pipeline = degrees
     model = ModelConfig(**SMALL, tie_embeddings=tied)
     parallel = ParallelConfig(name="t", data=data, tensor=tensor, pipeline=pipeline)
-    total = held = 0
+    total = local_total = 0
     for rank in range(world_size(parallel)):
         coordinates = Coordinates(parallel, rank)
         sizes = {name: math.prod(part.shape) for name, part in placements(model, coordinates).items()}
-        count = elements(model, coordinates)
-        assert count.parameters == sum(sizes.values()), "the planner counts what the process holds"
-        held += count.parameters
+        local = model_values(model, coordinates)
+        assert local.parameters == sum(sizes.values()), "the planner counts what the rank holds"
+        local_total += local.parameters
         if coordinates.data == 0:
             total += sum(size for name, size in sizes.items() if owns(name, coordinates))
     assert total == stats.num_params(model)
-    assert held >= data * total
+    assert local_total >= data * total
 
 
-def test_states_are_shared_out_and_counted_once():
+def test_optimizer_states_are_sharded_and_counted_once():
     model = ModelConfig(**SMALL)
     parallel = ParallelConfig(name="t", data=4, optimizer_shards=4)
-    states = [elements(model, Coordinates(parallel, rank)).states for rank in range(4)]
+    states = [model_values(model, Coordinates(parallel, rank)).states for rank in range(4)]
     whole = stats.num_params(model)
-    not_divided = whole - 4 * elements(model, Coordinates(parallel, 0)).masters
-    assert sum(states) == whole + 3 * not_divided
-    assert not_divided == 0
+    unsharded = whole - 4 * model_values(model, Coordinates(parallel, 0)).masters
+    assert sum(states) == whole + 3 * unsharded
+    assert unsharded == 0
 
 
 # ---- volumes
 
 
 def test_volumes_of_a_layout_by_hand():
-    """tp2 on a node: two sums a layer forward and backward of 2 x 16 x 32 fp16 values, 2 (n - 1) / n = 1."""
+    """tp2 on one node: two sums per layer, forward and backward, of 2 x 16 x 32 fp16 values; 2 (n - 1) / n = 1."""
     plan = planned("model=gpt2_tiny", ATLAS, "parallel=tp2", "trainer.seq_len=16", "trainer.global_batch_size=2",
                    "model.hidden_size=32", "model.vocab_size=96", "model.num_layers=3")  # fmt: skip
-    sent = {part.what: part.sent for part in plan.ranks[0].collectives}
+    sent = {part.payload: part.sent for part in plan.ranks[0].collectives}
     assert sent["hidden states"] == 3 * 4 * (2 * 16 * 32 * 2)
     assert sent["embedding"] == 2 * 16 * 32 * 4
     assert sent["gradient of the head"] == 2 * 16 * 32 * 2
@@ -74,8 +74,8 @@ def test_volumes_of_a_layout_by_hand():
     assert not any(part.crosses_nodes for part in plan.ranks[0].collectives)
 
 
-def test_data_axis_between_nodes_and_by_levels():
-    """16 replicas on two nodes: 8 of a node exchange the whole, then each its eighth with the other node."""
+def test_the_data_axis_is_reduced_hierarchically_across_nodes():
+    """16 replicas on two nodes: the 8 of a node exchange all bytes, then each exchanges 1/8 with the other node."""
     plan = planned("model=gpt2_small", ATLAS, "parallel.data=16", "trainer.global_batch_size=16", "trainer.seq_len=64")
     size = 4 * stats.num_params(plan.model)
     (part,) = plan.ranks[0].collectives
@@ -85,21 +85,21 @@ def test_data_axis_between_nodes_and_by_levels():
     assert part.crosses_nodes
 
 
-def test_pipeline_messages_and_the_tied_table():
+def test_pipeline_messages_and_the_tied_embedding():
     plan = planned("model=gpt2_small", ATLAS, "parallel=pp2", "trainer.global_batch_size=8", "trainer.seq_len=64")
     first, last = plan.ranks
     message = 4 * (2 * 64 * 768 * 2)  # four micro batches of two sequences, fp16
-    assert {part.what: part.sent for part in first.collectives} == {
+    assert {part.payload: part.sent for part in first.collectives} == {
         "hidden states": message,
-        "gradient of the tied table": 50257 * 768 * 4,
+        "gradient of the tied embedding": 50257 * 768 * 4,
     }
-    assert {part.what: part.sent for part in last.collectives} == {
+    assert {part.payload: part.sent for part in last.collectives} == {
         "gradients": message,
-        "gradient of the tied table": 50257 * 768 * 4,
+        "gradient of the tied embedding": 50257 * 768 * 4,
     }
 
 
-def test_recomputation_and_stages_cost_forward_passes():
+def test_recomputation_and_stages_add_forward_passes():
     common = ["model=gpt2_small", ATLAS, "trainer.global_batch_size=8", "trainer.seq_len=64", "model.dropout=0"]
     none, block = planned(*common), planned(*common, "parallel.recompute=block")
     forward = stats.forward_flops_per_token(none.model, 64) * 8 * 64
@@ -114,12 +114,12 @@ def test_recomputation_and_stages_cost_forward_passes():
 
 
 def test_efficiency_is_calibrated_by_the_references_finetune():
-    """1376 tokens/s a device: 13B, 8 replicas of 2 x 2048 tokens, recomputed, fp16 weights and gradients."""
+    """1376 tokens/s per device: 13B, 8 replicas of 2 x 2048 tokens, recomputed, fp16 weights and gradients."""
     plan = planned(*G13B, "parallel=dp8_zero", "parallel.recompute=block", "trainer.global_batch_size=16")
     (rank,), hardware = plan.ranks, plan.hardware
     compute = rank.flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
-    communication = 2 * 2 * rank.elements.parameters / 8 / (hardware.link_gb_per_s * 1e9)
-    optimizer = update_bytes(num_states=2, is_native=False) * rank.elements.states / (hardware.memory_gb_per_s * 1e9)
+    communication = 2 * 2 * rank.values.parameters / 8 / (hardware.link_gb_per_s * 1e9)
+    optimizer = update_bytes(num_states=2, is_native=False) * rank.values.states / (hardware.memory_gb_per_s * 1e9)
     assert 2 * 2048 / (compute + communication + optimizer) == pytest.approx(1376, rel=0.01)
 
 
@@ -131,16 +131,16 @@ def test_the_pipeline_waits_as_the_formula_says():
 def test_speed_is_not_predicted_without_figures():
     plan = planned()
     assert plan.speed is None
-    assert any("speed is not predicted" in note for note in plan_report.assumptions(typed("train")))
+    assert any("hardware=cpu: speed is not predicted without " in note for note in report.assumptions(typed("train")))
 
 
 # ---- verdicts
 
 
-def test_13b_on_eight_devices_does_not_fit_by_data_alone():
+def test_13b_on_eight_devices_does_not_fit_with_data_parallel_only():
     plan = planned(*G13B, "parallel=dp8", "parallel.recompute=block", "trainer.global_batch_size=16")
     assert not plan.fits
-    lines = plan_report.verdict(plan)
+    lines = report.verdict(plan)
     assert lines[0].startswith("does not fit: ")
     assert any("parallel.tensor=8" in line and ", fits" in line for line in lines)
     assert not any("optimizer_shards=8:" in line and ", fits" in line for line in lines)
@@ -149,13 +149,13 @@ def test_13b_on_eight_devices_does_not_fit_by_data_alone():
 def test_52b_as_the_reference_lays_it_out_fits():
     plan = planned(*G52B, "parallel=dp8_pp16")
     assert plan.fits
-    assert plan_report.verdict(plan)[0].startswith("fits: ")
+    assert report.verdict(plan)[0].startswith("fits: ")
     without = planned(*G52B, "parallel=dp8_pp16", "parallel.recompute=none")
     assert not without.fits
     assert any(item.change == "parallel.recompute=block" and item.plan.fits for item in advise(without))
 
 
-def test_several_changes_where_one_is_not_enough():
+def test_several_changes_if_one_is_not_enough():
     common = ["model=gpt2_small", ATLAS, "hardware.memory_gb=3.2", "parallel=dp2", "trainer.global_batch_size=16",
               "trainer.micro_batch_size=8", "trainer.seq_len=1024", "parallel.vocab_parallel=false",
               "model.dropout=0"]  # fmt: skip
@@ -167,10 +167,10 @@ def test_several_changes_where_one_is_not_enough():
     assert again.fits, "the advice can be typed as it stands"
 
 
-def test_vocabulary_is_assumed_and_said():
+def test_an_assumed_vocabulary_is_stated():
     config = typed("train", "model=gpt2_tiny", "plan=true")
-    assert make_plan(config).model.vocab_size == config.tokenizer.vocab_size
-    assert any("are assumed" in note for note in plan_report.assumptions(config))
+    assert plan_run(config).model.vocab_size == config.tokenizer.vocab_size
+    assert any("are assumed" in note for note in report.assumptions(config))
     assert planned("model=gpt2_tiny", "tokenizer=gpt2").model.vocab_size == 50257
 
 
@@ -178,21 +178,21 @@ def test_vocabulary_is_assumed_and_said():
 
 
 def test_search_is_sorted_and_fits():
-    found = search(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=32"))
-    speeds = [tokens_per_s(plan) for plan in found.fitting]
+    result = search_layouts(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=32"))
+    speeds = [tokens_per_s(plan) for plan in result.fitting]
     assert speeds == sorted(speeds, reverse=True)
-    assert all(plan.fits and world_size(plan.parallel) == 32 for plan in found.fitting)
-    assert not any(plan.fits for plan in found.too_large)
-    rows = plan_report.search_tables(found, typed("train", *G13B, "num_devices=32"))[0].rows
+    assert all(plan.fits and world_size(plan.parallel) == 32 for plan in result.fitting)
+    assert not any(plan.fits for plan in result.too_large)
+    rows = report.search_tables(result, typed("train", *G13B, "num_devices=32"))[0].rows
     assert rows[0][-1] == "best"
-    close = [plan for plan in found.fitting[1:] if tokens_per_s(plan) > (1 - CLOSE) * speeds[0]]
+    close = [plan for plan in result.fitting[1:] if tokens_per_s(plan) > (1 - CLOSE) * speeds[0]]
     assert sum("too close to tell" in row[-1] for row in rows) == len(close)
 
 
-def test_search_says_what_limits():
-    found = search(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=1"))
-    assert not found.fitting
-    (table,) = plan_report.search_tables(found, typed("train", *G13B, "num_devices=1"))
+def test_a_search_states_why_layouts_do_not_fit():
+    result = search_layouts(typed("train", *G13B, "trainer.global_batch_size=8", "num_devices=1"))
+    assert not result.fitting
+    (table,) = report.search_tables(result, typed("train", *G13B, "num_devices=1"))
     assert "GB too much" in table.rows[0][-1]
 
 
@@ -206,9 +206,9 @@ def test_search_says_what_limits():
         ),
     ],
 )
-def test_searches_that_cannot_be(overrides, words):
+def test_impossible_searches_are_rejected(overrides, words):
     with pytest.raises(UserError, match=words):
-        search(typed("train", "model=gpt2_small", "trainer.global_batch_size=32", *overrides))
+        search_layouts(typed("train", "model=gpt2_small", "trainer.global_batch_size=32", *overrides))
 
 
 def test_layout_that_does_not_divide_the_assumed_vocabulary():
@@ -221,7 +221,7 @@ def test_layout_that_does_not_divide_the_assumed_vocabulary():
 
 @pytest.mark.launch
 def test_plan_runs_nothing(tmp_path):
-    """No mindspore, no data, no run directory; 52B in little memory."""
+    """Import no mindspore, read no data and write no run directory; plan 52B in less than 1 GB."""
     code = (
         "import re, sys\n"
         "from pathlib import Path\nfrom gpt2x.commands.entry import start\n"
@@ -229,23 +229,23 @@ def test_plan_runs_nothing(tmp_path):
         f"config = typed('train', 'plan=true', 'parallel=dp8_pp16', {', '.join(map(repr, G52B))})\n"
         "start('train', config, Role(), Path())\n"
         "assert not {'mindspore', 'mlflow', 'matplotlib'} & set(sys.modules)\n"
-        # not getrusage's peak, which a process inherits from the one that starts it
+        # getrusage's peak would include that of the parent process
         "assert int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1]) < 1e6\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "GB (last stage)" in done.stdout
-    command = [sys.executable, "train.py", "plan=search", "num_devices=8", *G13B, "trainer.global_batch_size=8",
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert "GB (last stage)" in process.stdout
+    command = [sys.executable, "-m", "gpt2x", "plan", "--search", "num_devices=8", *G13B, "trainer.global_batch_size=8",
                "tracker=none", f"paths.outputs={tmp_path}/outputs"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "that fit" in " ".join(done.stdout.split())
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert "that fit" in " ".join(process.stdout.split())
     assert not (tmp_path / "outputs").exists()
 
 
 def test_tables_are_complete():
     plan = planned(*G52B, "parallel=dp8_pp16")
-    for table in plan_report.plan_tables(plan):
+    for table in report.plan_tables(plan):
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert table.text().count("\n") == len(table.rows) + 2
         assert table.markdown().count("\n") == len(table.rows) + 3
@@ -265,7 +265,7 @@ def test_a_plan_of_adapters_counts_only_them(layout):
     assert adapted.memory.gradients == 4 * num_trained
     assert adapted.memory.weights - whole.memory.weights == 4 * num_trained
     shards = 8 if layout.endswith("zero") else 1
-    assert adapted.memory.optimizer == pytest.approx(whole.memory.optimizer * num_trained / whole.elements.parameters)
+    assert adapted.memory.optimizer == pytest.approx(whole.memory.optimizer * num_trained / whole.values.parameters)
     assert adapted.trained.states == num_trained // shards
     gradients = [part for part in adapted.collectives if part.axis == "data"]
     assert 0 < sum(part.sent for part in gradients) < 3 * 4 * num_trained
@@ -274,16 +274,16 @@ def test_a_plan_of_adapters_counts_only_them(layout):
 
 def test_a_plan_of_frozen_tensors_leaves_out_their_gradients():
     whole, frozen = planned(*LARGE, "parallel=dp8"), planned(*LARGE, "parallel=dp8", "trainer.frozen=['h.[0-9].*']")
-    share = 1 - 10 * (12 * 1600**2 + 13 * 1600) / whole.fullest.elements.parameters
+    trained = 1 - 10 * (12 * 1600**2 + 13 * 1600) / whole.fullest.values.parameters
     for part in ("gradients", "optimizer"):
-        found = getattr(frozen.fullest.memory, part) / getattr(whole.fullest.memory, part)
-        assert found == pytest.approx(share)
-    saved = 2 * 10 * 12 * 1600**2 * 2 * 512  # of one micro batch of 2: the ten blocks' weight gradients
+        fraction = getattr(frozen.fullest.memory, part) / getattr(whole.fullest.memory, part)
+        assert fraction == pytest.approx(trained)
+    saved = 2 * 10 * 12 * 1600**2 * 2 * 512  # the weight gradients of ten blocks, for one micro batch of 2
     assert whole.fullest.flops - frozen.fullest.flops == pytest.approx(saved * whole.micro_batches)
     assert frozen.speed.tokens_per_s > whole.speed.tokens_per_s
 
 
-def test_what_is_trained_is_searched_too():
+def test_a_search_plans_adapters():
     options = [
         "trainer.micro_batch_size=null",
         "plan=search",
@@ -291,6 +291,6 @@ def test_what_is_trained_is_searched_too():
         "lora=r8",
         "model.pad_vocab_multiple=128",
     ]
-    found = search(typed("train", *LARGE[:-1], *options))
-    assert found.fitting
-    assert all(plan.trainable.is_adapter for plan in found.fitting)
+    result = search_layouts(typed("train", "model=gpt2_small", *LARGE[1:-1], *options))
+    assert result.fitting
+    assert all(plan.trainable.is_adapter for plan in result.fitting)

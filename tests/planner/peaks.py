@@ -1,6 +1,6 @@
-"""The peak resident memory of each process of a real training run, read from /proc.
+"""Measure the peak resident memory of each process of a real training run, from /proc.
 
-`python -m tests.parallel.memory OVERRIDE...` prints it (GB of 1e9 bytes, by rank).
+`python -m tests.planner.peaks OVERRIDE...` prints it (GB of 1e9 bytes, by rank).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ NUM_STEPS = 3  # the pools of MindSpore have grown to their size by then
 
 
 def peaks_gb(directory: Path, *overrides: str, timeout_s: float = 300) -> dict[int, float]:
-    """Rank -> peak resident memory after three updates; the run is ended then, before it saves or evaluates."""
+    """Return rank -> peak resident memory after three updates; the run is ended before it saves or evaluates."""
     path = corpus(directory)
     path.write_text("\n".join([path.read_text(encoding="utf-8")] * 20), encoding="utf-8")
     command = [sys.executable, str(ROOT / "train.py"), *small(directory), "trainer.max_steps=1000", *overrides]
     log = (directory / "log.txt").open("w+", encoding="utf-8")
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    found: dict[int, float] = {}
+    peaks: dict[int, float] = {}
     try:
         end = time.monotonic() + timeout_s
         while process.poll() is None and time.monotonic() < end:
             for worker in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
                 with contextlib.suppress(psutil.Error, OSError, StopIteration):
-                    found |= peak_of(worker)
+                    peaks |= peak_of(worker)
             if num_steps(directory) >= NUM_STEPS:
-                return found
+                return peaks
             time.sleep(0.05)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -47,7 +47,7 @@ def peaks_gb(directory: Path, *overrides: str, timeout_s: float = 300) -> dict[i
 
 
 def peak_of(worker: psutil.Process) -> dict[int, float]:
-    """{rank: peak} of a process that runs MindSpore; a process without a rank is the only one, rank 0."""
+    """Return {rank: peak} of a process that runs MindSpore; a process without a rank is the only one, rank 0."""
     environment = worker.environ()
     if environment.get("MS_ROLE") == "MS_SCHED" or "python" not in worker.name():
         return {}
@@ -57,7 +57,7 @@ def peak_of(worker: psutil.Process) -> dict[int, float]:
 
 
 def num_steps(directory: Path) -> int:
-    """Updates that the newest run has logged."""
+    """Return the number of updates that the newest run has logged."""
     runs = run_dirs(directory)
     return len((runs[-1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if runs else 0
 
