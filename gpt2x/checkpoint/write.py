@@ -30,6 +30,8 @@ class Sliced:
 
 
 Tensors = Mapping[str, Mapping[str, Values | Sliced]]  # group -> name -> values
+Slice = dict[str, Any]  # file, start, shape, key
+Index = dict[str, dict[str, Any]]  # name -> shape, dtype, slices
 
 
 def save(
@@ -80,27 +82,11 @@ def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> 
         UserError: the folder, which rank 0 has created, does not exist here.
     """
     _require(folder)
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[str, Index] = {}
     hashes: dict[str, str] = {}
     for group, entries in tensors.items():
         stem = group if world_size == 1 else f"{group}-{numbered(rank, world_size)}"
-        index: dict[str, Any] = {}
-        groups[group] = index
-        boxes: dict[str, Values] = {}
-        slices: dict[str, dict[str, Any]] = {}
-        for name, entry in entries.items():
-            if not isinstance(entry, Sliced):
-                entry = Sliced(entry.shape, [((0,) * len(entry.shape), entry)])
-            index[name] = {"shape": list(entry.shape), "dtype": None, "slices": []}
-            for start, values in entry.parts:
-                is_whole = tuple(values.shape) == tuple(entry.shape)
-                key = name if is_whole else f"{name}[{','.join(map(str, start))}]"
-                piece = {"file": "", "start": [int(at) for at in start], "shape": list(values.shape)}
-                if not is_whole:
-                    piece["key"] = key
-                index[name]["dtype"] = values.dtype.name
-                index[name]["slices"].append(piece)
-                boxes[key], slices[key] = values, piece
+        groups[group], boxes, slices = _index_of(entries)
         files = split(boxes)
         for number, keys in enumerate(files):
             part = "" if len(files) == 1 else f".part-{numbered(number, len(files))}"
@@ -109,7 +95,27 @@ def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> 
             for key in keys:
                 slices[key]["file"] = file
     content = json.dumps({"groups": groups, "hashes": hashes})
-    _index(folder, rank, world_size).write_text(content, encoding="utf-8")
+    _index_path(folder, rank, world_size).write_text(content, encoding="utf-8")
+
+
+def _index_of(entries: Mapping[str, Values | Sliced]) -> tuple[Index, dict[str, Values], dict[str, Slice]]:
+    """Return the index of a rank's tensors, and by key in the file the values and their (shared) entry in the index."""
+    index: Index = {}
+    boxes: dict[str, Values] = {}
+    slices: dict[str, Slice] = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, Sliced):
+            entry = Sliced(entry.shape, [((0,) * len(entry.shape), entry)])
+        index[name] = {"shape": list(entry.shape), "dtype": None, "slices": []}
+        for start, values in entry.parts:
+            piece: Slice = {"file": "", "start": [int(at) for at in start], "shape": list(values.shape)}
+            key = name
+            if tuple(values.shape) != tuple(entry.shape):
+                key = piece["key"] = f"{name}[{','.join(map(str, start))}]"
+            index[name]["dtype"] = values.dtype.name
+            index[name]["slices"].append(piece)
+            boxes[key], slices[key] = values, piece
+    return index, boxes, slices
 
 
 def complete(
@@ -167,7 +173,7 @@ def _merge_indexes(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[
     groups: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     for rank in range(world_size):
-        path = _index(folder, rank, world_size)
+        path = _index_path(folder, rank, world_size)
         _require(path)
         index = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
@@ -202,5 +208,5 @@ def numbered(position: int, count: int) -> str:
     return f"{position + 1:05}-of-{count:05}"
 
 
-def _index(folder: Path, rank: int, world_size: int) -> Path:
+def _index_path(folder: Path, rank: int, world_size: int) -> Path:
     return folder / f"index-{numbered(rank, world_size)}.json"

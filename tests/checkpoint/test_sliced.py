@@ -200,7 +200,9 @@ def test_wrong_slices_are_rejected(tmp_path, fault):
 
 
 def test_a_rank_on_another_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt2x.checkpoint.write._index", lambda folder, rank, size: tmp_path / f"{folder.name}{rank}")
+    monkeypatch.setattr(
+        "gpt2x.checkpoint.write._index_path", lambda folder, rank, size: tmp_path / f"{folder.name}{rank}"
+    )
     monkeypatch.setattr("gpt2x.checkpoint.write.write_slices", lambda *_: None)
     outcomes = save_in_ranks(tmp_path / "step_1", lambda rank: {}, 2, **SETTINGS)
     assert "All processes need one shared file system" in str(outcomes[0])
