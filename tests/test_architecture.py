@@ -14,11 +14,11 @@ ARROWS = {
     "errors": "",
     "extensions": "errors",  # every package may import it
     "config": "errors",
-    "native": "config errors",
-    "ops": "config errors native",
-    "model": "config errors ops",
+    "native": "errors",
+    "ops": "config native",
+    "model": "config ops",
     "optim": "config model ops",
-    "runtime": "config errors native ops",
+    "runtime": "config errors native",
     "data": "config errors runtime",
     "tracking": "config errors runtime",
     "parallel": "config errors model ops runtime",
@@ -26,16 +26,16 @@ ARROWS = {
     "convert": "checkpoint config data errors model parallel runtime",
     "lora": "checkpoint config convert errors model ops parallel runtime",
     "trainable": "config lora model parallel",
-    "planner": "config errors lora model optim parallel runtime trainable",
+    "planner": "config errors model optim parallel runtime trainable",
     # one file per format of `gpt2x convert --to`; beside convert/ and not within, since PEFT's needs lora
     "formats": "checkpoint convert errors lora",
-    "pretrained": "config convert data errors lora model parallel runtime",
-    "generate": "config convert data errors lora model ops parallel pretrained runtime",
-    "evaluate": "config convert data errors generate model ops parallel pretrained runtime tracking",
-    "tasks": "config convert data errors evaluate generate model parallel pretrained runtime tracking",
-    "train": "checkpoint config convert data errors evaluate generate lora model ops optim parallel planner "
+    "pretrained": "config convert data errors lora model parallel",
+    "generate": "config convert data errors lora model parallel pretrained runtime",
+    "evaluate": "config convert data errors generate model parallel pretrained runtime tracking",
+    "tasks": "config data errors evaluate generate model",
+    "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
-    "commands": "checkpoint config convert data errors evaluate formats generate lora model parallel planner "
+    "commands": "checkpoint config convert data errors evaluate formats generate lora parallel planner "
     "pretrained runtime tasks tracking train",
     "__main__": "commands",
 }
