@@ -80,7 +80,7 @@ def document() -> str:
 
 
 def command(overrides: str, plan: str) -> str:
-    return f"```sh\npython train.py {overrides} plan={plan}\n```"
+    return f"```sh\ngpt2x plan {'--search ' if plan == 'search' else ''}{overrides}\n```"
 
 
 def draw_memory(plans: dict[str, Plan]) -> None:
