@@ -77,7 +77,7 @@ def number(text: str) -> float:
 
 
 def loader(options: argparse.Namespace, folder: Path):
-    """Training steps on the prepared corpus: run(epoch) -> seconds of each wait for a batch and of each step behind it,
+    """Training steps on the prepared corpus: run(epoch) -> seconds of each wait for a batch and of each step after it,
     and of each wait where nothing is trained.
     """
     from gpt2x.config import DatasetConfig, TokenizerConfig

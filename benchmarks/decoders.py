@@ -1,6 +1,6 @@
 """Contestants that decode: each loads a Hugging Face directory and returns `run((prompts, new)) -> new ids of each`.
 
-Greedy, EOS never ends a text. transformers' gives the logits behind each prompt for new = 0.
+Greedy, EOS never ends a text. For new = 0, transformers' gives the logits after each prompt.
 A contestant with weights of another type is one more function, or `partial` of one, in `CONTESTANTS`; only those in
 `EXACT` must give transformers' tokens.
 """

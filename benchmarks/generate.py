@@ -141,7 +141,7 @@ def summary(
     result: dict[str, Any] = {"workloads": {}}
     for label, request in workloads(options).items():
         seconds = {name: [run["seconds"] for run in found[1:]] for name, found in runs[label].items()}
-        passes = request["new"]  # each reads all weights once: that of the prompt as those behind it
+        passes = request["new"]  # each reads all weights once: that of the prompt like those after it
         tokens = request["batch"] * (request["prompt"] if label == "prefill" else request["new"])
         contestants = {}
         for name, found in seconds.items():

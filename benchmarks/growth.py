@@ -54,7 +54,7 @@ def peak(options: argparse.Namespace, folder: Path) -> Callable[[Any], float]:
 
 
 def measure(options: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:
-    """Steps of one size in a process of its own, and the rate of matrix products of its shapes in the same minute."""
+    """Steps of one size in its own process, and the rate of matrix products of its shapes in the same minute."""
     chosen = case(options, sizes)
     steps: dict[str, list[dict[str, Any]]] = {GPT2X: [], MATMUL: [], PEAK: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 measured[key] = measure(options, sizes)
                 seconds = measured[key]["seconds_per_step"]["median"]
                 peak = measured[key]["peak_rss_gb"]
-                print(f"{name} {value}: {1e3 * seconds:,.0f} ms a step, {peak:.2f} GB", flush=True)
+                print(f"{name} {value}: {1e3 * seconds:,.0f} ms per step, {peak:.2f} GB", flush=True)
             lines[name].append(measured[key])
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -143,7 +143,7 @@ def median(value: dict[str, float] | float) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = ("ms a step", "quartiles", "predicted", "GB at most", "predicted", "matmul GFLOP/s", "peak GFLOP/s")
+    columns = ("ms per step", "quartiles", "predicted", "GB at most", "predicted", "matmul GFLOP/s", "peak GFLOP/s")
     for name, line in result["growth"].items():
         rest = ", ".join(f"{key} {value}" for key, value in BASE.items() if key != name)
         rows = []
@@ -173,7 +173,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes.set_ylim(bottom=0)
             axes.set_xlabel(name)
             axes.spines[["top", "right"]].set_visible(False)
-    rows[0, 0].set_ylabel("seconds a step (median)")
+    rows[0, 0].set_ylabel("seconds per step (median)")
     rows[1, 0].set_ylabel("GB, peak of the process")
     rows[0, 0].legend()
     figure.savefig(path, dpi=150)

@@ -43,7 +43,7 @@ def padding_of(split, batch_size: int, width: int | None) -> dict[str, float]:
 
 
 class Contestant:
-    """One way to make batches, with a model of its own."""
+    """One way to make batches, with its own model."""
 
     def __init__(self, chosen: argparse.Namespace, data, model, hardware, *, packing: bool):
         import mindspore as ms
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--cache", default="outputs/cache")
     parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=2, help="packed rows an update")
+    parser.add_argument("--batch-size", type=int, default=2, help="packed rows per update")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()

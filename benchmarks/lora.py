@@ -1,6 +1,6 @@
 """Peak memory and speed of training all of a model against adapters beside it; prints JSON.
 
-Each contestant is a process of its own: `gpt2x.train.step.TrainStep` on random weights and random tokens, as `train.py`
+Each contestant has its own process: `gpt2x.train.step.TrainStep` on random weights and random tokens, as `train.py`
 builds it, without data, validation or checkpoints.
 """
 

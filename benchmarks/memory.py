@@ -1,6 +1,6 @@
 """Peak memory of training GPT-2 and of loading a checkpoint, beside transformers: `benchmarks/memory.py --out FILE`.
 
-Every run is a process of its own, one after the other. benchmarks/README.md says how to read it.
+Every run has its own process, one after the other. benchmarks/README.md says how to read it.
 """
 
 from __future__ import annotations

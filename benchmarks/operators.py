@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
 
 
 def summary(detail: Path) -> list[tuple[str, float, float]]:
-    """(operator, calls a step, ms a step), the longest first; the layers of a model are one."""
+    """(operator, calls per step, ms per step), the longest first; the layers of a model are one."""
     calls, times = defaultdict(float), defaultdict(float)
     with detail.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -68,7 +68,7 @@ def main() -> None:
     with (options.out / "operators.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("operator", "calls_per_step", "ms_per_step"), *rows])
     table = Table(
-        title=f"GPT-2 {options.shape}, {options.micro_batch_size} x {options.seq_len}: {total:,.0f} ms a step"
+        title=f"GPT-2 {options.shape}, {options.micro_batch_size} x {options.seq_len}: {total:,.0f} ms per step"
     )
     for column in ("operator", "calls", "ms", "share"):
         table.add_column(column, justify="left" if column == "operator" else "right", no_wrap=True)

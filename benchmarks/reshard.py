@@ -1,7 +1,7 @@
 """Conversion and resharding of a 13B-shaped model: time, peak memory, and whether every bit comes back.
 
 `python benchmarks/reshard.py --work DIR --out FILE`: writes random weights as Hugging Face shards, converts them,
-reshards them, lets a rank read its part, merges, exports. Each step is a process of its own, and what no later step
+reshards them, lets a rank read its part, merges, exports. Each step has its own process, and what no later step
 needs is removed: at most two copies lie in DIR at a time, none at the end. benchmarks/README.md explains the numbers.
 """
 

@@ -1,4 +1,4 @@
-"""What the comparisons share: contestants in processes of their own that take turns, medians, tables, pictures.
+"""What the comparisons share: contestants in separate processes that take turns, medians, tables, pictures.
 
 A contestant is a function (options, folder) -> run, where run(argument) does the work once and returns what JSON holds.
 `serve` calls it in a process that imports nothing of the others; a `Worker` is that process, seen by the parent.
@@ -43,7 +43,7 @@ def parser(description: str, rounds: int, rounds_help: str) -> argparse.Argument
 
 
 def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; what cannot be measured or written is refused before any work."""
+    """The options; what cannot be measured or written is rejected before any work."""
     options = found.parse_args()
     if options.rounds < 1:
         found.error(f"--rounds {options.rounds} measures nothing: give {FEWEST_ROUNDS} or more")
@@ -55,7 +55,7 @@ def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
         path = getattr(options, name)
         if path is not None and not path.absolute().parent.is_dir():
             found.error(f"--{name} {path}: its folder does not exist")
-    # the default would leave processes behind, stopped ones for ever
+    # the default would leave processes running, or stopped for ever
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return options
 
@@ -227,7 +227,7 @@ def quartiles(found: Mapping[str, float], digits: int = 0) -> str:
 
 
 def shown_ratio(result: Mapping[str, Any], name: str) -> str:
-    """A ratio with the quartiles of its rounds; nothing where there is none."""
+    """A ratio with the quartiles of its rounds; nothing if there is none."""
     return f"{result[name]:.2f} ({quartiles(result[f'{name}_spread'], 2)})" if name in result else ""
 
 
@@ -255,7 +255,7 @@ def pyplot():
 
 
 def bars(panels: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], label: str, path: Path) -> None:
-    """Panels of (title, spread by name): bars of medians with their quartiles, gpt2x's in a colour of its own."""
+    """Panels of (title, spread by name): bars of medians with their quartiles, gpt2x's in a different colour."""
     plt = pyplot()
     heights = [0.5 + 0.5 * len(found) for _, found in panels]
     figure, rows = plt.subplots(
@@ -267,7 +267,7 @@ def bars(panels: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], label:
         above = [each["quartile_3"] - each["median"] for each in found.values()]
         colours = ["#2a6f97" if name.startswith("gpt2x") else "#8c8c8c" for name in found]
         axes.barh(list(found), medians, xerr=[below, above], height=0.6, capsize=4, color=colours)
-        for row, each in enumerate(found.values()):  # behind the whisker: a short bar has no room for a number
+        for row, each in enumerate(found.values()):  # beyond the whisker: a short bar has no room for a number
             value = each["median"]
             text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
             axes.text(each["quartile_3"], row, f"  {text}", va="center", fontsize=9)

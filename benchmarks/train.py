@@ -81,7 +81,7 @@ def summary(steps: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
         result["contestants"][name] = {
             "tokens_per_s": rate,
             "seconds_per_step": side_by_side.spread(seconds[name]),
-            "first_step_s": steps[name][0]["seconds"],  # with compilation, where there is any
+            "first_step_s": steps[name][0]["seconds"],  # with compilation, if there is any
             "peak_rss_gb": peaks[name],
             "gflops": gflops,
             "matmul_share": gflops / limit,

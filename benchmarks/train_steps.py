@@ -1,6 +1,6 @@
 """Contestants that train GPT-2: each builds its model from a Hugging Face directory and returns `run(ids) -> loss`.
 
-They run in processes of their own (`side_by_side.serve`) and import nothing of one another. Options that they read:
+They run in separate processes (`side_by_side.serve`) and import nothing of one another. Options that they read:
 shape (layers, heads, hidden, positions, vocabulary), seq_len, micro_batch_size, dropout, threads, recompute.
 """
 

@@ -44,6 +44,8 @@ NO_VERB = {
     "What", "When", "Where", "Whether", "Which", "Why",
 }  # fmt: skip
 
+COUNTED = r"(tokens(/s)?|texts|bytes|ms|seconds|GB|MB|values|rows|sequences|calls)"
+UNIT = r"(second|device|step|update|parameter|layer|rank|row|token|sequence)"
 # Phrases that had to be read twice, and what to write instead.
 PHRASES = {
     r"\bbehind\b": "after (order), beside (place), that caused (reason)",
@@ -53,6 +55,7 @@ PHRASES = {
     r"\brefus(e|es|ed|ing)\b": "reject; of a system: fail, deny",
     r"\bwants\b": "require, expect, need",
     r"\bis told\b": "is reported, is announced",
+    rf"\b{COUNTED} an? {UNIT}\b": "per instead of a",
     r"\(floor \d\)": "nothing: tests/test_architecture.py holds the order of packages",
 }
 ANY_PHRASE = re.compile("|".join(PHRASES), re.IGNORECASE)
