@@ -1,4 +1,12 @@
-"""The typed configuration: keys, cross-field rules, and the files of `conf/` (imports no mindspore)."""
+"""The typed configuration: keys, rules across keys, and the options of `conf/` (imports no mindspore).
+
+- `schema`, `schema_devices`: every key as a field of a dataclass. `metadata`: what is recorded about a key.
+- `keys`: dotted keys, and checks of single values. `rules`: what must fit together.
+- `options`: the YAML files of `conf/`. `files`: configurations to and from YAML.
+- `help`, `reference`: `--help`, and the tables of docs/configuration.md. `messages`: Hydra's errors for the user.
+- `layout`: coordinates, micro batches and stages of a layout.
+- `patterns`: the modules that `lora.targets` names and the tensors that `trainer.frozen` names.
+"""
 
 from gpt2x.config.schema import (
     CommonConfig,

@@ -1,1 +1,10 @@
-"""State of the process: the console, memory, the device."""
+"""The process: what it is in a run, how it starts others, how it ends, and all that it prints.
+
+- `role`: launcher, worker, scheduler or the only process of a run; read once, then passed down.
+- `launch`, `processes`, `scheduler`: start the processes of a layout, watch them, and end them together.
+- `interrupt`, `exits`: Ctrl-C and SIGTERM; exit status, and errors as the user sees them.
+- `console`: results, notices, errors, the live bar.
+- `device`: MindSpore's device, mode, threads and seed; the measured peak. `memory`: of the process and the machine.
+- `files`: directories that appear complete or not at all.
+- `sweep`: the jobs of a multirun.
+"""
