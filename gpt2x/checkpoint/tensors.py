@@ -97,7 +97,8 @@ class StoredTensor:
         stored = np.dtype(self._mapped_dtype)
         first = sum(at * step for at, step in zip(start, self._steps, strict=True))
         offset = self.offset_bytes + first * stored.itemsize
-        flat = np.asarray(np.memmap(self.file, stored, "r", offset, (self._span(shape),)))
+        # as a string: numpy resolves the links of a Path on every call, which takes longer than mapping a small box
+        flat = np.asarray(np.memmap(str(self.file), stored, "r", offset, (self._span(shape),)))
         steps = tuple(step * stored.itemsize for step in self._steps)
         values = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
         if self.stored_dtype == "bfloat16":
