@@ -28,12 +28,12 @@ SCRIPTS = {
 def test_every_key_is_described():
     text = CONFIGURATION.read_text(encoding="utf-8")
     missing = sorted(key for root in SCHEMAS.values() for key in leaves(root) if f"`{key}`" not in text)
-    assert not missing, f"docs/configuration.md lacks {missing}; run python -m gpt2x.config.reference"
+    assert not missing, f"docs/configuration.md lacks {missing}; run python -m gpt2x.config.reference {CONFIGURATION}"
 
 
 def test_tables_are_those_of_the_program():
     text = CONFIGURATION.read_text(encoding="utf-8")
-    assert with_tables(text) == text, "gpt2x/config/schema.py or conf/ changed: run python -m gpt2x.config.reference"
+    assert with_tables(text) == text, f"a key changed: run python -m gpt2x.config.reference {CONFIGURATION}"
 
 
 def test_every_option_is_listed():
