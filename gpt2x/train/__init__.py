@@ -2,7 +2,7 @@
 
 decision/            everything that is known before a model is built, in four stages; mistakes of the user end there
 resume.py            which checkpoint a run continues from, and which keys may change
-build.py             a rank's part of the model with its values, and its trainer
+build.py             a process's part of the model with its values, its update, and its trainer
 initial_values.py    the values that training begins with: loaded, an adapter's, or random
 start_panel.py       what is printed before the first step
 trainer.py           the loop
@@ -12,7 +12,6 @@ rank_tensors.py      the tensors of a rank that checkpoints hold
 update.py            gradients, clipping, guard and optimizer as cells
 step.py              an update as graphs: of the whole model, in micro batches
 pipeline_step.py     an update by pipeline stages
-layout_builders.py   which of the two a layout takes
 compile_cache.py     compiled graphs that are kept for the next start
 samples.py           prompts of the samples that are drawn while training
 """

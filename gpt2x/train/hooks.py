@@ -35,7 +35,7 @@ class Hook(Protocol):
 
 
 class ShowStep:
-    """Redraws the bar, or prints a line every trainer.log_every_steps."""
+    """Redraw the bar, or print a line every trainer.log_every_steps."""
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True: `Progress` chooses the steps for which it prints a line."""
@@ -50,10 +50,10 @@ class ShowStep:
 
 
 class Evaluate:
-    """Validates every trainer.eval_every_steps and at the end, and remembers the best value of trainer.best_metric.
+    """Validate every trainer.eval_every_steps and at the end, and remember the best value of trainer.best_metric.
 
     Args:
-        validation: of the task, by all ranks; None if there are no validation rows.
+        validation: of the task, computed by all ranks; None if there are no validation rows.
     """
 
     def __init__(self, validation: Validates | None):
@@ -74,7 +74,7 @@ class Evaluate:
 
 
 class Record:
-    """Writes a line of metrics.jsonl and mirrors it to the tracker, on the main rank."""
+    """Write a line of metrics.jsonl and mirror it to the tracker, on the main rank."""
 
     def __init__(self, log: MetricsLog, tracker: Tracker):
         self.log, self.tracker = log, tracker
@@ -91,7 +91,7 @@ class Record:
 
 
 class SaveCheckpoint:
-    """Writes `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation."""
+    """Write `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation."""
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True every trainer.checkpoint_every_steps, when the run stops, and for a new best evaluation."""
@@ -106,7 +106,7 @@ class SaveCheckpoint:
 
 
 class DrawSamples:
-    """Lets the model complete trainer.sample_prompts, onto the terminal and into samples.txt."""
+    """Complete trainer.sample_prompts, and write the samples to the terminal and to samples.txt."""
 
     def __init__(self, trainer: Trainer):
         decision = trainer.decision
@@ -134,8 +134,8 @@ class DrawSamples:
         step = trainer.state.step
         try:
             completions = self.generator.complete(self.samples.prompts, self.samples.generation, self.samples.seed)
-        except UserError as error:  # logits that are not finite: no reason to end the run
-            console.warn(f"step {step}: no samples, {error}")
+        except UserError as error:  # logits that are not finite do not end the run
+            console.warn(f"step {step}: no samples: {error}")
             return
         if not trainer.mesh.is_main:
             return

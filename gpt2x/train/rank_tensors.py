@@ -17,7 +17,7 @@ from gpt2x.trainable import Trainable
 
 
 class RankTensors:
-    """What this rank holds of the weights or adapters, and of the optimizer states.
+    """The weights or adapters and the optimizer states of this rank.
 
     Args:
         net: this rank's part of the model.
@@ -57,9 +57,9 @@ class RankTensors:
                 self._set(parameter, local.trained_placement.read(states, f"{state_name}.{local.name}"))
 
     def slices(self) -> dict[str, Mapping[str, Sliced]]:
-        """Return what this rank writes of the weights or adapters, and of the optimizer states.
+        """Return the weights or adapters and the optimizer states that this rank writes.
 
-        Of all copies in a layout exactly one rank writes each value.
+        Each value is written by exactly one rank of the layout.
         """
         coordinates, shards = self.coordinates, self.coordinates.parallel.optimizer_shards
         weights, states = {}, {}
@@ -76,7 +76,7 @@ class RankTensors:
         return {self.group: weights, "optimizer": states}
 
     def _set(self, parameter: Parameter, values: np.ndarray) -> None:
-        """Give a parameter other values; once a graph has run, `set_data` no longer reaches it (MindSpore 2.10)."""
+        """Set the values of a parameter; once a graph has run, `set_data` has no effect on it (MindSpore 2.10)."""
         if self.has_run:
             ops.assign(parameter, Tensor(values))
         else:

@@ -1,4 +1,4 @@
-"""The text samples of a training run."""
+"""Text that a model completes while it trains: which prompts, how, and where the samples are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLE_HEAD = "=== step {} ===\n"
 
 
 def rewind_samples(path: Path, step: int) -> None:
-    """Cut off the samples behind `step`, which a resumed run draws again, the same ones."""
+    """Remove the samples after `step` from the file; a resumed run draws the same ones again."""
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8")
@@ -28,11 +28,11 @@ def rewind_samples(path: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Samples:
-    """The texts that a model completes while it trains.
+    """The prompts that a model completes while it trains.
 
     Attributes:
         prompts: within the template of the data, if there is one; "" starts from EOS.
-        generation: config.generation, with lengths cut to what a window has room for.
+        generation: config.generation, with lengths reduced to the room that the window leaves.
         seed: of the draws, the same at every step.
     """
 
@@ -46,7 +46,7 @@ def plan_samples(config: TrainConfig, template: Template | None, tokenizer: Toke
 
     Args:
         config: of the run.
-        template: of the prompts; None: they are used as they are.
+        template: of the prompts; None if they are used as they are.
         tokenizer: of the run.
         max_seq_len: of the model.
 
@@ -70,5 +70,5 @@ def plan_samples(config: TrainConfig, template: Template | None, tokenizer: Toke
 
 
 def can_sample(task: Task, parallel: ParallelConfig) -> bool:
-    """Return True if text can be sampled while training, which takes all layers and single tokens on each rank."""
+    """Return True if text can be sampled while training, which requires all layers and single tokens on each rank."""
     return task.samples_text and parallel.pipeline == 1 and not parallel.sequence_parallel

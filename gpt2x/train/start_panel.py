@@ -1,4 +1,4 @@
-"""What a training run says before its first step."""
+"""The panel and the notes that a training run prints before its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2x.train.decision import Decision
 
 
 def describe_model(decision: Decision) -> dict[str, str]:
-    """Parameters, where the weights are from, FLOPs and memory."""
+    """Return parameters, source of the weights, FLOPs and memory."""
     model, trainer, hardware = decision.model, decision.config.trainer, decision.config.hardware
     parallel = decision.config.parallel
     memory = step_memory(
@@ -26,13 +26,13 @@ def describe_model(decision: Decision) -> dict[str, str]:
     )
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // decision.config.launch.num_nodes)
-    described = decision.trainable.description()
-    if described and decision.base:
-        described += f", beside {decision.base.path}"
+    trained = decision.trainable.description()
+    if trained and decision.base:
+        trained += f", beside {decision.base.path}"
     return {
         "parameters": f"{stats.num_params(model):,} ({model.num_layers} layers, {model.num_heads} heads, "
         f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,})",
-        **({"trained": described} if described else {}),
+        **({"trained": trained} if trained else {}),
         "weights": origin_of_weights(decision),
         "FLOPs per token": f"{decision.trainable.flops_per_token(trainer.seq_len):.3g} (forward and backward)",
         "memory estimate": f"{memory.total / 1e9:.2f} GB ({parts}) of {usable / 1e9:.1f} GB",
@@ -50,7 +50,7 @@ def origin_of_weights(decision: Decision) -> str:
 
 
 def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None) -> None:
-    """Print the start panel, and notices about data that the run does not see."""
+    """Print the start panel and the notes."""
     config, data = decision.config, decision.data
     trainer, hardware = config.trainer, config.hardware
     tokenizer = config.tokenizer.path if decision.num_added_rows else data.summary.tokenizer
@@ -73,42 +73,59 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     }
     title = f"{config.task.name}: {decision.model.name} on {config.dataset.name}"
     console.panel(title, {"model": describe_model(decision), "data": facts, "run": run})
-    for text in notices(decision):
+    for text in notes_of(decision):
         console.notice(f"note: {text}")
 
 
-def notices(decision: Decision) -> list[str]:
-    """What is left out, changed or unused."""
+def notes_of(decision: Decision) -> list[str]:
+    """Return what the run leaves out, changes or does not use."""
+    return [*data_notes(decision), *model_notes(decision), *resumption_notes(decision)]
+
+
+def data_notes(decision: Decision) -> list[str]:
+    """Return the rows and tokens that are not used."""
     config, data, train = decision.config, decision.data, decision.train_split
-    found = list(data.summary.notes)
+    notes = list(data.summary.notes)
     tail = train.num_blocks % config.trainer.global_batch_size
     if tail:
         rows = decision.task.rows
-        found.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, other ones each time")
+        notes.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, different ones each time")
     for name, split in (("training", train), ("validation", data.val)):
         if split and split.dropped_tokens and decision.task.rows == "blocks":
-            found.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
-    if (decision.model.vocab_size or 0) > data.tokenizer.vocab_size:
-        found.append(
-            f"model.vocab_size={decision.model.vocab_size} exceeds the tokenizer's {data.tokenizer.vocab_size} tokens; "
-            "the rest of the embedding stays unused (model.vocab_size=null fits it)"
+            notes.append(f"{split.dropped_tokens:,} {name} tokens fill no block and are dropped")
+    return notes
+
+
+def model_notes(decision: Decision) -> list[str]:
+    """Return what the model does not use, and where it differs from the configured one."""
+    config, model, weights = decision.config, decision.model, decision.source.weights
+    num_tokens = decision.data.tokenizer.vocab_size
+    notes = []
+    if (model.vocab_size or 0) > num_tokens:
+        notes.append(
+            f"model.vocab_size={model.vocab_size} exceeds the tokenizer's {num_tokens} tokens; the other rows of the "
+            "embedding are never used. Set model.vocab_size=null to avoid them."
         )
-    if config.hardware.flash_attention and not stats.uses_flash_attention(decision.model, config.hardware):
-        found.append("flash attention is off: it takes model.attention_dropout=0 and fp16 or bf16")
-    weights = decision.source.weights
-    if weights:
-        if decision.num_added_rows:
-            found.append(
-                f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's "
-                f"{weights.model.vocab_size:,}, each the mean of those, for tokens of "
-                f"tokenizer.path={config.tokenizer.path}"
-            )
-        for key in ("activation", "layer_norm_eps", "tie_embeddings"):
-            wanted, own = getattr(config.model, key), getattr(decision.model, key)
-            if wanted != own:
-                found.append(f"model.{key}={own}, as the loaded checkpoint says (configured: {wanted})")
-    if decision.source.resumption:
-        found += [f"changed since the checkpoint: {line}" for line in decision.source.resumption.differences]
-        if not decision.source.resumption.saved.loop_state.get("data_sha256"):
-            found.append("the checkpoint is of an older version, without a hash that the data can be compared with")
-    return found
+    if config.hardware.flash_attention and not stats.uses_flash_attention(model, config.hardware):
+        notes.append("flash attention is off: it requires model.attention_dropout=0 and fp16 or bf16")
+    if weights and decision.num_added_rows:
+        notes.append(
+            f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's {weights.model.vocab_size:,}, "
+            f"each initialized to their mean, for tokens of tokenizer.path={config.tokenizer.path}"
+        )
+    for key in ("activation", "layer_norm_eps", "tie_embeddings") if weights else ():
+        configured, used = getattr(config.model, key), getattr(model, key)
+        if configured != used:
+            notes.append(f"model.{key}={used}, as in the loaded checkpoint (configured: {configured})")
+    return notes
+
+
+def resumption_notes(decision: Decision) -> list[str]:
+    """Return how a resumed run differs from the one that wrote the checkpoint."""
+    resumption = decision.source.resumption
+    if resumption is None:
+        return []
+    notes = [f"changed since the checkpoint: {line}" for line in resumption.differences]
+    if not resumption.saved.loop_state.get("data_sha256"):
+        notes.append("the checkpoint was written by an older version, without a hash to compare the data with")
+    return notes

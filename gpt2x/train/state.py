@@ -1,4 +1,4 @@
-"""Where a run stands: with weights and optimizer states it is all that a checkpoint needs."""
+"""The position of a run: with weights and optimizer states it is all that a checkpoint needs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class LoopState:
         num_updates: updates made; skipped ones do not count towards the optimizer's bias correction.
         skipped_in_a_row: updates left out since the last one made.
         epoch: passes over the training rows that are complete.
-        batch: batches of this epoch that are used.
+        batch: batches of this epoch that have been used.
         units_seen: what counted in the loss: tokens, or a classifier's texts.
         loss_scale: of fp16; constantly 1 in other precisions.
         best_step: the step of the best evaluation.
-        best_value: of trainer.best_metric.
-        evaluations_without_gain: in a row, for early stopping.
-        data_sha256: of the rows in which `batch` counts; "" in checkpoints of older versions.
+        best_value: the best value of trainer.best_metric.
+        evaluations_without_gain: evaluations in a row without a better value, for early stopping.
+        data_sha256: hash of the training rows that `batch` refers to; "" in checkpoints of older versions.
         base_path: the frozen weights that adapters stand beside; None if there are none.
-        base_fingerprint: of those weights.
+        base_fingerprint: hash of those weights.
     """
 
     step: int = 0
@@ -45,10 +45,10 @@ class LoopState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
-        """Return the state that `dataclasses.asdict` wrote, also by an older version with other fields."""
+        """Return the state that `dataclasses.asdict` wrote, also if an older version with different fields did."""
         names = {entry.name for entry in fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
-        return cls(**(known | {"loss_scale": LossScale(**values["loss_scale"])}))
+        current = {name: value for name, value in values.items() if name in names}
+        return cls(**(current | {"loss_scale": LossScale(**values["loss_scale"])}))
 
 
 def initial_state(decision: Decision) -> LoopState:
@@ -68,7 +68,7 @@ def resumed_state(decision: Decision, loop_state: dict[str, Any], stored_precisi
     Args:
         decision: of the continued run.
         loop_state: what the checkpoint holds.
-        stored_precision: of the run that wrote it; another precision begins with its own loss scale.
+        stored_precision: of the run that wrote it; a different precision begins with its own loss scale.
         is_branch: whether the run continues in a new directory, where it has a best evaluation of its own.
     """
     initial, state = initial_state(decision), LoopState.from_dict(loop_state)

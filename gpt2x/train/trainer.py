@@ -15,10 +15,8 @@ from gpt2x.config.layout import num_micro_batches
 from gpt2x.data.sampling import Batch, batches
 from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2
-from gpt2x.optim.layer_decay import layer_rate_factors
-from gpt2x.optim.registry import create_optimizer
+from gpt2x.optim.base import Optimizer
 from gpt2x.optim.schedule import learning_rate
-from gpt2x.parallel.gradient_reduction import local_parameters
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
 from gpt2x.runtime.console import Progress, console
@@ -27,40 +25,46 @@ from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.hooks import default_hooks
-from gpt2x.train.layout_builders import build_step
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.samples import rewind_samples
 from gpt2x.train.state import initial_state, resumed_state
-from gpt2x.train.step import StepInputs
+from gpt2x.train.step import GraphStep, StepInputs
 
 
 class Trainer:
-    """One rank of a run.
+    """The loop of one process of a run; `gpt2x.train.build` creates it.
 
     Args:
-        decision: what was decided before.
-        net: this rank's part of the model, without values.
+        decision: everything that is known before.
+        net: this process's part of the model.
         mesh: the processes.
+        optimizer: updates the trained parameters of this process in place.
+        tensors: what this process holds of the checkpoint; without values yet.
+        train_step: the update.
         tracker: mirrors the metrics.
-        peak_tflops: of a device at the precision used, for MFU.
+        peak_tflops: of one device at the precision used, for MFU.
     """
 
-    def __init__(self, decision: Decision, net: GPT2, mesh: Mesh, tracker: Tracker, peak_tflops: float):
-        config, model, trainable = decision.config, decision.model, decision.trainable
+    def __init__(
+        self,
+        decision: Decision,
+        net: GPT2,
+        mesh: Mesh,
+        optimizer: Optimizer,
+        tensors: RankTensors,
+        train_step: GraphStep,
+        tracker: Tracker,
+        peak_tflops: float,
+    ):
+        config = decision.config
         self.decision, self.config, self.task, self.run_dir = decision, config, decision.task, decision.run_dir
         self.net, self.mesh, self.peak_tflops = net, mesh, peak_tflops
+        self.optimizer, self.tensors, self.train_step = optimizer, tensors, train_step
         self.total_steps = decision.steps.total
         self.stop_step = min(self.total_steps, config.trainer.stop_after_steps or self.total_steps)
-        trained = local_parameters(net, model, mesh, trainable.trained_placements(mesh.coordinates))
-        rate_factors = layer_rate_factors(config.optimizer, [local.name for local in trained], model.num_layers)
-        self.optimizer = create_optimizer(
-            config.optimizer, [local.trained for local in trained], net.backend, rate_factors
-        )
-        self.tensors = RankTensors(net, trainable, trained, self.optimizer, mesh)
-        self.train_step = build_step(decision, net, mesh, trained, self.optimizer)
         self.num_micro_batches = num_micro_batches(config.parallel, config.trainer)
         self.batch_units = self.task.global_units(config)
-        self.flops_per_token = trainable.flops_per_token(config.trainer.seq_len)
+        self.flops_per_token = decision.trainable.flops_per_token(config.trainer.seq_len)
         self.state = initial_state(decision)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         self.hooks = default_hooks(self, tracker, self.log)
@@ -91,7 +95,7 @@ class Trainer:
 
     @property
     def has_stopped_early(self) -> bool:
-        """True if the last trainer.early_stopping_patience evaluations brought nothing better."""
+        """True if none of the last trainer.early_stopping_patience evaluations was better."""
         patience = self.config.trainer.early_stopping_patience
         return patience is not None and self.state.evaluations_without_gain >= patience
 
@@ -114,7 +118,7 @@ class Trainer:
             source.close()
 
     def batches(self) -> Iterator[Batch]:
-        """Yield this rank's rows of global batches from where the state stands, epoch after epoch."""
+        """Yield this rank's rows of global batches from the position of the state, epoch after epoch."""
         while True:
             for batch in batches(
                 self.decision.train_split,

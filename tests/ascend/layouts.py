@@ -63,8 +63,8 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.tensor import build_net
     from gpt2x.tasks.registry import task_of
+    from gpt2x.train.build import build_step
     from gpt2x.train.decision import Decision
-    from gpt2x.train.layout_builders import build_step
     from gpt2x.train.step import StepInputs
     from gpt2x.trainable import trainable_of
 
