@@ -142,8 +142,8 @@ class SelectedTensors(WholeModel):
 
     def description(self) -> str | None:
         """Return the number of trained values, and the frozen patterns."""
-        share = self.num_values() / stats.num_params(self.model)
-        return f"{self.num_values():,} ({share:.2%}): all but {', '.join(self.frozen)}"
+        fraction = self.num_values() / stats.num_params(self.model)
+        return f"{self.num_values():,} ({fraction:.2%}): all but {', '.join(self.frozen)}"
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class Adapters:
 
     def description(self) -> str | None:
         """Return the number of trained values, the rank and the targets."""
-        share = self.num_values() / stats.num_params(self.model)
-        return f"{self.num_values():,} ({share:.2%}): rank {self.lora.rank} on {', '.join(self.lora.targets)}"
+        fraction = self.num_values() / stats.num_params(self.model)
+        return f"{self.num_values():,} ({fraction:.2%}): rank {self.lora.rank} on {', '.join(self.lora.targets)}"
 
     def attach(self, net: Any, mesh: Mesh) -> None:
         """Put adapters without values beside the linears that `lora.targets` names, and freeze the net."""

@@ -1,4 +1,4 @@
-"""Memory, communication and speed of a layout, predicted from the configuration alone.
+"""Memory, communication and speed of a layout, predicted from nothing but the configuration.
 
 `gpt2x plan …` (or `train.py … plan=true`) predicts one layout, and `gpt2x plan --search` compares all layouts of a
 number of devices. Nothing is read or run, and mindspore is not imported. In the order in which a prediction is made:

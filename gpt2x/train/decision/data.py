@@ -36,7 +36,7 @@ def decide_data(config: TrainConfig, task: Task, source: RunSource) -> tuple[Pre
     """
     if source.tokenizer:
         max_seq_len = (source.loaded_model or config.model).max_seq_len
-        plan_samples(config, None, source.tokenizer, max_seq_len)  # so that too long a prompt is told at once
+        plan_samples(config, None, source.tokenizer, max_seq_len)  # rejects too long a prompt before the data are read
     data = task.prepare(config, source.tokenizer)
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
