@@ -1,4 +1,4 @@
-"""The language of the code (docs/design/names.md): names that say the content, docstrings in one mood, plain phrases.
+"""The language of the code (docs/design/names.md): names, the mood of docstrings, messages, plain phrases.
 
 A word or a phrase that confused readers before is listed here once; a new use of it fails.
 """
@@ -124,6 +124,31 @@ def test_docstrings_of_functions_are_imperative():
         for path in SOURCES
         for function in public_functions(tree(path))
         if (error := mood_error(function))
+    ]
+    assert not wrong
+
+
+# ---- messages
+
+
+def last_characters(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, last character) of the messages of errors that end in literal text."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            position = {"UserError": 0, "RunError": 0, "require": -1}.get(node.func.id)
+            if position is not None:
+                message = node.args[position]
+                end = message.values[-1] if isinstance(message, ast.JoinedStr) else message
+                if isinstance(end, ast.Constant) and isinstance(end.value, str):
+                    yield node.lineno, end.value.rstrip("\n")[-1:]
+
+
+def test_messages_of_errors_end_in_a_full_stop():
+    wrong = [
+        f"{shown(path, line)} ends in {character!r}"
+        for path in SOURCES
+        for line, character in last_characters(tree(path))
+        if character not in ".?"
     ]
     assert not wrong
 

@@ -31,7 +31,7 @@ def read_prompts(config: PredictConfig) -> list[Prompt]:
     """
     if config.prompts_file is None:
         if not config.prompts:
-            raise UserError("prompts=[] is empty; give at least one prompt, as 'prompts=[\"Once upon a time\"]'")
+            raise UserError("prompts=[] is empty; give at least one prompt, as 'prompts=[\"Once upon a time\"]'.")
         return [Prompt(text) for text in config.prompts]
     path = require_file(Path(config.prompts_file).expanduser(), "prompts_file")
     suffix = path.suffix.lower()

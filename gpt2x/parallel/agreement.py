@@ -39,8 +39,8 @@ def require_same(mesh: Mesh, what: str, value: str) -> None:
     rank0_value = from_main(mesh, value)
     if value != rank0_value:
         raise UserError(
-            f"{what} is {value} for rank {mesh.rank} but {rank0_value} for rank 0: give all processes the same files, "
-            "which nobody changes meanwhile"
+            f"{what} is {value} for rank {mesh.rank} but {rank0_value} for rank 0. Give all processes the same files, "
+            "and change none of them meanwhile."
         )
 
 

@@ -130,7 +130,7 @@ def join(size: int, device_target: str) -> int:
         return 0
     started, rank = connect(device_target)
     if started != size:
-        raise UserError(f"{started} processes were started, but the layout has {size}: start as many")
+        raise UserError(f"{started} processes were started, but the layout has {size}. Start as many.")
     return rank
 
 

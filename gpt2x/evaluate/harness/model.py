@@ -134,8 +134,8 @@ class GPT2XLM(TemplateLM):
             if not 1 <= len(continuation) <= self.max_length:
                 text = excerpt(texts[1] if texts else "")
                 raise UserError(
-                    f"the task has a continuation ({text}) of {len(continuation)} tokens, where 1 to "
-                    f"model.max_seq_len={self.max_length} can be scored: correct its doc_to_choice or doc_to_target"
+                    f"the task has a continuation ({text}) of {len(continuation)} tokens; 1 to "
+                    f"model.max_seq_len={self.max_length} can be scored. Correct its doc_to_choice or doc_to_target."
                 )
         warn_of_cuts([len(context) + len(continuation) for _, context, continuation in requests], window)
         ordered = Collator(requests, sort_fn=lambda one: (-len(one[1] + one[2]), tuple(one[1] + one[2])))
