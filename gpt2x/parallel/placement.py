@@ -1,4 +1,4 @@
-"""Which part of each logical tensor a process has: arithmetic on names and shapes (no mindspore).
+"""Which part of each logical tensor a process has: arithmetic on names and shapes (no mindspore; numpy for values).
 
 A local tensor is composed of boxes of the logical tensor: one, or three if the fused query-key-value projection is
 split by heads. Checkpoints store boxes, so every layout reads the checkpoints of every other.
@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from gpt2x.config import ModelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Shape = tuple[int, ...]
 
@@ -64,6 +65,8 @@ class Placement:
 
     def read(self, tensors: Readable, name: str) -> np.ndarray:
         """Read the local tensor, fp32."""
+        import numpy as np
+
         values = np.zeros(self.shape, np.float32)
         for box in self.boxes:
             values[box.slices] = tensors.read(name, box.start, box.shape)
@@ -190,7 +193,7 @@ class Whole:
 def read_ahead(parts: Mapping[str, Placement], tensors: Readable) -> Iterator[tuple[str, np.ndarray]]:
     """Return names and local tensors in order; the READERS that follow are read or drawn meanwhile."""
     with ThreadPoolExecutor(READERS) as threads:
-        pending = deque[tuple[str, Future[np.ndarray]]]()
+        pending: deque[tuple[str, Future[np.ndarray]]] = deque()
         for name, part in parts.items():
             pending.append((name, threads.submit(part.read, tensors, name)))
             if len(pending) > READERS:
