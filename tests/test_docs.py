@@ -98,6 +98,34 @@ def test_modules_of_documented_commands_exist():
 # ---- the words
 
 
+def missing_names(text: str) -> list[str]:
+    """Paths of the repository and dotted names of gpt2x, in backticks, that do not exist."""
+    paths = re.findall(r"`((?:gpt2x|conf|tests|benchmarks|experiments|docs)/[\w./-]+)`", text)
+    missing = [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
+    for dotted in re.findall(r"`(gpt2x(?:\.\w+)+)", text):
+        parts = dotted.split(".")
+        count = max(n for n in range(1, len(parts) + 1) if module_file(parts[:n]))
+        rest = parts[count:]  # a class or function, and its attribute
+        if rest and not re.search(rf"\b{rest[0]}\b", module_file(parts[:count]).read_text(encoding="utf-8")):
+            missing.append(dotted)
+    return missing
+
+
+def module_file(parts: list[str]) -> Path | None:
+    path = ROOT.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_the_docs_exist(path):
+    assert not missing_names(path.read_text(encoding="utf-8"))
+
+
+def test_a_name_that_does_not_exist_is_noticed():
+    text = "`gpt2x/train/start.py`, `gpt2x.train.trainer.Trainer`, `gpt2x.train.trainer.Looper.fit`, `conf/NAME.yaml`"
+    assert missing_names(text) == ["gpt2x/train/start.py", "gpt2x.train.trainer.Looper.fit"]
+
+
 def anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
