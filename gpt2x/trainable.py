@@ -102,7 +102,7 @@ class WholeModel:
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the model FLOPs per token; see `gpt2x.model.stats.train_flops_per_token`."""
-        return stats.train_flops_per_token(self.model, seq_len, self.names())
+        return stats.train_flops_per_token(self.model, seq_len, None if self.is_whole else self.names())
 
     def has_dropout(self) -> bool:
         """Return whether any dropout rate of the model is above 0."""
