@@ -151,10 +151,10 @@ def test_a_rank_that_fails_leaves_the_old_one(tmp_path, bad):
 
 
 def test_a_first_rank_that_fails_at_the_end_frees_the_others(tmp_path):
-    def refuse(folder):
+    def fail(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    settings = SETTINGS | {"tokenizer_dir_writer": refuse}
+    settings = SETTINGS | {"tokenizer_dir_writer": fail}
     outcomes = save_in_ranks(tmp_path / "step_1", lambda rank: {"weights": {f"a{rank}": np.ones(3)}}, 3, **settings)
     assert ["No space" in str(o) for o in outcomes] == [True, False, False]
     assert ["another process failed" in str(o) for o in outcomes] == [False, True, True]
@@ -243,9 +243,9 @@ def test_a_vocabulary_is_padded_as_the_layout_needs(tmp_path):
     model = replace(MODEL, pad_vocab_multiple=1)
     save(tmp_path / "a", tensors={"weights": weights(model)}, **(SETTINGS | {"model": model}))
     assert main(["reshard", str(tmp_path / "a"), str(tmp_path / "b"), "--parallel", "tp8"]) == 0
-    found = open_checkpoint(tmp_path / "b")
-    assert found.model == model
-    assert found.tensor("weights", "wte.weight").tobytes() == weights()["wte.weight"].tobytes()
+    resharded = open_checkpoint(tmp_path / "b")
+    assert resharded.model == model
+    assert resharded.tensor("weights", "wte.weight").tobytes() == weights()["wte.weight"].tobytes()
 
 
 def test_a_manifest_that_names_other_slices(tmp_path):

@@ -55,10 +55,10 @@ def test_comes_back_bit_for_bit(tmp_path):
     for group, values in tensors().items():
         assert checkpoint.names(group) == list(values)
         for name, expected in values.items():
-            found = checkpoint.tensor(group, name)
-            assert checkpoint.shape(group, name) == found.shape == expected.shape
-            assert found.dtype == expected.dtype
-            np.testing.assert_array_equal(found, expected)
+            actual = checkpoint.tensor(group, name)
+            assert checkpoint.shape(group, name) == actual.shape == expected.shape
+            assert actual.dtype == expected.dtype
+            np.testing.assert_array_equal(actual, expected)
         assert checkpoint.tensors(group).shapes == {name: value.shape for name, value in values.items()}
     assert "seed: 1" in (checkpoint.path / "config.yaml").read_text()
     assert not [path.name for path in checkpoint.path.parent.iterdir() if path.name.startswith(".")]

@@ -52,12 +52,12 @@ def test_boxes(tmp_path, monkeypatch, piece_bytes, strides, dtype):
     lazy = lazy_tensors({"x": tensor})
     np.testing.assert_array_equal(tensor.read(), values)
     for start, shape in random_boxes((16, 12)):
-        found = lazy.read("x", start, shape)
-        assert found.dtype == lazy.specs["x"].dtype == values.dtype
-        np.testing.assert_array_equal(found, cut(values, start, shape), strict=True)
+        box = lazy.read("x", start, shape)
+        assert box.dtype == lazy.specs["x"].dtype == values.dtype
+        np.testing.assert_array_equal(box, cut(values, start, shape), strict=True)
         rows = [*pieces(lazy.box("x", start, shape))]
         assert all(row.nbytes <= piece_bytes or len(row) == 1 for row in rows)
-        np.testing.assert_array_equal(np.concatenate([np.empty((0, shape[1]), found.dtype), *rows]), found)
+        np.testing.assert_array_equal(np.concatenate([np.empty((0, shape[1]), box.dtype), *rows]), box)
     with pytest.raises(ValueError, match="no box"):
         lazy.read("x", (0, 10), (1, 3))
 

@@ -32,7 +32,7 @@ def tiny_weights(dtype=np.float32):
 
 @pytest.fixture
 def tiny_dir(tmp_path):
-    """A sound directory without the prefix, made without torch."""
+    """A sound directory without the prefix, written without torch."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(TINY))
@@ -51,12 +51,12 @@ def torch_model():
     return model.eval()
 
 
-def assert_same_bits(found, expected):
-    assert set(found) == set(expected)
+def assert_same_bits(actual, expected):
+    assert set(actual) == set(expected)
     for name in expected:
-        assert found[name].dtype == expected[name].dtype, name
-        assert found[name].shape == expected[name].shape, name
-        assert found[name].tobytes() == expected[name].tobytes(), name
+        assert actual[name].dtype == expected[name].dtype, name
+        assert actual[name].shape == expected[name].shape, name
+        assert actual[name].tobytes() == expected[name].tobytes(), name
 
 
 def logical(state):
@@ -151,8 +151,8 @@ def test_import_export_import(shared_data, tmp_path):
     ids = torch.randint(0, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = transformers.GPT2LMHeadModel.from_pretrained(original).eval()(ids).logits
-        found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
-    assert torch.equal(found, expected)
+        logits = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
+    assert torch.equal(logits, expected)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert (config.bos_token_id, config.eos_token_id, str(config.dtype)) == (0, 0, "torch.float32")
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id == 0
@@ -315,7 +315,7 @@ def test_a_file_and_a_run_directory(tiny_dir, monkeypatch):
     assert load_source("~/tiny").path == tiny_dir
 
 
-def test_an_altered_checkpoint_is_refused(tiny_dir, tmp_path):
+def test_an_altered_checkpoint_is_rejected(tiny_dir, tmp_path):
     assert main(["--to", "gpt2x", "--output", str(tmp_path / "out"), str(tiny_dir)]) == 0
     file = tmp_path / "out" / "weights.safetensors"
     content = bytearray(file.read_bytes())
@@ -379,11 +379,14 @@ def test_sizes_of_conf_model_are_named(tmp_path, name):
     assert model_from_config(config, tmp_path).name == name
 
 
-def test_another_model_than_configured():
-    known = {"gpt2_small": ModelConfig("gpt2_small", 12, 12, 768, 1024), "tiny": ModelConfig("tiny", 2, 2, 8, 16, None)}
-    check_model_matches(known["tiny"], TINY_MODEL, "x", known)
+def test_a_different_model_than_configured():
+    options = {
+        "gpt2_small": ModelConfig("gpt2_small", 12, 12, 768, 1024),
+        "tiny": ModelConfig("tiny", 2, 2, 8, 16, None),
+    }
+    check_model_matches(options["tiny"], TINY_MODEL, "x", options)
     with pytest.raises(UserError) as caught:
-        check_model_matches(known["gpt2_small"], TINY_MODEL, "x", known)
+        check_model_matches(options["gpt2_small"], TINY_MODEL, "x", options)
     assert str(caught.value) == (
         "load=x is a different model than model=gpt2_small: model.num_layers=12 (loaded: 2), model.num_heads=12 "
         "(loaded: 2), model.hidden_size=768 (loaded: 8), model.max_seq_len=1024 (loaded: 16), model.vocab_size=50257 "
@@ -391,7 +394,7 @@ def test_another_model_than_configured():
     )
     untied = ModelConfig("x", 2, 2, 8, 16, 32, ffn_size=9, tie_embeddings=False)
     with pytest.raises(UserError, match=r"Give model\.ffn_size=9 model\.tie_embeddings=false\.$"):
-        check_model_matches(known["tiny"], untied, "x", known)
+        check_model_matches(options["tiny"], untied, "x", options)
 
 
 @pytest.mark.launch

@@ -37,9 +37,9 @@ def test_large_weights_are_written_as_shards(tmp_path, monkeypatch):
     assert files == set(index["weight_map"].values())
     assert len(files) > 2
     for form in "bc":
-        found = load_source(tmp_path / form).weights()
-        assert list(found) == list(weights)  # so that files are the same whichever way they came
-        assert {name: value.tobytes() for name, value in found.items()} == {
+        loaded = load_source(tmp_path / form).weights()
+        assert list(loaded) == list(weights)  # so that files are the same whichever way they came
+        assert {name: value.tobytes() for name, value in loaded.items()} == {
             name: value.tobytes() for name, value in weights.items()
         }
 

@@ -14,14 +14,14 @@ from gpt2x.errors import UserError
 CHECKPOINTS = ("shakespeare-a", "lyrics", "horoscope-tarot")
 
 
-def assert_equal_bits(found, expected):
+def assert_equal_bits(actual, expected):
     """`expected` is a torch tensor; bfloat16 is compared as float32."""
     import torch
 
     expected = (expected.float() if expected.dtype == torch.bfloat16 else expected).detach().numpy()
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    assert found.tobytes() == expected.tobytes()
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parity
@@ -30,10 +30,10 @@ def test_trained_checkpoints(shared_data, name):
     torch = pytest.importorskip("torch")
     path = shared_data / "checkpoints" / name / "pytorch_model.bin"
     expected = torch.load(path, map_location="cpu", weights_only=True)
-    found = open_torch(path)
-    assert list(found) == list(expected)
+    actual = open_torch(path)
+    assert list(actual) == list(expected)
     for key, value in expected.items():
-        assert_equal_bits(found[key].read(), value)
+        assert_equal_bits(actual[key].read(), value)
 
 
 @pytest.mark.parity
@@ -65,15 +65,15 @@ def test_every_dtype_and_view(tmp_path, legacy):
     state._metadata = OrderedDict({"": {"version": 1}})  # as a module's state_dict() carries
     torch.save(state, tmp_path / "x.bin", _use_new_zipfile_serialization=not legacy)
     assert zipfile.is_zipfile(tmp_path / "x.bin") != legacy
-    found = open_torch(tmp_path / "x.bin")
-    assert list(found) == list(state)
+    actual = open_torch(tmp_path / "x.bin")
+    assert list(actual) == list(state)
     for key, value in state.items():
-        assert_equal_bits(found[key].read(), value)
+        assert_equal_bits(actual[key].read(), value)
 
 
 def test_values_stay_in_the_file(shared_data):
-    found = open_torch(shared_data / "checkpoints" / "shakespeare-a" / "pytorch_model.bin")
-    values = found["transformer.wte.weight"].read()
+    actual = open_torch(shared_data / "checkpoints" / "shakespeare-a" / "pytorch_model.bin")
+    values = actual["transformer.wte.weight"].read()
     assert not values.flags.owndata
     assert not values.flags.writeable
 
@@ -97,17 +97,17 @@ def raw(path, pickled):
 
 @pytest.mark.parametrize("write", [zipped, raw])
 def test_a_malicious_pickle_does_nothing(tmp_path, write):
-    made = tmp_path / "made"
+    marker = tmp_path / "marker"
     for function, *arguments in (
-        (os.system, f"touch {made}"),
-        (exec, f"open({str(made)!r}, 'w')"),
-        (open, str(made), "w"),
+        (os.system, f"touch {marker}"),
+        (exec, f"open({str(marker)!r}, 'w')"),
+        (open, str(marker), "w"),
     ):
         for protocol in (0, 2, 4):
             write(tmp_path / "x.bin", pickle.dumps({"wte.weight": Evil(function, *arguments)}, protocol))
             with pytest.raises(UserError, match="was rejected: its pickle asks for"):
                 open_torch(tmp_path / "x.bin")
-            assert not made.exists()
+            assert not marker.exists()
 
 
 def test_attributes_of_what_is_allowed_are_out_of_reach(tmp_path):

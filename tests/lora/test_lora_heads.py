@@ -123,14 +123,14 @@ def test_it_is_evaluated_merged_and_exported_as_training_saw_it(zoo, work, tmp_p
         assert [results[key]["value"] for key in ("loss", "accuracy")] == pytest.approx(last, rel=1e-5)
         assert set(results["classes"]) == {"fine", "glad", "sad"}
     prompts = json.dumps(["the cat sat glad", "on mats sad", "then fine"])
-    found = []
+    probabilities = []
     for number, model in enumerate([[f"load={base}", f"adapters=[{run_dir}]"], [f"load={tmp_path}/hf"]]):
         output = tmp_path / f"{number}.jsonl"
         run("predict", *model, f"prompts={prompts}", f"paths.outputs={tmp_path}", f"output={output}")
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        found.append([row["probabilities"][label] for row in rows for label in ("fine", "glad", "sad")])
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
-    assert max(found[0]) > 0.4
+        probabilities.append([row["probabilities"][label] for row in rows for label in ("fine", "glad", "sad")])
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
+    assert max(probabilities[0]) > 0.4
 
 
 @pytest.mark.parity

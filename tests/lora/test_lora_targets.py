@@ -89,8 +89,8 @@ def test_the_tensor_axis_shares_one_factor_and_copies_the_other():
     from gpt2x.config import ParallelConfig
 
     coordinates = Coordinates(ParallelConfig(name="tp2", tensor=2), 1)
-    found = factor_placements(lora_config(targets=["q", "c_proj", "c_fc"]), tiny_model(), coordinates)
-    shapes = {name.removeprefix("h.1."): part.shape for name, part in found.items() if name.startswith("h.1.")}
+    parts = factor_placements(lora_config(targets=["q", "c_proj", "c_fc"]), tiny_model(), coordinates)
+    shapes = {name.removeprefix("h.1."): part.shape for name, part in parts.items() if name.startswith("h.1.")}
     assert shapes == {
         "attn.q.lora_A": (32, 4), "attn.q.lora_B": (4, 16),
         "attn.c_proj.lora_A": (16, 4), "attn.c_proj.lora_B": (4, 32),
