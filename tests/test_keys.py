@@ -106,7 +106,7 @@ def test_a_number_outside_its_bounds_is_rejected(name):
         None if highest is None else highest + 1,
     ]
     for number in [number for number in outside if number is not None]:
-        with pytest.raises(UserError, match=rf"^{name}=.* must be {facts.bounds()}(; null: .*)?\.$"):
+        with pytest.raises(UserError, match=rf"^{name}=.* must be {facts.bounds()}(; null means .*)?\.$"):
             check_values(with_value(complete(), name, number))
     for number in [number for number in (lowest, highest) if number is not None]:
         check_values(with_value(complete(), name, number))

@@ -103,7 +103,7 @@ def check_values(config: Any, prefix: str = "") -> None:
 
 
 def _check(name: str, value: Any, facts: Key) -> None:
-    null = f"; null: {facts.null}" if facts.null else ""
+    null = f"; null means {facts.null}" if facts.null else ""
     if isinstance(value, int | float) and not facts.is_in_bounds(value):
         raise UserError(f"{name}={spell(value)} must be {facts.bounds()}{null}.")
     words = facts.names()
