@@ -99,7 +99,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     convert = [
         sys.executable,
         "-m",
-        "gpt2x.convert",
+        "gpt2x",
+        "convert",
         "--to",
         "gpt2x",
         "--output",

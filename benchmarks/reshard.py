@@ -156,20 +156,20 @@ def main() -> None:
         rows.append(measure("import", ["-c", "import gpt2x.commands.convert, gpt2x.commands.checkpoint"]))
         rows.append(measure("generate", [*own, "generate"]))
         num_bytes, before = sum(file.stat().st_size for file in Path(hf).iterdir()), hashes(Path(hf))
-        rows.append(measure("convert", ["-m", "gpt2x.convert", "--to", "gpt2x", "--output", whole, hf]))
+        rows.append(measure("convert", ["-m", "gpt2x", "convert", "--to", "gpt2x", "--output", whole, hf]))
         rows.append(measure("compare", [*own, "compare"]))
         shutil.rmtree(hf)
         rows.append(
-            measure("reshard", ["-m", "gpt2x.checkpoint", "reshard", whole, sliced, "--parallel", options.parallel])
+            measure("reshard", ["-m", "gpt2x", "checkpoint", "reshard", whole, sliced, "--parallel", options.parallel])
         )
         rows.append(measure("read_rank", [*own, "read_rank"]))
         files = open_checkpoint(whole).manifest["files"]
         shutil.rmtree(whole)
-        rows.append(measure("merge", ["-m", "gpt2x.checkpoint", "merge", sliced, merged]))
+        rows.append(measure("merge", ["-m", "gpt2x", "checkpoint", "merge", sliced, merged]))
         shutil.rmtree(sliced)
-        rows.append(measure("verify", ["-m", "gpt2x.checkpoint", "verify", merged]))
+        rows.append(measure("verify", ["-m", "gpt2x", "checkpoint", "verify", merged]))
         assert open_checkpoint(merged).manifest["files"] == files  # sizes and SHA-256
-        rows.append(measure("export", ["-m", "gpt2x.convert", "--to", "hf", "--output", back, merged]))
+        rows.append(measure("export", ["-m", "gpt2x", "convert", "--to", "hf", "--output", back, merged]))
         assert hashes(Path(back)) == before
     finally:
         shutil.rmtree(options.work)

@@ -89,10 +89,14 @@ def test_the_readme_has_its_two_set_up_commands():
 
 
 def test_modules_of_documented_commands_exist():
-    for file, command in commands():
-        for module in re.findall(r"python -m (gpt2x[\w.]*)", command):
-            path = ROOT / module.replace(".", "/")
-            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), (file, command)
+    started = [(file, module) for file, text in commands() for module in re.findall(r"python -m (gpt2x[\w.]*)", text)]
+    for path in sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "gpt2x").rglob("*.py")]):
+        text = path.read_text(encoding="utf-8")
+        started += [(str(path), module) for module in re.findall(r'"-m",\s*"(gpt2x[\w.]*)"', text)]
+    assert any(file.endswith("reshard.py") for file, _ in started)
+    for file, module in started:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), (file, module)
 
 
 # ---- the words
