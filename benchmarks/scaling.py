@@ -4,8 +4,8 @@
 
 Every process has one core and one thread. Runs of one process and of the layout alternate; a round's ratio is of
 median step times, the first steps left out. Where the rest goes is measured in the same run: the time of the
-collectives without a model (all-reduces of the gradients' size between the same processes), and what a second process on the
-other core costs a single one (memory bandwidth, turbo), by two independent single runs side by side.
+collectives without a model (all-reduces of the gradients' size between the same processes), and what a second process
+on the other core costs a single one (memory bandwidth, turbo), by two independent single runs side by side.
 """
 
 from __future__ import annotations
