@@ -35,7 +35,7 @@ class Extensions:
         """
         Args:
             package: dotted name of the package, such as `gpt2x.optim.schedules`.
-            attribute: what each module must define, such as `SCHEDULE`.
+            attribute: what each module must define, such as `decay`.
             key: the configuration key that chooses among them, for messages; by default the package's last name.
         """
         self.package = package

@@ -84,7 +84,7 @@ def test_a_library_of_a_different_version_says_how_to_compile_it_again(functions
 
     stale = SimpleNamespace(gpt2x_interface=interface)
     with pytest.raises(UserError, match=r"hardware\.native_kernels=true: .* do not match .*pip install -e \."):
-        native.checked_constants(tmp_path / "old.so", stale if functions == "stale" else functions)
+        native.check_interface(tmp_path / "old.so", stale if functions == "stale" else functions)
 
 
 def test_output_shapes_follow_from_the_inputs():

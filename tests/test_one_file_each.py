@@ -151,7 +151,7 @@ SCHEDULE = '''"""One over the root of the steps (Vaswani et al., arXiv:1706.0376
 
 
 def decay(progress, config):
-    return 1.0 / (1.0 + 8.0 * progress) ** 0.5
+    return (progress.warmup / progress.update) ** 0.5
 '''
 TRACKER = '''"""A line per step, as text."""
 
@@ -309,7 +309,7 @@ def test_the_optimizer_has_no_states_and_learns(run_dir, rows):
 
 
 def test_the_schedule_gives_the_rates_and_the_tracker_wrote_them(copy, rows):
-    expected = [0.01 / (1 + 8 * i / 3) ** 0.5 for i in range(4)]
+    expected = [0.01 / update**0.5 for update in range(1, 5)]
     assert [row["train/lr"] for row in rows] == pytest.approx(expected)
     lines = (copy / "outputs" / "tracked.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "start gpt2_micro/counted"

@@ -217,15 +217,15 @@ def validate_schedule(schedule: ScheduleConfig, max_steps: int | None) -> None:
 
 
 def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
-    """Check that a step is left at the peak rate. (The reference warms up for 2000 steps on WikiText-2, longer than
+    """Check that warmup ends before the run does. (The reference warms up for 2000 steps on WikiText-2, longer than
     its runs.)
     """
-    steps = schedule.warmup_steps or round((schedule.warmup_ratio or 0.0) * total_steps)
+    steps = schedule.num_warmup_steps(total_steps)
     key = "warmup_ratio" if schedule.warmup_steps is None else "warmup_steps"
     require(
         steps == 0 or steps < total_steps,
-        f"schedule.{key}={getattr(schedule, key)} is not below the run's {total_steps} steps, so the peak rate "
-        "would never be reached; use fewer, or schedule.warmup_steps=null schedule.warmup_ratio=0.1.",
+        f"schedule.{key}={getattr(schedule, key)} is not below the run's {total_steps} steps, so no step "
+        "would be left after the warmup; use fewer, or schedule.warmup_steps=null schedule.warmup_ratio=0.1.",
     )
 
 

@@ -2,7 +2,8 @@
 
 Values live in `conf/*.yaml`. A composed Hydra configuration becomes these dataclasses once; everything below the
 entry points receives the dataclasses and never sees Hydra or OmegaConf. A key without a default is set by the option
-that is chosen, so a default stands in exactly one place. `gpt2x.config.metadata` explains `key` and the effects.
+that is chosen, so a default stands in exactly one place. `gpt2x.config.metadata` explains `key`. HOST and LAYOUT
+keys may change when a run is resumed, RUN and STEP keys may not.
 
 A new key needs a default: configurations of older checkpoints lack it and compare as the default.
 """
@@ -19,7 +20,7 @@ from omegaconf import MISSING
 from gpt2x.config.metadata import HOST, LAYOUT, NAME, RUN, STEP, group, key
 from gpt2x.config.schema_devices import HardwareConfig, LaunchConfig, ParallelConfig
 
-SETTINGS = "further keys of one kind, as settings.KEY=VALUE (the Settings in its file)"
+SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
 
 
 @dataclass
@@ -72,7 +73,10 @@ class LoraConfig:
 
     name: str = key(NAME, STEP)
     rank: int | None = key(
-        "columns of A and rows of B", STEP, at_least=1, null="no adapters, the whole model is trained"
+        "rank of the adapters: columns of A and rows of B in W + A B",
+        STEP,
+        at_least=1,
+        null="no adapters, the whole model is trained",
     )
     alpha: float | None = key("the product B A is multiplied with alpha / rank", STEP, above=0, null="no adapters")
     dropout: float = key("on the input of each adapter", STEP, 0.1, at_least=0, below=1)
@@ -110,8 +114,8 @@ class DatasetConfig:
     corpus: str = key("the source that reads it (docs/data.md)", STEP, extensions="gpt2x.data.sources")
     path: str | None = key("file or folder with all texts, split by split_seed; or the corpus' folder", STEP, None,
                            null="a corpus that comes with gpt2x or is downloaded, or train_path")  # fmt: skip
-    train_path: str | None = key("file or folder with only training texts", STEP, None, null="split path")
-    val_path: str | None = key("file or folder with only validation texts", STEP, None, null="split path")
+    train_path: str | None = key("file or folder with only training texts", STEP, None, null="a part of dataset.path")
+    val_path: str | None = key("file or folder with only validation texts", STEP, None, null="a part of dataset.path")
     url: str | None = key("where to download the corpus if there is no path", STEP, None, null="no download")
     sha256: str | None = key("of the download", STEP, None, null="accept any download and print its sha256")
     text_column: str = key("column with the text, in jsonl, csv and parquet files", STEP, "text")
@@ -165,6 +169,12 @@ class ScheduleConfig:
     power: float = key("polynomial: its power", RUN, 1.0, above=0)
     settings: dict[str, Any] = key(SETTINGS, RUN, {})
 
+    def num_warmup_steps(self, total_steps: int) -> int:
+        """Return the steps of warmup, by `warmup_steps` or as a fraction of all steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round((self.warmup_ratio or 0.0) * total_steps)
+
 
 @dataclass
 class TrainerConfig:
@@ -187,7 +197,7 @@ class TrainerConfig:
         "steps between checkpoints", HOST, None, at_least=1, null="only at the end"
     )
     keep_last: int = key("how many of the newest checkpoints to keep", HOST, 2, at_least=1)
-    keep_best: bool = key("write a checkpoint at each best best_metric, and keep it", HOST, True)
+    keep_best: bool = key("write a checkpoint whenever best_metric improves, and keep the best", HOST, True)
     best_metric: str = key("a metric of the task's validation, such as val/loss or val/accuracy", RUN, "val/loss")
     early_stopping_patience: int | None = key("end after this many validations in a row without a better one", HOST,
                                               None, at_least=1, null="off")  # fmt: skip
@@ -268,7 +278,9 @@ class CommonConfig:
 
     seed: int = key("of weights, order of batches, dropout, samples and the bootstrap's draws", RUN, 0, at_least=0)
     load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, null="random weights")
-    adapters: list[str] = key("adapters on load: runs of lora=, their checkpoints, PEFT directories", STEP, [])
+    adapters: list[str] = key(
+        "adapters for the model of load=: runs of lora=, their checkpoints, PEFT directories", STEP, []
+    )
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     hardware: HardwareConfig = group(HardwareConfig)
     parallel: ParallelConfig = group(ParallelConfig)

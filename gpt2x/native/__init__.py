@@ -70,7 +70,7 @@ def library() -> Library:
         functions = ctypes.CDLL(str(path))
     except OSError as error:
         raise MissingKernelsError(f"{path.name} does not load: {error}") from None
-    constants = checked_constants(path, functions)
+    constants = check_interface(path, functions)
     threadpool = str(Path(onednn.origin).parent / "lib" / "libdnnl.so.3")
     if functions.gpt2x_open(threadpool.encode(), num_threads()) != 0:
         raise MissingKernelsError("this MindSpore has no lib/libdnnl.so.3 with dnnl_threadpool_interop_sgemm")
@@ -93,7 +93,7 @@ def module_file() -> tuple[Path, str]:
     raise MissingKernelsError("they are not compiled: install a C++20 compiler, then run pip install -e .")
 
 
-def checked_constants(path: Path, functions: ctypes.CDLL) -> dict[str, float]:
+def check_interface(path: Path, functions: ctypes.CDLL) -> dict[str, float]:
     """Compare the library's interface with this Python code; return the library's constants.
 
     Raises:

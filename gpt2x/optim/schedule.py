@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from gpt2x.config import ScheduleConfig
 from gpt2x.extensions import Extensions
+from gpt2x.optim.schedules.base import Progress
 
 SCHEDULES = Extensions("gpt2x.optim.schedules", "decay", key="schedule.name")
-
-
-def num_warmup_steps(config: ScheduleConfig, total_steps: int) -> int:
-    """Return the steps of warmup, by `warmup_steps` or as a fraction of all steps."""
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return round((config.warmup_ratio or 0.0) * total_steps)
 
 
 def learning_rate(config: ScheduleConfig, peak: float, update: int, total_steps: int) -> float:
@@ -27,10 +21,8 @@ def learning_rate(config: ScheduleConfig, peak: float, update: int, total_steps:
     Raises:
         UserError: there is no such schedule.
     """
-    warmup = num_warmup_steps(config, total_steps)
+    warmup = config.num_warmup_steps(total_steps)
     if update <= warmup:
         return peak * update / warmup
-    steps = max(1, total_steps - max(1, warmup))
-    progress = min(1.0, (update - max(1, warmup)) / steps)
-    decay = SCHEDULES.load(config.name)(progress, config)
+    decay = SCHEDULES.load(config.name)(Progress(update, max(1, warmup), total_steps), config)
     return peak * (config.final_ratio + (1.0 - config.final_ratio) * decay)

@@ -267,9 +267,8 @@ def activation_bytes(
     hidden = tokens * model.hidden_size * stats.BYTES[hardware.precision]
     block = (cpu_block_bytes if is_cpu else block_bytes)(model, parallel, hardware, micro_batch_size, seq_len)
     kept = num_layers * block
-    if (
-        parallel.recompute == "block" and not is_cpu
-    ):  # the inputs of all blocks, and one block; on the CPU nothing is freed
+    if parallel.recompute == "block" and not is_cpu:  # on the CPU nothing is freed
+        # the inputs of all blocks, and one block in full
         kept = num_layers * hidden + block
     if is_cpu and not coordinates.is_last_stage:
         forward = cpu_units(hardware).forward * FP32 * micro_batch_size * seq_len * model.hidden_size

@@ -66,7 +66,7 @@ SQUARE_ROOT = '''"""The square root of what remains."""
 
 
 def decay(progress, config):
-    return (1.0 - progress) ** 0.5
+    return (1.0 - progress.fraction) ** 0.5
 '''
 RUNS = """
 import json, sys

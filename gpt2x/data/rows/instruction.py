@@ -162,9 +162,9 @@ def tables(rows: Sequence[Sequence[Encoded]], length: int, eos_id: int) -> Itera
         for index, row in enumerate(some):
             at = 0
             for number, example in enumerate(row, 1):
-                end, response = at + len(example.ids), at + example.num_prompt
+                end, response_start = at + len(example.ids), at + example.num_prompt
                 ids[index, at:end], numbers[index, at:end] = example.ids, number
-                labels[index, response:end] = ids[index, response:end]
+                labels[index, response_start:end] = ids[index, response_start:end]
                 at = end
         yield ids, numbers, labels
 

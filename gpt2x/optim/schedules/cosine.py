@@ -3,8 +3,9 @@
 import math
 
 from gpt2x.config import ScheduleConfig
+from gpt2x.optim.schedules.base import Progress
 
 
-def decay(progress: float, config: ScheduleConfig) -> float:
+def decay(progress: Progress, config: ScheduleConfig) -> float:
     """Return (1 + cos(pi progress)) / 2."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 0.5 * (1.0 + math.cos(math.pi * progress.fraction))

@@ -1,8 +1,9 @@
 """A straight line to the final rate: transformers' `get_linear_schedule_with_warmup`."""
 
 from gpt2x.config import ScheduleConfig
+from gpt2x.optim.schedules.base import Progress
 
 
-def decay(progress: float, config: ScheduleConfig) -> float:
+def decay(progress: Progress, config: ScheduleConfig) -> float:
     """Return 1 - progress."""
-    return 1.0 - progress
+    return 1.0 - progress.fraction
