@@ -19,7 +19,7 @@ from gpt2x.errors import UserError
 from tests.commands import convert
 from tests.commands import harness as main
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.launch]  # lm_eval looks for devices in a process of its own
 
 TEXTS = [text for _, text in sorted(pydoc_data.topics.topics.items()) if len(text) > 1500]
 WINDOW = 64
@@ -310,9 +310,9 @@ def test_command(no_defaults, tmp_path, tasks, results, backends, capsys):
 
 
 MISTAKES = {
-    "load": ({"--load": "nowhere"}, "load=nowhere does not exist: give the directory of a run"),
-    "task": ({"--tasks": "smal"}, "--tasks=smal: lm_eval knows no such task; did you mean small?"),
-    "include-path": ({"--include-path": "nowhere"}, "--include-path=nowhere is no directory: give one with tasks"),
+    "load": ({"--load": "nowhere"}, "load=nowhere does not exist. Give the directory of a run"),
+    "task": ({"--tasks": "smal"}, "--tasks=smal: lm_eval has no such task; did you mean small?"),
+    "include-path": ({"--include-path": "nowhere"}, "--include-path=nowhere is not a directory; give one with tasks"),
     "limit": ({"--limit": "0"}, "--limit=0: give the number of documents"),
     "batch-size": ({"--batch-size": "0"}, "--batch-size=0: give at least 1"),
     "hardware": ({"--hardware": "gpu"}, "hardware=gpu is not an option; options: atlas_800t_a2"),
@@ -373,9 +373,7 @@ def test_a_continuation_that_cannot_be_scored(lm_eval, random_dir):
     lm = GPT2XLM(str(random_dir))
     for continuation, tokens in ((TEXTS[1][:900], r"\d+"), ("", "0")):
         asked = [Instance("loglikelihood", {}, ("context", continuation), 0)]
-        with pytest.raises(
-            UserError, match=rf"of {tokens} tokens, where 1 to model.max_seq_len={WINDOW} can be scored"
-        ):
+        with pytest.raises(UserError, match=rf"of {tokens} tokens; 1 to model\.max_seq_len={WINDOW} can be scored"):
             lm.loglikelihood(asked, disable_tqdm=True)
 
 
