@@ -97,7 +97,7 @@ def test_short_text(config, tmp_path):
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
-        (EvaluationConfig(seq_len=65), r"evaluation\.seq_len=65 .* 64 positions: use evaluation\.seq_len=64"),
+        (EvaluationConfig(seq_len=65), r"evaluation\.seq_len=65 .* 64 positions; use evaluation\.seq_len=64"),
         (EvaluationConfig(seq_len=1), r"evaluation\.seq_len=1 "),
         (EvaluationConfig(stride=65), r"evaluation\.stride=65 exceeds evaluation\.seq_len=64"),
         (EvaluationConfig(seq_len=16, stride=17), r"evaluation\.stride=17 exceeds evaluation\.seq_len=16"),

@@ -64,7 +64,7 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     os.killpg(running.launcher.pid, signal.SIGINT)
     status, out, error = running.end()
     assert status == 130, error
-    assert "resume=auto goes on" in out
+    assert "resume=auto continues" in out
     assert error.splitlines()[-1] == "interrupted"
     assert "Traceback" not in error
     assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
