@@ -113,6 +113,7 @@ def draw(*shape, seed=0, dtype=np.float32):
     return Tensor(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
+@pytest.mark.run
 def test_attention_that_is_written_out_equals_the_cpu_one():
     set_up_device(CPU)
     q, k, v = (draw(2, 3, 8, 16, seed=seed, dtype=np.float16) for seed in range(3))
@@ -131,6 +132,7 @@ def test_compressed_mask_discards_the_future():
     assert np.array_equal(mask.asnumpy()[:9, :9] == 1, columns > rows)
 
 
+@pytest.mark.run
 def test_fused_operators_have_the_values_of_the_cpu_ones():
     set_up_device(CPU)
     x, weight, bias = draw(3, 5, 64), draw(64, seed=1), draw(64, seed=2)

@@ -39,6 +39,7 @@ def test_checkpoint_tokenizers(shared_data, name):
     assert Tokenizer.load(folder / "tokenizer.json").fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.run
 def test_save_and_load_keep_ids_and_fingerprint(trained, shared_data, tmp_path):
     for number, tokenizer in enumerate((trained, Tokenizer.load(shared_data / "gpt2-tokenizer"))):
         folder = tmp_path / str(number)

@@ -13,6 +13,8 @@ from tests.support.models import build, tiny_model
 
 SEQ_LEN = 160
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture(scope="module")
 def alpaca(shared_data):

@@ -150,7 +150,7 @@ def test_under_msrun_with_another_number_of_workers(tmp_path):
     logs = [path.read_text() for path in (tmp_path / "msrun").iterdir()]
     message = (
         "error: parallel=dp4 has 4 processes, but msrun was given --worker_num=2: use msrun --worker_num=4, "
-        "or a layout of 2\n"
+        "or a layout of 2.\n"
     )
     assert message in logs
     assert set(logs) <= {message, ""}, "msrun may have ended the others before they came to it"
