@@ -101,9 +101,10 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
             part = Factors(inputs, outputs, before, after, linear.dtype, dropout)
             names |= {id(part.lora_A): f"{module}.{A}", id(part.lora_B): f"{module}.{B}"}
             parts.append(part)
-        linear.branch = Adapters(parts, scaling(lora))
+        branch = Adapters(parts, scaling(lora))
+        linear.branch = branch
         if coordinates.parallel.recompute == "block":
-            linear.branch.recompute()
+            branch.recompute()
     for parameter in net.get_parameters():
         parameter.name = names[id(parameter)]  # cells rename the parameters that they receive
 

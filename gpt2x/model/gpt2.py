@@ -40,7 +40,7 @@ class Linear(nn.Cell):
         self.bias = zeros(out_size)
         self.out_size, self.backend, self.dtype = out_size, backend, backend.dtype
         self.affine = backend.linear()
-        self.branch = None
+        self.branch: nn.Cell | None = None
 
     def product(self, x, randomness=None):
         """x (..., in) -> (R, out), without the bias, for the R rows of x."""
@@ -182,6 +182,7 @@ class GPT2(nn.Cell):
         self.backend = backend = backend_of(hardware)
         self.hidden_size, self.dtype = model.hidden_size, backend.dtype
         num_rows = stats.padded_vocab_size(model)
+        assert model.vocab_size is not None
         self.wte = Embedding(num_rows, model.hidden_size)
         self.wpe = Embedding(model.max_seq_len, model.hidden_size)
         rate = model.dropout if model.embedding_dropout is None else model.embedding_dropout
