@@ -76,6 +76,7 @@ def content(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_there_and_back(tmp_path, name, capsys):
     single, sliced = save_single(tmp_path / "single"), save_sliced(tmp_path / "run" / "checkpoints" / "step_7", name)

@@ -79,6 +79,7 @@ def test_a_classifier_is_no_language_model(zoo, tmp_path):
     assert "holds a classifier (fine, glad, sad)" in refusal("train", *small(tmp_path), *options)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

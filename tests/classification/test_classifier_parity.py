@@ -81,6 +81,7 @@ def test_logits_loss_and_every_gradient(side, tmp_path):
         assert np.abs(gradient.asnumpy() - wanted[parameter.name]).max() <= 1e-4, parameter.name
 
 
+@pytest.mark.run
 def test_padding_changes_nothing():
     scorer = ClassScorer(classifier(), 4, 40)
     right, left = scorer.score(*texts("right")), scorer.score(*texts("left"))

@@ -19,6 +19,7 @@ def trained():
     return byte_level_bpe.train(iter([TEXT, "the cat sat on the mat " * 20]), 300)
 
 
+@pytest.mark.run
 def test_gpt2_ids(shared_data):
     tokenizer = Tokenizer.load(shared_data / "gpt2-tokenizer")
     assert tokenizer.encode("Hello world") == [15496, 995]

@@ -111,6 +111,7 @@ def test_predict_with_a_draft(saved, tokenizer, hardware, tmp_path, capfd):
     assert np.mean([row["acceptance_rate"] for row in same]) > np.mean([row["acceptance_rate"] for row in other])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -43,6 +43,7 @@ def test_warmup_by_ratio():
     assert rates(name="constant", warmup_ratio=0.2)[:20] == pytest.approx([1e-3 * i / 20 for i in range(1, 21)])
 
 
+@pytest.mark.run
 def test_shapes_equal_transformers():
     optimization = pytest.importorskip("transformers.optimization")
     torch = pytest.importorskip("torch")

@@ -28,6 +28,7 @@ def test_buckets_of_one_and_of_many(count):
         assert np.array_equal(given.asnumpy(), found.asnumpy())
 
 
+@pytest.mark.run
 def test_a_process_whose_only_tensor_counts_elsewhere_has_no_norm():
     """As the second of optimizer_shards=2 that trains a classifier's head of three rows alone."""
     set_up_device(CPU)

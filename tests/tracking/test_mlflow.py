@@ -107,6 +107,7 @@ def test_a_run_is_mirrored_whole(tmp_path, outputs, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.run
 def test_resume_goes_on_in_the_same_run(tmp_path, outputs):
     train(MlflowTracker(config(), outputs), tmp_path, range(1, 4), "KILLED", params={"steps": 3, "lr": 1})
     run_id = record(tmp_path)["run_id"]

@@ -119,6 +119,7 @@ def test_a_checkpoint_without_a_tokenizer_needs_one(zoo, tmp_path):
     assert "tokenizer.path=" in refusal("train", *small(tmp_path), "task=finetune", f"load={tmp_path}/hf")
 
 
+@pytest.mark.run
 def test_wrong_input(tmp_path):
     def refused(*overrides):
         return refusal("train", *small(tmp_path), *overrides)
