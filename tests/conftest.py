@@ -62,17 +62,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(kinds.kind_of(item))
-    items.sort(key=turn)
-
-
-def turn(item: pytest.Item) -> int:
-    """Return when a test has its turn: what takes longest first, so that no worker waits for it at the end.
-
-    One module starts the launches that layouts share; those that only read them come last, when they are done.
-    """
-    if "layout_runs" in getattr(item, "fixturenames", ()):
-        return 0 if item.path.name == "test_layouts.py" and item.path.parent.name == "parallel" else 3
-    return 1 if "ascend" in item.keywords else 2
 
 
 def pytest_collection_finish() -> None:
