@@ -6,11 +6,23 @@ starts a process, or takes more than two seconds of the processor (wall time dep
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 KINDS = ("unit", "run", "launch")
 RUN_FIXTURES = {"zoo", "hardware"}  # the second compiles a model
 UNIT_SECONDS = 2.0
+HEAVY = (
+    "datasets",
+    "lm_eval",
+    "matplotlib.pyplot",
+    "mlflow",
+    "pandas",
+    "sklearn",
+    "torch",
+    "transformers",
+)  # to import
 
 _current: list[str] = []  # kind and name of the test that runs
 
@@ -24,6 +36,11 @@ def kind_of(item: pytest.Item) -> str:
     if "ascend" in marked:
         return "launch"
     return "run" if "parity" in marked or RUN_FIXTURES & set(getattr(item, "fixturenames", ())) else "unit"
+
+
+def heavy_modules() -> set[str]:
+    """Return which of the modules that take a second or more to import are there."""
+    return set(HEAVY) & set(sys.modules)
 
 
 def begin(item: pytest.Item) -> None:
