@@ -88,7 +88,8 @@ add("single", 1, *TINY)
 add("mixed", 1, *TINY, *MIXED)
 add("4 layers", 1, *TINY, "model.num_layers=4")
 add("fp16", 1, *TINY, *FP16)
-PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2_pp2": 8}  # the layouts of the resume ring
+# the layouts of the resume ring
+PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2": 4, "dp2_tp2_pp2": 8}
 TRAINED = [
     variant("dp2", "single", 2, "parallel=dp2", is_typed=True),
     variant("tp2", "single", 2, "parallel=tp2"),
@@ -141,11 +142,13 @@ for _first, _second in itertools.product(PROCESSES, PROCESSES):
 # ---- adapters, on column and row linears, whole and in thirds
 
 LORA = ("lora=r8", "load={single}")
-ADAPTED = []
+ADAPTED: list[str] = []
+ADAPTED_EXHAUSTIVE: list[str] = []
 for _targets, _layouts in {
     "[q,v,c_proj,c_fc]": {
-        "dp2": (2, "parallel=dp2"),
         "pp2": (2, "parallel=pp2"),
+        "dp2_tp2 with sequence parallelism, two replicas of which share states":
+            (4, "parallel=dp2_tp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true"),
         "dp2_tp2_pp2 with sequence parallelism, two replicas of which share states":
             (8, "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true"),
     },
@@ -153,7 +156,9 @@ for _targets, _layouts in {
 }.items():  # fmt: skip
     _reference = add(f"adapters of {_targets}", 1, *TINY, *LORA, f"lora.targets={_targets}")
     for _name, (_processes, *_overrides) in _layouts.items():
-        ADAPTED.append(variant(f"{_reference} in {_name}", _reference, _processes, *_overrides))
+        (ADAPTED if _processes < 8 else ADAPTED_EXHAUSTIVE).append(
+            variant(f"{_reference} in {_name}", _reference, _processes, *_overrides)
+        )
 
 
 # ---- fine-tuning: some tensors are frozen, rates decay over the layers, and the embedding has two rows more

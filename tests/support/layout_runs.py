@@ -16,15 +16,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
 from gpt2x.commands.configuration import read_config
-from gpt2x.commands.entry import command, open_mesh, open_run_dir, run_here
-from gpt2x.config import CommonConfig, ParallelConfig, TrainConfig
+from gpt2x.commands.entry import command, open_run_dir, run_here
+from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.config.files import save_config
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
@@ -32,7 +32,8 @@ from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 from gpt2x.runtime.role import Role, read_role
 from tests.support.configs import typed
-from tests.support.layout_jobs import JOBS, REFERENCES, run_dir
+from tests.support.layout_jobs import JOBS, REFERENCES, Job, run_dir
+from tests.support.models import CPU
 from tests.support.once import needed, once
 from tests.support.small_runs import ROOT, corpus
 
@@ -168,36 +169,46 @@ def main(folder: Path, names: list[str]) -> None:
 def work(folder: Path, names: list[str]) -> None:
     """Run jobs one after the other as one process of a launch."""
     os.environ.setdefault("GLOG_v", "3")
-    role, waiting = read_role(os.environ), None
+    os.environ.update(launch.timeouts(LaunchConfig(), "CPU"))
+    role = read_role(os.environ)
     if role.rank:
         console.silence()
+    waiting = all_processes(JOBS[names[0]].processes, role)
     for name in names:
         job, directory = JOBS[name], run_dir(folder, name)
-        if job.before and role.rank == 0:
-            job.before(folder)
         with printing_to(directory, role):
-            config = typed(job.entry, *job.arguments(folder), *UNCACHED.get(job.entry, []))
-            os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
-            waiting = waiting or all_processes(config, job.processes, role)
             if role.rank == 0:
-                begin(job.entry, config, directory)
+                begin(job, folder, directory)
             waiting.agree()
-            run_here(job.entry, read_config(job.entry, directory / "config.yaml"), role, directory)
+            with unpictured():
+                run_here(job.entry, read_config(job.entry, directory / "config.yaml"), role, directory)
         gc.collect()  # graphs hang in circles of cells
         waiting.agree()
         if role.rank == 0:
             (directory / DONE).touch()
 
 
-def all_processes(config: CommonConfig, processes: int, role: Role) -> Mesh:
+def all_processes(processes: int, role: Role) -> Mesh:
     """Return a mesh of all processes of the launch, which wait for each other between jobs."""
-    return open_mesh(replace(config, parallel=ParallelConfig(name="jobs", data=processes)), role)
+    from gpt2x.parallel.mesh import Mesh
+    from gpt2x.runtime.device import set_up_device
+
+    set_up_device(CPU)
+    return Mesh(ParallelConfig(name="jobs", data=processes), "CPU", role=role)
 
 
-def begin(entry: str, config: CommonConfig, directory: Path) -> None:
+def unpictured() -> contextlib.AbstractContextManager:
+    """Leave out the pictures of the losses, which take a second and of which no test asks here."""
+    return mock.patch("gpt2x.commands.train.plot_loss")
+
+
+def begin(job: Job, folder: Path, directory: Path) -> None:
     """Do what the launcher of a typed command does before it starts the processes."""
-    decision = command(entry).decide(config, directory, Role())
-    open_run_dir(entry, decision, directory)
+    if job.before:
+        job.before(folder)
+    config = typed(job.entry, *job.arguments(folder), *UNCACHED.get(job.entry, []))
+    decision = command(job.entry).decide(config, directory, Role())
+    open_run_dir(job.entry, decision, directory)
     save_config(decision.resolved, directory / "config.yaml")
 
 
