@@ -21,6 +21,7 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.train.update import Gradients
 from tests.support.adapted import (
     EVERYWHERE,
+    Logits,
     adapted,
     adapter_of,
     lazy,
@@ -36,13 +37,22 @@ MODEL = tiny_model()
 IDS = random_ids(MODEL, (2, 17))
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """The logits of nets without adapters, compiled once: a net's weights are those that it was given last."""
+    return {
+        precision: Logits(build(MODEL, hardware=replace(CPU, precision=precision))) for precision in ("fp32", "fp16")
+    }
+
+
 @pytest.mark.parametrize(("targets", "precision"), [(["q", "v"], "fp32"), (EVERYWHERE, "fp32"), (EVERYWHERE, "fp16")])
-def test_a_fresh_adapter_changes_nothing_bit_for_bit(targets, precision):
+def test_a_fresh_adapter_changes_nothing_bit_for_bit(targets, precision, plain):
     hardware = replace(CPU, precision=precision)
-    net = adapted(MODEL, lora_config(targets=targets, dropout=0.5), hardware=hardware)
-    expected = logits_of(build(MODEL, hardware=hardware), IDS)
-    assert np.array_equal(logits_of(net, IDS), expected)
-    assert np.array_equal(logits_of(net, IDS, randomness_of((2, 17))), expected)
+    logits = Logits(adapted(MODEL, lora_config(targets=targets, dropout=0.5), hardware=hardware))
+    load_weights(plain[precision].net, initial_weights(MODEL, 0))
+    expected = plain[precision].of(IDS)
+    assert np.array_equal(logits.of(IDS), expected)
+    assert np.array_equal(logits.of(IDS, randomness_of((2, 17))), expected)
 
 
 def test_fresh_factors_are_pefts():
@@ -61,18 +71,18 @@ def test_fresh_factors_are_pefts():
 
 
 @pytest.mark.parametrize(("targets", "rank_stabilized"), [(EVERYWHERE, True), (["c_attn"], False)])
-def test_merged_equals_beside(targets, rank_stabilized):
+def test_merged_equals_beside(targets, rank_stabilized, plain):
     lora = lora_config(targets=targets, rank_stabilized=rank_stabilized)
     factors = random_factors(lora, MODEL)
     beside = logits_of(adapted(MODEL, lora, factors), IDS)
     weights = dict(initial_weights(MODEL, 0))
     adapter = adapter_of(factors, lora, MODEL)
-    net = build(MODEL)
-    assert abs(beside - logits_of(net, IDS)).max() > 1e-3
+    alone = plain["fp32"]
+    load_weights(alone.net, dict(weights))
+    assert abs(beside - alone.of(IDS)).max() > 1e-3
     together = dict(merged(lazy(weights), adapter))
-    other = build(MODEL)
-    load_weights(other, together)
-    assert abs(beside - logits_of(other, IDS)).max() <= 1e-5
+    load_weights(alone.net, dict(together))
+    assert abs(beside - alone.of(IDS)).max() <= 1e-5
     back = dict(merged(lazy(together), adapter, sign=-1))
     assert max(abs(back[name] - weights[name]).max() for name in weights) <= 1e-6
     for name in weights:  # boxes of a merged tensor are boxes
@@ -124,11 +134,11 @@ def test_gradients_are_those_of_differences():
 
 def test_dropout_is_a_function_of_the_key():
     lora = lora_config(targets=EVERYWHERE, dropout=0.3)
-    net = adapted(MODEL, lora, random_factors(lora, MODEL))
-    one, same, other = (logits_of(net, IDS, randomness_of((2, 17), key)) for key in (1, 1, 2))
+    logits = Logits(adapted(MODEL, lora, random_factors(lora, MODEL)))
+    one, same, other = (logits.of(IDS, randomness_of((2, 17), key)) for key in (1, 1, 2))
     assert np.array_equal(one, same)
     assert abs(one - other).max() > 1e-3
-    assert not np.array_equal(logits_of(net, IDS), one)
+    assert not np.array_equal(logits.of(IDS), one)
 
 
 @pytest.mark.parametrize("module", ["h.1.attn.c_proj", "h.0.mlp.c_proj", "h.0.attn.q"])

@@ -53,9 +53,13 @@ class Logits(nn.Cell):
     def construct(self, ids, randomness=None):
         return self.net.logits(self.net(ids, randomness))
 
+    def of(self, ids, randomness=None):
+        """ids (B, T) -> (B, T, V); a later call with inputs of the same shapes compiles nothing."""
+        return self(Tensor(ids), randomness).asnumpy().reshape(*ids.shape, -1)
+
 
 def logits_of(net, ids, randomness=None):
-    return Logits(net)(Tensor(ids), randomness).asnumpy().reshape(*ids.shape, -1)
+    return Logits(net).of(ids, randomness)
 
 
 def randomness_of(shape: tuple[int, int], key: int = 7, first: int = 0):

@@ -1,6 +1,7 @@
 """The jitted update: accumulation, dropout across micro batch sizes, the guard, overfitting, golden losses."""
 
 import dataclasses
+import functools
 
 import mindspore as ms
 import numpy as np
@@ -20,9 +21,11 @@ GOLDEN = [4.636683464050293, 4.48524284362793, 4.387150764465332, 4.319127559661
 class Updates:
     """A net and its update, fed with one batch again and again."""
 
-    def __init__(self, num_micro_batches=1, micro_batch_size=8, grad_clip=1.0, hardware=CPU, recompute="none", **model):
+    def __init__(
+        self, num_micro_batches=1, micro_batch_size=8, grad_clip=1.0, precision="fp32", recompute="none", **model
+    ):
         self.model = tiny_model(**model)
-        self.net = build(self.model, hardware=hardware, recompute=recompute)
+        self.net = build(self.model, hardware=dataclasses.replace(CPU, precision=precision), recompute=recompute)
         config = OptimizerConfig(name="adamw", learning_rate=3e-3)
         self.optimizer = AdamW(config, self.net.trainable_params(), self.net.backend)
         has_dropout = self.model.dropout > 0
@@ -36,6 +39,15 @@ class Updates:
         )
         self.shape = (num_micro_batches, micro_batch_size, -1)
         self.count = 0
+        self.states = (*self.net.trainable_params(), *self.optimizer.mean, *self.optimizer.square)
+        self.first = self.values()
+
+    def begin(self):
+        """Take the first values of parameters and moments again."""
+        self.count = 0
+        for parameter in self.states:
+            parameter.set_data(Tensor(self.first[parameter.name]))
+        return self
 
     def __call__(self, ids, key=11, loss_scale=1.0, weights=None):
         self.count += 1
@@ -52,15 +64,22 @@ class Updates:
         )
 
     def values(self):
-        states = (*self.net.trainable_params(), *self.optimizer.mean, *self.optimizer.square)
-        return {parameter.name: parameter.asnumpy().copy() for parameter in states}  # asnumpy is a view
+        return {parameter.name: parameter.asnumpy().copy() for parameter in self.states}  # asnumpy is a view
 
 
+@pytest.fixture(scope="module")
+def updates_of():
+    """Updates by their options, from their first values; each is compiled once, and one test has it at a time."""
+    compiled = functools.cache(Updates)
+    return lambda **options: compiled(**options).begin()
+
+
+PARTS = {"num_micro_batches": 4, "micro_batch_size": 2}
 IDS = random_ids(tiny_model(), (8, 17))
 
 
-def test_accumulated_micro_batches_equal_the_whole_batch():
-    whole, parts = Updates(), Updates(num_micro_batches=4, micro_batch_size=2)
+def test_accumulated_micro_batches_equal_the_whole_batch(updates_of):
+    whole, parts = updates_of(), updates_of(**PARTS)
     for _ in range(3):
         (loss, norm, *_), (other_loss, other_norm, *_) = whole(IDS), parts(IDS)
         assert other_loss == pytest.approx(loss, rel=1e-6)
@@ -69,34 +88,34 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
         assert np.allclose(value, parts.values()[name], rtol=1e-3, atol=2e-5), name
 
 
-def test_dropout_does_not_depend_on_the_micro_batch_size():
-    whole, parts = Updates(dropout=0.3), Updates(dropout=0.3, num_micro_batches=4, micro_batch_size=2)
-    assert parts(IDS, key=5)[0] == pytest.approx(whole(IDS, key=5)[0], rel=1e-6)
-    assert whole(IDS, key=5)[0] != pytest.approx(Updates(dropout=0.3)(IDS, key=6)[0], rel=1e-6)
+def test_dropout_does_not_depend_on_the_micro_batch_size(updates_of):
+    whole, parts = updates_of(dropout=0.3), updates_of(dropout=0.3, **PARTS)
+    loss = whole(IDS, key=5)[0]
+    assert parts(IDS, key=5)[0] == pytest.approx(loss, rel=1e-6)
+    assert updates_of(dropout=0.3)(IDS, key=6)[0] != pytest.approx(loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 2])
-def test_recomputed_blocks_drop_the_same(num_micro_batches):
+@pytest.mark.parametrize("layout", [{}, PARTS], ids=["whole", "parts"])
+def test_recomputed_blocks_drop_the_same(layout, updates_of):
     """Dropout and recomputation together once did not compile: see `gpt2x.ops.LayerNorm`."""
-    layout = {"num_micro_batches": num_micro_batches, "micro_batch_size": 8 // num_micro_batches, "dropout": 0.3}
-    kept, computed = Updates(**layout), Updates(**layout, recompute="block")
+    kept, computed = (updates_of(**layout, dropout=0.3, **recompute) for recompute in ({}, {"recompute": "block"}))
     for _ in range(2):
         (loss, norm, *_), (other_loss, other_norm, *_) = kept(IDS), computed(IDS)
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert other_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_masked_tokens_count_nothing():
+def test_masked_tokens_count_nothing(updates_of):
     weights = np.zeros((8, 16), np.float32)
     weights[:, :5] = 1 / 40
     changed = IDS.copy()
     changed[:, 8:] = 1  # behind every counted target
-    assert Updates()(IDS, weights=weights)[0] == Updates()(changed, weights=weights)[0]
+    assert updates_of()(IDS, weights=weights)[0] == updates_of()(changed, weights=weights)[0]
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 2])
-def test_a_non_finite_gradient_skips_the_update_and_nothing_else(num_micro_batches):
-    updates = Updates(num_micro_batches=num_micro_batches, micro_batch_size=8 // num_micro_batches)
+@pytest.mark.parametrize("layout", [{}, PARTS], ids=["whole", "parts"])
+def test_a_non_finite_gradient_skips_the_update_and_nothing_else(layout, updates_of):
+    updates = updates_of(**layout)
     updates(IDS)
     before = updates.values()
     weights = np.full((8, 16), 1 / 128, np.float32)
@@ -109,23 +128,22 @@ def test_a_non_finite_gradient_skips_the_update_and_nothing_else(num_micro_batch
     assert not np.array_equal(before["wte.weight"], updates.values()["wte.weight"])
 
 
-def test_clipping_bounds_the_update_and_reports_the_norm_before():
-    free, clipped = Updates(grad_clip=None), Updates(grad_clip=0.01)
+def test_clipping_bounds_the_update_and_reports_the_norm_before(updates_of):
+    free, clipped = updates_of(grad_clip=None), updates_of(grad_clip=0.01)
     assert free(IDS)[1] == pytest.approx(clipped(IDS)[1])
     ratio = clipped.values()["mean.wte.weight"] / free.values()["mean.wte.weight"]
     assert np.nanmedian(ratio) == pytest.approx(0.01 / free(IDS)[1], rel=0.2)
 
 
-def test_it_overfits_one_batch():
-    updates = Updates()
+def test_it_overfits_one_batch(updates_of):
+    updates = updates_of()
     losses = [float(updates(IDS)[0]) for _ in range(150)]
     assert losses[0] == pytest.approx(np.log(101), abs=0.1)
     assert losses[-1] < 0.2
 
 
-def test_fp16_with_a_loss_scale_follows_fp32():
-    hardware = dataclasses.replace(CPU, precision="fp16")
-    exact, half = Updates(), Updates(hardware=hardware)
+def test_fp16_with_a_loss_scale_follows_fp32(updates_of):
+    exact, half = updates_of(), updates_of(precision="fp16")
     for _ in range(5):
         loss, norm, *_ = exact(IDS)
         half_loss, half_norm, finite, _ = half(IDS, loss_scale=1024.0)
@@ -134,16 +152,16 @@ def test_fp16_with_a_loss_scale_follows_fp32():
         assert half_norm == pytest.approx(norm, rel=2e-2)
 
 
-def test_fp16_overflow_at_a_loss_scale_that_is_too_high_is_noticed():
-    half = Updates(hardware=dataclasses.replace(CPU, precision="fp16"))
+def test_fp16_overflow_at_a_loss_scale_that_is_too_high_is_noticed(updates_of):
+    half = updates_of(precision="fp16")
     assert not half(IDS, loss_scale=2.0**32)[2]  # the reference starts there
 
 
-def test_golden_losses():
+def test_golden_losses(updates_of):
     """Losses of four updates, bit for bit on one kind of machine: a refactor keeps them, a change says why.
 
     Other processors order the sums of a matrix product otherwise, hence a tolerance of 1e-6.
     """
-    updates = Updates(num_micro_batches=2, micro_batch_size=4, dropout=0.1)
+    updates = updates_of(num_micro_batches=2, micro_batch_size=4, dropout=0.1)
     found = [float(updates(IDS, key=key)[0]) for key in range(4)]
     assert found == pytest.approx(GOLDEN, rel=1e-6)
