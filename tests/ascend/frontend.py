@@ -39,7 +39,7 @@ REFRESH = "_ZN9mindspore9MsContext7RefreshEv"  # MsContext::Refresh(), a functio
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, LENGTH = 2, 64
 SMALL = ModelConfig(
-    name="test", num_layers=2, num_heads=4, hidden_size=64, max_seq_len=128, vocab_size=500, dropout=0.0,
+    name="test", num_layers=1, num_heads=4, hidden_size=64, max_seq_len=128, vocab_size=500, dropout=0.0,
     pad_vocab_multiple=128,
 )  # fmt: skip
 

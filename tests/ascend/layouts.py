@@ -140,7 +140,7 @@ def split_another_head(net):
 
 
 SMALL = (
-    "model.num_layers=2 model.num_heads=8 model.hidden_size=256 model.max_seq_len=128 model.vocab_size=500 "
+    "model.num_layers=1 model.num_heads=8 model.hidden_size=256 model.max_seq_len=128 model.vocab_size=500 "
     "model.pad_vocab_multiple=128 model.dropout=0 trainer.seq_len=64"
 )
 STAGES = {"first": 0, "middle": 7, "last": 15}
@@ -166,22 +166,25 @@ def small(precision: str) -> str:
 TENSOR = {"data": 1, "tensor": 5}  # neither the first of its groups nor the last
 TP, PP = layout("dp4_tp8", 4), layout("dp8_pp16", 8, 64)
 SP = f"{TP} parallel.sequence_parallel=true"
+HIDDEN_DROPOUT = "model.dropout=0.1 model.attention_dropout=0"
+ADAPTERS = "model.num_layers=2 lora=r8 lora.targets=[q,v,c_proj,c_fc] load=base"  # the first block is a special one
 CASES: dict[str, Case] = {
     "tp_fp16": Case(f"{small('fp16')} {TP}", **TENSOR),
     "tp_accumulated_bf16": Case(f"{small('bf16')} {layout('dp4_tp8', 4, 2)}", **TENSOR),
-    "tp_dropout_bf16": Case(f"{small('bf16')} {TP} model.dropout=0.1 model.attention_dropout=0", **TENSOR),
+    "tp_dropout_fp16": Case(f"{small('fp16')} {TP} {HIDDEN_DROPOUT}", **TENSOR),
+    "tp_dropout_bf16": Case(f"{small('bf16')} {TP} {HIDDEN_DROPOUT}", **TENSOR),
     "sp_bf16": Case(f"{small('bf16')} {SP}", **TENSOR),
-    "lora_tp_bf16": Case(f"{small('bf16')} {TP} lora=r8 lora.targets=[q,v,c_proj,c_fc] load=base", **TENSOR),
+    "lora_tp_bf16": Case(f"{small('bf16')} {TP} {ADAPTERS}", **TENSOR),
     "dp_fp16": Case(f"{small('fp16')} {layout('dp8', 8)}", data=3),
     "zero_bf16": Case(f"{small('bf16')} {layout('dp8_zero', 8)}", data=3),
     "decode_fp16": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True),
     "wrong_head_count": Case(f"{small('fp16')} {TP}", **TENSOR, spoil=claim_another_head),
     "wrong_head_split": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True, spoil=split_another_head),
-    "wrong_message": Case(f"{small('fp16')} {PP} model.num_layers=32", data=3, stage=7, message=320),
+    "wrong_message": Case(f"{small('fp16')} {PP} model.num_layers=16", data=3, stage=7, message=320),
     "13b_sp_fp16": Case(f"{large('gpt2_13b', 'fp16')} {SP} model.num_layers=4", **TENSOR),
 }
 for _name, _precision in (("first", "bf16"), ("middle", "fp16"), ("last", "bf16")):
-    _case = Case(f"{small(_precision)} {PP} model.num_layers=32", data=3, stage=STAGES[_name])
+    _case = Case(f"{small(_precision)} {PP} model.num_layers=16", data=3, stage=STAGES[_name])
     CASES[f"pp_{_name}_{_precision}"] = _case
 for _precision in PRECISIONS:
     _13b, _52b = large("gpt2_13b", _precision), large("gpt2_52b", _precision)

@@ -24,7 +24,8 @@ def case(name, *values, marks=()):
 
 
 @pytest.mark.parametrize(
-    ("name", "forward"), [case("train_fp16", 1), case("train_bf16", 1), case("train_fp16_recompute", 2)]
+    ("name", "forward"),
+    [case("train_fp16", 1), case("train_bf16", 1), case("train_fp16_recompute", 2, marks=[pytest.mark.exhaustive])],
 )
 def test_update_with_flash_attention(compiled, name, forward):
     operators = compiled.of(name)
@@ -51,6 +52,7 @@ def test_update_with_attention_written_out(compiled, name, forward):
 
 @pretended
 @timeout
+@pytest.mark.exhaustive
 @pytest.mark.needs("train_bf16_accumulation_recompute")
 def test_recompute_while_micro_batches_accumulate(compiled):
     assert compiled.of("train_bf16_accumulation_recompute")["FlashAttentionScore"] == 2 * LAYERS

@@ -110,7 +110,8 @@ def test_an_optimizer_of_one_file_trains_resumes_and_is_planned(copy):
     (copy / "corpus").mkdir()
     options = [*SMALL, "dataset=text", f"dataset.path={corpus(copy / 'corpus')}", "trainer.max_steps=4",
                "trainer.checkpoint_every_steps=2", "trainer.keep_last=9", f"paths.cache={copy / 'cache'}",
-               f"paths.outputs={copy / 'outputs'}", "optimizer.layer_decay=0.8"]  # fmt: skip
+               f"paths.outputs={copy / 'outputs'}", "optimizer.layer_decay=0.8",
+               "model.num_layers=1"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", RUNS, str(copy), *options], cwd=copy, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(copy)},

@@ -1,9 +1,13 @@
-"""Processes for test_launch.py: `launch DIRECTORY WORLD MODE` starts workers, `work MODE` is one."""
+"""Processes for test_launch.py: `launch DIRECTORY WORLD MODE` starts workers, `work WORLD MODE` is one.
+
+Only the mode `finish` imports MindSpore: how a launch fails or is interrupted does not depend on what its workers do.
+"""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
@@ -11,7 +15,7 @@ from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import launch
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
-from gpt2x.runtime.role import read_role
+from gpt2x.runtime.role import Role, read_role
 
 
 def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> None:
@@ -20,13 +24,9 @@ def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> Non
     launch.launch([sys.executable, "-m", "tests.runtime.probe", "work", str(world), mode], config, directory)
 
 
-def work(world: int, mode: str) -> None:
-    """Exchange ranks for some steps, or until a signal; fail as `mode` says. Rank 0 writes down what it does."""
+def by_mindspore(world: int, role: Role) -> Callable[[int], None]:
+    """Return what exchanges the ranks by MindSpore's collectives."""
     os.environ.setdefault("GLOG_v", "3")
-    deliver_interrupts(signal.SIGINT)
-    role, directory = read_role(os.environ), Path(os.environ[launch.RUN_DIR])
-    if mode == "mistake":
-        raise UserError("key=1 must be 2")
     os.environ.update(launch.timeouts(LaunchConfig(), "CPU"))
     from gpt2x.parallel.agreement import from_main
     from gpt2x.parallel.mesh import Mesh
@@ -35,14 +35,38 @@ def work(world: int, mode: str) -> None:
 
     set_up_device(CPU)
     mesh = Mesh(ParallelConfig(name="probe", data=world), role=role)
-    rank = mesh.rank
-    assert rank == role.rank
-    assert from_main(mesh, f"größer {rank}") == "größer 0"
+    assert mesh.rank == role.rank
+    assert from_main(mesh, f"größer {mesh.rank}") == "größer 0"
+
+    def exchange(_: int) -> None:
+        assert list(mesh.gather(mesh.rank + 0.1)) == [rank + 0.1 for rank in range(world)]
+
+    return exchange
+
+
+def by_file(rank: int, file: Path) -> Callable[[int], None]:
+    """Return what waits until rank 0 has completed as many steps."""
+
+    def exchange(steps: int) -> None:
+        while rank and (not file.exists() or int(file.read_text() or 0) < steps):
+            time.sleep(0.01)
+
+    return exchange
+
+
+def work(world: int, mode: str) -> None:
+    """Take some steps with the others, or until a signal; fail as `mode` says. Rank 0 writes down what it does."""
+    deliver_interrupts(signal.SIGINT)
+    role, directory = read_role(os.environ), Path(os.environ[launch.RUN_DIR])
+    if mode == "mistake":
+        raise UserError("key=1 must be 2")
+    rank = role.rank
+    exchange = by_mindspore(world, role) if mode == "finish" else by_file(rank, directory / "step")
     print(f"rank {rank} begins", flush=True)
     step = 0
     try:
         while mode != "finish" or step < 5:
-            assert list(mesh.gather(rank + 0.1)) == [other + 0.1 for other in range(world)]
+            exchange(step)
             step += 1
             if rank == 0:
                 (directory / "step").write_text(str(step))

@@ -27,8 +27,9 @@ def test_a_process_computes_what_a_run_in_this_process_does(zoo, tmp_path):
 
 def test_ctrl_c_ends_a_run_cleanly(tmp_path):
     running = begin(
-        tmp_path, "trainer.max_steps=100000", "trainer.log_every_steps=1", "trainer.checkpoint_every_steps=3"
-    )
+        tmp_path, "trainer.max_steps=100000", "trainer.log_every_steps=1", "trainer.checkpoint_every_steps=3",
+        "model.num_layers=1",
+    )  # fmt: skip
     for line in running.stdout:
         if line.startswith("step 7/"):
             running.send_signal(signal.SIGINT)
