@@ -99,8 +99,7 @@ def test_a_branch_in_the_same_layout_repeats_every_bit(layout_runs):
 def test_nodes_share_a_run_directory(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    where = ["launch.num_nodes=2", "launch.address=localhost", f"launch.port={port}", "trainer.max_steps=2",
-             "tracker=none"]  # fmt: skip
+    where = ["launch.num_nodes=2", "launch.address=localhost", f"launch.port={port}", "trainer.max_steps=2"]
     nodes = [Running("train.py", *options(tmp_path, *where, f"launch.node_rank={node}")) for node in (0, 1)]
     ends = [node.end(within_s=400) for node in nodes]
     assert [status for status, _, _ in ends] == [0, 0], ends
