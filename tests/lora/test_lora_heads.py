@@ -72,7 +72,7 @@ def work(zoo, tmp_path_factory):
     (folder / "corpus.txt").write_text(corpus * 4, encoding="utf-8")
     base = run("train", *small(folder), "model.max_seq_len=64", "trainer.seq_len=48", "trainer.max_steps=60",
                "model.dropout=0", "trainer.micro_batch_size=8", "optimizer.learning_rate=5e-3").run_dir  # fmt: skip
-    done = zoo.classifier.again(folder / "adapted", *LORA, f"load={base}")
+    done = zoo.classifier.again(folder / "adapted", *LORA, f"load={base}", "trainer.checkpoint_every_steps=10")
     return folder, base, done.run_dir, done.stdout
 
 
@@ -93,11 +93,16 @@ def test_it_learns_and_keeps_the_head_with_the_adapters(work):
 
 @pytest.mark.launch
 def test_resumed_and_by_two_processes_it_is_the_same(zoo, work, tmp_path):
-    _, base, run_dir, _ = work
-    stopped = zoo.classifier.again(tmp_path, *LORA, f"load={base}", "trainer.stop_after_steps=10").run_dir
-    ten = shutil.copytree(stopped / "checkpoints" / "step_10", tmp_path / "step_10")
-    zoo.classifier.again(tmp_path, *LORA, "resume=auto")
-    assert curve(stopped) == curve(run_dir)
+    folder, base, run_dir, _ = work
+    ten = run_dir / "checkpoints" / "step_10"
+    shutil.copytree(folder / "adapted" / "outputs", tmp_path / "outputs")
+    killed = tmp_path / run_dir.relative_to(folder / "adapted")
+    for step in (20, 30, 40):
+        shutil.rmtree(killed / "checkpoints" / f"step_{step}")
+    zoo.classifier.again(tmp_path, *LORA, "resume=auto", "trainer.checkpoint_every_steps=10")
+    assert run_dirs(tmp_path) == [killed], "auto continues in the run's own directory"
+    assert (killed / "metrics.1.jsonl").is_file(), "the steps after its checkpoint are repeated"
+    assert curve(killed) == curve(run_dir)
     start("train.py", *zoo.classifier.options_at(tmp_path / "dp2"), *LORA, f"load={base}", "parallel=dp2",
           "trainer.stop_after_steps=10")  # fmt: skip
     (parallel,) = run_dirs(tmp_path / "dp2")
@@ -115,11 +120,13 @@ def test_it_is_evaluated_merged_and_exported_as_training_saw_it(zoo, work, tmp_p
     last = curve(run_dir, "val/loss", "val/accuracy")[40]
     assert main(["--to", "peft", "--output", str(tmp_path / "peft"), str(run_dir)]) == 0
     assert main(["--to", "hf", "--output", str(tmp_path / "hf"), "--merge", str(run_dir), str(base)]) == 0
-    for model in ([f"load={base}", f"adapters=[{run_dir}]"], [f"load={base}", f"adapters=[{tmp_path}/peft]"],
-                  [f"load={tmp_path}/hf"]):  # fmt: skip
+    found = []
+    for model in ([f"load={base}", f"adapters=[{run_dir},{tmp_path}/peft]"], [f"load={tmp_path}/hf"]):
         run("evaluate", *model, *data, f"output={tmp_path}/results.json")
         results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
-        (results,) = results.values() if "adapters" in model[-1] else [results]
+        found += results.values() if "adapters" in model[-1] else [results]
+    assert len(found) == 3
+    for results in found:
         assert [results[key]["value"] for key in ("loss", "accuracy")] == pytest.approx(last, rel=1e-5)
         assert set(results["classes"]) == {"fine", "glad", "sad"}
     prompts = json.dumps(["the cat sat glad", "on mats sad", "then fine"])
