@@ -97,7 +97,7 @@ def owned_part(
     rows = shard_rows(part.shape, coordinates) if is_state else None
     if rows is None:
         return part if coordinates.data == 0 else None
-    return part.rows(rows.start, rows.stop) if coordinates.data < coordinates.parallel.optimizer_shards else None
+    return part.rows(rows.start, rows.stop) if coordinates.data < coordinates.parallel.shards else None
 
 
 def require_new(target: Path) -> None:

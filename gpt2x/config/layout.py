@@ -70,7 +70,7 @@ class Coordinates:
     @property
     def shard(self) -> int:
         """The number of the shard of optimizer states."""
-        return self.data % self.parallel.optimizer_shards
+        return self.data % self.parallel.shards
 
     @property
     def is_first_stage(self) -> bool:
@@ -108,10 +108,20 @@ def validate_parallel(parallel: ParallelConfig) -> None:
         UserError: with key, value and fix.
     """
     check_values(parallel, "parallel.")
-    if parallel.data % parallel.optimizer_shards:
+    if parallel.data % parallel.shards:
         raise UserError(
-            f"parallel.optimizer_shards={parallel.optimizer_shards} does not divide parallel.data={parallel.data}; "
+            f"parallel.optimizer_shards={parallel.shards} does not divide parallel.data={parallel.data}; "
             f"use one of {divisors(parallel.data)}."
+        )
+    if parallel.zero_stage and parallel.shards == 1:
+        raise UserError(
+            f"parallel.zero_stage={parallel.zero_stage} splits over replicas, but parallel.data={parallel.data} and "
+            f"parallel.optimizer_shards={parallel.optimizer_shards}; use parallel.zero_stage=0, or more replicas."
+        )
+    if parallel.zero_stage == 0 and parallel.shards > 1:
+        raise UserError(
+            f"parallel.zero_stage=0 splits nothing, but parallel.optimizer_shards={parallel.optimizer_shards}; use "
+            "parallel.optimizer_shards=null, or parallel.zero_stage=1, 2 or 3."
         )
     if parallel.sequence_parallel and parallel.tensor == 1:
         raise UserError(

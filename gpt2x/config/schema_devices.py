@@ -19,13 +19,35 @@ class ParallelConfig:
     pipeline: int = key("stages of consecutive layers", LAYOUT, 1, at_least=1)
     micro_batches: int | None = key("forward passes per update and replica", LAYOUT, None, at_least=1,
                                     null="from trainer.micro_batch_size")  # fmt: skip
-    optimizer_shards: int = key(
-        "replicas that split the optimizer's states (ZeRO-1); divides data", LAYOUT, 1, at_least=1
-    )
+    zero_stage: int | None = key(
+        "what replicas split: 0 nothing, 1 the optimizer's states, 2 gradients too, 3 weights too", LAYOUT, None,
+        at_least=0, at_most=3, null="the lowest whose planned memory fits the device",
+    )  # fmt: skip
+    optimizer_shards: int | None = key("replicas that split it; divides data", LAYOUT, None, at_least=1,
+                                       null="all replicas, or 1 with zero_stage=0")  # fmt: skip
+    reduce_dtype: str = key("zero_stage=3: in what gradients of blocks are summed over replicas", LAYOUT, "compute",
+                            choices=("compute", "fp32"))  # fmt: skip
     sequence_parallel: bool = key("tensor > 1: split the tokens of layer norms and dropout", LAYOUT, False)
     vocab_parallel: bool = key("tensor > 1: split the vocabulary of embedding, head and cross entropy", LAYOUT, True)
     recompute: str = key("activations that backward computes again instead of keeping them", LAYOUT, "none",
                          choices=("none", "attention", "block"))  # fmt: skip
+
+    @property
+    def shards(self) -> int:
+        """Return how many replicas split what `zero_stage` says; 1: each has all of it."""
+        if self.optimizer_shards is not None:
+            return self.optimizer_shards
+        return self.data if self.zero_stage else 1
+
+    @property
+    def splits_weights(self) -> bool:
+        """Return whether a process has its rows of the blocks' weights only (ZeRO-3)."""
+        return self.zero_stage == 3
+
+    @property
+    def splits_gradients(self) -> bool:
+        """Return whether gradients are summed over replicas, and split, in each micro batch (ZeRO-2 and ZeRO-3)."""
+        return (self.zero_stage or 0) >= 2
 
 
 @dataclass

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.model.losses.language_modeling import TokenLosses
+from gpt2x.parallel.block_graphs import BlockForward, Turns
+from gpt2x.parallel.full_sharding import NUM_SLOTS
+from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import Stage, StageLinks
 
 ROWS_AT_ONCE = 64  # rows of logits on the host, whose exponentials fit the cache
@@ -112,6 +116,70 @@ class StageScorer(nn.Cell):
         if self.is_exact:
             values = negative_log_likelihoods(values, targets.reshape(-1))
         return values.reshape(targets.shape).astype(np.float64)
+
+
+class BlockScorer:
+    """`StageScorer` by a graph per block, for blocks whose weights replicas split.
+
+    Args:
+        net: this process's part of the model.
+        links: the messages between stages, for B sequences of L - 1 tokens.
+        batch_size: B.
+        mesh: the processes.
+    """
+
+    def __init__(self, net: GPT2, links: StageLinks, batch_size: int, mesh: Mesh):
+        blocks, coordinates = net.sharded_blocks, mesh.coordinates
+        assert blocks is not None
+        self.turns, self.num_blocks = Turns(blocks, mesh), blocks.num_blocks
+        self.compute = [BlockForward(blocks, slot, False, mesh) for slot in range(NUM_SLOTS)]
+        self.enter = Entrance(net) if coordinates.is_first_stage else None
+        self.leave = Exit(net) if coordinates.is_last_stage else None
+        self.links, self.batch_size, self.nothing = links, batch_size, Tensor(0, ms.int32)
+
+    def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
+        """As `StageScorer.score`."""
+        rows = with_rows(ids, self.batch_size)
+        x = self.links.receive_forward() if self.enter is None else self.enter(rows)
+        self.turns.begin(list(range(self.num_blocks)))
+        for _ in range(self.num_blocks):
+            slot, following = self.turns.take()
+            x = self.compute[slot](x, self.nothing, self.nothing, following)
+        targets = ids[:, 1:]
+        if self.leave is None:
+            self.links.send_forward(x)
+            return np.zeros(targets.shape)
+        values = self.leave(x, rows).asnumpy()[: targets.size]
+        if self.leave.is_exact:
+            values = negative_log_likelihoods(values, targets.reshape(-1))
+        return values.reshape(targets.shape).astype(np.float64)
+
+
+class Entrance(nn.Cell):
+    """What comes before the first block."""
+
+    def __init__(self, net: GPT2):
+        super().__init__(auto_prefix=False)
+        self.net = net
+
+    def construct(self, ids):
+        """ids (B, L) int32 -> (B, L - 1 or fewer, D)."""
+        return self.net.begin(ids[:, :-1], None)
+
+
+class Exit(nn.Cell):
+    """What comes after the last block."""
+
+    def __init__(self, net: GPT2):
+        super().__init__(auto_prefix=False)
+        self.net, self.is_exact = net, not net.backend.exp_is_exact
+
+    def construct(self, x, ids):
+        """x (B, L - 1 or fewer, D), ids (B, L) int32 -> what `Scorer.construct` returns."""
+        hidden = self.net.end(x)
+        if self.is_exact:
+            return self.net.logits(hidden)
+        return self.net.token_losses(hidden, ids[:, 1:].reshape(-1))
 
 
 def with_rows(ids: np.ndarray, batch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import Batch, batches
-from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
+from gpt2x.evaluate.scoring import BlockScorer, Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import Stage, StageLinks
@@ -41,10 +41,13 @@ def build_validation(
     """
     assert split is not None
     batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
-    scorer = None
-    if config.parallel.pipeline > 1:
+    scorer: StageScorer | BlockScorer | None = None
+    if config.parallel.pipeline > 1 or net.sharded_blocks is not None:
         links = StageLinks(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
-        scorer = StageScorer(Stage(net, mesh.coordinates), links, batch_size)
+        if net.sharded_blocks is not None:
+            scorer = BlockScorer(net, links, batch_size, mesh)
+        else:
+            scorer = StageScorer(Stage(net, mesh.coordinates), links, batch_size)
     max_batches = config.trainer.max_eval_batches
     return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)
 
@@ -69,7 +72,7 @@ class Validation:
         batch_size: int,
         max_batches: int | None = None,
         mesh: Mesh | None = None,
-        scorer: Scorer | StageScorer | None = None,
+        scorer: Scorer | StageScorer | BlockScorer | None = None,
         targets: Targets = all_targets,
     ):
         self.split, self.batch_size, self.max_batches, self.replicas = (

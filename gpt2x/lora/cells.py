@@ -103,7 +103,7 @@ def add_adapters(net: GPT2, model: ModelConfig, lora: LoraConfig, mesh: Mesh) ->
             parts.append(part)
         branch = Adapters(parts, scaling(lora))
         linear.branch = branch
-        if coordinates.parallel.recompute == "block":
+        if coordinates.parallel.recompute == "block" and not coordinates.parallel.splits_weights:
             branch.recompute()
     for parameter in net.get_parameters():
         parameter.name = names[id(parameter)]  # cells rename the parameters that they receive

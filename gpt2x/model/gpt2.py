@@ -175,6 +175,7 @@ class GPT2(nn.Cell):
         backend: the operators of `hardware`, for the net and for what computes with it.
         head_loss: head and cross entropy as one Cell; None if the logits exist whole, for `cross_entropy`.
         decoder_kernels: fused kernels for decoding; None if the cells decode.
+        sharded_blocks: the blocks, if replicas split their weights (`gpt2x.parallel.full_sharding`); else None.
     """
 
     def __init__(self, model: ModelConfig, hardware: HardwareConfig, recompute: str = "none"):
@@ -194,7 +195,7 @@ class GPT2(nn.Cell):
         self.cross_entropy = backend.cross_entropy()
         self.head_loss = backend.head_loss(model.vocab_size)
         self.decoder_kernels = backend.decoder(model.activation)
-        self.padding = None
+        self.padding = self.sharded_blocks = None
         if num_rows > model.vocab_size:
             row = np.zeros((1, num_rows), np.float32)
             row[:, model.vocab_size :] = -1e9 if hardware.precision != "fp16" else -6e4
@@ -272,6 +273,14 @@ class GPT2(nn.Cell):
         rows = hidden.reshape(-1, self.hidden_size)  # (R, D)
         logits = ops.MatMul(transpose_b=True)(rows, self.head() if head is None else head)  # (R, V)
         return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)
+
+
+def dropout_randomness(has_dropout: bool, key, first_row, batch_size: int, length: int):
+    """Return the dropout key and the logical positions (B * T, 1) of B rows of T tokens; None without dropout."""
+    if not has_dropout:
+        return None
+    rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
+    return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
 
 
 def name_parameters(net: nn.Cell) -> None:

@@ -52,6 +52,10 @@ class Dropout(nn.Cell):
         column = numbers * np.uint64(WEYL)
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
 
+    def read_site(self, number: ms.Parameter) -> None:
+        """Take the hashed site from a parameter, int32 (1,), so that one graph serves many sites (`Dropout.site`)."""
+        self.site = number
+
     def keep(self, key, rows, columns: int):
         """Return the multipliers, 0 or 1 / (1 - rate), fp32.
 

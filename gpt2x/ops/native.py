@@ -22,6 +22,7 @@ from gpt2x.ops._dropout import Dropout as ComposedDropout
 from gpt2x.ops._native_head import HeadLoss
 from gpt2x.ops.base import Backend
 
+NUM_HEAD_SETTINGS = 4  # fields of AttentionSettings before its MaskSettings
 ACTIVATIONS = ("gelu_new", "fast_gelu")  # that have kernels
 
 
@@ -124,8 +125,19 @@ class Dropout(ComposedDropout):
 
     def __init__(self, rate: float, site: int, columns: int, first: int = 0):
         super().__init__(rate, site, columns, first)
-        self.settings = Tensor(self.mask_settings())
+        self.settings, self.reads_site = Tensor(self.mask_settings()), False
         self.kernel = DropoutKernel()
+
+    def read_site(self, number: ms.Parameter) -> None:
+        """As `gpt2x.ops.Dropout.read_site`."""
+        settings = self.mask_settings()
+        assert settings[0] == self.site, "the site is the first field of MaskSettings"
+        super().read_site(number)
+        self.settings, self.reads_site = Tensor(settings[1:]), True
+
+    def operand(self):
+        """Return MaskSettings, int32 (4,), within a graph."""
+        return ops.concat((self.site, self.settings), 0) if self.reads_site else self.settings
 
     def mask_settings(self) -> np.ndarray:
         """Return what decides a mask besides key and row: MaskSettings, int32 (4,)."""
@@ -136,7 +148,7 @@ class Dropout(ComposedDropout):
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x after dropout."""
-        return self.kernel(x, key, rows, self.settings)
+        return self.kernel(x, key, rows, self.operand())
 
 
 class DropoutKernel(nn.Cell):
@@ -194,6 +206,8 @@ class HeadAttention(nn.Cell):
         key = randomness[0] if has_dropout else self.none
         rows = randomness[-1] if has_dropout else self.none
         settings = self.settings[2 * has_dropout + (starts is not None)]
+        if has_dropout and self.dropout.reads_site:
+            settings = ops.concat((settings[:NUM_HEAD_SETTINGS], self.dropout.operand()), 0)
         return self.kernel(qkv, self.none if starts is None else starts, key, rows, settings)[0]
 
     def recompute_weights(self):

@@ -18,7 +18,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.collectives import AllGather, AllReduce, Group, ReduceScatter
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import FACTORS, Placement, is_split, owns, shard_rows
+from gpt2x.parallel.placement import Placement, is_copied_factor, is_of_tokens, owns, shard_rows
 
 BUCKET_ELEMENTS = 8 << 20  # 32 MB in fp32
 RUN = 16  # buckets per loop
@@ -104,9 +104,7 @@ def local_parameters(
             shape = (len(rows), *placement.shape[1:])
             updated = Parameter(initializer("zeros", shape, ms.float32), name=f"master.{name}")
         partial = coordinates.parallel.sequence_parallel and is_of_tokens(name)
-        partial = partial or (
-            coordinates.parallel.tensor > 1 and name.endswith(FACTORS) and not is_split(name, coordinates)
-        )
+        partial = partial or is_copied_factor(name, coordinates)
         tied = name == "wte.weight" and model.tie_embeddings and mesh.embedding is not None
         local.append(LocalParameter(name, placement, parameter, updated, rows, owns(name, coordinates), partial, tied))
     sharded = [each for each in local if each.rows is not None]
@@ -117,11 +115,6 @@ def local_parameters(
         *(each for each in whole if each.is_partial),
         *(each for each in whole if not each.is_partial),
     ]
-
-
-def is_of_tokens(name: str) -> bool:
-    """Return whether a tensor acts on the slice of tokens of sequence parallelism: layer norms, biases after a sum."""
-    return "ln_" in name or name.endswith("c_proj.bias")
 
 
 class Buckets(nn.Cell):
@@ -172,12 +165,19 @@ class GradientReduction(nn.Cell):
     reduce-scatter (ZeRO-1) or an all-reduce over the data axis; the sum of squares over the group `norm`.
     Each collective waits for the one before it (`previous`), whether or not it needs its values: the graphs of the
     processes differ, and two processes that ran two collectives in different orders would wait for ever.
+
+    Args:
+        local_parameters: whose gradients are to be reduced.
+        mesh: the processes.
+        reduced: for each gradient after those, which is split and summed already, whether this process' copy counts in
+            the norm.
     """
 
-    def __init__(self, local_parameters: list[LocalParameter], mesh: Mesh):
+    def __init__(self, local_parameters: list[LocalParameter], mesh: Mesh, reduced: tuple[bool, ...] = ()):
         super().__init__(auto_prefix=False)
+        self.num_to_reduce = len(local_parameters)
         coordinates = mesh.coordinates
-        shards = coordinates.parallel.optimizer_shards
+        shards = coordinates.parallel.shards
         sizes = [each.parameter.size for each in local_parameters]
         self.num_sharded = num_sharded = sum(each.rows is not None for each in local_parameters)
         self.trained = ms.ParameterTuple([each.trained for each in local_parameters])
@@ -198,14 +198,15 @@ class GradientReduction(nn.Cell):
         self.sum_norm = AllReduce(mesh.norm) if mesh.norm else None
         # Each value counts once in the norm's group: sharded tensors on every shard, others on the first.
         first = coordinates.shard == 0
-        self.counts = tuple(each.is_owned and (each.rows is not None or first) for each in local_parameters)
+        counts = [each.is_owned and (each.rows is not None or first) for each in local_parameters]
+        self.counts = (*counts, *reduced)
         self.counts_loss = coordinates.is_last_stage and coordinates.tensor == 0 and first
 
     def construct(self, gradients, loss, counted_fraction):
         """-> gradients of the trained parameters; the sum of squares of all gradients; loss and counted fraction of the
         whole batch.
         """
-        previous = None
+        gradients, reduced, previous = gradients[: self.num_to_reduce], gradients[self.num_to_reduce :], None
         if self.partial is not None:
             first, last = self.partial
             part = gradients[first:last]
@@ -225,7 +226,7 @@ class GradientReduction(nn.Cell):
         if self.sum is not None:
             summed = self.sum(self.for_each(ops.partial(flatten, 1), whole), previous)
             whole, previous = self.for_each(restore, summed, whole), summed[-1]
-        gradients = sharded + whole
+        gradients = sharded + whole + reduced
         if self.sum_data is not None:
             previous = self.sum_data(after(ops.stack((loss, counted_fraction)), previous))
             loss, counted_fraction = previous[0], previous[1]

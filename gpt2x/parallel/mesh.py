@@ -59,7 +59,7 @@ class Mesh:
         self.size, self.device_target = world_size(parallel), device_target
         self.rank = rank if rank is not None else join(self.size, device_target)
         self.coordinates = coordinates = Coordinates(parallel, self.rank)
-        shards = parallel.optimizer_shards
+        shards = parallel.shards
 
         def is_same(other: Coordinates, *axes: str) -> bool:
             return all(getattr(other, axis) == getattr(coordinates, axis) for axis in axes)

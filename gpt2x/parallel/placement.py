@@ -170,12 +170,31 @@ def owns(name: str, coordinates: Coordinates) -> bool:
     return coordinates.tensor == 0 or is_split(name, coordinates)
 
 
-def shard_rows(shape: Shape, coordinates: Coordinates) -> range | None:
-    """Return the rows of a local tensor whose optimizer states a process keeps; None: all, since they do not divide."""
-    count = coordinates.parallel.optimizer_shards
-    if count == 1 or shape[0] % count:
+def is_of_tokens(name: str) -> bool:
+    """Return whether a tensor acts on the slice of tokens of sequence parallelism: layer norms, biases after a sum."""
+    return "ln_" in name or name.endswith("c_proj.bias")
+
+
+def is_copied_factor(name: str, coordinates: Coordinates) -> bool:
+    """Return whether a tensor is the factor of an adapter that tensor parallelism copies."""
+    return coordinates.parallel.tensor > 1 and name.endswith(FACTORS) and not is_split(name, coordinates)
+
+
+def shard_rows(shape: Shape, coordinates: Coordinates, pads: bool = False) -> range | None:
+    """Return the rows of a local tensor that a process keeps for the replicas that split it.
+
+    Args:
+        shape: of the local tensor.
+        coordinates: of the process.
+        pads: give every process equally many rows, the last ones beyond the tensor.
+
+    Returns:
+        None if the rows do not divide, and all processes keep all of them.
+    """
+    count = coordinates.parallel.shards
+    if count == 1 or (shape[0] % count and not pads):
         return None
-    size = shape[0] // count
+    size = -(-shape[0] // count)
     return range(coordinates.shard * size, (coordinates.shard + 1) * size)
 
 

@@ -238,7 +238,8 @@ class TensorParallelGPT2(GPT2):
 
 def build_net(model: ModelConfig, hardware: HardwareConfig, mesh: Mesh) -> GPT2:
     """Return the model as this process computes it; its parameters take no memory until they are loaded."""
-    recompute = mesh.coordinates.parallel.recompute
+    parallel = mesh.coordinates.parallel
+    recompute = "none" if parallel.splits_weights else parallel.recompute  # a graph per block recomputes anyway
     with nn.utils.no_init_parameters():
         if mesh.tensor is None:
             return (Classifier if model.is_classifier else GPT2)(model, hardware, recompute)

@@ -108,7 +108,7 @@ class Communication:
         collectives = self.tied_embedding(coordinates, trained)
         if parallel.data == 1:
             return collectives
-        shards = parallel.optimizer_shards
+        shards = parallel.shards
         replicas = [coordinates.rank_at(data=index) for index in range(parallel.data)]
         sharded = shards * trained.masters  # parameters whose states are divided into shards
         if sharded:

@@ -76,11 +76,12 @@ def kept_graphs(
 
 
 def applies(config: TrainConfig) -> bool:
-    """Return whether the cache is requested, and known to be right: on the CPU, without stages, once per process."""
+    """Return whether the cache is requested, and known to be right: on the CPU, by one graph, once per process."""
     return (
         config.trainer.compile_cache
         and config.hardware.is_cpu
         and config.parallel.pipeline == 1
+        and not config.parallel.splits_weights
         and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user has switched on MindSpore's
         and Path(sys.argv[0]).is_file()  # MindSpore reads the entry script
         and not _used

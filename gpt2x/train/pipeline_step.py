@@ -8,13 +8,16 @@ embedding's gradient over the first and the last stage.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from gpt2x.model.gpt2 import dropout_randomness
 from gpt2x.optim.base import Optimizer
 from gpt2x.parallel.pipeline import Stage, StageLinks, operations
-from gpt2x.train.step import Graph, GraphStep, StepInputs
-from gpt2x.train.update import GradientSums, UpdateFromSums, dropout_randomness
+from gpt2x.train.step import Graph, GraphStep, MicroBatch, StepInputs
+from gpt2x.train.update import GradientSums, UpdateFromSums
 
 
 class StageForward(nn.Cell):
@@ -60,7 +63,7 @@ class LastStage(nn.Cell):
     def __init__(self, stage: Stage, parameters: ms.ParameterTuple, has_dropout: bool, sums: GradientSums):
         super().__init__(auto_prefix=False)
         self.stage, self.parameters, self.has_dropout, self.sums = stage, parameters, has_dropout, sums
-        self.is_head_trained = stage.net.is_head_trained()
+        self.is_head_trained, self.is_trained = stage.net.is_head_trained(), bool(parameters)
 
     def scaled_loss(self, x, ids, weights, key, first_row, loss_scale):
         """x (b, T, D), ids (b, T + 1), weights (b, T) -> scalar."""
@@ -71,6 +74,10 @@ class LastStage(nn.Cell):
 
     def construct(self, x, ids, weights, key, first_row, loss_scale):
         """-> the gradient of x (b, T, D)."""
+        if not self.is_trained:
+            loss, dx = ms.value_and_grad(self.scaled_loss, 0)(x, ids, weights, key, first_row, loss_scale)
+            self.sums(loss, ())
+            return dx
         loss, (dx, gradients) = ms.value_and_grad(self.scaled_loss, 0, self.parameters)(
             x, ids, weights, key, first_row, loss_scale
         )
@@ -78,76 +85,127 @@ class LastStage(nn.Cell):
         return dx
 
 
-class PipelineStep(GraphStep):
-    """The update of a process that has the layers of one pipeline stage.
+class StageProgram(Protocol):
+    """How a process computes its pipeline stage: by one graph per direction, or by one per block."""
+
+    def graphs(self, message: Tensor, micro_batch: MicroBatch) -> list[Graph]:
+        """Return all graphs, with example inputs; `message` is one of zeros."""
+
+    def begin(self, order: list[tuple[str, int]]) -> None:
+        """Begin an update, in which `forward` and `backward` are called for micro batches in this order."""
+
+    def forward(self, index: int, x: Tensor | None, micro_batch: MicroBatch) -> Tensor | None:
+        """Return the output of a micro batch, None on the last stage; x is the stage's input, None on the first."""
+
+    def backward(self, index: int, dy: Tensor | None, micro_batch: MicroBatch) -> Tensor:
+        """Add the gradients of a micro batch to their sums, and return that of its input.
+
+        dy: the gradient of the output; None on the last stage, which begins with the loss.
+        """
+
+
+class WholeStage:
+    """A stage as one forward and one backward graph.
 
     Args:
         stage: the layers of this process.
+        parameters: the parameters to differentiate by.
+        has_dropout: whether the loss draws random numbers.
+        sums: of the gradients by these parameters.
+    """
+
+    def __init__(self, stage: Stage, parameters: list[Parameter], has_dropout: bool, sums: GradientSums):
+        self.is_first, differentiated = stage.is_first, ms.ParameterTuple(parameters)
+        self.inputs: dict[int, Tensor | None] = {}  # of micro batches whose backward is to come
+        self.last = self.stage_forward = self.stage_backward = None
+        if stage.is_last:
+            self.last = LastStage(stage, differentiated, has_dropout, sums)
+        else:
+            self.stage_forward = StageForward(stage, has_dropout)
+            self.stage_backward = StageBackward(stage, differentiated, has_dropout, sums)
+
+    def graphs(self, message: Tensor, micro_batch: MicroBatch) -> list[Graph]:
+        """As `StageProgram.graphs`."""
+        ids, _, key, first_row, _ = micro_batch
+        if self.last is not None:
+            return [(self.last, (message, *micro_batch))]
+        assert self.stage_forward is not None
+        assert self.stage_backward is not None
+        x = None if self.is_first else message
+        return [
+            (self.stage_forward, (x, ids, key, first_row)),
+            (self.stage_backward, (x, message, ids, key, first_row)),
+        ]
+
+    def begin(self, order: list[tuple[str, int]]) -> None:
+        """As `StageProgram.begin`."""
+
+    def forward(self, index: int, x: Tensor | None, micro_batch: MicroBatch) -> Tensor | None:
+        """As `StageProgram.forward`; the last stage computes nothing yet."""
+        self.inputs[index] = x
+        ids, _, key, first_row, _ = micro_batch
+        return None if self.stage_forward is None else self.stage_forward(x, ids, key, first_row)
+
+    def backward(self, index: int, dy: Tensor | None, micro_batch: MicroBatch) -> Tensor:
+        """As `StageProgram.backward`."""
+        x = self.inputs.pop(index)
+        if self.last is not None:
+            return self.last(x, *micro_batch)
+        assert self.stage_backward is not None
+        ids, _, key, first_row, _ = micro_batch
+        return self.stage_backward(x, dy, ids, key, first_row)
+
+
+class PipelineStep(GraphStep):
+    """The update of a process that has the layers of one pipeline stage, or of the only one.
+
+    Args:
+        program: computes the stage.
         links: its messages with the neighbouring stages.
         stage_index: its number.
         num_stages: number of stages.
-        parameters: the parameters to differentiate by, in the order in which `optimizer` updates.
+        sums: of the gradients, to which `program` adds.
         optimizer: as in `GraphStep`, and so are grad_clip, reduction and all_gather.
-        has_dropout: whether the loss draws random numbers.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        program: StageProgram,
         links: StageLinks,
         stage_index: int,
         num_stages: int,
-        parameters: list[Parameter],
+        sums: GradientSums,
         optimizer: Optimizer,
         grad_clip: float | None,
-        has_dropout: bool,
-        reduction: nn.Cell,
+        reduction: nn.Cell | None,
         all_gather: nn.Cell | None,
     ):
         super().__init__(optimizer, grad_clip, reduction, all_gather)
-        self.links, self.stage_index, self.num_stages = links, stage_index, num_stages
-        self.is_first = stage.is_first
-        sums, differentiated = GradientSums(parameters), ms.ParameterTuple(parameters)
-        self.forward = self.backward = self.last = None
-        if stage.is_last:
-            self.last = LastStage(stage, differentiated, has_dropout, sums)
-        else:
-            self.forward = StageForward(stage, has_dropout)
-            self.backward = StageBackward(stage, differentiated, has_dropout, sums)
+        self.program, self.links, self.stage_index, self.num_stages = program, links, stage_index, num_stages
         self.from_sums = UpdateFromSums(self.update, sums)
 
     def update_graphs(self, inputs: StepInputs) -> list[Graph]:
-        """Return the graphs of this stage, forward and backward apart on all stages but the last."""
-        message, micro_batch = self.links.example(), inputs.micro_batch(0)
-        x = None if self.is_first else message
-        ids, _, key, first_row, _ = micro_batch
-        if self.last is not None:
-            graphs: list[Graph] = [(self.last, (message, *micro_batch))]
-        else:
-            graphs = [(self.forward, (x, ids, key, first_row)), (self.backward, (x, message, ids, key, first_row))]
+        """Return the graphs of this stage and that of the update."""
+        graphs = self.program.graphs(self.links.example(), inputs.micro_batch(0))
         return [*graphs, (self.from_sums, inputs.update_scalars())]
 
     def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
         """Run forward and backward of every micro batch in 1F1B order, then the update."""
-        links, stage_inputs = self.links, {}  # of micro batches whose backward is to come
-        micro_batches = list(inputs.micro_batches())
+        program, links, micro_batches = self.program, self.links, list(inputs.micro_batches())
+        order = list(operations(self.stage_index, self.num_stages, len(micro_batches)))
+        program.begin([(operation, index) for operation, index in order if operation in ("forward", "backward")])
         x = y = dx = dy = None
-        for operation, index in operations(self.stage_index, self.num_stages, len(micro_batches)):
-            ids, _, key, first_row, _ = micro_batches[index]
+        for operation, index in order:
             if operation == "receive_forward":
                 x = links.receive_forward()
             elif operation == "forward":
-                stage_inputs[index] = x
-                if self.forward is not None:
-                    y = self.forward(x, ids, key, first_row)
+                y = program.forward(index, x, micro_batches[index])
             elif operation == "send_forward":
                 links.send_forward(y)
             elif operation == "receive_backward":
                 dy = links.receive_backward()
-            elif operation == "backward" and self.last is not None:
-                dx = self.last(stage_inputs.pop(index), *micro_batches[index])
             elif operation == "backward":
-                dx = self.backward(stage_inputs.pop(index), dy, ids, key, first_row)
+                dx = program.backward(index, dy, micro_batches[index])
             else:
                 links.send_backward(dx)
         return self.from_sums(*inputs.update_scalars())

@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, ops
 from gpt2x.checkpoint import Sliced
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.base import Optimizer
+from gpt2x.parallel.full_sharding import Blocks, Stack
 from gpt2x.parallel.gradient_reduction import LocalParameter
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, owns, read_ahead
@@ -25,6 +26,7 @@ class RankTensors:
         local_parameters: the trained parameters of this rank, in the order of `optimizer`.
         optimizer: owns the states.
         mesh: the processes.
+        blocks: those of this rank under full sharding; their trained stacks follow `local_parameters` in `optimizer`.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class RankTensors:
         local_parameters: list[LocalParameter],
         optimizer: Optimizer,
         mesh: Mesh,
+        blocks: Blocks | None = None,
     ):
+        self.blocks = blocks
         self.group = trainable.checkpoint_group
         self.placements = trainable.stored_placements(mesh.coordinates)
         self.parameters = {p.name: p for p in net.get_parameters() if p.name in self.placements}
@@ -44,7 +48,11 @@ class RankTensors:
     def load(self, tensors: Readable) -> None:
         """Set the weights or adapters, trained or frozen, from logical tensors."""
         sharded = {local.name: local for local in self.local_parameters if local.rows is not None}
-        for name, values in read_ahead(self.placements, tensors):
+        outer = {name: part for name, part in self.placements.items() if name in self.parameters}
+        for stack in self.stacks:
+            if stack.names[0] in self.placements:
+                self.load_stack(stack, stack.parameter, tensors, "")
+        for name, values in read_ahead(outer, tensors):
             self._set(self.parameters[name], values)
             if name in sharded:
                 rows = sharded[name].rows
@@ -53,18 +61,42 @@ class RankTensors:
     def load_states(self, states: Readable) -> None:
         """Set the optimizer states from logical tensors named STATE.TENSOR."""
         for state_name, parameters in self.optimizer.states.items():
-            for local, parameter in zip(self.local_parameters, parameters, strict=True):
+            outer, of_stacks = parameters[: len(self.local_parameters)], parameters[len(self.local_parameters) :]
+            for local, parameter in zip(self.local_parameters, outer, strict=True):
                 self._set(parameter, local.trained_placement.read(states, f"{state_name}.{local.name}"))
+            for stack, parameter in zip(self.trained_stacks, of_stacks, strict=True):
+                self.load_stack(stack, parameter, states, f"{state_name}.")
+
+    def load_frozen(self, tensors: Readable) -> None:
+        """Set the stacks of the frozen weights that adapters stand beside."""
+        for stack in self.stacks:
+            if stack.names[0] not in self.placements:
+                self.load_stack(stack, stack.parameter, tensors, "")
+
+    def load_stack(self, stack: Stack, parameter: Parameter, tensors: Readable, prefix: str) -> None:
+        """Set a parameter of a stack's shape from logical tensors of its names after `prefix`."""
+        parts = {f"{prefix}{name}": stack.kept(block) for block, name in enumerate(stack.names)}
+        self._set(parameter, np.concatenate([values for _, values in read_ahead(parts, tensors)]))
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of all blocks; none unless the weights are split."""
+        return self.blocks.stacks if self.blocks else ()
+
+    @property
+    def trained_stacks(self) -> tuple[Stack, ...]:
+        """Those that the optimizer updates."""
+        return self.blocks.trained if self.blocks else ()
 
     def slices(self) -> dict[str, Mapping[str, Sliced]]:
         """Return the weights or adapters and the optimizer states that this rank writes.
 
         Each value is written by exactly one rank of the layout.
         """
-        coordinates, shards = self.coordinates, self.coordinates.parallel.optimizer_shards
+        coordinates, shards = self.coordinates, self.coordinates.parallel.shards
         weights, states = {}, {}
         for name, placement in self.placements.items():
-            if owns(name, coordinates) and coordinates.data == 0:
+            if name in self.parameters and owns(name, coordinates) and coordinates.data == 0:
                 boxes = placement.parts(self.parameters[name].asnumpy())
                 weights[name] = Sliced(placement.logical_shape, boxes)
         for index, local in enumerate(self.local_parameters):
@@ -73,7 +105,23 @@ class RankTensors:
                 for state_name, parameters in self.optimizer.states.items():
                     boxes = local.trained_placement.parts(parameters[index].asnumpy())
                     states[f"{state_name}.{local.name}"] = Sliced(shape, boxes)
+        for stack in self.stacks:
+            if stack.names[0] in self.placements:
+                weights |= self.stack_slices(stack, stack.parameter, "")
+        for index, stack in enumerate(self.trained_stacks, start=len(self.local_parameters)):
+            for state_name, parameters in self.optimizer.states.items():
+                states |= self.stack_slices(stack, parameters[index], f"{state_name}.")
         return {self.group: weights, "optimizer": states}
+
+    def stack_slices(self, stack: Stack, parameter: Parameter, prefix: str) -> dict[str, Sliced]:
+        """Return what this rank writes of a stack: its rows of each block, once among the replicas."""
+        if not stack.is_owned or self.coordinates.data >= self.coordinates.parallel.shards:
+            return {}
+        rows = np.split(parameter.asnumpy(), len(stack.names))
+        return {
+            f"{prefix}{name}": Sliced(stack.placements[block].logical_shape, stack.kept(block).parts(rows[block]))
+            for block, name in enumerate(stack.names)
+        }
 
     def _set(self, parameter: Parameter, values: np.ndarray) -> None:
         """Set the values of a parameter; once a graph has run, `set_data` has no effect on it (MindSpore 2.10)."""

@@ -71,4 +71,4 @@ def plan_samples(config: TrainConfig, template: Template | None, tokenizer: Toke
 
 def can_sample(task: Task, parallel: ParallelConfig) -> bool:
     """Return True if text can be sampled while training, which requires all layers and single tokens on each rank."""
-    return task.samples_text and parallel.pipeline == 1 and not parallel.sequence_parallel
+    return task.samples_text and parallel.pipeline == 1 and not (parallel.sequence_parallel or parallel.splits_weights)

@@ -170,7 +170,7 @@ class TrainStep(GraphStep):
         if num_micro_batches == 1:
             self.from_batch = UpdateFromBatch(self.update, gradients)
         else:
-            sums = GradientSums(parameters)
+            sums = GradientSums.of(parameters)
             self.accumulation, self.from_sums = Accumulation(gradients, sums), UpdateFromSums(self.update, sums)
 
     def update_graphs(self, inputs: StepInputs) -> list[Graph]:

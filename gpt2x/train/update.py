@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from gpt2x.model.gpt2 import dropout_randomness
 from gpt2x.optim.base import Optimizer
 
 # Maps over the parameters: a Python loop over hundreds of tensors exceeds the depth to which MindSpore unrolls.
@@ -29,14 +30,6 @@ def _clear(buffer):
     `ops.zeros_like` becomes a constant: as much memory as all gradients for as long as the graph lives.
     """
     return ops.assign(buffer, ops.cast(buffer < buffer, ms.float32))
-
-
-def dropout_randomness(has_dropout: bool, key, first_row, batch_size: int, length: int):
-    """Return the dropout key and the logical positions (B * T, 1) of B rows of T tokens; None without dropout."""
-    if not has_dropout:
-        return None
-    rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
-    return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
 
 
 class Gradients(nn.Cell):
@@ -108,20 +101,36 @@ class Update(nn.Cell):
 
 
 class GradientSums(nn.Cell):
-    """fp32 sums of the micro batches' losses and gradients."""
+    """fp32 sums of the micro batches' losses and gradients.
 
-    def __init__(self, parameters: list[Parameter]):
+    Args:
+        loss: the sum of losses.
+        gradients: those of gradients.
+    """
+
+    def __init__(self, loss: Parameter, gradients: list[Parameter]):
         super().__init__(auto_prefix=False)
-        self.loss = Parameter(Tensor(0.0, ms.float32), name="sum.loss", requires_grad=False)
-        self.gradients = ms.ParameterTuple(
+        self.loss, self.gradients, self.is_empty = loss, ms.ParameterTuple(gradients), not gradients
+        self.for_each = ops.HyperMap()
+
+    @classmethod
+    def of(cls, parameters: list[Parameter]) -> GradientSums:
+        """Return sums of zero for gradients of these parameters' shapes."""
+        loss = Parameter(Tensor(0.0, ms.float32), name="sum.loss", requires_grad=False)
+        gradients = [
             Parameter(initializer("zeros", p.shape, ms.float32), name=f"sum.{p.name}", requires_grad=False)
             for p in parameters
-        )
-        self.for_each = ops.HyperMap()
+        ]
+        return cls(loss, gradients)
+
+    def part(self, indices: list[int]) -> GradientSums:
+        """Return the same sums, of some gradients only."""
+        return GradientSums(self.loss, [self.gradients[index] for index in indices])
 
     def construct(self, loss, gradients):
         """Add a micro batch's loss and gradients -> the sum of losses."""
-        self.for_each(add_to, self.gradients, gradients)
+        if not self.is_empty:
+            self.for_each(add_to, self.gradients, gradients)
         return ops.assign_add(self.loss, loss)
 
 
