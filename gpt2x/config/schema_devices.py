@@ -27,6 +27,10 @@ class ParallelConfig:
                                        null="all replicas, or 1 with zero_stage=0")  # fmt: skip
     reduce_dtype: str = key("zero_stage=3: in what gradients of blocks are summed over replicas", LAYOUT, "compute",
                             choices=("compute", "fp32"))  # fmt: skip
+    gather_ahead: bool | None = key(
+        "zero_stage=3: gather a block's weights while the one before it computes", LAYOUT, None,
+        null="on devices other than the CPU, where nothing overlaps",
+    )  # fmt: skip
     sequence_parallel: bool = key("tensor > 1: split the tokens of layer norms and dropout", LAYOUT, False)
     vocab_parallel: bool = key("tensor > 1: split the vocabulary of embedding, head and cross entropy", LAYOUT, True)
     recompute: str = key("activations that backward computes again instead of keeping them", LAYOUT, "none",

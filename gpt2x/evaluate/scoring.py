@@ -11,7 +11,6 @@ from mindspore import Tensor, nn, ops
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.model.losses.language_modeling import TokenLosses
 from gpt2x.parallel.block_graphs import BlockForward, Turns
-from gpt2x.parallel.full_sharding import NUM_SLOTS
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import Stage, StageLinks
 
@@ -132,7 +131,7 @@ class BlockScorer:
         blocks, coordinates = net.sharded_blocks, mesh.coordinates
         assert blocks is not None
         self.turns, self.num_blocks = Turns(blocks, mesh), blocks.num_blocks
-        self.compute = [BlockForward(blocks, slot, False, mesh) for slot in range(NUM_SLOTS)]
+        self.compute = [BlockForward(blocks, slot, False, mesh) for slot in range(len(blocks.slots))]
         self.enter = Entrance(net) if coordinates.is_first_stage else None
         self.leave = Exit(net) if coordinates.is_last_stage else None
         self.links, self.batch_size, self.nothing = links, batch_size, Tensor(0, ms.int32)

@@ -84,14 +84,27 @@ class Validation:
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # counted by the last run
 
+    def num_batches(self) -> int:
+        """Return how many batches all replicas score together."""
+        count = -(-self.split.num_blocks // self.batch_size)
+        return count if self.max_batches is None else min(count, self.max_batches)
+
+    def score_nothing(self, times: int) -> None:
+        """Take part in gathering weights for the batches that only other replicas have."""
+        for _ in range(times):
+            self.scorer.score(np.zeros((1, self.split.block_len), np.int32))
+
     def run(self) -> dict[str, float]:
         """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
-        total, count = 0.0, 0
+        total, count, num_scored = 0.0, 0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
         for batch in self.replicas.local(islice(blocks, self.max_batches)):
             ids, counted, starts = self.targets(batch)
             total += self.scorer.score(ids, starts)[counted].sum()
             count += int(counted.sum())
+            num_scored += 1
+        if isinstance(self.scorer, BlockScorer):
+            self.score_nothing(self.replicas.rounds(self.num_batches()) - num_scored)
         total, count = self.replicas.total(total), int(self.replicas.total(count))
         self.num_tokens = count
         loss = float(total / count)

@@ -1,17 +1,18 @@
 """Full sharding (ZeRO-3: Rajbhandari et al., arXiv:1910.02054): blocks whose weights exist only while they compute.
 
 Each process keeps its rows of every tensor of its blocks, in fp32: the weights, the sums of their gradients, and the
-optimizer's states. The rows of one tensor in all blocks are one parameter, a stack. The model itself has two blocks
-only, the slots. A graph computes one block in a slot, in the compute dtype, and meanwhile gathers the weights of the
+optimizer's states. Those of all blocks are a few parameters, the stacks. The model itself has two blocks only, the
+slots, or one. A graph computes one block in a slot, in the compute dtype, and meanwhile gathers the weights of the
 next block into the other slot. So one forward and one backward graph per slot serve any number of blocks
 (`gpt2x.parallel.block_graphs`).
 docs/design/full_sharding.md explains the order of the communication, and what it costs.
 
-Legend: L blocks of this process, r rows of a tensor on each of the processes that split it.
+Legend: L blocks of this process, K values of a block in a stack.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,35 +28,37 @@ from gpt2x.ops import Dropout
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement, is_copied_factor, is_of_tokens, owns, shard_rows
 
-NUM_SLOTS = 2
-
 
 @dataclass(frozen=True)
-class Stack:
-    """One tensor of all blocks of this process: its rows here, block after block.
+class Member:
+    """One tensor of every block, as a part of a stack.
 
     Attributes:
+        suffix: of the names of the logical tensors, after `h.LAYER.`.
         names: of the logical tensors, one per block.
         placements: what a process that shares the tensor with no replica would have, one per block.
-        rows: those of each placement that are kept here; the last ones can be beyond the tensor.
-        parameter: (L * r, ...) fp32.
-        is_trained: whether the tensor is updated.
-        is_owned: whether this copy, of all within a replica, is counted in the norm and written to checkpoints.
-        is_partial: as `gpt2x.parallel.gradient_reduction.LocalParameter.is_partial`.
+        rows: those that are kept here; the last ones can be beyond the tensor.
     """
 
+    suffix: str
     names: tuple[str, ...]
     placements: tuple[Placement, ...]
     rows: range
-    parameter: Parameter
-    is_trained: bool
-    is_owned: bool
-    is_partial: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the tensor in a slot."""
         return self.placements[0].shape
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of the rows that are kept here."""
+        return (len(self.rows), *self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        """The number of values that are kept here of each block."""
+        return math.prod(self.kept_shape)
 
     def kept(self, block: int) -> Placement:
         """Return the rows of a block's tensor that are kept here."""
@@ -63,21 +66,50 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Tensors of all blocks that are treated alike: what this process keeps of them, block after block.
+
+    Attributes:
+        members: the tensors.
+        parameter: (L, K) fp32 of matrices, (L K,) of vectors, so that the optimizer tells them apart by their dims.
+        is_trained: whether they are updated.
+        is_owned: whether this copy, of all within a replica, is counted in the norm and written to checkpoints.
+        is_partial: as `gpt2x.parallel.gradient_reduction.LocalParameter.is_partial`.
+    """
+
+    members: tuple[Member, ...]
+    parameter: Parameter
+    is_trained: bool
+    is_owned: bool
+    is_partial: bool
+
+    @property
+    def num_values(self) -> int:
+        """Return K."""
+        return sum(member.size for member in self.members)
+
+    @property
+    def num_blocks(self) -> int:
+        """Return L."""
+        return len(self.members[0].names)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The blocks of this process under full sharding.
 
     Attributes:
-        net: the model, of whose blocks two are left: the slots.
+        net: the model, of whose blocks only the slots are left.
         stacks: the trained ones first.
-        slots: the parameters of each slot, in the order of `stacks`.
-        sites: the dropouts of each slot.
+        slots: the parameters of each slot: of each stack, of each member.
+        sites: the parameters of each slot that its dropouts read their site from.
         site_numbers: (L, S) int32, what tells the S dropouts of each block from all others.
         num_blocks: L.
     """
 
     net: GPT2
     stacks: tuple[Stack, ...]
-    slots: tuple[tuple[Parameter, ...], ...]
+    slots: tuple[tuple[tuple[Parameter, ...], ...], ...]
     sites: tuple[tuple[Parameter, ...], ...]
     site_numbers: np.ndarray
     num_blocks: int
@@ -91,7 +123,7 @@ class Blocks:
 def shard_blocks(
     net: GPT2, model: ModelConfig, mesh: Mesh, tensors: Mapping[str, Placement], trained: set[str]
 ) -> Blocks:
-    """Take the blocks' tensors out of `net`, which must have no values yet, and leave two slots in it.
+    """Take the blocks' tensors out of `net`, which must have no values yet, and leave slots in it.
 
     Args:
         net: this process's part of the model, with all blocks of its stage.
@@ -101,14 +133,15 @@ def shard_blocks(
         trained: names of those that are updated.
 
     Raises:
-        UserError: the blocks are not alike, or there is only one.
+        UserError: the blocks are not alike, or too few.
     """
-    layers = list(mesh.coordinates.layers(model.num_layers))
-    if len(layers) < NUM_SLOTS:
+    coordinates, num_slots = mesh.coordinates, 2 if gathers_ahead(mesh) else 1
+    layers = list(coordinates.layers(model.num_layers))
+    if len(layers) < num_slots:
         raise UserError(
-            f"parallel.zero_stage=3 computes one block while it gathers the next, but a stage of parallel.pipeline="
-            f"{mesh.coordinates.parallel.pipeline} has {len(layers)} of model.num_layers={model.num_layers}; use fewer "
-            "stages, or parallel.zero_stage=2."
+            f"parallel.gather_ahead=true gathers the next block while one computes, but a stage of parallel.pipeline="
+            f"{coordinates.parallel.pipeline} has {len(layers)} of model.num_layers={model.num_layers}; use fewer "
+            "stages, or parallel.gather_ahead=false."
         )
     by_block = [
         {name.removeprefix(f"h.{layer}."): name for name in tensors if name.startswith(f"h.{layer}.")}
@@ -120,55 +153,91 @@ def shard_blocks(
             "parallel.zero_stage=3 computes all blocks by the same graph, but lora.targets or trainer.frozen choose "
             "different tensors in different blocks; use parallel.zero_stage=2, or choose the same in all blocks."
         )
-    suffixes = sorted(by_block[0], key=lambda suffix: by_block[0][suffix] not in trained)  # stable: trained ones first
-    stacks = tuple(
-        stack_of(tuple(names[suffix] for names in by_block), tensors, mesh, by_block[0][suffix] in trained)
-        for suffix in suffixes
-    )
-    slots = [net.h[index] for index in range(NUM_SLOTS)]
+    members = [member_of(suffix, [names[suffix] for names in by_block], tensors, mesh) for suffix in by_block[0]]
+    stacks = stacks_of(members, mesh, trained)
+    slots = [net.h[index] for index in range(num_slots)]
     numbers = np.array([[dropout.site for dropout in dropouts_of(block)] for block in net.h], np.int64)
+    parameters = tuple(slot_parameters(slot, index, stacks) for index, slot in enumerate(slots))
     net.h = nn.CellList(slots, auto_prefix=False)
-    parameters = tuple(slot_parameters(slot, index, suffixes, stacks) for index, slot in enumerate(slots))
+    for parameter, name in zip(flat(parameters), slot_names(stacks, num_slots), strict=True):
+        parameter.name = name  # a list of cells renames its cells
     sites = tuple(slot_sites(slot, index) for index, slot in enumerate(slots))
     net.sharded_blocks = Blocks(net, stacks, parameters, sites, numbers.astype(np.int32), len(layers))
     return net.sharded_blocks
 
 
-def stack_of(names: tuple[str, ...], tensors: Mapping[str, Placement], mesh: Mesh, is_trained: bool) -> Stack:
-    """Return the stack of one tensor of all blocks, without values."""
-    placements, coordinates = tuple(tensors[name] for name in names), mesh.coordinates
-    rows = shard_rows(placements[0].shape, coordinates, pads=True)
+def gathers_ahead(mesh: Mesh) -> bool:
+    """Return whether a block's weights are gathered while the block before it computes.
+
+    On the CPU, kernels run one after the other, and a second slot would only take memory and more graphs.
+    """
+    chosen = mesh.coordinates.parallel.gather_ahead
+    return mesh.device_target != "CPU" if chosen is None else chosen
+
+
+def member_of(suffix: str, names: list[str], tensors: Mapping[str, Placement], mesh: Mesh) -> Member:
+    """Return one tensor of every block."""
+    placements = tuple(tensors[name] for name in names)
+    rows = shard_rows(placements[0].shape, mesh.coordinates, pads=True)
     assert rows is not None
-    shape = (len(names) * len(rows), *placements[0].shape[1:])
-    suffix = names[0].split(".", 2)[2]
-    parameter = Parameter(initializer("zeros", shape, ms.float32), name=f"stack.{suffix}", requires_grad=False)
-    is_partial = (coordinates.parallel.sequence_parallel and is_of_tokens(suffix)) or is_copied_factor(
-        suffix, coordinates
-    )
-    return Stack(names, placements, rows, parameter, is_trained, owns(names[0], coordinates), is_partial)
+    return Member(suffix, tuple(names), placements, rows)
 
 
-def slot_parameters(slot: nn.Cell, index: int, suffixes: list[str], stacks: tuple[Stack, ...]) -> tuple[Parameter, ...]:
-    """Give a slot parameters of its own: matrices in the compute dtype, vectors in fp32."""
-    made = []
-    for suffix, stack in zip(suffixes, stacks, strict=True):
-        path, _, attribute = suffix.rpartition(".")
-        cell = cell_at(slot, path)
-        dtype = slot.mlp.c_fc.dtype if len(stack.shape) > 1 else ms.float32
-        parameter = Parameter(
-            initializer("zeros", stack.shape, dtype), name=f"slot.{index}.{suffix}", requires_grad=stack.is_trained
+def stacks_of(members: list[Member], mesh: Mesh, trained: set[str]) -> tuple[Stack, ...]:
+    """Return stacks without values, of tensors that are treated alike."""
+    coordinates = mesh.coordinates
+    groups: dict[tuple[bool, bool, bool, bool], list[Member]] = {}
+    for member in members:
+        name = member.names[0]
+        is_partial = is_copied_factor(name, coordinates) or (
+            coordinates.parallel.sequence_parallel and is_of_tokens(name)
         )
-        setattr(cell, attribute, parameter)
-        made.append(parameter)
+        alike = (name in trained, len(member.shape) > 1, owns(name, coordinates), is_partial)
+        groups.setdefault(alike, []).append(member)
+    stacks = []
+    # not owned ones too are in an order that all processes have: their graphs must be the same
+    for (is_trained, is_matrix, is_owned, is_partial), alike_members in groups.items():
+        size = sum(member.size for member in alike_members)
+        num_blocks = len(alike_members[0].names)
+        shape = (num_blocks, size) if is_matrix else (num_blocks * size,)
+        name = f"stack.{len(stacks)}"
+        parameter = Parameter(initializer("zeros", shape, ms.float32), name=name, requires_grad=False)
+        stacks.append(Stack(tuple(alike_members), parameter, is_trained, is_owned, is_partial))
+    return tuple(sorted(stacks, key=lambda stack: not stack.is_trained))
+
+
+def slot_parameters(slot: nn.Cell, index: int, stacks: tuple[Stack, ...]) -> tuple[tuple[Parameter, ...], ...]:
+    """Give a slot parameters of its own: matrices in the compute dtype, vectors in fp32."""
+    places = {
+        parameter.name: (cell, attribute)
+        for _, cell in slot.cells_and_names()
+        for attribute, parameter in cell.parameters_and_names(expand=False)
+    }
+    made = []
+    for stack in stacks:
+        of_stack = []
+        for member in stack.members:
+            cell, attribute = places[member.names[index]]
+            dtype = slot.mlp.c_fc.dtype if len(member.shape) > 1 else ms.float32
+            parameter = Parameter(
+                initializer("zeros", member.shape, dtype),
+                requires_grad=stack.is_trained,
+            )
+            setattr(cell, attribute, parameter)
+            of_stack.append(parameter)
+        made.append(tuple(of_stack))
     return tuple(made)
 
 
-def cell_at(slot: nn.Cell, path: str) -> nn.Cell:
-    """Return the cell below a block that has the tensor whose name is `path` and an attribute."""
-    cell = slot
-    for name in path.split("."):
-        cell = getattr(cell, name)
-    return cell
+def flat(slots: tuple[tuple[tuple[Parameter, ...], ...], ...]) -> list[Parameter]:
+    """Return the parameters of all slots, slot after slot and stack after stack."""
+    return [parameter for of_slot in slots for of_stack in of_slot for parameter in of_stack]
+
+
+def slot_names(stacks: tuple[Stack, ...], num_slots: int) -> list[str]:
+    """Return names for `flat`."""
+    suffixes = [member.suffix for stack in stacks for member in stack.members]
+    return [f"slot.{index}.{suffix}" for index in range(num_slots) for suffix in suffixes]
 
 
 def dropouts_of(block: nn.Cell) -> list[Dropout]:

@@ -32,6 +32,10 @@ class ReplicaBatches:
         coordinates = self.mesh.coordinates
         return islice(batches, coordinates.data, None, coordinates.parallel.data)
 
+    def rounds(self, num_batches: int) -> int:
+        """Return how many batches the replica with the most of them scores."""
+        return num_batches if self.mesh is None else -(-num_batches // self.mesh.coordinates.parallel.data)
+
     def total(self, value: float) -> float:
         """Return the sum of the replicas' values, added in float64; every process must call this."""
         if self.mesh is None:

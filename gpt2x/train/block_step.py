@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from gpt2x.parallel.block_graphs import BlockBackward, BlockForward, Turns
-from gpt2x.parallel.full_sharding import NUM_SLOTS, Blocks
+from gpt2x.parallel.full_sharding import Blocks
 from gpt2x.parallel.gradient_reduction import LocalParameter
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.train.pipeline_step import LastStage, StageBackward, StageForward
@@ -71,7 +71,7 @@ class StageOfBlocks:
     ):
         self.blocks, self.turns, coordinates = blocks, Turns(blocks, mesh), mesh.coordinates
         of_stacks = list(sums.gradients[len(outer) :])
-        slots = range(NUM_SLOTS)
+        slots = range(len(blocks.slots))
         self.block_forward = [BlockForward(blocks, slot, has_dropout, mesh) for slot in slots]
         self.block_backward = [
             BlockBackward(blocks, slot, has_dropout, mesh, of_stacks, reduce_dtype) for slot in slots

@@ -50,7 +50,7 @@ class RankTensors:
         sharded = {local.name: local for local in self.local_parameters if local.rows is not None}
         outer = {name: part for name, part in self.placements.items() if name in self.parameters}
         for stack in self.stacks:
-            if stack.names[0] in self.placements:
+            if stack.members[0].names[0] in self.placements:
                 self.load_stack(stack, stack.parameter, tensors, "")
         for name, values in read_ahead(outer, tensors):
             self._set(self.parameters[name], values)
@@ -70,13 +70,18 @@ class RankTensors:
     def load_frozen(self, tensors: Readable) -> None:
         """Set the stacks of the frozen weights that adapters stand beside."""
         for stack in self.stacks:
-            if stack.names[0] not in self.placements:
+            if stack.members[0].names[0] not in self.placements:
                 self.load_stack(stack, stack.parameter, tensors, "")
 
     def load_stack(self, stack: Stack, parameter: Parameter, tensors: Readable, prefix: str) -> None:
         """Set a parameter of a stack's shape from logical tensors of its names after `prefix`."""
-        parts = {f"{prefix}{name}": stack.kept(block) for block, name in enumerate(stack.names)}
-        self._set(parameter, np.concatenate([values for _, values in read_ahead(parts, tensors)]))
+        values, start = np.zeros((stack.num_blocks, stack.num_values), np.float32), 0
+        for member in stack.members:
+            parts = {f"{prefix}{name}": member.kept(block) for block, name in enumerate(member.names)}
+            for block, (_, kept) in enumerate(read_ahead(parts, tensors)):
+                values[block, start : start + member.size] = kept.reshape(-1)
+            start += member.size
+        self._set(parameter, values.reshape(parameter.shape))
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
@@ -106,7 +111,7 @@ class RankTensors:
                     boxes = local.trained_placement.parts(parameters[index].asnumpy())
                     states[f"{state_name}.{local.name}"] = Sliced(shape, boxes)
         for stack in self.stacks:
-            if stack.names[0] in self.placements:
+            if stack.members[0].names[0] in self.placements:
                 weights |= self.stack_slices(stack, stack.parameter, "")
         for index, stack in enumerate(self.trained_stacks, start=len(self.local_parameters)):
             for state_name, parameters in self.optimizer.states.items():
@@ -117,11 +122,15 @@ class RankTensors:
         """Return what this rank writes of a stack: its rows of each block, once among the replicas."""
         if not stack.is_owned or self.coordinates.data >= self.coordinates.parallel.shards:
             return {}
-        rows = np.split(parameter.asnumpy(), len(stack.names))
-        return {
-            f"{prefix}{name}": Sliced(stack.placements[block].logical_shape, stack.kept(block).parts(rows[block]))
-            for block, name in enumerate(stack.names)
-        }
+        values, slices, start = parameter.asnumpy().reshape(stack.num_blocks, -1), {}, 0
+        for member in stack.members:
+            for block, name in enumerate(member.names):
+                kept = values[block, start : start + member.size].reshape(member.kept_shape)
+                slices[f"{prefix}{name}"] = Sliced(
+                    member.placements[block].logical_shape, member.kept(block).parts(kept)
+                )
+            start += member.size
+        return slices
 
     def _set(self, parameter: Parameter, values: np.ndarray) -> None:
         """Set the values of a parameter; once a graph has run, `set_data` has no effect on it (MindSpore 2.10)."""

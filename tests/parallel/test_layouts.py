@@ -16,7 +16,7 @@ def test_a_layout_equals_one_process(layout_runs, job):
     check_equal(layout_runs.of(job), layout_runs.of(REFERENCES[job]), step=STEPS)
 
 
-@pytest.mark.parametrize("job", [*each(["fp16 in dp2"], exhaustive), *each(["fp16 in tp2_pp2"])])
+@pytest.mark.parametrize("job", [*each(["fp16 in dp2"], exhaustive), *each(["fp16 in tp2_pp2", "fp16 in dp2_zero3"])])
 def test_fp16_skips_the_same_updates(layout_runs, job):
     single, run_dir = layout_runs.of(REFERENCES[job]), layout_runs.of(job)
     mine, theirs = (curve(path, "train/loss", "train/grad_norm", "train/loss_scale") for path in (run_dir, single))

@@ -89,12 +89,13 @@ add("mixed", 1, *TINY, *MIXED)
 add("4 layers", 1, *TINY, "model.num_layers=4")
 add("fp16", 1, *TINY, *FP16)
 # the layouts of the resume ring
-PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_tp2": 4, "dp2_tp2_pp2": 8}
+PROCESSES = {"single": 1, "dp2": 2, "tp2": 2, "pp2": 2, "zero2": 2, "dp2_zero3": 2, "dp2_tp2": 4, "dp2_tp2_pp2": 8}
 TRAINED = [
     variant("dp2", "single", 2, "parallel=dp2", is_typed=True),
     variant("tp2", "single", 2, "parallel=tp2"),
     variant("pp2", "single", 2, "parallel=pp2"),
     variant("zero2", "single", 2, "parallel=zero2"),
+    variant("dp2_zero3", "single", 2, "parallel=dp2_zero3"),
     variant("dp2_tp2_pp2", "single", 8, "parallel=dp2_tp2_pp2", is_typed=True),
     # several features at once
     variant("tp2_pp2 of uneven stages, with sequence parallelism, recomputation and padding", "mixed", 4,
@@ -106,6 +107,15 @@ TRAINED = [
             "parallel=tp2", "parallel.vocab_parallel=false", "parallel.recompute=attention"),
     variant("more stages than micro batches", "4 layers", 4,
             "parallel=pp2", "parallel.pipeline=4", "parallel.micro_batches=2"),
+    # weights split over replicas
+    variant("zero_stage=3 with accumulation", "mixed", 2,
+            "parallel=dp2_zero3", "parallel.gather_ahead=true", "trainer.micro_batch_size=2"),
+    variant("dp2_tp2 with zero_stage=3 and sequence parallelism", "mixed", 4,
+            "parallel=dp2_tp2", "parallel.zero_stage=3", "parallel.sequence_parallel=true",
+            "model.pad_vocab_multiple=512"),
+    variant("dp2_pp2 with zero_stage=3", "4 layers", 4, "parallel=dp2_pp2", "parallel.zero_stage=3"),
+    variant("zero_stage=3 within each of two pairs of replicas", "single", 4,
+            "parallel=dp4", "parallel.zero_stage=3", "parallel.optimizer_shards=2"),
     variant("dp2_tp2", "single", 4, "parallel=dp2_tp2"),
     variant("dp2_pp2", "single", 4, "parallel=dp2_pp2"),
     variant("tp2_pp2", "single", 4, "parallel=tp2_pp2"),
@@ -123,6 +133,7 @@ TRAINED_EXHAUSTIVE = [
 ]  # fmt: skip
 variant("fp16 in tp2_pp2", "fp16", 4, "parallel=tp2_pp2")
 variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
+variant("fp16 in dp2_zero3", "fp16", 2, "parallel=dp2_zero3")
 
 
 # ---- resuming
@@ -147,6 +158,7 @@ ADAPTED_EXHAUSTIVE: list[str] = []
 for _targets, _layouts in {
     "[q,v,c_proj,c_fc]": {
         "pp2": (2, "parallel=pp2"),
+        "dp2_zero3": (2, "parallel=dp2_zero3"),
         "dp2_tp2 with sequence parallelism, two replicas of which share states":
             (4, "parallel=dp2_tp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true"),
         "dp2_tp2_pp2 with sequence parallelism, two replicas of which share states":
