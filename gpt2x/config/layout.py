@@ -123,6 +123,11 @@ def validate_parallel(parallel: ParallelConfig) -> None:
             f"parallel.zero_stage=0 splits nothing, but parallel.optimizer_shards={parallel.optimizer_shards}; use "
             "parallel.optimizer_shards=null, or parallel.zero_stage=1, 2 or 3."
         )
+    if parallel.zero_stage == 2 and parallel.pipeline > 1:
+        raise UserError(
+            f"parallel.zero_stage=2 sums gradients over replicas in each micro batch, which parallel.pipeline="
+            f"{parallel.pipeline} stages do not; use parallel.zero_stage=1 or 3."
+        )
     if parallel.sequence_parallel and parallel.tensor == 1:
         raise UserError(
             "parallel.sequence_parallel=true splits tokens over the tensor axis, but parallel.tensor=1; "

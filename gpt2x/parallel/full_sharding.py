@@ -213,7 +213,7 @@ def slot_parameters(slot: nn.Cell, index: int, stacks: tuple[Stack, ...]) -> tup
         for _, cell in slot.cells_and_names()
         for attribute, parameter in cell.parameters_and_names(expand=False)
     }
-    made = []
+    parameters = []
     for stack in stacks:
         of_stack = []
         for member in stack.members:
@@ -225,8 +225,8 @@ def slot_parameters(slot: nn.Cell, index: int, stacks: tuple[Stack, ...]) -> tup
             )
             setattr(cell, attribute, parameter)
             of_stack.append(parameter)
-        made.append(tuple(of_stack))
-    return tuple(made)
+        parameters.append(tuple(of_stack))
+    return tuple(parameters)
 
 
 def flat(slots: tuple[tuple[tuple[Parameter, ...], ...], ...]) -> list[Parameter]:

@@ -206,6 +206,11 @@ class GradientReduction(nn.Cell):
         """-> gradients of the trained parameters; the sum of squares of all gradients; loss and counted fraction of the
         whole batch.
         """
+        gradients, previous = self.reduce(gradients)
+        return self.totals(gradients, loss, counted_fraction, previous)
+
+    def reduce(self, gradients):
+        """Return the gradients of the trained parameters, and the last tensor that was communicated."""
         gradients, reduced, previous = gradients[: self.num_to_reduce], gradients[self.num_to_reduce :], None
         if self.partial is not None:
             first, last = self.partial
@@ -226,7 +231,10 @@ class GradientReduction(nn.Cell):
         if self.sum is not None:
             summed = self.sum(self.for_each(ops.partial(flatten, 1), whole), previous)
             whole, previous = self.for_each(restore, summed, whole), summed[-1]
-        gradients = sharded + whole + reduced
+        return sharded + whole + reduced, previous
+
+    def totals(self, gradients, loss, counted_fraction, previous=None):
+        """Return what `construct` does, for gradients of the trained parameters."""
         if self.sum_data is not None:
             previous = self.sum_data(after(ops.stack((loss, counted_fraction)), previous))
             loss, counted_fraction = previous[0], previous[1]
@@ -254,3 +262,15 @@ class ParameterAllGather(nn.Cell):
     def construct(self):
         """Gather every parameter from its shards."""
         return self.for_each(assign, self.parameters, self.gather(self.for_each(ops.partial(flatten, 1), self.trained)))
+
+
+class ReductionTotals(nn.Cell):
+    """What is left of `GradientReduction` if gradients were reduced in every micro batch (ZeRO-2)."""
+
+    def __init__(self, reduction: GradientReduction):
+        super().__init__(auto_prefix=False)
+        self.reduction = reduction
+
+    def construct(self, gradients, loss, counted_fraction):
+        """As `GradientReduction.construct`, for gradients of the trained parameters."""
+        return self.reduction.totals(gradients, loss, counted_fraction)

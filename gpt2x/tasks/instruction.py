@@ -53,6 +53,11 @@ class Instruction(Task):
             f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, "
             "or a layout with parallel.pipeline=1.",
         )
+        require(
+            not (config.parallel.splits_weights and config.dataset.packing),
+            "dataset.packing=true: the graphs of single blocks under parallel.zero_stage=3 do not know where a packed "
+            "row's examples begin; use dataset.packing=false or parallel.zero_stage=2.",
+        )
 
     def row_form(self, config: TrainConfig) -> RowForm:
         """Cut rows of seq_len + 1 tokens."""
@@ -109,7 +114,7 @@ def row_inputs(config: TrainConfig, batch: Batch) -> Inputs:
     """Return a batch at the length that holds its longest row; stages exchange only rows of seq_len."""
     from gpt2x.data.rows.instruction import inputs_of
 
-    has_one_length = config.dataset.packing or config.parallel.pipeline > 1
+    has_one_length = config.dataset.packing or config.parallel.pipeline > 1 or config.parallel.splits_weights
     return inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
 
 

@@ -108,7 +108,7 @@ def build_step(
     if parallel.pipeline == 1 and blocks is None:
         return TrainStep(
             decision.task.loss(config, net), parameters, optimizer, num_micro_batches(parallel, trainer),
-            trainer.grad_clip, has_dropout, reduction, all_gather,
+            trainer.grad_clip, has_dropout, reduction, all_gather, parallel.splits_gradients,
         )  # fmt: skip
     assert reduction is not None
     links = StageLinks(mesh, decision.model, config.hardware, micro_batch_size(parallel, trainer), trainer.seq_len)

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from gpt2x.optim.base import Optimizer
+from gpt2x.parallel.gradient_reduction import GradientReduction, ReductionTotals
 from gpt2x.train.update import Accumulation, Gradients, GradientSums, Update, UpdateFromBatch, UpdateFromSums
 
 Graph = tuple[nn.Cell, tuple[Tensor | None, ...]]  # with its example inputs
@@ -151,6 +152,7 @@ class TrainStep(GraphStep):
         optimizer: as in `GraphStep`, and so are grad_clip, reduction and all_gather.
         num_micro_batches: A, forward passes per update.
         has_dropout: whether the loss draws random numbers.
+        splits_gradients: sum gradients over the processes in each micro batch, and keep this process' shards (ZeRO-2).
     """
 
     def __init__(
@@ -161,17 +163,22 @@ class TrainStep(GraphStep):
         num_micro_batches: int,
         grad_clip: float | None,
         has_dropout: bool,
-        reduction: nn.Cell | None = None,
+        reduction: GradientReduction | None = None,
         all_gather: nn.Cell | None = None,
+        splits_gradients: bool = False,
     ):
-        super().__init__(optimizer, grad_clip, reduction, all_gather)
+        reduces_each = splits_gradients and num_micro_batches > 1
+        assert reduction is not None or not reduces_each
+        totals = ReductionTotals(reduction) if reduction is not None and reduces_each else reduction
+        super().__init__(optimizer, grad_clip, totals, all_gather)
         gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout)
         self.from_batch = self.accumulation = self.from_sums = None
         if num_micro_batches == 1:
             self.from_batch = UpdateFromBatch(self.update, gradients)
         else:
-            sums = GradientSums.of(parameters)
-            self.accumulation, self.from_sums = Accumulation(gradients, sums), UpdateFromSums(self.update, sums)
+            sums = GradientSums.of(list(optimizer.parameters) if reduces_each else parameters)
+            self.accumulation = Accumulation(gradients, sums, reduction if reduces_each else None)
+            self.from_sums = UpdateFromSums(self.update, sums)
 
     def update_graphs(self, inputs: StepInputs) -> list[Graph]:
         """Return one graph, or two if micro batches accumulate."""

@@ -135,15 +135,24 @@ class GradientSums(nn.Cell):
 
 
 class Accumulation(nn.Cell):
-    """Forward and backward of a micro batch, added to fp32 sums."""
+    """Forward and backward of a micro batch, added to fp32 sums.
 
-    def __init__(self, gradients: Gradients, sums: GradientSums):
+    Args:
+        gradients: of a micro batch.
+        sums: of the gradients that `reduction` returns.
+        reduction: sums gradients over the processes in each micro batch, so that the sums are shards (ZeRO-2); None:
+            that is done once, in the update.
+    """
+
+    def __init__(self, gradients: Gradients, sums: GradientSums, reduction: nn.Cell | None = None):
         super().__init__(auto_prefix=False)
-        self.gradients, self.sums = gradients, sums
+        self.gradients, self.sums, self.reduction = gradients, sums, reduction
 
     def construct(self, ids, weights, key, first_row, loss_scale):
         """-> the scaled sum of losses."""
         loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
+        if self.reduction is not None:
+            gradients, _ = self.reduction.reduce(gradients)
         return self.sums(loss, gradients)
 
 

@@ -102,7 +102,7 @@ TRAINED = [
             "parallel=tp2_pp2", "parallel.sequence_parallel=true", "parallel.recompute=block",
             "model.pad_vocab_multiple=512"),
     variant("four replicas with accumulation, two of which share states", "mixed", 4,
-            "parallel=dp4", "parallel.optimizer_shards=2", "trainer.micro_batch_size=1"),
+            "parallel=dp4", "parallel.zero_stage=2", "parallel.optimizer_shards=2", "trainer.micro_batch_size=1"),
     variant("tp2 with whole vocabularies", "mixed", 2,
             "parallel=tp2", "parallel.vocab_parallel=false", "parallel.recompute=attention"),
     variant("more stages than micro batches", "4 layers", 4,
