@@ -6,7 +6,6 @@ model and reads its part of the weights. `load_pretrained` does both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
-from gpt2x.config.layout import Coordinates, validate_layout
+from gpt2x.config.layout import Coordinates, padded_for, validate_layout
 from gpt2x.convert import WeightsSource, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -195,17 +194,16 @@ def open_pretrained(
     if verify:
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
-    return OpenedModel(source, checkpoint_tokenizer, padded_for(model, parallel, f"load={load}"))
+    return OpenedModel(source, checkpoint_tokenizer, fitted_to(model, parallel, f"load={load}"))
 
 
-def padded_for(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
+def fitted_to(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
     """Return the model with its vocabulary padded for vocabulary parallelism. Padding rows change no result.
 
     Raises:
         UserError: the layout does not divide the heads or feed-forward layers.
     """
-    if parallel.vocab_parallel:
-        model = replace(model, pad_vocab_multiple=math.lcm(model.pad_vocab_multiple, parallel.tensor))
+    model = padded_for(model, parallel)
     try:
         validate_layout(parallel, model)
     except UserError as error:

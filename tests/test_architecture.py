@@ -27,13 +27,13 @@ ARROWS = {
     "convert": "checkpoint config data errors model parallel runtime",
     "lora": "checkpoint config convert errors model ops parallel runtime",
     "trainable": "config lora model parallel",
-    "planner": "config errors model optim parallel runtime trainable",
     # one file per format of `gpt2x convert --to`; beside convert/ and not within, since PEFT's needs lora
     "formats": "checkpoint convert errors lora",
     "pretrained": "config convert data errors lora model parallel",
     "generate": "config convert data errors lora model parallel pretrained runtime",
     "evaluate": "config convert data errors generate model parallel pretrained runtime tracking",
     "tasks": "config data errors evaluate generate model",
+    "planner": "config errors model optim parallel runtime tasks trainable",
     "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
     "commands": "checkpoint config convert data errors evaluate formats generate lora parallel planner "

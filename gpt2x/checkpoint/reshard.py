@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from gpt2x.checkpoint.store import Checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.checkpoint.write import Sliced, complete, save, write_slices
 from gpt2x.config import ModelConfig, ParallelConfig
-from gpt2x.config.layout import Coordinates, padding_for, validate_layout, validate_parallel, world_size
+from gpt2x.config.layout import Coordinates, padded_for, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
-from gpt2x.model.stats import padded_vocab_size, tensor_shapes
+from gpt2x.model.stats import tensor_shapes
 from gpt2x.parallel.placement import Placement, holds, owns, placement, shard_rows
 from gpt2x.runtime.files import new_directory
 
@@ -44,9 +43,7 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
         UserError: the layout does not divide the model, `target` exists or cannot be written, or `source` is damaged.
     """
     validate_parallel(parallel)
-    model = source.model
-    if padded_vocab_size(model) % parallel.tensor:  # padding is not stored; pad like a run in this layout
-        model = replace(model, pad_vocab_multiple=padding_for(parallel.tensor))
+    model = padded_for(source.model, parallel)  # padding is not stored; pad like a run in this layout
     validate_layout(parallel, model)
     require_new(target)
     source.verify()

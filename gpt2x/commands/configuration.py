@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import load_config, to_typed
+from gpt2x.planner.choose import settle
 from gpt2x.tasks.registry import check_task
 
 
@@ -29,7 +30,8 @@ def read_config(name: str, path: Path) -> Any:
 
 
 def checked(config: Any) -> Any:
-    """Return `config` after its task has checked it."""
+    """Return `config` after its task has checked it, with what its layout and its device decide."""
     if isinstance(config, TrainConfig):
         check_task(config)
+        return settle(config)
     return config

@@ -6,11 +6,14 @@ section 3), so that the axis that communicates most lies within a node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from gpt2x.config.keys import check_values
 from gpt2x.config.schema import ModelConfig, ParallelConfig, TrainerConfig
 from gpt2x.errors import UserError
+
+DEFAULT_BATCH = 4  # sequences per update, if the configuration states none
 
 
 def world_size(parallel: ParallelConfig) -> int:
@@ -24,12 +27,12 @@ def num_micro_batches(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
         return parallel.micro_batches
     if trainer.micro_batch_size is None:
         return 1
-    return trainer.global_batch_size // (parallel.data * trainer.micro_batch_size)
+    return trainer.batch // (parallel.data * trainer.micro_batch_size)
 
 
 def micro_batch_size(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
     """Return the sequences per forward pass and replica."""
-    return trainer.global_batch_size // (parallel.data * num_micro_batches(parallel, trainer))
+    return trainer.batch // (parallel.data * num_micro_batches(parallel, trainer))
 
 
 def bubble_fraction(pipeline: int, micro_batches: int) -> float:
@@ -148,14 +151,6 @@ def validate_layout(parallel: ParallelConfig, model: ModelConfig) -> None:
             raise UserError(
                 f"model.{key}={value} is not divisible by parallel.tensor={degree}; use one of {divisors(value)}."
             )
-    if parallel.vocab_parallel and degree > 1 and model.vocab_size is not None:
-        rows = -(-model.vocab_size // model.pad_vocab_multiple) * model.pad_vocab_multiple
-        if rows % degree:
-            raise UserError(
-                f"the embedding's {rows} rows (model.vocab_size={model.vocab_size}, model.pad_vocab_multiple="
-                f"{model.pad_vocab_multiple}) are not divisible by parallel.tensor={degree}; pad them with "
-                f"model.pad_vocab_multiple={padding_for(degree)}, or use parallel.vocab_parallel=false."
-            )
     if parallel.pipeline > model.num_layers:
         raise UserError(
             f"parallel.pipeline={parallel.pipeline} stages exceed model.num_layers={model.num_layers}; "
@@ -170,6 +165,8 @@ def validate_batch(parallel: ParallelConfig, trainer: TrainerConfig) -> None:
         UserError: with key, value and fix.
     """
     batch, micro, size = trainer.global_batch_size, parallel.micro_batches, trainer.micro_batch_size
+    if batch is None:  # it will be a multiple of what the layout needs
+        batch = batch_multiple(parallel, trainer)
     if batch % parallel.data:
         raise UserError(
             f"trainer.global_batch_size={batch} is not a multiple of parallel.data={parallel.data}; "
@@ -201,6 +198,27 @@ def validate_batch(parallel: ParallelConfig, trainer: TrainerConfig) -> None:
         )
 
 
+def batch_multiple(parallel: ParallelConfig, trainer: TrainerConfig) -> int:
+    """Return the sequences that a global batch is a multiple of."""
+    return parallel.data * (parallel.micro_batches or 1) * (trainer.micro_batch_size or 1)
+
+
+def with_batch(trainer: TrainerConfig, parallel: ParallelConfig, num_devices: int | None = None) -> TrainerConfig:
+    """Return the trainer with a global batch size: the configured one, else the default, rounded up.
+
+    Args:
+        trainer: of a validated configuration.
+        parallel: the layout; its replicas and micro batches divide the result.
+        num_devices: of a search for layouts: they divide the result too.
+    """
+    if trainer.global_batch_size is not None:
+        return trainer
+    multiple = math.lcm(batch_multiple(parallel, trainer), num_devices or 1)
+    if parallel.micro_batches is not None and trainer.micro_batch_size is not None:
+        return replace(trainer, global_batch_size=multiple)
+    return replace(trainer, global_batch_size=next_multiple(DEFAULT_BATCH, multiple))
+
+
 def divisors(value: int) -> str:
     """Return the divisors of `value` up to 1024 as text."""
     return ", ".join(str(n) for n in range(1, value + 1) if value % n == 0 and n <= 1024)
@@ -211,6 +229,8 @@ def next_multiple(value: int, of: int) -> int:
     return -(-value // of) * of
 
 
-def padding_for(tensor: int) -> int:
-    """Return a multiple of `tensor` that suits matrix units: 128 if it is one."""
-    return 128 if 128 % tensor == 0 else tensor
+def padded_for(model: ModelConfig, parallel: ParallelConfig) -> ModelConfig:
+    """Return the model with the padding that lets the tensor axis split its vocabulary. Checkpoints do not hold it."""
+    if not parallel.vocab_parallel:
+        return model
+    return replace(model, pad_vocab_multiple=math.lcm(model.pad_vocab_multiple, parallel.tensor))

@@ -210,6 +210,11 @@ def is_plan(config: TrainConfig) -> bool:
     return config.plan.lower() != "false"
 
 
+def is_search(config: TrainConfig) -> bool:
+    """Return whether layouts are searched for."""
+    return config.plan.lower() == "search"
+
+
 def validate_schedule(schedule: ScheduleConfig, max_steps: int | None) -> None:
     """Check the warmup."""
     require(

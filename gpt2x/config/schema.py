@@ -182,7 +182,8 @@ class TrainerConfig:
 
     max_steps: int | None = key("updates", RUN, None, at_least=1, null="max_epochs")
     max_epochs: int | None = key("passes over the training rows", RUN, at_least=1, null="max_steps")
-    global_batch_size: int = key("sequences per update", STEP, at_least=1)
+    global_batch_size: int | None = key("sequences per update", STEP, None, at_least=1,
+                                        null="4, or the next multiple of replicas x micro batches")  # fmt: skip
     micro_batch_size: int | None = key("sequences per forward pass and replica", LAYOUT, at_least=1,
                                        null="from parallel.micro_batches, or the whole batch")  # fmt: skip
     seq_len: int = key("length of a sequence", STEP, at_least=1, unit="tokens")
@@ -209,6 +210,12 @@ class TrainerConfig:
     loss_scale_window: int = key("fp16: finite updates in a row", STEP, 1000, above=0)
     max_skipped_steps: int = key("end after more non-finite gradients in a row", RUN, 10, at_least=0)
     compile_cache: bool = key("CPU: keep the compiled update in paths.cache for the next start", HOST, True)
+
+    @property
+    def batch(self) -> int:
+        """Return the sequences per update of a typed configuration, which always has them."""
+        assert self.global_batch_size is not None
+        return self.global_batch_size
 
 
 @dataclass

@@ -19,7 +19,7 @@ from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError, require
 from gpt2x.generate.slots import Slots
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, load_pretrained, padded_for, source_tokenizer
+from gpt2x.pretrained import Pretrained, fitted_to, load_pretrained, source_tokenizer
 
 
 def draft_steps(num_drafted: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -93,7 +93,7 @@ def check_draft(config: PredictConfig, *, verify: bool = False) -> None:
         f"model.vocab_size={model.model.vocab_size}); give a smaller model that was trained with the same tokenizer, "
         "or generation.draft=null.",
     )
-    padded_for(draft.model, config.parallel, f"generation.draft={path}")
+    fitted_to(draft.model, config.parallel, f"generation.draft={path}")
 
 
 def load_draft(config: PredictConfig, mesh: Mesh, tokenizer_dir: Path | None) -> Pretrained | None:

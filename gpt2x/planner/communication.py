@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
-from gpt2x.planner.memory import FP32, weights_bytes
-from gpt2x.planner.values import TrainedValues
+from gpt2x.planner.activations import FP32
+from gpt2x.planner.values import ModelValues, TrainedValues
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Collective:
         axis: data, tensor, pipeline or embedding.
         payload: what is sent, for people.
         sent: bytes that the device sends.
-        seconds: predicted time; None if a bandwidth is not known.
+        seconds: predicted time in which nothing else happens; None if a bandwidth is not known.
         crosses_nodes: whether the network between nodes is used.
+        hidden_s: predicted time that passes while the device computes.
     """
 
     axis: str
@@ -32,6 +33,14 @@ class Collective:
     sent: float
     seconds: float | None
     crosses_nodes: bool
+    hidden_s: float = 0.0
+
+    def behind(self, compute_s: float) -> Collective:
+        """Return the same communication while the device computes for `compute_s` seconds."""
+        if self.seconds is None:
+            return self
+        hidden = min(self.seconds, compute_s)
+        return replace(self, seconds=self.seconds - hidden, hidden_s=hidden)
 
 
 @dataclass(frozen=True)
@@ -100,29 +109,77 @@ class Communication:
             messages.append(self.message("gradients", coordinates, coordinates.stage - 1, size))
         return messages
 
+    def block_gather(self, coordinates: Coordinates, values: ModelValues, adapters: float) -> Collective | None:
+        """Return the gather of one block's weights under full sharding: matrices in the compute dtype, vectors in fp32.
+
+        Args:
+            coordinates: of the rank.
+            values: of the model.
+            adapters: values of one block's adapters.
+        """
+        if not coordinates.parallel.splits_weights:
+            return None
+        size = self.width * (values.block_matrices + adapters) + FP32 * (values.block - values.block_matrices)
+        return self.collective("data", "weights of blocks, gathered", self.shard_owners(coordinates), size, 1)
+
+    def micro_batch_reduction(self, coordinates: Coordinates, trained: TrainedValues) -> list[Collective]:
+        """Return how gradients are summed in each micro batch: with `zero_stage` 2 all of them, with 3 those of blocks.
+
+        With 3 the gradients of a block travel in the compute dtype, or in fp32 with `parallel.reduce_dtype=fp32`. A
+        graph ends with them, so that no computation hides them.
+        """
+        parallel = self.parallel
+        if parallel.splits_weights:
+            layers = len(coordinates.layers(self.model.num_layers))
+            width = FP32 if parallel.reduce_dtype == "fp32" else self.width
+            size, shard, count = width * trained.in_blocks / layers, width * trained.block_states / layers, layers
+        elif parallel.splits_gradients:
+            size, shard, count = FP32 * parallel.shards * trained.masters, FP32 * trained.masters, 1
+        else:
+            return []
+        name = "gradients of blocks" if parallel.splits_weights else "gradients"
+        return self.scattered(name, coordinates, size, shard, count)
+
+    def scattered(
+        self, name: str, coordinates: Coordinates, size: float, shard: float, count: int = 1
+    ) -> list[Collective]:
+        """Return a reduce-scatter of `size` bytes, and the sum of `shard` bytes over replicas beyond the shards."""
+        if not size:
+            return []
+        owners = self.shard_owners(coordinates)
+        collectives = [self.collective("data", f"{name}, scattered", owners, size, 1, count)]
+        data, shards = self.parallel.data, self.parallel.shards
+        if data > shards:
+            same = [coordinates.rank_at(data=index) for index in range(coordinates.shard, data, shards)]
+            collectives.append(self.collective("data", f"{name} of a shard", same, shard, 2, count))
+        return collectives
+
+    def shard_owners(self, coordinates: Coordinates) -> list[int]:
+        """Return the ranks that split what `parallel.zero_stage` says with this one."""
+        first = coordinates.data // self.parallel.shards * self.parallel.shards
+        return [coordinates.rank_at(data=index) for index in range(first, first + self.parallel.shards)]
+
     # ---- per update
 
     def gradient_reduction(self, coordinates: Coordinates, trained: TrainedValues) -> list[Collective]:
-        """Return the collectives of one update: the tied embedding between its two stages, gradients, new weights."""
+        """Return the collectives of one update: the tied embedding between its two stages, gradients, new weights.
+
+        What `micro_batch_reduction` has summed is left out.
+        """
         parallel = self.parallel
         collectives = self.tied_embedding(coordinates, trained)
         if parallel.data == 1:
             return collectives
-        shards = parallel.shards
         replicas = [coordinates.rank_at(data=index) for index in range(parallel.data)]
-        sharded = shards * trained.masters  # parameters whose states are divided into shards
+        sharded = parallel.shards * trained.masters  # parameters whose states are divided into shards
         if sharded:
-            first = coordinates.data // shards * shards
-            owners = [coordinates.rank_at(data=index) for index in range(first, first + shards)]
-            collectives.append(self.collective("data", "gradients, scattered", owners, FP32 * sharded, 1))
-            if parallel.data > shards:
-                same = [coordinates.rank_at(data=index) for index in range(coordinates.shard, parallel.data, shards)]
-                collectives.append(self.collective("data", "gradients of a shard", same, FP32 * trained.masters, 2))
-            width = weights_bytes(parallel, self.hardware.precision)
-            collectives.append(self.collective("data", "updated weights, gathered", owners, width * sharded, 1))
-        if trained.parameters > sharded:
-            rest = FP32 * (trained.parameters - sharded)
-            collectives.append(self.collective("data", "gradients", replicas, rest, 2))
+            if parallel.splits_weights or not parallel.splits_gradients:
+                collectives += self.scattered("gradients", coordinates, FP32 * sharded, FP32 * trained.masters)
+            owners = self.shard_owners(coordinates)
+            collectives.append(self.collective("data", "updated weights, gathered", owners, FP32 * sharded, 1))
+        rest = trained.parameters - sharded - (trained.in_blocks if parallel.splits_weights else 0)
+        if rest > 0:
+            collectives.append(self.collective("data", "gradients", replicas, FP32 * rest, 2))
         return collectives
 
     def tied_embedding(self, coordinates: Coordinates, trained: TrainedValues) -> list[Collective]:
@@ -183,12 +240,15 @@ class Communication:
 def forward_passes(coordinates: Coordinates) -> int:
     """Return the forward passes through a block per backward pass.
 
-    One, one more if a later stage follows (`gpt2x.train.pipeline_step`), and one more with `recompute=block`.
+    One, one more if a later stage follows (`gpt2x.train.pipeline_step`), and one more with `recompute=block`. Two under
+    full sharding, which computes every block again in its backward pass.
     """
+    if coordinates.parallel.splits_weights:
+        return 2
     return 1 + (not coordinates.is_last_stage) + (coordinates.parallel.recompute == "block")
 
 
 def repeated(collective: Collective, count: int) -> Collective:
     """Return the same communication `count` times."""
     seconds = None if collective.seconds is None else count * collective.seconds
-    return replace(collective, sent=count * collective.sent, seconds=seconds)
+    return replace(collective, sent=count * collective.sent, seconds=seconds, hidden_s=count * collective.hidden_s)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2x.config import TrainConfig
+from gpt2x.config import ParallelConfig, TrainConfig
 from gpt2x.config.layout import bubble_fraction, world_size
 from gpt2x.model import stats
+from gpt2x.planner.choose import sharding_reason
 from gpt2x.planner.communication import Collective
 from gpt2x.planner.memory import USABLE_FRACTION
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
@@ -49,6 +50,7 @@ def show_plan(config: TrainConfig) -> None:
     else:
         plan = plan_run(config)
         tables, notes = plan_tables(plan), verdict(plan, config.launch.num_nodes)
+        notes += filter(None, [sharding_reason(config)])
     for table in tables:
         console.notice(table.text())
     for note in [*notes, *assumptions(config)]:
@@ -84,10 +86,21 @@ def title(plan: Plan) -> str:
     layout = plan.parallel
     return (
         f"{plan.model.name}, {layout.name} ({layout.data} x {layout.tensor} x {layout.pipeline}) on "
-        f"{plan.hardware.name}, {plan.hardware.precision}, {plan.trainer.global_batch_size} x {plan.trainer.seq_len} "
+        f"{plan.hardware.name}, {plan.hardware.precision}, {plan.trainer.batch} x {plan.trainer.seq_len} "
         f"tokens as {layout.data} x {plan.micro_batches} x {plan.micro_batch_size} sequences, "
-        f"recompute {layout.recompute}, optimizer_shards {layout.optimizer_shards}"
+        f"recompute {recompute_of(layout)}, {sharding_of(layout)}"
     )
+
+
+def sharding_of(layout: ParallelConfig) -> str:
+    """Return what replicas split, and how many of them."""
+    stage = layout.zero_stage if layout.zero_stage is not None else int(layout.shards > 1)
+    return f"zero_stage {stage}" + (f" over {layout.shards} of {layout.data} replicas" if layout.shards > 1 else "")
+
+
+def recompute_of(layout: ParallelConfig) -> str:
+    """Return what a run computes again; full sharding computes every block again."""
+    return "block" if layout.splits_weights else layout.recompute
 
 
 def communication_table(plan: Plan) -> list[Table]:
@@ -105,10 +118,11 @@ def communication_table(plan: Plan) -> list[Table]:
 
 
 def sent(part: Collective | None) -> str:
-    """Return bytes and seconds of a communication."""
+    """Return bytes and seconds of a communication, and the seconds that pass while the device computes."""
     if part is None:
         return ""
-    return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}")
+    hidden = f" and {part.hidden_s:.3f} hidden" if part.hidden_s else ""
+    return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}{hidden}")
 
 
 def speed_table(plan: Plan) -> list[Table]:
@@ -196,7 +210,7 @@ def search_tables(result: SearchResult, config: TrainConfig) -> list[Table]:
     """Return the best layouts that fit, and what limits those that do not."""
     num_devices = config.num_devices or world_size(config.parallel)
     head = (
-        f"{config.model.name} on {num_devices} x {config.hardware.name}, {config.trainer.global_batch_size} x "
+        f"{config.model.name} on {num_devices} x {config.hardware.name}, {config.trainer.batch} x "
         f"{config.trainer.seq_len} tokens per update, tokens/s per device"
     )
     tables = []
@@ -219,7 +233,7 @@ def search_tables(result: SearchResult, config: TrainConfig) -> list[Table]:
     return tables
 
 
-LAYOUT = ("mesh", "batches", "shards", "recompute", "seq.", "GB", "tokens/s", "MFU")
+LAYOUT = ("mesh", "batches", "zero_stage", "recompute", "seq.", "GB", "tokens/s", "MFU")
 
 
 def layout_row(plan: Plan) -> list[str]:
@@ -228,13 +242,18 @@ def layout_row(plan: Plan) -> list[str]:
     return [
         layout.name,
         f"{plan.micro_batches} x {plan.micro_batch_size}",
-        f"{layout.optimizer_shards}",
-        layout.recompute,
+        sharding_column(layout),
+        recompute_of(layout),
         "yes" if layout.sequence_parallel else "no",
         f"{plan.fullest.memory.total / 1e9:.1f}",
         f"{tokens_per_s(plan):,.0f}",
         f"{speed.mfu:.1%}" if speed else "",
     ]
+
+
+def sharding_column(layout: ParallelConfig) -> str:
+    """Return the stage, and the shards if they are fewer than the replicas."""
+    return f"{layout.zero_stage}" + (f" over {layout.shards}" if 1 < layout.shards < layout.data else "")
 
 
 def gap(plan: Plan, best: float) -> str:

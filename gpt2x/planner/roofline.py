@@ -13,31 +13,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
-from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, validate_layout, world_size
-from gpt2x.model import stats
+from gpt2x.config.layout import (
+    Coordinates,
+    micro_batch_size,
+    num_micro_batches,
+    padded_for,
+    validate_layout,
+    world_size,
+)
 from gpt2x.optim.registry import state_names
-from gpt2x.planner.communication import Collective, Communication, forward_passes, repeated
-from gpt2x.planner.memory import FP32, Memory, accumulates, step_memory, usable_bytes, weights_bytes
+from gpt2x.planner.communication import Collective, Communication, repeated
+from gpt2x.planner.limits import FULL, highest_stage
+from gpt2x.planner.memory import Memory, step_memory, usable_bytes
 from gpt2x.planner.values import ModelValues, TrainedValues, model_values, trained_values
+from gpt2x.planner.work import Work
 from gpt2x.trainable import Trainable, trainable_of
 
 ASSUMED_VOCABULARY = 50257  # GPT-2's, if neither the model nor the tokenizer states a size
-
-# Bytes moved in device memory, counted from the operands and results in gpt2x/optim, gpt2x/train and gpt2x/ops.
-DECAY_BYTES = 8  # per parameter: read and written by weight decay, if that is a separate pass
-NORM_BYTES = 4  # per gradient: read for the global norm
-SUM_BYTES = 12  # per gradient and micro batch: gradient and sum are read, the sum is written
-CAST_BYTES = 6  # per weight and forward pass: 4 bytes read, 2 written
-SCORE_BYTES = 32  # per attention weight: product, cast, mask, softmax, cast, output; the backward pass moves twice that
-SCORE_DROPOUT_BYTES = 60  # per attention weight with dropout: hash, compare, scale, multiply
-# gpt2x's CPU kernels: what a block does besides its products, per value of b T D. Forward: two layer norms, GELU, two
-# residual sums, and the reordering around attention. Backward: the same, and sums of gradients and biases' gradients.
-# On other devices the efficiency includes everything but the optimizer.
-NATIVE_FORWARD_BYTES, NATIVE_BACKWARD_BYTES = 88, 132
-NATIVE_DROPOUT_BYTES = 32
-NATIVE_TIED_BYTES = 28  # per value of a tied embedding, whose two gradients are cleared, scaled and added
-NATIVE_LOGIT_BYTES = 28  # per logit: written, read for its sum, turned into a gradient, read by two products
-NATIVE_LAYER_S = 1.7e-3  # overhead of a block's operators, forward and backward: measured at hidden size 8
 
 
 @dataclass(frozen=True)
@@ -114,6 +106,7 @@ class Plan:
         ranks: one entry per kind of rank, in the order of stages.
         usable: bytes of a device that a run can fill.
         speed: None if the hardware's figures are not known.
+        highest_stage: the highest `zero_stage` that the run can train with, whatever its layout.
     """
 
     trainable: Trainable
@@ -124,6 +117,7 @@ class Plan:
     ranks: tuple[RankPlan, ...]
     usable: float
     speed: Speed | None
+    highest_stage: int = FULL
 
     @property
     def model(self) -> ModelConfig:
@@ -157,11 +151,14 @@ def plan_run(config: TrainConfig) -> Plan:
     Raises:
         UserError: the layout does not divide the assumed vocabulary.
     """
-    model = with_vocabulary(config)
+    model = padded_for(with_vocabulary(config), config.parallel)
     validate_layout(config.parallel, model)
     trainable = trainable_of(config, model)
     num_states = len(state_names(config.optimizer.kind))
-    return plan_layout(trainable, config.parallel, config.hardware, config.trainer, num_states, config.launch.num_nodes)
+    return plan_layout(
+        trainable, config.parallel, config.hardware, config.trainer, num_states, config.launch.num_nodes,
+        highest_stage(config, trainable)[0],
+    )  # fmt: skip
 
 
 def with_vocabulary(config: TrainConfig) -> ModelConfig:
@@ -177,6 +174,7 @@ def plan_layout(
     trainer: TrainerConfig,
     num_states: int,
     num_nodes: int = 1,
+    highest_stage: int = FULL,
 ) -> Plan:
     """Plan a layout.
 
@@ -187,6 +185,7 @@ def plan_layout(
         trainer: batch and sequence length.
         num_states: fp32 states that the optimizer keeps per value.
         num_nodes: number of machines; the processes on one machine share the memory of its CPU.
+        highest_stage: as in `Plan`.
     """
     model, estimate = trainable.model, LayoutEstimate(trainable, parallel, hardware, trainer, num_states)
     kinds: dict[tuple[bool, bool, int], list[Coordinates]] = {}
@@ -196,16 +195,7 @@ def plan_layout(
         kinds.setdefault(kind, []).append(coordinates)
     ranks = tuple(estimate.rank(stages) for stages in kinds.values())
     usable = usable_bytes(hardware, max(1, world_size(parallel) // num_nodes))
-    return Plan(trainable, parallel, hardware, trainer, num_states, ranks, usable, estimate.speed(ranks))
-
-
-def update_bytes(num_states: int, is_native: bool) -> int:
-    """Return the bytes that an update moves per value.
-
-    Parameter, gradient and fp32 states are read; parameter and states are written. gpt2x's own kernel decays a
-    parameter in the same pass.
-    """
-    return FP32 * (3 + 2 * num_states) + NORM_BYTES + (0 if is_native else DECAY_BYTES)
+    return Plan(trainable, parallel, hardware, trainer, num_states, ranks, usable, estimate.speed(ranks), highest_stage)
 
 
 class LayoutEstimate:
@@ -222,84 +212,53 @@ class LayoutEstimate:
         trainer: TrainerConfig,
         num_states: int,
     ):
-        self.num_states = num_states
-        self.trainable, self.model = trainable, trainable.model
+        self.num_states, self.trainable = num_states, trainable
         self.parallel, self.hardware, self.trainer = parallel, hardware, trainer
-        self.micro_batches = num_micro_batches(parallel, trainer)
-        self.micro_batch_size = micro_batch_size(parallel, trainer)
-        self.tokens = self.micro_batch_size * trainer.seq_len
-        self.width = stats.BYTES[hardware.precision]
-        self.communication = Communication(self.model, parallel, hardware, self.tokens)
-        self.is_native = hardware.computes_natively
-        self.is_flash = stats.uses_flash_attention(self.model, hardware) or self.is_native
+        self.work = Work(trainable, parallel, hardware, trainer)
+        self.micro_batches = self.work.micro_batches
+        self.communication = Communication(trainable.model, parallel, hardware, self.work.tokens)
 
-    # ---- work of a stage
+    def gathers(
+        self, coordinates: Coordinates, values: ModelValues, trained: TrainedValues, compute_s: float | None
+    ) -> list[Collective]:
+        """Return the gathers of one micro batch under full sharding: of each block forward, and again backward.
 
-    def attention_passes(self, coordinates: Coordinates) -> int:
-        """Return the forward passes through attention per backward pass."""
-        return forward_passes(coordinates) + (self.parallel.recompute == "attention" and not self.is_native)
-
-    def flops(self, coordinates: Coordinates, values: ModelValues, trained: TrainedValues) -> float:
-        """Return the floating-point operations of one micro batch.
-
-        Products: 2 per weight and token for each forward pass, for the gradient of the input, and for the weight's
-        gradient if it is trained. Attention: 2 x 2 x D x T/2 per token and layer, T instead of T/2 without a fused
-        kernel, and twice that in the backward pass. Adapters add their own products to those of the frozen weights.
+        A graph gathers the next block while it computes one: a forward pass, or a forward pass and the gradients. Only
+        what takes longer than that costs time. On the CPU nothing overlaps.
         """
-        num_layers = len(coordinates.layers(self.model.num_layers))
-        passes = forward_passes(coordinates) + 1
-        matrices = num_layers * values.block_matrices + trained.adapter_matrices
-        linear = 2 * self.tokens * (matrices * passes + trained.block_matrices)
-        length = self.trainer.seq_len / (2 if self.is_flash else 1)
-        attention = 4 * self.tokens * num_layers * self.model.hidden_size / self.parallel.tensor * length
-        head = 2 * self.tokens * values.head * (2 + trained.trains_head)
-        return linear + attention * (self.attention_passes(coordinates) + 2) + head
-
-    def moved_bytes(self, coordinates: Coordinates, values: ModelValues, trained: TrainedValues) -> float:
-        """Return the bytes that one micro batch moves in device memory besides its matrix products.
-
-        These are casts, sums of gradients, attention weights without a fused kernel, and on the CPU other operators.
-        """
-        moved = 0.0
-        if weights_bytes(self.parallel, self.hardware.precision) > self.width:
-            blocks = len(coordinates.layers(self.model.num_layers)) * values.block_matrices
-            moved += CAST_BYTES * (blocks * forward_passes(coordinates) + values.head)
-        if accumulates(self.parallel, self.micro_batches):
-            moved += SUM_BYTES * trained.parameters
-        if not self.is_flash:
-            each = SCORE_BYTES + SCORE_DROPOUT_BYTES * (stats.attention_dropout(self.model) > 0)
-            scores = self.micro_batch_size * self.model.num_heads / self.parallel.tensor * self.trainer.seq_len**2
-            layers = len(coordinates.layers(self.model.num_layers))
-            moved += each * scores * layers * (self.attention_passes(coordinates) + 2)
-        if self.is_native:
-            each = NATIVE_FORWARD_BYTES * forward_passes(coordinates) + NATIVE_BACKWARD_BYTES
-            each += NATIVE_DROPOUT_BYTES * (self.model.dropout > 0)
-            layers = len(coordinates.layers(self.model.num_layers))
-            moved += each * self.tokens * self.model.hidden_size / self.parallel.tensor * layers
-            moved += NATIVE_TIED_BYTES * values.head * self.model.tie_embeddings
-            moved += NATIVE_LOGIT_BYTES * self.tokens * values.head / self.model.hidden_size
-        return moved
+        layers = len(coordinates.layers(self.trainable.model.num_layers))
+        adapters = trained.in_blocks / layers if self.trainable.is_adapter else 0
+        gather = self.communication.block_gather(coordinates, values, adapters)
+        if gather is None:
+            return []
+        head, total = self.work.head_flops(values, trained), self.work.flops(coordinates, values, trained)
+        block_s = 0.0 if compute_s is None or self.hardware.is_cpu else compute_s * (1 - head / total) / layers
+        passes = 2 + 1 + (trained.in_blocks > adapters * layers)  # forward twice, gradients of inputs and of weights
+        forward, backward = gather.behind(block_s / passes), gather.behind(block_s * (passes - 1) / passes)
+        seconds = total_seconds(forward.seconds, backward.seconds)
+        both = replace(gather, sent=2 * gather.sent, seconds=seconds, hidden_s=forward.hidden_s + backward.hidden_s)
+        return [repeated(both, layers)]
 
     # ---- ranks and time
 
     def rank(self, stages: list[Coordinates]) -> RankPlan:
         """Return the plan of one kind of rank; `stages` are the coordinates of one rank in each of its stages."""
-        coordinates, model, hardware = stages[0], self.model, self.hardware
+        coordinates, model, hardware = stages[0], self.trainable.model, self.hardware
         values = model_values(model, coordinates)
         trained = trained_values(self.trainable, coordinates, values)
-        per_micro_batch = self.communication.tensor_axis(coordinates) + self.communication.pipeline_axis(coordinates)
         per_update = self.communication.gradient_reduction(coordinates, trained)
-        flops = self.flops(coordinates, values, trained)
-        compute_s = micro_batch_s = update_s = None
-        is_calibrated = self.is_native or not hardware.is_cpu
-        if hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s and is_calibrated:
-            bandwidth = hardware.memory_gb_per_s * 1e9
-            compute_s = flops / (hardware.peak_tflops * 1e12 * hardware.efficiency)
-            compute_s += self.moved_bytes(coordinates, values, trained) / bandwidth
-            if self.is_native:
-                compute_s += NATIVE_LAYER_S * len(coordinates.layers(model.num_layers))
+        flops = self.work.flops(coordinates, values, trained)
+        compute_s = self.work.compute_s(coordinates, values, trained)
+        per_micro_batch = [
+            *self.communication.tensor_axis(coordinates),
+            *self.communication.pipeline_axis(coordinates),
+            *self.gathers(coordinates, values, trained, compute_s),
+            *self.communication.micro_batch_reduction(coordinates, trained),
+        ]
+        micro_batch_s = update_s = None
+        if compute_s is not None and hardware.memory_gb_per_s:
             micro_batch_s = total_seconds(compute_s, *(part.seconds for part in per_micro_batch))
-            optimizer_s = update_bytes(self.num_states, self.is_native) * trained.states / bandwidth
+            optimizer_s = self.work.update_s(self.num_states, trained)
             update_s = total_seconds(optimizer_s, *(part.seconds for part in per_update))
         return RankPlan(
             coordinates=coordinates,
@@ -322,7 +281,7 @@ class LayoutEstimate:
             coordinates,
             self.hardware,
             num_states=self.num_states,
-            micro_batch_size=self.micro_batch_size,
+            micro_batch_size=self.work.micro_batch_size,
             micro_batches=self.micro_batches,
             seq_len=self.trainer.seq_len,
         )
@@ -340,7 +299,7 @@ class LayoutEstimate:
         busiest = max(ranks, key=lambda rank: rank.micro_batch_s or 0.0)
         passes = sum(slot * count for slot, count in slots) + (self.micro_batches - 1) * (busiest.micro_batch_s or 0.0)
         update_s = passes + max(updates)
-        tokens = self.trainer.global_batch_size * self.trainer.seq_len / world_size(self.parallel)
+        tokens = self.trainer.batch * self.trainer.seq_len / world_size(self.parallel)
         peak = (self.hardware.peak_tflops or 0.0) * 1e12
         parts = self.seconds_by_part(busiest)
         waiting = update_s - sum(parts.values())

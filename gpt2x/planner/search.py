@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
-from gpt2x.config.layout import validate_batch, validate_layout, validate_parallel, world_size
+from gpt2x.config.layout import padded_for, validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
 from gpt2x.optim.registry import state_names
+from gpt2x.planner.limits import FULL, highest_stage, stage_of_layout
 from gpt2x.planner.roofline import Plan, plan_layout, with_vocabulary
 from gpt2x.trainable import trainable_of
 
@@ -51,8 +52,12 @@ def search_layouts(config: TrainConfig) -> SearchResult:
     num_devices = config.num_devices or world_size(config.parallel)
     best: dict[tuple[int, int, int], Plan] = {}
     num_plans = 0
-    for layout in layouts(num_devices, model, hardware, trainer, config.parallel.vocab_parallel):
-        plan = plan_layout(trainable, layout, hardware, trainer, num_states, config.launch.num_nodes)
+    highest = highest_stage(config, trainable)[0]
+    for layout in layouts(num_devices, model, hardware, trainer, config.parallel, highest):
+        plan = plan_layout(
+            trainable.of_model(padded_for(model, layout)), layout, hardware, trainer, num_states,
+            config.launch.num_nodes, highest,
+        )  # fmt: skip
         if plan.speed is None:
             raise UserError(
                 f"plan=search: conf/hardware/{hardware.name}.yaml has no figures to rank layouts by; give hardware."
@@ -64,7 +69,7 @@ def search_layouts(config: TrainConfig) -> SearchResult:
             best[mesh] = plan
     if not best:
         raise UserError(
-            f"num_devices={num_devices}: no layout divides trainer.global_batch_size={trainer.global_batch_size}, "
+            f"num_devices={num_devices}: no layout divides trainer.global_batch_size={trainer.batch}, "
             f"model.num_heads={model.num_heads} and model.num_layers={model.num_layers}; use a different num_devices, "
             "or a trainer.global_batch_size that is a multiple of it."
         )
@@ -89,35 +94,62 @@ def merit(plan: Plan) -> tuple[bool, float, float]:
 
 
 def layouts(
-    num_devices: int, model: ModelConfig, hardware: HardwareConfig, trainer: TrainerConfig, vocab_parallel: bool = True
+    num_devices: int,
+    model: ModelConfig,
+    hardware: HardwareConfig,
+    trainer: TrainerConfig,
+    like: ParallelConfig,
+    highest: int = FULL,
 ) -> Iterator[ParallelConfig]:
-    """Yield every layout that divides the model and the batch; the tensor axis stays within a node."""
+    """Yield every layout that divides the model and the batch; the tensor axis stays within a node.
+
+    Args:
+        num_devices: number of processes.
+        model: with its vocabulary.
+        hardware: the device.
+        trainer: the batch.
+        like: has what is not varied: `vocab_parallel` and `reduce_dtype`.
+        highest: the highest `zero_stage`.
+    """
     for tensor in divisors(num_devices):
         if tensor > max(1, hardware.devices_per_node) and not hardware.is_cpu:
             continue
         for pipeline in divisors(num_devices // tensor):
             data = num_devices // tensor // pipeline
-            if trainer.global_batch_size % data:
+            if trainer.batch % data:
                 continue
-            for micro_batches in divisors(trainer.global_batch_size // data):
-                if micro_batches < pipeline and micro_batches != trainer.global_batch_size // data:
+            for micro_batches in divisors(trainer.batch // data):
+                if micro_batches < pipeline and micro_batches != trainer.batch // data:
                     continue  # a smaller micro batch waits less and takes less memory
-                for shards in divisors(data):
-                    for recompute in RECOMPUTES:
+                mesh = replace(
+                    like, name=mesh_name(data, tensor, pipeline), data=data, tensor=tensor, pipeline=pipeline,
+                    micro_batches=micro_batches,
+                )  # fmt: skip
+                for stage, shards in shardings(mesh, model, hardware, highest):
+                    for recompute in RECOMPUTES if stage < FULL else ("block",):
                         for sequence_parallel in (False, True) if tensor > 1 else (False,):
-                            layout = ParallelConfig(
-                                name=mesh_name(data, tensor, pipeline),
-                                data=data,
-                                tensor=tensor,
-                                pipeline=pipeline,
-                                micro_batches=micro_batches,
-                                optimizer_shards=shards,
+                            layout = replace(
+                                mesh, zero_stage=stage, optimizer_shards=shards, recompute=recompute,
                                 sequence_parallel=sequence_parallel,
-                                vocab_parallel=vocab_parallel,
-                                recompute=recompute,
-                            )
+                            )  # fmt: skip
                             if is_valid(layout, model, trainer):
                                 yield layout
+
+
+def shardings(
+    mesh: ParallelConfig, model: ModelConfig, hardware: HardwareConfig, highest: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (zero_stage, optimizer_shards): nothing is split, by all replicas, or by those within a node."""
+    yield 0, 1
+    highest = min(highest, stage_of_layout(mesh, model)[0])
+    in_node = hardware.devices_per_node // mesh.tensor
+    accumulates = (mesh.micro_batches or 1) > 1 or mesh.pipeline > 1
+    for stage in range(1, highest + 1):
+        if stage == 2 and not accumulates:
+            continue  # without sums of gradients it is 1
+        yield stage, mesh.data
+        if 1 < in_node < mesh.data and mesh.data % in_node == 0:
+            yield stage, in_node
 
 
 def mesh_name(data: int, tensor: int, pipeline: int) -> str:
@@ -173,8 +205,10 @@ def improvements(plan: Plan, num_nodes: int) -> list[Advice]:
     advice = []
     for change, model, changed in changes(plan, plan.model, layout):
         if is_valid(changed, model, trainer):
-            trainable = plan.trainable.of_model(model)
-            after = plan_layout(trainable, changed, plan.hardware, trainer, plan.num_states, num_nodes)
+            trainable = plan.trainable.of_model(padded_for(model, changed))
+            after = plan_layout(
+                trainable, changed, plan.hardware, trainer, plan.num_states, num_nodes, plan.highest_stage
+            )
             if after.fullest.memory.total < 0.99 * plan.fullest.memory.total:
                 advice.append(Advice(change, after))
     return sorted(advice, key=lambda item: item.plan.fullest.memory.total)
@@ -191,12 +225,15 @@ def changes(
             words.append("trainer.micro_batch_size=null")  # the two keys exclude each other
         return " ".join(words), model, replace(layout, **values)  # type: ignore[arg-type]
 
-    if layout.optimizer_shards < layout.data:
+    stage, highest = layout.zero_stage or 0, min(plan.highest_stage, stage_of_layout(layout, model)[0])
+    for higher in range(stage + 1, highest + 1):
+        yield to(zero_stage=higher, **({"optimizer_shards": layout.data} if layout.shards == 1 else {}))
+    if 1 < layout.shards < layout.data:
         yield to(optimizer_shards=layout.data)
-    if layout.recompute != "block":
+    if layout.recompute != "block" and not layout.splits_weights:
         yield to(recompute="block")
-    if layout.recompute == "none" and model.attention_dropout != 0:
-        yield to(recompute="attention")
+        if layout.recompute == "none" and model.attention_dropout != 0:
+            yield to(recompute="attention")
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield to(sequence_parallel=True)
     if plan.hardware.flash_attention and model.attention_dropout != 0:
@@ -208,6 +245,9 @@ def changes(
             data = layout.data // factor
             if layout.data % factor or (axis == "tensor" and degree * factor > plan.hardware.devices_per_node):
                 continue
-            shards = min(layout.optimizer_shards, data)
+            changed = replace(layout, **{"data": data, axis: degree * factor})
+            kept = min(stage, plan.highest_stage, stage_of_layout(changed, model)[0])
             batches = (layout.micro_batches or 1) * factor  # keeps the micro batch size
-            yield to(**{"data": data, axis: degree * factor, "micro_batches": batches, "optimizer_shards": shards})
+            shards = min(layout.shards, data) if kept else 1
+            yield to(**{"data": data, axis: degree * factor, "micro_batches": batches, "zero_stage": kept,
+                        "optimizer_shards": shards})  # fmt: skip

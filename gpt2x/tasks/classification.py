@@ -127,7 +127,7 @@ class Classification(Task):
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the texts of a global batch."""
-        return config.trainer.global_batch_size
+        return config.trainer.batch
 
     def validation(self, run: Run, net: Any, mesh: Mesh) -> Validates:
         """Compute loss, accuracy, F1 and Matthews' correlation."""

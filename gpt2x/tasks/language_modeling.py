@@ -113,7 +113,7 @@ class LanguageModeling(Task):
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the targets of a global batch."""
-        return config.trainer.global_batch_size * config.trainer.seq_len
+        return config.trainer.batch * config.trainer.seq_len
 
     def validation(self, run: Run, net: Any, mesh: Mesh) -> Validates:
         """Compute loss and perplexity over all targets."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
 from gpt2x.model import stats
 from gpt2x.optim.registry import state_names
+from gpt2x.planner.choose import sharding_reason
 from gpt2x.planner.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
@@ -64,13 +65,15 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     if baseline:
         facts[baseline.key] = baseline.text
     run = {
-        "steps": f"{decision.steps.total:,} of {trainer.global_batch_size} x {trainer.seq_len} tokens "
+        "steps": f"{decision.steps.total:,} of {trainer.batch} x {trainer.seq_len} tokens "
         f"({config.parallel.data} x {num_micro_batches(config.parallel, trainer)} x "
         f"{micro_batch_size(config.parallel, trainer)} sequences), "
         f"{decision.steps.total / decision.steps.per_epoch:.2f} epochs",
         "device": f"{hardware.name}, {hardware.precision}, peak {peak_tflops:.3g} TFLOP/s ({hardware.source})",
         "directory": str(decision.run_dir),
     }
+    if config.parallel.data > 1:
+        run["sharding"] = sharding_reason(config)
     title = f"{config.task.name}: {decision.model.name} on {config.dataset.name}"
     console.panel(title, {"model": describe_model(decision), "data": facts, "run": run})
     for text in notes_of(decision):
@@ -86,7 +89,7 @@ def data_notes(decision: Decision) -> list[str]:
     """Return the rows and tokens that are not used."""
     config, data, train = decision.config, decision.data, decision.train_split
     notes = list(data.summary.notes)
-    tail = train.num_blocks % config.trainer.global_batch_size
+    tail = train.num_blocks % config.trainer.batch
     if tail:
         rows = decision.task.rows
         notes.append(f"each epoch leaves out {tail} of {train.num_blocks:,} {rows}, different ones each time")

@@ -122,7 +122,7 @@ class Trainer:
         while True:
             for batch in batches(
                 self.decision.train_split,
-                batch_size=self.config.trainer.global_batch_size,
+                batch_size=self.config.trainer.batch,
                 seed=self.config.seed,
                 epoch=self.state.epoch,
                 shuffle=True,
@@ -180,7 +180,7 @@ class Trainer:
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.decision.steps.per_epoch
         metrics[f"train/{self.task.unit}s"] = float(state.units_seen)
-        return metrics, self.config.trainer.global_batch_size * inputs.weights.shape[-1]
+        return metrics, self.config.trainer.batch * inputs.weights.shape[-1]
 
     def step_inputs(self, batch: Batch, rate: float) -> StepInputs:
         """Return the inputs of an update for this rank's rows of a global batch."""

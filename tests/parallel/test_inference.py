@@ -100,15 +100,15 @@ def test_layouts_that_are_not_for_inference(name, changes, message):
 
 
 def test_a_loaded_model_must_fit_the_layout():
-    from gpt2x.pretrained import padded_for
+    from gpt2x.pretrained import fitted_to
 
     model = ModelConfig(name="m", num_layers=1, num_heads=6, hidden_size=48, max_seq_len=8, vocab_size=50257)
     with pytest.raises(UserError, match=r"load=DIR: model\.num_heads=6 is not divisible by parallel\.tensor=4; use"):
-        padded_for(model, ParallelConfig(name="tp4", tensor=4), "load=DIR")
-    padded = padded_for(model, ParallelConfig(name="tp3", tensor=3), "load=DIR")
+        fitted_to(model, ParallelConfig(name="tp4", tensor=4), "load=DIR")
+    padded = fitted_to(model, ParallelConfig(name="tp3", tensor=3), "load=DIR")
     assert (padded.vocab_size, stats.padded_vocab_size(padded)) == (50257, 50259)
     whole = ParallelConfig(name="tp2", tensor=2, vocab_parallel=False)
-    assert padded_for(model, whole, "load=DIR") == model
+    assert fitted_to(model, whole, "load=DIR") == model
 
 
 class Standing:

@@ -57,10 +57,10 @@ def count_steps(config: TrainConfig, data: PreparedData) -> Steps:
             f"trainer.early_stopping_patience={trainer.early_stopping_patience}: dataset={config.dataset.name} has no "
             "validation part. Give dataset.val_path, or trainer.early_stopping_patience=null."
         )
-    per_epoch = num_batches(data.train, trainer.global_batch_size, drop_last=True)
+    per_epoch = num_batches(data.train, trainer.batch, drop_last=True)
     if per_epoch == 0:
         raise UserError(
-            f"trainer.global_batch_size={trainer.global_batch_size} exceeds the {data.train.num_blocks} training "
+            f"trainer.global_batch_size={trainer.batch} exceeds the {data.train.num_blocks} training "
             f"blocks of {trainer.seq_len} tokens. Use a smaller batch, a shorter trainer.seq_len or more text."
         )
     total = trainer.max_steps or per_epoch * (trainer.max_epochs or 1)
