@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gpt2x.commands.configuration import typed_config
+from gpt2x.commands.start_checks import check_start
 from gpt2x.config import CommonConfig, TrainConfig
 from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
-from gpt2x.config.rules import is_plan, require_devices
+from gpt2x.config.rules import is_plan
 from gpt2x.errors import RunError
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
@@ -91,11 +92,12 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
     if role.rank:
         console.silence()
     os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors only; read when it is imported
+    if not role.is_worker:
+        check_start(config)
     if role.is_worker or (world_size(config.parallel) == 1 and not role.is_sweeping):
         os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
         run_here(name, config, role, run_dir)
     else:
-        require_devices(config)
         run_in_workers(name, config, role, run_dir)
 
 

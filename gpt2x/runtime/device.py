@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +46,16 @@ def set_up_device(hardware: HardwareConfig) -> None:
             f"gpt2x's C++ kernels are not available ({reason}); training will be slower. "
             "Set hardware.native_kernels=false to silence this warning."
         )
+
+
+def has_device(device_target: str) -> bool:
+    """Return whether this machine has a device that MindSpore can compute on; it is not set up."""
+    if device_target == "CPU" or any(Path("/dev").glob("davinci[0-9]*")):  # the device files of Ascend's driver
+        return True
+    os.environ.setdefault("GLOG_v", "3")
+    import mindspore as ms
+
+    return bool(ms.hal.is_available(device_target))
 
 
 def measure_peak_tflops(seconds: float = 0.4) -> float:

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_LIMIT = _CGROUP / "memory.max"
 
 
 def process_memory_gb() -> float:
@@ -43,3 +44,16 @@ def machine_memory_gb() -> float:
     with contextlib.suppress(OSError, ValueError):  # no such control group, or "max"
         total = min(total, int(_CGROUP_LIMIT.read_text()))
     return total / 1e9
+
+
+def available_memory_gb() -> float:
+    """Return the memory that new processes can use without swapping (GB), within the limit of the container."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(statistics.get("inactive_file", 0))  # files that the kernel drops when memory is needed
+        available = min(available, int(_CGROUP_LIMIT.read_text()) - used + cached)
+    return available / 1e9

@@ -1,0 +1,133 @@
+"""What is checked before data are prepared or processes started: memory by the plan, and the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpt2x.config import CommonConfig, HardwareConfig, TrainConfig
+from gpt2x.config.layout import world_size
+from gpt2x.config.options import known_models, read_option
+from gpt2x.config.rules import require_devices
+from gpt2x.errors import UserError
+from gpt2x.model import stats
+from gpt2x.planner.choose import settle, sharding_reason
+from gpt2x.planner.memory import CPU_PROCESS_BYTES
+from gpt2x.planner.report import memory_table, verdict
+from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
+from gpt2x.runtime.device import has_device
+from gpt2x.runtime.memory import available_memory_gb
+
+ANYWAY = "launch.check_memory=false starts it anyway."
+
+
+def check_start(config: CommonConfig) -> None:
+    """Reject a run for which this machine has too few devices, no such device, or too little memory.
+
+    Raises:
+        UserError: with the plan's memory and what to type instead.
+    """
+    require_devices(config)
+    if isinstance(config, TrainConfig) and config.launch.check_memory:
+        require_memory(config)
+    if not has_device(config.hardware.device_target):
+        raise UserError(missing_device(config))
+
+
+def require_memory(config: TrainConfig) -> None:
+    """Compare the plan with the memory that is free here (CPU), or that the hardware option states.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    config = with_free_memory(config)
+    plan = plan_run(config)
+    if plan.fits:
+        return
+    lines = [shortage(plan, config), memory_table(plan).text(), *verdict(plan, config.launch.num_nodes)]
+    if config.hardware.is_cpu:
+        lines.append(f"  {smaller_model(config)}")
+    lines.append(f"plan=true shows the whole plan and starts nothing; {ANYWAY}")
+    raise UserError("\n".join(lines))
+
+
+def with_free_memory(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the memory that is free on this machine, if the CPU computes."""
+    hardware = config.hardware
+    if not hardware.is_cpu:
+        return config
+    free_gb = min(available_memory_gb(), hardware.memory_gb or float("inf"))
+    return replace(config, hardware=replace(hardware, memory_gb=free_gb))
+
+
+def shortage(plan: Plan, config: TrainConfig) -> str:
+    """Return what a run needs and what there is, in one sentence."""
+    hardware = plan.hardware
+    if not hardware.is_cpu:
+        need, usable = plan.fullest.memory.total / 1e9, plan.usable / 1e9
+        return (
+            f"model={plan.model.name} parallel={plan.parallel.name} does not fit hardware={hardware.name}: it needs "
+            f"{need:,.1f} GB per device, of which {usable:,.1f} GB can be used."
+        )
+    return (
+        f"model={plan.model.name} parallel={plan.parallel.name} does not fit this machine: it needs "
+        f"{needed_gb(plan, config):,.1f} GB, and {hardware.memory_gb:,.1f} GB are free."
+    )
+
+
+def needed_gb(plan: Plan, config: TrainConfig) -> float:
+    """Return the memory of all processes on one machine's CPU, in GB."""
+    processes = world_size(plan.parallel) // config.launch.num_nodes
+    return processes * (plan.fullest.memory.total + CPU_PROCESS_BYTES) / 1e9
+
+
+def smaller_model(config: TrainConfig) -> str:
+    """Return the largest smaller model whose plan fits, as an override that can be typed."""
+    size = num_params(config)
+    fitting = []
+    for name, model in known_models().items():
+        shape = replace(
+            config.model, name=name, num_layers=model.num_layers, num_heads=model.num_heads,
+            hidden_size=model.hidden_size, max_seq_len=model.max_seq_len,
+        )  # fmt: skip
+        smaller = replace(config, model=shape)
+        if num_params(smaller) < size and model.max_seq_len >= config.trainer.seq_len and fits(smaller):
+            fitting.append((num_params(smaller), name))
+    if not fitting:
+        return "use a smaller model or layout, such as parallel=single."
+    return f"model={max(fitting)[1]} fits."
+
+
+def num_params(config: TrainConfig) -> int:
+    """Return the parameters of a model with an assumed vocabulary."""
+    return stats.num_params(with_vocabulary(config))
+
+
+def fits(config: TrainConfig) -> bool:
+    """Return whether the plan of a run fits; False if its layout does not divide the model."""
+    try:
+        return plan_run(config).fits
+    except UserError:
+        return False
+
+
+def missing_device(config: CommonConfig) -> str:
+    """Return what to type on a machine that lacks the device."""
+    hardware = config.hardware
+    message = (
+        f"hardware={hardware.name}: this machine has no {hardware.device_target} device (hardware.device_target="
+        f"{hardware.device_target}), or MindSpore cannot use it"
+    )
+    if not isinstance(config, TrainConfig):
+        return f"{message}; use hardware=cpu."
+    plan, reason = plan_run(config), sharding_reason(config)
+    here = with_free_memory(replace(config, hardware=read_option("hardware", "cpu", HardwareConfig)))
+    here = settle(replace(here, parallel=replace(here.parallel, zero_stage=None, optimizer_shards=None)))
+    on_cpu = plan_run(here)
+    lines = [
+        f"{message}. There, the plan {'fits' if plan.fits else 'does not fit'}: {plan.fullest.memory.total / 1e9:,.1f} "
+        f"of {plan.usable / 1e9:,.1f} GB per device" + (f"; {reason}." if reason else "."),
+        "  plan=true shows its memory and speed without a device.",
+        f"  hardware=cpu needs {needed_gb(on_cpu, here):,.1f} GB, and {here.hardware.memory_gb:,.1f} GB are free"
+        + (": it fits." if on_cpu.fits else f"; with less: {smaller_model(here)}"),
+    ]
+    return "\n".join(lines)
