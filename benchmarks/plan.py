@@ -31,9 +31,12 @@ PLANS = {  # title: overrides
     "model.attention_dropout=0",
     "13B on 32 devices, the cluster cabinet": f"{B13} {A900} parallel=dp4_tp8 trainer.global_batch_size=8 "
     "model.attention_dropout=0",
-    "13B on 8 devices, only data parallel": f"{B13} {A800} parallel=dp8 parallel.recompute=block "
-    "trainer.global_batch_size=16 model.attention_dropout=0",
+    "13B on 8 devices": f"{B13} {A800} parallel=dp8 trainer.global_batch_size=16 model.attention_dropout=0",
+    "13B on 8 devices that split nothing": f"{B13} {A800} parallel=dp8 parallel.zero_stage=0 "
+    "parallel.recompute=block trainer.global_batch_size=16 model.attention_dropout=0",
     "52B on 128 devices": f"{B52} {A800} parallel=dp8_pp16",
+    "52B on 128 devices, fully sharded": f"{B52} {A800} parallel=dp8_pp16 parallel.pipeline=1 parallel.data=128 "
+    "parallel.optimizer_shards=null parallel.micro_batches=4",
     "52B on 128 devices, the cluster cabinet": f"{B52} {A900} parallel=dp8_pp16",
 }
 SEARCHES = {
@@ -41,16 +44,35 @@ SEARCHES = {
     "52B on 128 devices": f"{B52} {A800} num_devices=128",
 }
 BARS = {  # label: overrides, of the picture of memory
-    "13B dp8": f"{B13} {A800} parallel=dp8 parallel.recompute=block trainer.global_batch_size=16 "
-    "model.attention_dropout=0",
-    "13B dp8_zero": f"{B13} {A800} parallel=dp8_zero parallel.recompute=block trainer.global_batch_size=16 "
-    "model.attention_dropout=0",
+    **{
+        f"13B dp8\nzero_stage {stage}": f"{B13} {A800} parallel=dp8 parallel.recompute=block "
+        f"parallel.zero_stage={stage} trainer.global_batch_size=16 model.attention_dropout=0"
+        for stage in (0, 1, 3)
+    },
     "13B tp8": f"{B13} {A800} parallel=tp8 parallel.recompute=block trainer.global_batch_size=2 "
     "model.attention_dropout=0",
     "13B dp4_tp8": PLANS["13B on 32 devices, flash attention"],
     "52B dp8_pp16": PLANS["52B on 128 devices"],
-    "52B dp8_pp16\nrecompute none": f"{B52} {A800} parallel=dp8_pp16 parallel.recompute=none",
+    "52B dp8_pp16\nrecompute none": f"{B52} {A800} parallel=dp8_pp16 parallel.recompute=none parallel.zero_stage=1",
 }
+PUBLIC = [  # what, where, overrides, tokens/s per device, GB per device if it is published
+    ("13B, 16 x 2048 tokens", "MindFormers, Atlas 800T A2", PLANS["13B on 8 devices"], 1376, None),
+    (
+        "13B, 16 x 2048 tokens",
+        "MindFormers, Atlas 900 A2 PoDc",
+        PLANS["13B on 8 devices"].replace(A800, A900),
+        1286,
+        None,
+    ),
+    (
+        "124M, 512 x 1024 tokens",
+        "modded-nanogpt-npu, record 001: 16 dies of 910C, torch_npu without graphs",
+        "model=gpt2_small model.vocab_size=50304 model.dropout=0 hardware=atlas_900_a3 parallel=dp8 parallel.data=16 "
+        "trainer.seq_len=1024 trainer.global_batch_size=512",
+        102_200,
+        30.7,
+    ),
+]
 
 
 def composed(overrides: str, plan: str) -> TrainConfig:
@@ -59,24 +81,43 @@ def composed(overrides: str, plan: str) -> TrainConfig:
 
 def document() -> str:
     """Return the tables, each below its command."""
-    parts = []
+    parts = ["### Against public numbers", public_table()]
     for title, overrides in PLANS.items():
         config = composed(overrides, "true")
         plan = plan_run(config)
         parts += [f"### {title}", command(overrides, "true")]
         tables = plan_report.plan_tables(plan)
-        if "cabinet" in title:  # the same device and figures under a different name
+        if "cabinet" in title:  # the same memory and communication
             tables = []
         parts += [table.markdown() for table in tables]
         lines = [*plan_report.verdict(plan), *plan_report.assumptions(config)]
         if plan.speed and not tables:
-            lines.append(f"{plan.speed.tokens_per_s:,.0f} tokens/s per device, as on the Atlas 800T A2")
+            lines.append(f"{plan.speed.tokens_per_s:,.0f} tokens/s per device")
         parts.append("```text\n" + "\n".join(lines) + "\n```")
     for title, overrides in SEARCHES.items():
         config = composed(overrides, "search")
         parts += [f"### Search: {title}", command(overrides, "search")]
         parts += [table.markdown() for table in plan_report.search_tables(search_layouts(config), config)]
     return "\n\n".join(parts)
+
+
+def public_table() -> str:
+    """Return predictions beside public numbers, as Markdown."""
+    rows = []
+    for what, source, overrides, measured, measured_gb in PUBLIC:
+        plan = plan_run(composed(overrides, "true"))
+        predicted, predicted_gb = tokens_per_s(plan), plan.fullest.memory.total / 1e9
+        memory = f"{predicted_gb:.1f} / {measured_gb:.1f}" if measured_gb else f"{predicted_gb:.1f} / not published"
+        rows.append([what, source, f"{predicted:,.0f}", f"{measured:,}", f"{predicted / measured - 1:+.0%}", memory])
+    columns = [
+        "what",
+        "published by",
+        "predicted, tokens/s per device",
+        "published",
+        "error",
+        "GB, predicted / published",
+    ]
+    return plan_report.Table("predictions and public numbers", columns, rows).markdown()
 
 
 def command(overrides: str, plan: str) -> str:
@@ -94,7 +135,7 @@ def draw_memory(plans: dict[str, Plan]) -> None:
         bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
     usable = next(iter(plans.values())).usable / 1e9
     axes.axhline(usable, color="black", linestyle="--", linewidth=1)
-    axes.text(2.5, usable + 3, f"usable {usable:.0f} GB", ha="center")
+    axes.text(3.5, usable + 3, f"usable {usable:.0f} GB", ha="center")
     for index, height in enumerate(bottom):
         axes.text(index, height + 2, f"{height:.0f}", ha="center")
     axes.set_ylabel("GB per device, the fullest rank")

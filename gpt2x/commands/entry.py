@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gpt2x.commands.configuration import typed_config
-from gpt2x.commands.start_checks import check_start
 from gpt2x.config import CommonConfig, TrainConfig
 from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
@@ -93,6 +92,8 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         console.silence()
     os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors only; read when it is imported
     if not role.is_worker:
+        from gpt2x.commands.start_checks import check_start
+
         check_start(config)
     if role.is_worker or (world_size(config.parallel) == 1 and not role.is_sweeping):
         os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))

@@ -23,7 +23,6 @@ SCORE_BYTES = 32  # per attention weight: product, cast, mask, softmax, cast, ou
 SCORE_DROPOUT_BYTES = 60  # per attention weight with dropout: hash, compare, scale, multiply
 # gpt2x's CPU kernels: what a block does besides its products, per value of b T D. Forward: two layer norms, GELU, two
 # residual sums, and the reordering around attention. Backward: the same, and sums of gradients and biases' gradients.
-# On other devices the efficiency includes everything but the optimizer.
 NATIVE_FORWARD_BYTES, NATIVE_BACKWARD_BYTES = 88, 132
 NATIVE_DROPOUT_BYTES = 32
 NATIVE_TIED_BYTES = 28  # per value of a tied embedding, whose two gradients are cleared, scaled and added
@@ -38,6 +37,16 @@ def update_bytes(num_states: int, is_native: bool) -> int:
     parameter in the same pass.
     """
     return FP32 * (3 + 2 * num_states) + NORM_BYTES + (0 if is_native else DECAY_BYTES)
+
+
+# Ascend: what a block does besides its products, per value of b T D, in a compute dtype of 2 bytes. Forward: two layer
+# norms with casts to fp32 and back (40), biases of the linears (36), GELU (16), splits and transposes around attention
+# (16), two residual sums (12). Backward: twice that. Dropout is part of the efficiency.
+ASCEND_FORWARD_BYTES = 120
+ASCEND_LOGIT_BYTES = 42  # per logit: written, cast, log-softmax, softmax, its gradient, cast back, read by two products
+# Operators of a block as MindSpore compiles it without fusion (jit_level O0), and an assumed time to launch one. The
+# device computes while the next operator is launched, so that only small operators wait for it.
+ASCEND_FORWARD_LAUNCHES, ASCEND_BACKWARD_LAUNCHES, LAUNCH_S = 30, 60, 10e-6
 
 
 class Work:
@@ -101,6 +110,10 @@ class Work:
             each = SCORE_BYTES + SCORE_DROPOUT_BYTES * (stats.attention_dropout(self.model) > 0)
             scores = self.micro_batch_size * self.model.num_heads / self.parallel.tensor * self.trainer.seq_len**2
             moved += each * scores * layers * (self.attention_passes(coordinates) + 2)
+        if not self.hardware.is_cpu:
+            per_value = ASCEND_FORWARD_BYTES * self.width / 2 * (forward_passes(coordinates) + 2)
+            moved += per_value * self.tokens * self.model.hidden_size / self.parallel.tensor * layers
+            moved += ASCEND_LOGIT_BYTES * self.tokens * values.head / self.model.hidden_size
         if self.is_native:
             each = NATIVE_FORWARD_BYTES * forward_passes(coordinates) + NATIVE_BACKWARD_BYTES
             each += NATIVE_DROPOUT_BYTES * (self.model.dropout > 0)
@@ -125,9 +138,11 @@ class Work:
             return None
         seconds = self.flops(coordinates, values, trained) / (hardware.peak_tflops * 1e12 * hardware.efficiency)
         seconds += self.moved_bytes(coordinates, values, trained) / (hardware.memory_gb_per_s * 1e9)
+        layers = len(coordinates.layers(self.model.num_layers))
         if self.is_native:
-            seconds += NATIVE_LAYER_S * len(coordinates.layers(self.model.num_layers))
-        return seconds
+            return seconds + NATIVE_LAYER_S * layers
+        launches = ASCEND_FORWARD_LAUNCHES * forward_passes(coordinates) + ASCEND_BACKWARD_LAUNCHES
+        return max(seconds, layers * launches * LAUNCH_S)
 
     def update_s(self, num_states: int, trained: TrainedValues) -> float:
         """Return the seconds of the optimizer, by the bandwidth of the device's memory, which must be known."""
