@@ -36,7 +36,7 @@ ARROWS = {
     "planner": "config errors model optim parallel runtime tasks trainable",
     "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
-    "commands": "checkpoint config convert data errors evaluate formats generate lora parallel planner "
+    "commands": "checkpoint config convert data errors evaluate formats generate lora model parallel planner "
     "pretrained runtime tasks tracking train",
     "__main__": "commands",
 }

@@ -155,11 +155,13 @@ def sharded_memory(
     scattered = FP32 if parallel.reduce_dtype == "fp32" else width
     outside_buffers = 2 * min(FP32 * outside, max(BUCKET_BYTES, FP32 * values.largest))
     copies = cpu_units(hardware).gradients * NUM_SLOTS if hardware.is_cpu else 1.0  # each graph on the CPU has its own
+    sums = FP32 * (outside + trained.block_states)
+    cleared = sums if hardware.is_cpu else 0.0  # the zeros that clear the sums; the CPU keeps them until the graph ends
     return Memory(
         weights=FP32 * (values.kept + (adapters.block_states if adapters else 0))
         + NUM_SLOTS * slot
         + (width * values.head if width != FP32 else 0),
-        gradients=FP32 * (2 * outside + trained.block_states) + copies * width * gradient,
+        gradients=sums + cleared + FP32 * outside + copies * width * gradient,
         optimizer=FP32 * (num_states * trained.states + trained.masters),
         buffers=copies * (slot + scattered * gradient) + outside_buffers,
     )
