@@ -13,7 +13,6 @@ from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
 
 FP32 = 4  # bytes
-CPU_BLOCK_GRAPHS = 2  # full sharding: backward graphs of a block, one per slot, that keep their memory
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,12 @@ def activation_bytes(
     return kept
 
 
+def num_slots(parallel: ParallelConfig, hardware: HardwareConfig) -> int:
+    """Return how many blocks have their weights in the compute dtype under full sharding: two to gather ahead."""
+    ahead = not hardware.is_cpu if parallel.gather_ahead is None else parallel.gather_ahead
+    return 2 if ahead else 1
+
+
 def sharded_activation_bytes(
     coordinates: Coordinates,
     hardware: HardwareConfig,
@@ -110,7 +115,7 @@ def sharded_activation_bytes(
 
     Args:
         coordinates: of the rank.
-        hardware: the CPU keeps what each of its graphs has allocated.
+        hardware: the CPU keeps what each of its graphs has allocated, and has one backward graph per slot.
         num_layers: L.
         hidden: bytes of b T D.
         block: bytes of all activations of one block.
@@ -121,7 +126,7 @@ def sharded_activation_bytes(
     messages = 2 if parallel.pipeline > 1 else 0
     kept = (in_flight * (num_layers + 1) + messages) * hidden
     if hardware.is_cpu:
-        return kept + CPU_BLOCK_GRAPHS * block
+        return kept + num_slots(parallel, hardware) * block
     return kept + block
 
 

@@ -48,7 +48,7 @@ def settle(config: TrainConfig) -> TrainConfig:
 
 def highest_of(config: TrainConfig) -> tuple[int, str]:
     """Return the highest `zero_stage` of a run in its layout, and the key that limits it; "" if none does."""
-    of_layout = stage_of_layout(config.parallel, config.model)
+    of_layout = stage_of_layout(config.parallel, config.model, config.hardware)
     if of_layout[0] == 0:
         return of_layout
     return min(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gpt2x.config import ModelConfig, ParallelConfig, TrainConfig
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig
 from gpt2x.config.layout import Coordinates
+from gpt2x.planner.activations import num_slots
 from gpt2x.tasks.registry import task_of
 from gpt2x.trainable import Trainable
 
 FULL = 3  # replicas split the weights of blocks
-LEAST_BLOCKS = 2  # of a stage: one computes while the next is gathered
 
 
 def highest_stage(config: TrainConfig, trainable: Trainable) -> tuple[int, str]:
@@ -42,10 +42,10 @@ def trains_blocks_alike(trainable: Trainable) -> bool:
     return len({frozenset(suffixes) for suffixes in by_block.values()}) == 1
 
 
-def stage_of_layout(parallel: ParallelConfig, model: ModelConfig) -> tuple[int, str]:
+def stage_of_layout(parallel: ParallelConfig, model: ModelConfig, hardware: HardwareConfig) -> tuple[int, str]:
     """Return the highest `zero_stage` of a layout by itself, and the key that limits it; "" if none does."""
     if parallel.data == 1:
         return 0, "parallel.data=1"
-    if model.num_layers // parallel.pipeline < LEAST_BLOCKS:
+    if model.num_layers // parallel.pipeline < num_slots(parallel, hardware):  # one computes, one is gathered
         return 2, f"parallel.pipeline={parallel.pipeline} with model.num_layers={model.num_layers}"
     return FULL, ""

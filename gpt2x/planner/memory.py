@@ -16,14 +16,13 @@ from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
 from gpt2x.parallel.placement import placements
-from gpt2x.planner.activations import FP32, MINDSPORE, activation_bytes, cpu_units
+from gpt2x.planner.activations import FP32, MINDSPORE, activation_bytes, cpu_units, num_slots
 from gpt2x.planner.values import ModelValues, model_values, trained_values
 from gpt2x.runtime.memory import machine_memory_gb
 from gpt2x.trainable import Trainable
 
 LOGITS_COPIES = 3  # fp32: log-probabilities, softmax and its gradient (gpt2x/ops, cross entropy)
 BUCKET_BYTES = 32 * 2**20  # gradients reduced in one collective (gpt2x/parallel/gradient_reduction.py, BUCKET_ELEMENTS)
-NUM_SLOTS = 2  # blocks whose weights exist in the compute dtype under full sharding (gpt2x/parallel/full_sharding.py)
 # MindFormers' recipes give MindSpore 59 GB of a device of 64 GB (run_gpt2_13b_910b.yaml: max_device_memory); the driver
 # and HCCL use the rest.
 USABLE_FRACTION = 59 / 64
@@ -140,7 +139,7 @@ def sharded_memory(
 ) -> Memory:
     """Return the memory of full sharding without activations and logits (docs/design/full_sharding.md).
 
-    Weights: fp32, of blocks the rank's rows; two slots, whose matrices are in the compute dtype; the head's cast.
+    Weights: fp32, of blocks the rank's rows; one slot or two, whose matrices are in the compute dtype; the head's cast.
     Gradients: fp32 sums, of blocks the rank's rows; those of what is outside of the blocks, and of one block, from one
     backward pass. Buffers: the bucket that a gather receives, and the packed gradients that a scatter sends.
     """
@@ -154,12 +153,13 @@ def sharded_memory(
     gradient = trained.in_blocks / layers  # values of one block's
     scattered = FP32 if parallel.reduce_dtype == "fp32" else width
     outside_buffers = 2 * min(FP32 * outside, max(BUCKET_BYTES, FP32 * values.largest))
-    copies = cpu_units(hardware).gradients * NUM_SLOTS if hardware.is_cpu else 1.0  # each graph on the CPU has its own
+    slots = num_slots(parallel, hardware)
+    copies = cpu_units(hardware).gradients * slots if hardware.is_cpu else 1.0  # each graph on the CPU has its own
     sums = FP32 * (outside + trained.block_states)
     cleared = sums if hardware.is_cpu else 0.0  # the zeros that clear the sums; the CPU keeps them until the graph ends
     return Memory(
         weights=FP32 * (values.kept + (adapters.block_states if adapters else 0))
-        + NUM_SLOTS * slot
+        + slots * slot
         + (width * values.head if width != FP32 else 0),
         gradients=sums + cleared + FP32 * outside + copies * width * gradient,
         optimizer=FP32 * (num_states * trained.states + trained.masters),

@@ -1,8 +1,8 @@
 """Memory and speed of a layout on every kind of rank, before anything is built (no mindspore).
 
 Memory is `gpt2x.planner.memory`. Time is a roofline: matrix products run at a calibrated fraction of the device's peak,
-other work is limited by memory bandwidth, communication by link bandwidth, and nothing overlaps. docs/planning.md has
-the formulas, the calibration and the assumptions.
+other work is limited by memory bandwidth, communication by link bandwidth. Only the gathers of full sharding overlap
+with computation. docs/planning.md has the formulas, the calibration and the assumptions.
 
 Legend: b sequences per micro batch, T tokens per sequence, D hidden size, F feed-forward size, M micro batches,
 P stages.
@@ -22,6 +22,7 @@ from gpt2x.config.layout import (
     world_size,
 )
 from gpt2x.optim.registry import state_names
+from gpt2x.planner.activations import num_slots
 from gpt2x.planner.communication import Collective, Communication, repeated
 from gpt2x.planner.limits import FULL, highest_stage
 from gpt2x.planner.memory import Memory, step_memory, usable_bytes
@@ -224,7 +225,7 @@ class LayoutEstimate:
         """Return the gathers of one micro batch under full sharding: of each block forward, and again backward.
 
         A graph gathers the next block while it computes one: a forward pass, or a forward pass and the gradients. Only
-        what takes longer than that costs time. On the CPU nothing overlaps.
+        what takes longer than that costs time.
         """
         layers = len(coordinates.layers(self.trainable.model.num_layers))
         adapters = trained.in_blocks / layers if self.trainable.is_adapter else 0
@@ -232,7 +233,8 @@ class LayoutEstimate:
         if gather is None:
             return []
         head, total = self.work.head_flops(values, trained), self.work.flops(coordinates, values, trained)
-        block_s = 0.0 if compute_s is None or self.hardware.is_cpu else compute_s * (1 - head / total) / layers
+        ahead = num_slots(self.parallel, self.hardware) > 1
+        block_s = 0.0 if compute_s is None or not ahead else compute_s * (1 - head / total) / layers
         passes = 2 + 1 + (trained.in_blocks > adapters * layers)  # forward twice, gradients of inputs and of weights
         forward, backward = gather.behind(block_s / passes), gather.behind(block_s * (passes - 1) / passes)
         seconds = total_seconds(forward.seconds, backward.seconds)

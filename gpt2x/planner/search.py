@@ -108,7 +108,7 @@ def layouts(
         model: with its vocabulary.
         hardware: the device.
         trainer: the batch.
-        like: has what is not varied: `vocab_parallel` and `reduce_dtype`.
+        like: has what is not varied: `vocab_parallel`, `reduce_dtype`, `gather_ahead`.
         highest: the highest `zero_stage`.
     """
     for tensor in divisors(num_devices):
@@ -141,7 +141,7 @@ def shardings(
 ) -> Iterator[tuple[int, int]]:
     """Yield (zero_stage, optimizer_shards): nothing is split, by all replicas, or by those within a node."""
     yield 0, 1
-    highest = min(highest, stage_of_layout(mesh, model)[0])
+    highest = min(highest, stage_of_layout(mesh, model, hardware)[0])
     in_node = hardware.devices_per_node // mesh.tensor
     accumulates = (mesh.micro_batches or 1) > 1 or mesh.pipeline > 1
     for stage in range(1, highest + 1):
@@ -225,7 +225,7 @@ def changes(
             words.append("trainer.micro_batch_size=null")  # the two keys exclude each other
         return " ".join(words), model, replace(layout, **values)  # type: ignore[arg-type]
 
-    stage, highest = layout.zero_stage or 0, min(plan.highest_stage, stage_of_layout(layout, model)[0])
+    stage, highest = layout.zero_stage or 0, min(plan.highest_stage, stage_of_layout(layout, model, plan.hardware)[0])
     for higher in range(stage + 1, highest + 1):
         yield to(zero_stage=higher, **({"optimizer_shards": layout.data} if layout.shards == 1 else {}))
     if 1 < layout.shards < layout.data:
@@ -246,7 +246,7 @@ def changes(
             if layout.data % factor or (axis == "tensor" and degree * factor > plan.hardware.devices_per_node):
                 continue
             changed = replace(layout, **{"data": data, axis: degree * factor})
-            kept = min(stage, plan.highest_stage, stage_of_layout(changed, model)[0])
+            kept = min(stage, plan.highest_stage, stage_of_layout(changed, model, plan.hardware)[0])
             batches = (layout.micro_batches or 1) * factor  # keeps the micro batch size
             shards = min(layout.shards, data) if kept else 1
             yield to(**{"data": data, axis: degree * factor, "micro_batches": batches, "zero_stage": kept,

@@ -37,8 +37,8 @@ CASES = [  # (layout, dropout, sizes, global batch, micro batch)
     ("pp2", 0.0, WIDE, 2, 1),
     ("zero2", 0.0, SIZES, 32, 16),
     ("zero2", 0.0, WIDE, 2, 1),
-    ("dp2 parallel.zero_stage=3", 0.0, WIDE, 4, 1),
-    ("dp2 parallel.zero_stage=3", 0.0, SIZES, 32, 16),
+    ("dp2_zero3", 0.0, WIDE, 4, 1),
+    ("dp2_zero3", 0.0, SIZES, 32, 16),
 ]
 BY_DEFAULT = ("single", 0.0, WIDE, 2, 1)  # two runs of one process
 NAMES = {tuple(SIZES): "small", tuple(WIDE): "wide", tuple(MINDSPORES): "small-mindspore"}
@@ -46,7 +46,7 @@ IDS = [f"{layout}-{NAMES[tuple(sizes)]}-{batch}x{micro}-{rate}" for layout, rate
 
 
 def layout_overrides(layout: str, dropout: float) -> list[str]:
-    return [*f"parallel={layout}".split(), "parallel.micro_batches=null", f"model.dropout={dropout}"]
+    return [f"parallel={layout}", "parallel.micro_batches=null", f"model.dropout={dropout}"]
 
 
 @cache

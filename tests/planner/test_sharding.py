@@ -100,6 +100,15 @@ def test_gathers_hide_behind_computation_as_far_as_it_lasts():
     assert any("hidden" in row[-1] for row in rows)
 
 
+def test_without_gathering_ahead_there_is_one_slot_and_nothing_is_hidden():
+    one, two = staged(3, "parallel.gather_ahead=false"), staged(3)
+    block = 2 * 12 * 1024**2 + 4 * 13 * 1024
+    assert two.memory.weights - one.memory.weights == block
+    assert all(part.hidden_s == 0 for part in one.collectives)
+    pipeline = ["parallel.pipeline=24", "trainer.global_batch_size=16"]
+    assert staged(3, "parallel.gather_ahead=false", *pipeline).layers == 1, "a stage of one block has one slot"
+
+
 def test_hybrid_sharding_sums_shards_over_replicas():
     parts = [part.payload for part in staged(3, "parallel.optimizer_shards=4").collectives]
     assert "gradients of blocks of a shard" in parts
