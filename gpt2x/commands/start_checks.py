@@ -114,8 +114,8 @@ def missing_device(config: CommonConfig) -> str:
     """Return what to type on a machine that lacks the device."""
     hardware = config.hardware
     message = (
-        f"hardware={hardware.name}: this machine has no {hardware.device_target} device (hardware.device_target="
-        f"{hardware.device_target}), or MindSpore cannot use it"
+        f"hardware={hardware.name}: this machine has no {hardware.device_target} device: the driver's /dev/davinci* "
+        "are missing"
     )
     if not isinstance(config, TrainConfig):
         return f"{message}; use hardware=cpu."

@@ -115,7 +115,7 @@ def sharded_activation_bytes(
 
     Args:
         coordinates: of the rank.
-        hardware: the CPU keeps what each of its graphs has allocated, and has one backward graph per slot.
+        hardware: the CPU keeps what each of its graphs has allocated, and has a forward and a backward graph per slot.
         num_layers: L.
         hidden: bytes of b T D.
         block: bytes of all activations of one block.
@@ -126,7 +126,8 @@ def sharded_activation_bytes(
     messages = 2 if parallel.pipeline > 1 else 0
     kept = (in_flight * (num_layers + 1) + messages) * hidden
     if hardware.is_cpu:
-        return kept + num_slots(parallel, hardware) * block
+        forward = cpu_units(hardware).forward * hidden / parallel.tensor
+        return kept + num_slots(parallel, hardware) * (block + forward)
     return kept + block
 
 

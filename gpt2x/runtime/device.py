@@ -49,13 +49,11 @@ def set_up_device(hardware: HardwareConfig) -> None:
 
 
 def has_device(device_target: str) -> bool:
-    """Return whether this machine has a device that MindSpore can compute on; it is not set up."""
-    if device_target == "CPU" or any(Path("/dev").glob("davinci[0-9]*")):  # the device files of Ascend's driver
-        return True
-    os.environ.setdefault("GLOG_v", "3")
-    import mindspore as ms
+    """Return whether this machine shows a device of this kind; MindSpore is not asked, since its import takes seconds.
 
-    return bool(ms.hal.is_available(device_target))
+    Ascend's driver makes /dev/davinci0 and so on, and /dev/davinci_manager; containers get those of their devices.
+    """
+    return device_target == "CPU" or any(Path("/dev").glob("*davinci*"))
 
 
 def measure_peak_tflops(seconds: float = 0.4) -> float:
