@@ -173,6 +173,42 @@ def test_dropout_masks_differ_by_place_and_key_and_not_by_batch():
     assert np.array_equal(part, first[0, 100:200])
 
 
+def exact_mask(rate, site, key, rows, columns):
+    """The mask of `Dropout.keep` as its docstring says, modulo 2^32 in numbers of 64 bits: bool (R, columns)."""
+
+    def mix(x):
+        x = (x ^ (x >> 16)) * 0x2C1B3C6D % 2**32
+        x = (x ^ (x >> 13)) * 0x297A2D39 % 2**32
+        return x ^ (x >> 16)
+
+    hashed = mix((mix((rows % 2**32) ^ (site * 0x9E3779B1 + 0x7F4A7C15) % 2**31) + key) % 2**32)
+    x = (
+        hashed + mix(np.array([(column * 0x9E3779B97F4A7C15 % 2**64) >> 32 for column in range(1, columns + 1)]))
+    ) % 2**32
+    products = [int(value) * ((int(value) + 0x2C1B3C6D) % 2**32) for value in x.ravel()]  # beyond 64 bits
+    assert max(products) > 2**63
+    signed = np.array(products, object) % 2**32
+    return np.where(signed < 2**31, signed, signed - 2**32).reshape(x.shape) >= round(rate * 2**32) - 2**31
+
+
+def test_dropout_masks_in_bits():
+    """Known answers, for rows and keys whose sums and products wrap around; the same bits without int32."""
+    dropout = composed.Dropout(0.25, 17, 64)
+    key, rows = -1234567, np.array([[0], [1], [123456789], [2**31 - 1], [-5]])
+    arguments = Tensor(key, ms.int32), Tensor(rows.astype(np.int32)), 64
+    bits = dropout.keep_bits(*arguments)
+    assert bits.dtype == ms.uint8
+    assert [row.tobytes().hex() for row in bits.asnumpy()] == [
+        "f3f7fc7e7eefddf5", "ffdf8d4bdd2f2dc8", "773fff7da9fd5a4f", "d3feb7ba3cbf52ee", "73fd9a8f70ee2bdf",
+    ]  # fmt: skip
+    kept = np.unpackbits(bits.asnumpy(), axis=1, bitorder="little").astype(bool)
+    assert np.array_equal(kept, exact_mask(0.25, 17, key, rows, 64))
+    assert np.array_equal(kept, dropout.keep(*arguments).asnumpy() > 0)
+    assert np.array_equal(
+        kept[:, :24], np.unpackbits(dropout.keep_bits(*arguments[:2], 24).asnumpy(), axis=1, bitorder="little")
+    )
+
+
 def test_fp16_attention_and_norm_stay_close():
     q, k, v = (draw(1, 2, 8, 4, seed=seed) for seed in range(3))
     half = [Tensor(value.astype(np.float16)) for value in (q, k, v)]

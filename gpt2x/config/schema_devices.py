@@ -67,6 +67,10 @@ class LaunchConfig:
     check_memory: bool = key("train: start only if the plan fits the memory that is there", HOST, True)
 
 
+# What `HardwareConfig.has_flash_kernel_of` requires; the limits are those of MindSpore's `flash_attention_score`.
+FLASH_KERNEL = "fp16 or bf16, and at most 256 heads whose size is a multiple of 16, at most 512"
+
+
 @dataclass
 class HardwareConfig:
     """A device by its data sheet; `source` names the origin of the numbers."""
@@ -107,3 +111,8 @@ class HardwareConfig:
     def computes_natively(self) -> bool:
         """Whether gpt2x's C++ kernels compute the model; in other precisions than fp32 only the optimizer update."""
         return self.backend == "native" and self.precision == "fp32"
+
+    def has_flash_kernel_of(self, num_heads: int, head_dim: int) -> bool:
+        """Return whether the device's flash kernel computes attention of such heads, within `FLASH_KERNEL`."""
+        fits = num_heads <= 256 and head_dim % 16 == 0 and head_dim <= 512
+        return self.flash_attention and self.precision != "fp32" and fits

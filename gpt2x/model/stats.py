@@ -74,8 +74,8 @@ def attention_dropout(model: ModelConfig) -> float:
 
 
 def uses_flash_attention(model: ModelConfig, hardware: HardwareConfig) -> bool:
-    """Return whether training runs the flash kernel. It requires fp16 or bf16 and no dropout on attention weights."""
-    return hardware.flash_attention and attention_dropout(model) == 0 and hardware.precision != "fp32"
+    """Return whether training runs the flash kernel, with or without dropout on attention weights."""
+    return hardware.has_flash_kernel_of(model.num_heads, model.hidden_size // model.num_heads)
 
 
 def num_params(model: ModelConfig) -> int:

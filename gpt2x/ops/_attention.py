@@ -132,13 +132,17 @@ class HeadAttention(nn.Cell):
         return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size)
 
     def keep_mask(self, randomness, batch_size, length):
-        """Return the dropout multipliers (B, N, T, T) that a single device would draw for these heads; or None."""
+        """Return what `draw` draws for these heads on a single device; None without dropout."""
         if self.dropout is None or randomness is None:
             return None
         rows = randomness[-1].reshape(batch_size, 1, length, 1) * self.all_heads
         heads = self.first_head + ops.arange(self.num_heads).astype(ms.int32)
-        rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)
-        return self.dropout.keep(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, length)
+        rows = (rows + heads.reshape(1, -1, 1, 1)).reshape(-1, 1)  # (B * N * T, 1)
+        return self.draw(randomness[0], rows, length).reshape(batch_size, self.num_heads, length, -1)
+
+    def draw(self, key, rows, length):
+        """Return the dropout multipliers of rows (R, 1) of weights: (R, T) fp32."""
+        return self.dropout.keep(key, rows, length)
 
     def construct(self, qkv, randomness, starts=None):
         """qkv (B, T, 3D) -> (B, T, D).

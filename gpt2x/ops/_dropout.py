@@ -11,6 +11,8 @@ from mindspore import Tensor, nn, ops
 
 from gpt2x.native.constants import MIX_1, MIX_2, WEYL
 
+BYTE = 8  # elements of a byte of `Dropout.keep_bits`
+
 
 def mix(x):
     """Return a bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
@@ -45,12 +47,13 @@ class Dropout(nn.Cell):
     def __init__(self, rate: float, site: int, columns: int, first: int = 0):
         super().__init__()
         self.first = first
-        self.scale = 1.0 / (1.0 - rate)
+        self.keep_prob, self.scale = 1.0 - rate, 1.0 / (1.0 - rate)
         self.site = (site * 0x9E3779B1 + 0x7F4A7C15) % 2**31
         self.threshold = round(rate * 2**32) - 2**31
         numbers = np.arange(first + 1, first + columns + 1, dtype=np.uint64)
         column = numbers * np.uint64(WEYL)
         self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
+        self.bits = Tensor((1 << np.arange(BYTE, dtype=np.int32)).reshape(BYTE, 1, 1))
 
     def read_site(self, number: ms.Parameter) -> None:
         """Take the hashed site from a parameter, int32 (1,), so that one graph serves many sites (`Dropout.site`)."""
@@ -61,9 +64,29 @@ class Dropout(nn.Cell):
 
         key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
         """
-        x = mix(mix(ops.bitwise_xor(rows, self.site)) + key) + mix(self.columns[:, :columns])  # (R, columns)
-        x = x * (x + MIX_1)
-        return ops.cast(x >= self.threshold, ms.float32) * self.scale
+        x = self.hashed_rows(key, rows) + mix(self.columns[:, :columns])  # (R, columns)
+        return ops.cast(self.is_kept(x), ms.float32) * self.scale
+
+    def keep_bits(self, key, rows, columns: int):
+        """Return the mask of `keep` in bits, 1 where it keeps: (R, columns / 8) uint8.
+
+        Column 8 j + i is bit i of byte j, counted from the lowest, as the flash kernels of Ascend read it. `columns` is
+        a multiple of 8; other arguments as in `keep`. Bits are the first dim until they are added up, so that the
+        operators run over long rows.
+        """
+        x = self.hashed_rows(key, rows).reshape(1, -1, 1)
+        columns_by_bit = mix(self.columns[:, :columns]).reshape(-1, BYTE).transpose(1, 0)  # (8, columns / 8)
+        x = x + columns_by_bit.reshape(BYTE, 1, -1)  # (8, R, columns / 8)
+        kept = ops.cast(self.is_kept(x), ms.int32) * self.bits
+        return ops.cast(ops.reduce_sum(kept, 0), ms.uint8)  # (R, columns / 8)
+
+    def hashed_rows(self, key, rows):
+        """rows (R, 1) -> (R, 1), which depend on the key and the site as well."""
+        return mix(mix(ops.bitwise_xor(rows, self.site)) + key)
+
+    def is_kept(self, x):
+        """Decide for sums of a hashed row and a hashed column, of any shape: bool."""
+        return x * (x + MIX_1) >= self.threshold
 
     def construct(self, x, key, rows):
         """x (B, T, D); rows (B * T, 1) -> x after dropout."""

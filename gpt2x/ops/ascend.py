@@ -13,10 +13,11 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops import flash_attention_score
 
 from gpt2x.config import HardwareConfig
 from gpt2x.ops._attention import Attention, HeadAttention
-from gpt2x.ops._dropout import Dropout
+from gpt2x.ops._dropout import BYTE, Dropout
 from gpt2x.ops.base import Backend
 from gpt2x.ops.composed import Composed
 
@@ -47,29 +48,51 @@ def compressed_causal_mask() -> Tensor:
     return Tensor(np.triu(np.ones((2048, 2048), np.uint8), 1))
 
 
-class AttentionAscend(nn.Cell):
-    """Causal attention on Ascend: the fused flash kernel if it applies, else written out.
+class FlashAttention(nn.Cell):
+    """Causal attention by the fused flash kernel, in fp16 and bf16. docs/ascend.md explains the arguments of the call.
 
-    It applies to fp16 and bf16 without dropout on the weights. The kernel does take a dropout mask, but packed in
-    bits. Written out, the mask is the one of the CPU. docs/ascend.md explains the arguments of the call.
+    Args:
+        num_heads: of this process.
+        head_dim: H.
+        max_seq_len: the largest T.
+        keep_prob: the fraction of the weights that dropout keeps.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, flash: bool):
+    def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, keep_prob: float):
         super().__init__()
-        self.num_heads, self.flash = num_heads, flash
+        self.num_heads, self.keep_prob = num_heads, keep_prob
         self.scale = 1.0 / math.sqrt(head_dim)
+        self.mask = compressed_causal_mask()
         self.written_out = Attention(head_dim, max_seq_len)
-        self.mask = compressed_causal_mask() if flash else None
 
     def construct(self, q, k, v, keep, hidden=None):
-        """Same arguments and result as `Attention.construct`."""
-        if self.flash and keep is None and q.dtype != ms.float32:
-            mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
-            return ops.flash_attention_score(
-                q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale,
-                input_layout="BNSD", sparse_mode=2 if hidden is None else 0,
+        """Same arguments and result as `Attention.construct`, except that `keep` may be bits.
+
+        keep: None, or `Dropout.keep_bits` (B, N, T, T / 8); multipliers (B, N, T, T) are for attention written out.
+        """
+        mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
+        sparse_mode = 2 if hidden is None else 0
+        if keep is None:
+            return flash_attention_score(
+                q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale, input_layout="BNSD",
+                sparse_mode=sparse_mode,
             )  # fmt: skip
-        return self.written_out(q, k, v, keep, hidden)
+        if keep.dtype != ms.uint8:
+            return self.written_out(q, k, v, keep, hidden)
+        return flash_attention_score(
+            q, k, v, self.num_heads, drop_mask=keep, attn_mask=mask, keep_prob=self.keep_prob, scalar_value=self.scale,
+            input_layout="BNSD", sparse_mode=sparse_mode,
+        )  # fmt: skip
+
+
+class FlashHeadAttention(HeadAttention):
+    """`HeadAttention` whose dropout masks are bits, as the flash kernel reads them."""
+
+    def draw(self, key, rows, length):
+        """Return the mask of rows (R, 1) of weights: (R, T / 8) uint8; multipliers (R, T) if 8 does not divide T."""
+        if length % BYTE:
+            return self.dropout.keep(key, rows, length)
+        return self.dropout.keep_bits(key, rows, length)
 
 
 class Ascend(Composed):
@@ -79,7 +102,7 @@ class Ascend(Composed):
 
     def __init__(self, hardware: HardwareConfig):
         super().__init__(hardware)
-        self.flash = hardware.flash_attention
+        self.hardware = hardware
 
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
         """As `Backend.layer_norm`."""
@@ -99,8 +122,10 @@ class Ascend(Composed):
         all_heads: int | None = None,
     ) -> nn.Cell:
         """As `Backend.attention`."""
-        attend = AttentionAscend(num_heads, head_dim, max_seq_len, self.flash)
-        return HeadAttention(attend, num_heads, head_dim, dropout, first_head, all_heads or num_heads)
+        if not self.hardware.has_flash_kernel_of(num_heads, head_dim):
+            return super().attention(num_heads, head_dim, max_seq_len, dropout, first_head, all_heads)
+        attend = FlashAttention(num_heads, head_dim, max_seq_len, 1.0 if dropout is None else dropout.keep_prob)
+        return FlashHeadAttention(attend, num_heads, head_dim, dropout, first_head, all_heads or num_heads)
 
 
 def create(hardware: HardwareConfig) -> Backend:

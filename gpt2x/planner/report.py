@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpt2x.config import ParallelConfig, TrainConfig
 from gpt2x.config.layout import bubble_fraction, world_size
+from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
 from gpt2x.planner.choose import sharding_reason
 from gpt2x.planner.communication import Collective
@@ -189,9 +190,7 @@ def assumptions(config: TrainConfig) -> list[str]:
             f"hardware.memory_gb={hardware.memory_gb:g}: {USABLE_FRACTION:.0%} of it are usable (docs/planning.md)."
         )
     if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
-        notes.append(
-            "model.attention_dropout>0 or fp32: no flash attention. Set model.attention_dropout=0 and use fp16 or bf16."
-        )
+        notes.append(f"no flash attention: it requires {FLASH_KERNEL}.")
     needed = ["peak_tflops", "efficiency", "memory_gb_per_s"]
     if (config.num_devices or world_size(config.parallel)) > 1:
         needed += ["link_gb_per_s", "network_gb_per_s"]

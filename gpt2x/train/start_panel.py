@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
+from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
 from gpt2x.optim.registry import state_names
 from gpt2x.planner.choose import sharding_reason
@@ -110,7 +111,7 @@ def model_notes(decision: Decision) -> list[str]:
             "embedding are never used. Set model.vocab_size=null to avoid them."
         )
     if config.hardware.flash_attention and not stats.uses_flash_attention(model, config.hardware):
-        notes.append("flash attention is off: it requires model.attention_dropout=0 and fp16 or bf16")
+        notes.append(f"flash attention is off: it requires {FLASH_KERNEL}")
     if weights and decision.num_added_rows:
         notes.append(
             f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's {weights.model.vocab_size:,}, "

@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from gpt2x.ops import ascend, composed
 from gpt2x.runtime.device import set_up_device
@@ -41,12 +41,22 @@ def test_update_with_flash_attention(compiled, name, forward):
     [
         case("train_fp16_dropout", 1, marks=[pytest.mark.exhaustive]),
         case("train_bf16_dropout_recompute", 2),
-        case("train_fp32", 1),
+        case("train_fp16_dropout_packed", 1),
     ],
 )
-def test_update_with_attention_written_out(compiled, name, forward):
+def test_flash_attention_drops_weights(compiled, name, forward):
     operators = compiled.of(name)
-    assert operators["Softmax"] == forward * LAYERS
+    assert operators["FlashAttentionScore"] == forward * LAYERS
+    assert operators["FlashAttentionScoreGrad"] == LAYERS
+    assert "Softmax" not in operators
+
+
+@pretended
+@timeout
+@pytest.mark.needs("train_fp32")
+def test_attention_in_fp32_is_written_out(compiled):
+    operators = compiled.of("train_fp32")
+    assert operators["Softmax"] == LAYERS
     assert "FlashAttentionScore" not in operators
 
 
@@ -66,15 +76,6 @@ def test_packed_rows_go_through_flash_attention_with_a_mask_of_their_own(compile
     assert operators["FlashAttentionScore"] == 2 * LAYERS
     assert operators["FlashAttentionScoreGrad"] == LAYERS
     assert operators["LogicalOr"] >= 1
-
-
-@pretended
-@timeout
-@pytest.mark.needs("train_fp16_dropout_packed")
-def test_packed_rows_with_dropout_are_written_out(compiled):
-    operators = compiled.of("train_fp16_dropout_packed")
-    assert operators["Softmax"] == LAYERS
-    assert "FlashAttentionScore" not in operators
 
 
 @pretended
@@ -116,14 +117,15 @@ def draw(*shape, seed=0, dtype=np.float32):
 
 
 @pytest.mark.run
-def test_attention_that_is_written_out_equals_the_cpu_one():
+def test_dropped_rows_that_no_byte_divides_are_written_out():
     set_up_device(CPU)
-    q, k, v = (draw(2, 3, 8, 16, seed=seed, dtype=np.float16) for seed in range(3))
-    keep = Tensor((np.random.default_rng(5).random((2, 3, 8, 8)) > 0.3).astype(np.float32) / 0.7)
-    fused, cpu = ascend.AttentionAscend(3, 16, 32, flash=True), composed.Attention(16, 32)
-    assert np.array_equal(fused(q, k, v, keep).asnumpy(), cpu(q, k, v, keep).asnumpy())
-    changed = Tensor(np.concatenate([v.asnumpy()[:, :, :5], v.asnumpy()[:, :, 5:] + 1], axis=2))
-    assert np.array_equal(fused(q, k, changed, keep).asnumpy()[:, :, :5], cpu(q, k, v, keep).asnumpy()[:, :, :5])
+    qkv, randomness = draw(2, 6, 144, dtype=np.float16), (Tensor(7, ms.int32), Tensor(np.arange(12).reshape(-1, 1)))
+    device = frontend.hardware(precision="fp16")
+    dropout = composed.Dropout(0.3, 5, 32)
+    fused = ascend.Ascend(device).attention(3, 16, 32, dropout)
+    cpu = composed.Composed(device).attention(3, 16, 32, dropout)
+    randomness = randomness[0], ops.cast(randomness[1], ms.int32)
+    assert np.array_equal(fused(qkv, randomness).asnumpy(), cpu(qkv, randomness).asnumpy())
 
 
 def test_compressed_mask_discards_the_future():
