@@ -78,13 +78,13 @@ class LayerNorm(nn.Cell):
 class Embedding(nn.Cell):
     """A table of fp32 rows."""
 
-    def __init__(self, num_rows: int, hidden_size: int):
+    def __init__(self, num_rows: int, hidden_size: int, backend: Backend):
         super().__init__()
-        self.weight = zeros(num_rows, hidden_size)
+        self.weight, self.rows = zeros(num_rows, hidden_size), backend.embedding()
 
     def construct(self, ids):
         """ids (...) int32 -> (..., D) fp32."""
-        return ops.gather(self.weight, ids, 0)  # (..., D)
+        return self.rows(ids, self.weight)  # (..., D)
 
 
 class SelfAttention(nn.Cell):
@@ -184,14 +184,14 @@ class GPT2(nn.Cell):
         self.hidden_size, self.dtype = model.hidden_size, backend.dtype
         num_rows = stats.padded_vocab_size(model)
         assert model.vocab_size is not None
-        self.wte = Embedding(num_rows, model.hidden_size)
-        self.wpe = Embedding(model.max_seq_len, model.hidden_size)
+        self.wte = Embedding(num_rows, model.hidden_size, backend)
+        self.wpe = Embedding(model.max_seq_len, model.hidden_size, backend)
         rate = model.dropout if model.embedding_dropout is None else model.embedding_dropout
         self.dropout = backend.dropout(rate, 0, model.hidden_size)
         self.h = nn.CellList([Block(model, backend, layer) for layer in range(model.num_layers)])
         self.ln_f = LayerNorm(model, backend)
         has_lm_head = not (model.tie_embeddings or model.labels)  # a classifier's head is in gpt2x.model.classifier
-        self.lm_head = Embedding(num_rows, model.hidden_size) if has_lm_head else None
+        self.lm_head = Embedding(num_rows, model.hidden_size, backend) if has_lm_head else None
         self.cross_entropy = backend.cross_entropy()
         self.head_loss = backend.head_loss(model.vocab_size)
         self.decoder_kernels = backend.decoder(model.activation)

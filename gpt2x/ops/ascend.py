@@ -13,7 +13,9 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.mint.nn.functional import embedding, layer_norm
 from mindspore.ops import flash_attention_score
+from mindspore.ops.auto_generate import GeluExt
 
 from gpt2x.config import HardwareConfig
 from gpt2x.ops._attention import Attention, HeadAttention
@@ -22,24 +24,51 @@ from gpt2x.ops.base import Backend
 from gpt2x.ops.composed import Composed
 
 
-class LayerNormAscend(nn.Cell):
+class Lookup(nn.Cell):
+    """Rows of a table by MindSpore's operator for Ascend, whose gradient is one kernel."""
+
+    def construct(self, ids, table):
+        """ids (...) int32, table (V, D) -> (..., D)."""
+        return embedding(ids, table)
+
+
+class LayerNorm(nn.Cell):
     """Layer normalisation by MindSpore's fused operator, in fp32."""
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
-        self.op = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.shape, self.eps = (hidden_size,), eps
 
     def construct(self, x, weight, bias):
         """x (..., D), weight (D,), bias (D,) -> (..., D) in x's dtype."""
-        return ops.cast(self.op(ops.cast(x, ms.float32), weight, bias)[0], x.dtype)
+        return ops.cast(layer_norm(ops.cast(x, ms.float32), self.shape, weight, bias, self.eps), x.dtype)
 
 
-class GeluNewAscend(nn.Cell):
+gelu_ext = GeluExt()  # `mint.nn.functional.gelu` calls it too, but is not computed again in recomputed blocks
+
+
+class GeluNew(nn.Cell):
     """The tanh form of GELU by MindSpore's fused operator."""
 
     def construct(self, x):
         """Same shape and dtype as x."""
         return ops.gelu(x, approximate="tanh")
+
+
+class GeluErf(nn.Cell):
+    """GELU by the error function, by MindSpore's fused operator."""
+
+    def construct(self, x):
+        """Same shape and dtype as x."""
+        return gelu_ext(x, "none")
+
+
+square_sum = ops.MultitypeFuncGraph("ascend_square_sum")
+
+
+@square_sum.register("Tensor")
+def _square_sum(gradient):
+    return ops.reduce_sum(ops.square(ops.cast(gradient, ms.float32)))
 
 
 @cache
@@ -95,8 +124,11 @@ class FlashHeadAttention(HeadAttention):
         return self.dropout.keep_bits(key, rows, length)
 
 
+ACTIVATIONS = {"gelu_new": GeluNew, "gelu": GeluErf}
+
+
 class Ascend(Composed):
-    """Composed, with the fused layer norm, GELU and flash attention."""
+    """Composed, with Ascend's embedding, layer norm, GELU, flash attention and norm of gradients."""
 
     exp_is_exact = True
 
@@ -104,13 +136,17 @@ class Ascend(Composed):
         super().__init__(hardware)
         self.hardware = hardware
 
+    def embedding(self) -> nn.Cell:
+        """As `Backend.embedding`."""
+        return Lookup()
+
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
         """As `Backend.layer_norm`."""
-        return LayerNormAscend(hidden_size, eps)
+        return LayerNorm(hidden_size, eps)
 
     def activation(self, name: str) -> nn.Cell:
         """As `Backend.activation`."""
-        return GeluNewAscend() if name == "gelu_new" else super().activation(name)
+        return ACTIVATIONS[name]() if name in ACTIVATIONS else super().activation(name)
 
     def attention(
         self,
@@ -126,6 +162,10 @@ class Ascend(Composed):
             return super().attention(num_heads, head_dim, max_seq_len, dropout, first_head, all_heads)
         attend = FlashAttention(num_heads, head_dim, max_seq_len, 1.0 if dropout is None else dropout.keep_prob)
         return FlashHeadAttention(attend, num_heads, head_dim, dropout, first_head, all_heads or num_heads)
+
+    def square_sum(self) -> ops.MultitypeFuncGraph:
+        """As `Backend.square_sum`."""
+        return square_sum
 
 
 def create(hardware: HardwareConfig) -> Backend:

@@ -38,6 +38,10 @@ class Backend(ABC):
         """x W + b: a Cell of (x (R, K), weight (K, N), bias (N,) or None) -> (R, N)."""
 
     @abstractmethod
+    def embedding(self) -> nn.Cell:
+        """Rows of a table: a Cell of (ids (...) int32, table (V, D)) -> (..., D)."""
+
+    @abstractmethod
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
         """Layer normalisation: a Cell of (x (..., D), weight (D,), bias (D,)) -> (..., D)."""
 

@@ -25,7 +25,7 @@ from gpt2x.ops.base import Backend
 
 __all__ = [
     "AdamWUpdate", "Attention", "AttentionKernel", "Composed", "CrossEntropy", "Dropout", "FastGelu", "GeluErf",
-    "GeluNew", "HeadAttention", "LayerNorm", "Linear", "create", "hidden_keys",
+    "GeluNew", "HeadAttention", "LayerNorm", "Linear", "Lookup", "create", "hidden_keys",
 ]  # fmt: skip
 
 
@@ -175,6 +175,14 @@ class Linear(nn.Cell):
         return rows if bias is None else ops.bias_add(rows, ops.cast(bias, x.dtype))
 
 
+class Lookup(nn.Cell):
+    """Rows of a table."""
+
+    def construct(self, ids, table):
+        """ids (...) int32, table (V, D) -> (..., D)."""
+        return ops.gather(table, ids, 0)
+
+
 # Graphs map these over the parameters. A Python loop over hundreds of tensors exceeds the depth that MindSpore unrolls.
 square_sum = ops.MultitypeFuncGraph("square_sum")
 update_parameter = ops.MultitypeFuncGraph("update_parameter")
@@ -247,6 +255,10 @@ class Composed(Backend):
     def linear(self) -> nn.Cell:
         """As `Backend.linear`."""
         return Linear()
+
+    def embedding(self) -> nn.Cell:
+        """As `Backend.embedding`."""
+        return Lookup()
 
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
         """As `Backend.layer_norm`."""

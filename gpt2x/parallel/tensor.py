@@ -91,15 +91,15 @@ class TensorParallelFeedForward(FeedForward):
 class VocabParallelEmbedding(Embedding):
     """An embedding of which this process has a slice of the rows; the tokens of other rows are zero before the sum."""
 
-    def __init__(self, num_rows: int, hidden_size: int, group: Group):
-        super().__init__(num_rows, hidden_size)
+    def __init__(self, num_rows: int, hidden_size: int, backend: Backend, group: Group):
+        super().__init__(num_rows, hidden_size, backend)
         self.first_row, self.num_rows, self.leave = group.index * num_rows, num_rows, SumOverGroup(group)
 
     def construct(self, ids):
         """ids (B, T) int32 -> (B, T, D) fp32."""
         rows = ids - self.first_row
         is_here = ops.logical_and(rows >= 0, rows < self.num_rows)
-        x = ops.gather(self.weight, rows * ops.cast(is_here, ms.int32), 0)
+        x = self.rows(rows * ops.cast(is_here, ms.int32), self.weight)
         return self.leave(x * ops.cast(is_here, x.dtype).reshape((*ids.shape, 1)))
 
 
@@ -182,9 +182,9 @@ class TensorParallelGPT2(GPT2):
         self.gather = None
         if self.splits_vocabulary:
             num_rows = stats.padded_vocab_size(model) // group.size
-            self.wte = VocabParallelEmbedding(num_rows, model.hidden_size, group)
+            self.wte = VocabParallelEmbedding(num_rows, model.hidden_size, self.backend, group)
             if self.lm_head is not None:
-                self.lm_head = Embedding(num_rows, model.hidden_size)
+                self.lm_head = Embedding(num_rows, model.hidden_size, self.backend)
             if self.padding is not None:
                 first = group.index * num_rows
                 self.padding = Tensor(self.padding.asnumpy()[:, first : first + num_rows])

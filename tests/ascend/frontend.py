@@ -237,7 +237,9 @@ CASES: dict[str, Callable[[], Counter[str]]] = {
     "train_bf16": lambda: train(replace(SMALL, activation="gelu"), "bf16", micro_batches=1),
     "train_fp16_dropout": lambda: train(DROPOUT, "fp16", micro_batches=1),
     "train_fp16_recompute": lambda: train(SMALL, "fp16", recompute="block", micro_batches=1),
-    "train_bf16_dropout_recompute": lambda: train(DROPOUT, "bf16", recompute="block", micro_batches=1),
+    "train_bf16_dropout_recompute": lambda: train(
+        replace(DROPOUT, activation="gelu"), "bf16", recompute="block", micro_batches=1
+    ),
     "train_bf16_accumulation_recompute": lambda: train(SMALL, "bf16", recompute="block"),
     "train_fp32": lambda: train(replace(SMALL, activation="fast_gelu"), "fp32", micro_batches=1),
     "train_bf16_packed_recompute": lambda: train(SMALL, "bf16", recompute="block", packed=True),

@@ -31,8 +31,10 @@ def test_update_with_flash_attention(compiled, name, forward):
     operators = compiled.of(name)
     assert operators["FlashAttentionScore"] == forward * LAYERS
     assert operators["FlashAttentionScoreGrad"] == LAYERS
-    assert operators["LayerNormGrad"] == 2 * LAYERS + 1
+    assert operators["LayerNormGradExt"] == 2 * LAYERS + 1
     assert operators["Adam"] == 12 * LAYERS + 4
+    assert operators["EmbeddingDenseBackward"] == 2
+    assert operators["Square"] == 12 * LAYERS + 4, "the norm of the gradients"
     assert "Softmax" not in operators
 
 
@@ -48,6 +50,7 @@ def test_flash_attention_drops_weights(compiled, name, forward):
     operators = compiled.of(name)
     assert operators["FlashAttentionScore"] == forward * LAYERS
     assert operators["FlashAttentionScoreGrad"] == LAYERS
+    assert operators.get("GeLU", 0) + operators.get("GeluExt", 0) == forward * LAYERS
     assert "Softmax" not in operators
 
 
@@ -137,15 +140,7 @@ def test_compressed_mask_discards_the_future():
 
 
 @pytest.mark.run
-def test_fused_operators_have_the_values_of_the_cpu_ones():
+def test_gelu_has_the_values_of_the_cpu():
     set_up_device(CPU)
-    x, weight, bias = draw(3, 5, 64), draw(64, seed=1), draw(64, seed=2)
-    pairs = [
-        (
-            ascend.LayerNormAscend(64, 1e-5)(x, weight, bias),
-            composed.LayerNorm(64, 1e-5)(x, weight, bias),
-        ),
-        (ascend.GeluNewAscend()(3 * x), composed.GeluNew()(3 * x)),
-    ]
-    for fused, cpu in pairs:
-        assert np.allclose(fused.asnumpy(), cpu.asnumpy(), atol=1e-5)
+    x = draw(3, 5, 64)
+    assert np.allclose(ascend.GeluNew()(3 * x).asnumpy(), composed.GeluNew()(3 * x).asnumpy(), atol=1e-5)

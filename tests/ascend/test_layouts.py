@@ -45,7 +45,7 @@ def check_layers(graph, layers, passes, layer_norms):
     """Flash attention in every layer, `passes` times where it is recomputed, and one gradient of each."""
     assert graph["FlashAttentionScore"] == passes * layers
     assert graph["FlashAttentionScoreGrad"] == layers
-    assert graph["LayerNormGrad"] == layer_norms
+    assert graph["LayerNormGradExt"] == layer_norms
     assert "Softmax" not in graph
 
 
