@@ -61,12 +61,12 @@ class OldString:
             ("length", ctypes.c_size_t),
             ("capacity", ctypes.c_size_t),
             ("references", ctypes.c_ssize_t),
-            ("characters", ctypes.c_char * 32),
+            ("characters", ctypes.c_char * 64),
         )
 
     def __init__(self, text: str):
         many = 1 << 30  # references: the library never frees it
-        self.layout = self.Layout(len(text), 31, many, text.encode())
+        self.layout = self.Layout(len(text), 63, many, text.encode())
         self.pointer = ctypes.c_void_p(ctypes.addressof(self.layout) + self.Layout.characters.offset)
 
     def address(self) -> int:

@@ -7,7 +7,7 @@ from mindspore import Tensor, ops
 
 from gpt2x.ops import ascend, composed
 from gpt2x.runtime.device import set_up_device
-from tests.ascend import frontend
+from tests.ascend import frontend, kernels
 from tests.support.models import CPU
 
 LAYERS = frontend.SMALL.num_layers
@@ -102,6 +102,27 @@ def test_evaluation(compiled, name, argmax):
 @pytest.mark.parametrize("name", [case("decode_prompt_bf16"), case("decode_token_fp16")])
 def test_decoding(compiled, name):
     assert compiled.of(name)["ScatterUpdate"] == 2 * LAYERS
+
+
+KERNEL_CASES = (
+    "train_fp16", "train_bf16", "train_fp32", "train_bf16_accumulation_recompute", "train_bf16_packed_recompute",
+    "train_bf16_dropout_recompute", "train_fp16_dropout_packed", "evaluate_fp16", "score_greedily_fp16",
+    "decode_prompt_bf16", "decode_token_fp16",
+)  # fmt: skip
+
+
+@pretended
+@timeout
+@pytest.mark.needs(*KERNEL_CASES)
+def test_operators_have_aclnn_kernels_or_a_documented_reason(compiled):
+    operators = set().union(*(compiled.of(name) for name in KERNEL_CASES)) - kernels.NOT_LAUNCHED
+    found = kernels.find_kernels({*operators, "Nonsense"})
+    assert found.pop("Nonsense") == (False, False)
+    assert found["FlashAttentionScore"] == (True, True)
+    assert not [name for name, paths in found.items() if not any(paths)], "would fail on a device"
+    without = {name for name, (has_aclnn, _) in found.items() if not has_aclnn}
+    assert without - kernels.documented() == set()
+    assert kernels.documented() - without <= {"Pad", "Slice"}, "only layouts have those"
 
 
 @pytest.mark.parametrize(

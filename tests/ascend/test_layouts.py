@@ -6,6 +6,7 @@ place of an AllGather or a ReduceScatter.
 
 import pytest
 
+from tests.ascend import kernels
 from tests.ascend.layouts import PRECISIONS
 from tests.ascend.runs import Reports, compile_all, require_frontend
 
@@ -164,6 +165,21 @@ def test_stage(compiled, name, stage):
 @pytest.mark.needs("decode_fp16")
 def test_tensor_parallel_decoder(compiled):
     check_decoder(compiled.of("decode_fp16")["operators"], SMALL)
+
+
+KERNEL_CASES = (
+    "tp_accumulated_bf16", "tp_dropout_bf16", "sp_bf16", "lora_tp_bf16", "dp_fp16", "zero_bf16", "decode_fp16",
+    "pp_first_bf16", "pp_middle_fp16", "pp_last_bf16",
+)  # fmt: skip
+
+
+@pytest.mark.needs(*KERNEL_CASES)
+def test_operators_of_layouts_have_aclnn_kernels_or_a_documented_reason(compiled):
+    graphs = [graph for name in KERNEL_CASES for graph in compiled.of(name)["operators"].values()]
+    found = kernels.find_kernels(set().union(*graphs) - kernels.NOT_LAUNCHED)
+    assert not [name for name, paths in found.items() if not any(paths)], "would fail on a device"
+    without = {name for name, (has_aclnn, _) in found.items() if not has_aclnn} - kernels.COMMUNICATION
+    assert without - kernels.documented() == set()
 
 
 @pytest.mark.parametrize(
