@@ -39,7 +39,7 @@ class Backend(ABC):
 
     @abstractmethod
     def embedding(self) -> nn.Cell:
-        """Rows of a table: a Cell of (ids (...) int32, table (V, D)) -> (..., D)."""
+        """Return rows of a table: a Cell of (ids (...) int32, table (V, D)) -> (..., D)."""
 
     @abstractmethod
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
