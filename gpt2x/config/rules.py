@@ -154,11 +154,6 @@ def validate_train(config: TrainConfig) -> None:
     )
     validate_layout(config.parallel, config.model)
     validate_lora(config)
-    require(
-        not config.parallel.splits_weights or config.optimizer.layer_decay in (None, 1.0),
-        f"optimizer.layer_decay={config.optimizer.layer_decay} gives every block a rate of its own, but parallel."
-        "zero_stage=3 updates all blocks together; use parallel.zero_stage=2.",
-    )
     validate_batch(config.parallel, trainer)
     require(
         trainer.seq_len <= config.model.max_seq_len,

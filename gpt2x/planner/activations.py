@@ -141,7 +141,7 @@ def block_bytes(
     two layer norms and of two linears.
     Split by the tensor axis: queries, keys, values and attention output, b T D each; input, gate and output of GELU,
     b T F each; attention weights and their dropout mask in fp32, b N T T each, unless the fused kernel or recomputation
-    drops them.
+    drops them. The fused kernel takes its dropout mask as one bit for each weight.
     """
     width, t = stats.BYTES[hardware.precision], parallel.tensor
     rows = micro_batch_size * seq_len
@@ -149,9 +149,11 @@ def block_bytes(
     replicated = hidden * ((2 + 2 * has_dropout) * FP32 + 2 * width)
     inputs = hidden * 2 * width  # in full under sequence parallelism too: the tokens are gathered first
     split = hidden * 4 * width + rows * stats.ffn_size(model) * 3 * width
-    if parallel.recompute != "attention" and not stats.uses_flash_attention(model, hardware):
-        scores = micro_batch_size * model.num_heads * seq_len**2
-        split += scores * FP32 * (1 + (stats.attention_dropout(model) > 0))
+    scores, drops = micro_batch_size * model.num_heads * seq_len**2, stats.attention_dropout(model) > 0
+    if stats.uses_flash_attention(model, hardware):
+        split += scores * drops / 8
+    elif parallel.recompute != "attention":
+        split += scores * FP32 * (1 + drops)
     return replicated / (t if parallel.sequence_parallel else 1) + inputs + split / t
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig, TrainerConfig
 from gpt2x.config.layout import padded_for, validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
+from gpt2x.model import stats
 from gpt2x.optim.registry import state_names
 from gpt2x.planner.limits import FULL, highest_stage, stage_of_layout
 from gpt2x.planner.roofline import Plan, plan_layout, with_vocabulary
@@ -236,7 +237,11 @@ def changes(
             yield to(recompute="attention")
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield to(sequence_parallel=True)
-    if plan.hardware.flash_attention and model.attention_dropout != 0:
+    if (
+        plan.hardware.flash_attention
+        and model.attention_dropout != 0
+        and not stats.uses_flash_attention(model, plan.hardware)
+    ):
         yield "model.attention_dropout=0", replace(model, attention_dropout=0.0), layout
     yield to(micro_batches=2 * layout.micro_batches if layout.micro_batches else 2)
     for axis in ("tensor", "pipeline"):

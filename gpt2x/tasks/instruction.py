@@ -53,11 +53,6 @@ class Instruction(Task):
             f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, "
             "or a layout with parallel.pipeline=1.",
         )
-        require(
-            not (config.parallel.splits_weights and config.dataset.packing),
-            "dataset.packing=true: the graphs of single blocks under parallel.zero_stage=3 do not know where a packed "
-            "row's examples begin; use dataset.packing=false or parallel.zero_stage=2.",
-        )
 
     def row_form(self, config: TrainConfig) -> RowForm:
         """Cut rows of seq_len + 1 tokens."""

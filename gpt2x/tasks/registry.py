@@ -36,11 +36,6 @@ def check_task(config: TrainConfig) -> None:
         f"parallel.pipeline={parallel.pipeline} (parallel={parallel.name}): the loss of task={config.task.name} is not "
         "computed by pipeline stages; use a layout with parallel.pipeline=1.",
     )
-    require(
-        task.trains_in_stages or not parallel.splits_weights,
-        f"parallel.zero_stage=3 (parallel={parallel.name}): the loss of task={config.task.name} is not computed block "
-        "by block; use parallel.zero_stage=2.",
-    )
 
 
 def inference_for(model: ModelConfig) -> Inference:
