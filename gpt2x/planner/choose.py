@@ -51,9 +51,15 @@ def highest_of(config: TrainConfig) -> tuple[int, str]:
     of_layout = stage_of_layout(config.parallel, config.model, config.hardware)
     if of_layout[0] == 0:
         return of_layout
-    return min(
+    stage, key = min(
         of_layout, highest_stage(config, trainable_of(config, with_vocabulary(config))), key=lambda each: each[0]
     )
+    return stages_up_to(stage, config.parallel)[-1], key
+
+
+def stages_up_to(highest: int, parallel: ParallelConfig) -> list[int]:
+    """Return the values of `zero_stage` up to `highest` that a layout can have; pipeline stages have no 2."""
+    return [stage for stage in range(highest + 1) if stage != 2 or parallel.pipeline == 1]
 
 
 def lowest_that_fits(config: TrainConfig, highest: int) -> ParallelConfig:
@@ -61,7 +67,9 @@ def lowest_that_fits(config: TrainConfig, highest: int) -> ParallelConfig:
     parallel = config.parallel
     if parallel.data == 1 or parallel.optimizer_shards == 1:
         return replace(parallel, zero_stage=0)
-    stages = range(0 if parallel.optimizer_shards is None else 1, highest + 1)
+    stages = stages_up_to(highest, parallel)
+    if parallel.optimizer_shards is not None:
+        stages.remove(0)
     fitting = (stage for stage in stages if plan_of_stage(config, stage).fits)
     return replace(parallel, zero_stage=next(fitting, highest))
 
@@ -89,7 +97,8 @@ def sharding_reason(config: TrainConfig) -> str:
     stage = parallel.zero_stage or 0
     if stage == 0:
         return f"zero_stage 0: each of {parallel.data} replicas keeps everything"
-    below = plan_of_stage(config, stage - 1)
+    lower = stages_up_to(stage, parallel)[-2]
+    below = plan_of_stage(config, lower)
     need, usable = below.fullest.memory.total / 1e9, below.usable / 1e9
     replicas = f"{parallel.shards}" if parallel.shards == parallel.data else f"{parallel.shards} of {parallel.data}"
-    return f"zero_stage {stage} over {replicas} replicas: stage {stage - 1} would need {need:,.1f} of {usable:,.1f} GB"
+    return f"zero_stage {stage} over {replicas} replicas: stage {lower} would need {need:,.1f} of {usable:,.1f} GB"

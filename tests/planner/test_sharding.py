@@ -159,7 +159,7 @@ def test_the_lowest_stage_that_fits_is_chosen(overrides, stage, shards):
     ],
 )
 def test_runs_that_need_whole_blocks_are_told(overrides, cause):
-    with pytest.raises(UserError, match=r"use parallel\.zero_stage=2") as caught:
+    with pytest.raises(UserError, match=r"use parallel\.zero_stage=[12]") as caught:
         typed("train", *MEDIUM, "parallel.zero_stage=3", *overrides)
     assert cause in str(caught.value)
 
