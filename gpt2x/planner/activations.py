@@ -151,7 +151,7 @@ def block_bytes(
     split = hidden * 4 * width + rows * stats.ffn_size(model) * 3 * width
     scores, drops = micro_batch_size * model.num_heads * seq_len**2, stats.attention_dropout(model) > 0
     if stats.uses_flash_attention(model, hardware):
-        split += scores * drops / 8
+        split += scores * drops // 8
     elif parallel.recompute != "attention":
         split += scores * FP32 * (1 + drops)
     return replicated / (t if parallel.sequence_parallel else 1) + inputs + split / t
