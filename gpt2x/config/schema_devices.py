@@ -23,7 +23,7 @@ class ParallelConfig:
         "what replicas split: 0 nothing, 1 the optimizer's states, 2 gradients too, 3 weights too", LAYOUT, None,
         at_least=0, at_most=3, null="the lowest whose planned memory fits the device",
     )  # fmt: skip
-    optimizer_shards: int | None = key("replicas that split it; divides data", LAYOUT, None, at_least=1,
+    optimizer_shards: int | None = key("replicas among which zero_stage splits; divides data", LAYOUT, None, at_least=1,
                                        null="all replicas, or 1 with zero_stage=0")  # fmt: skip
     reduce_dtype: str = key("zero_stage=3: in what gradients of blocks are summed over replicas", LAYOUT, "compute",
                             choices=("compute", "fp32"))  # fmt: skip

@@ -55,12 +55,14 @@ def complete_prompts(
 
 
 def summary(completions: Sequence[Completion], decoding_s: float, compiling_s: float, output: str | None) -> str:
-    """Return the last line of a run: counts are sums over completions, each of which exists once however many ranks
-    computed it; seconds are the slowest rank's.
+    """Return the last line of a run.
+
+    Every completion is in the list once, even if several ranks computed it, so its tokens are counted once. Seconds are
+    those of the slowest rank.
     """
     num_tokens, num_drafted, num_accepted = (
-        sum(getattr(completion, count) for completion in completions)
-        for count in ("num_tokens", "num_drafted", "num_accepted")
+        sum(getattr(completion, attribute) for completion in completions)
+        for attribute in ("num_tokens", "num_drafted", "num_accepted")
     )
     rate = f", {num_accepted / num_drafted:.0%} of drafted tokens accepted" if num_drafted else ""
     count = "1 completion" if len(completions) == 1 else f"{len(completions)} completions"

@@ -49,11 +49,16 @@ def speculate(
     chosen = target.step(
         {slot: (len(text) - 1, [text[-1], *drafted[slot]]) for slot, text in texts.items()}, num_drafted + 1
     )  # (B, K + 1)
-    return {slot: longest_agreed(drafted[slot], chosen[slot].tolist()) for slot in texts}
+    return {slot: accepted_tokens(drafted[slot], chosen[slot].tolist()) for slot in texts}
 
 
-def longest_agreed(drafted: Sequence[int], chosen: Sequence[int]) -> list[int]:
-    """Return the model's choices after its text and after each drafted token (K + 1), up to the first that differs."""
+def accepted_tokens(drafted: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """Return the drafted tokens that equal the model's choices, and the model's choice after them.
+
+    Args:
+        drafted: K tokens.
+        chosen: K + 1 tokens, the model's choice after the text and after each drafted token.
+    """
     count = 0
     while count < len(drafted) and drafted[count] == chosen[count]:
         count += 1

@@ -71,8 +71,8 @@ class Dropout(nn.Cell):
         """Return the mask of `keep` in bits, 1 where it keeps: (R, columns / 8) uint8.
 
         Column 8 j + i is bit i of byte j, counted from the lowest, as the flash kernels of Ascend read it. `columns` is
-        a multiple of 8; other arguments as in `keep`. Bits are the first dim until they are added up, so that the
-        operators run over long rows.
+        a multiple of 8; other arguments as in `keep`. The eight bits are computed as (8, R, columns / 8) and then added
+        up: with the bits as the last dim, every operator would run over rows of eight values.
         """
         x = self.hashed_rows(key, rows).reshape(1, -1, 1)
         columns_by_bit = mix(self.columns[:, :columns]).reshape(-1, BYTE).transpose(1, 0)  # (8, columns / 8)

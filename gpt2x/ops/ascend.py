@@ -106,7 +106,7 @@ class FlashAttention(nn.Cell):
                 q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale, input_layout="BNSD",
                 sparse_mode=sparse_mode,
             )  # fmt: skip
-        if keep.dtype != ms.uint8:
+        if keep.dtype != ms.uint8:  # not bits, since 8 does not divide T (`FlashHeadAttention.draw`)
             return self.written_out(q, k, v, keep, hidden)
         return flash_attention_score(
             q, k, v, self.num_heads, drop_mask=keep, attn_mask=mask, keep_prob=self.keep_prob, scalar_value=self.scale,

@@ -26,7 +26,7 @@ class Fill(nn.Cell):
 
     def __init__(self, blocks: Blocks, slot: int, mesh: Mesh):
         super().__init__(auto_prefix=False)
-        self.shards = mesh.shard.size if mesh.shard else 1
+        self.num_shards = mesh.shard.size if mesh.shard else 1
         self.stacks = ms.ParameterTuple([stack.parameter for stack in blocks.stacks])
         self.targets = tuple(ms.ParameterTuple(parameters) for parameters in blocks.slots[slot])
         self.dtypes = tuple(parameters[0].dtype for parameters in blocks.slots[slot])
@@ -42,13 +42,13 @@ class Fill(nn.Cell):
             row = ops.cast(row_of(self.stacks[index], block, self.num_values[index]), self.dtypes[index])
             whole = self.gather(row)  # (n, K)
             parts = (whole,) if len(sizes) == 1 else ops.split(whole, sizes, 1)
-            for place, target in enumerate(self.targets[index]):
-                values = parts[place].reshape(-1, *target.shape[1:])  # its last rows can be beyond the tensor
+            for member, target in enumerate(self.targets[index]):
+                values = parts[member].reshape(-1, *target.shape[1:])  # its last rows can be beyond the tensor
                 ops.assign(target, values[: target.shape[0]])
         if self.numbers is not None:
             numbers = ops.gather(self.numbers, block, 0)
-            for place, site in enumerate(self.sites):
-                ops.assign(site, numbers[place : place + 1])
+            for number, site in enumerate(self.sites):
+                ops.assign(site, numbers[number : number + 1])
         return block
 
 
@@ -64,12 +64,12 @@ class GradientShards(nn.Cell):
 
     def __init__(self, blocks: Blocks, sums: tuple[Parameter, ...], mesh: Mesh, dtype=None):
         super().__init__(auto_prefix=False)
-        self.shards = mesh.shard.size if mesh.shard else 1
+        self.num_shards = mesh.shard.size if mesh.shard else 1
         self.sums, self.dtype = ms.ParameterTuple(sums), dtype
         self.num_values = tuple(stack.num_values for stack in blocks.trained)
         # of each member: how many rows are added so that all processes get equally many
         self.padding = tuple(
-            tuple(len(member.rows) * self.shards - member.shape[0] for member in stack.members)
+            tuple(len(member.rows) * self.num_shards - member.shape[0] for member in stack.members)
             for stack in blocks.trained
         )
         self.is_matrix = tuple(len(stack.parameter.shape) == 2 for stack in blocks.trained)
@@ -80,11 +80,11 @@ class GradientShards(nn.Cell):
     def packed(self, gradients, paddings):
         """Return gradients side by side, so that row k is what process k keeps: (n, K)."""
         parts = ()
-        for place, padding in enumerate(paddings):
-            x = gradients[place]
+        for member, padding in enumerate(paddings):
+            x = gradients[member]
             if padding:
                 x = ops.concat((x, self.zeros((padding, *x.shape[1:]), x.dtype)), 0)
-            parts = (*parts, x.reshape(self.shards, -1))
+            parts = (*parts, x.reshape(self.num_shards, -1))
         return parts[0] if len(parts) == 1 else ops.concat(parts, 1)
 
     def construct(self, gradients, block):
@@ -102,8 +102,8 @@ class GradientShards(nn.Cell):
             if self.is_matrix[index]:
                 self.add(self.sums[index], block.reshape(1), kept)
             else:
-                places = block * size + ops.arange(size).astype(ms.int32)
-                self.add(self.sums[index], places, kept.reshape(-1))
+                positions = block * size + ops.arange(size).astype(ms.int32)
+                self.add(self.sums[index], positions, kept.reshape(-1))
         return block
 
 
@@ -125,6 +125,11 @@ class BlockCell(nn.Cell):
         if self.spreads and net.splits_tokens:
             self.split = net.tensor_size
 
+    def gather(self, following):
+        """Gather the block `following` into the other slot, if there is one."""
+        if self.fill is not None:
+            self.fill(following)
+
     def compute(self, x, key, first_row):
         """Return the block's output: x (B, t, D) -> (B, t, D)."""
         randomness = dropout_randomness(self.has_dropout, key, first_row, x.shape[0], x.shape[1] * self.split)
@@ -138,9 +143,9 @@ class BlockForward(BlockCell):
 
     def construct(self, x, key, first_row, following):
         """x (B, t, D), key and first_row as in `MicroBatch`, following: number of the next block -> (B, t, D)."""
-        if self.fill is not None:
-            self.fill(following)
-        return self.compute(x, key, first_row)
+        y = self.compute(x, key, first_row)
+        self.gather(following)
+        return y
 
 
 class BlockBackward(BlockCell):
@@ -148,11 +153,11 @@ class BlockBackward(BlockCell):
 
     def __init__(self, blocks: Blocks, slot: int, has_dropout: bool, mesh: Mesh, sums: list[Parameter], reduce_dtype):
         super().__init__(blocks, slot, has_dropout, mesh)
-        num_trained, self.parameters, self.shards = len(blocks.trained), None, None
+        num_trained, self.parameters, self.add_shards = len(blocks.trained), None, None
         if num_trained:
             trained = [parameter for of_stack in blocks.slots[slot][:num_trained] for parameter in of_stack]
             self.parameters = ms.ParameterTuple(trained)
-            self.shards = GradientShards(blocks, tuple(sums), mesh, reduce_dtype)
+            self.add_shards = GradientShards(blocks, tuple(sums), mesh, reduce_dtype)
 
     def product(self, x, dy, key, first_row):
         """Return the scalar whose gradients are those of the loss; fp32, so that fp16 cannot overflow."""
@@ -160,13 +165,18 @@ class BlockBackward(BlockCell):
         return ops.reduce_sum(ops.cast(y, ms.float32) * ops.cast(dy, ms.float32))
 
     def construct(self, x, dy, key, first_row, block, following):
-        """x, dy (B, t, D); block: the number of this block -> the gradient of x (B, t, D)."""
-        if self.fill is not None:
-            self.fill(following)
-        if self.shards is None:
-            return ms.grad(self.product, 0)(x, dy, key, first_row)
+        """x, dy (B, t, D); block: the number of this block -> the gradient of x (B, t, D).
+
+        The gather comes after the gradients in the text. MindSpore makes what reads parameters wait for writes that
+        come before it, and would make the gradients wait for the gather (tests/ascend/overlap.py).
+        """
+        if self.add_shards is None:
+            dx = ms.grad(self.product, 0)(x, dy, key, first_row)
+            self.gather(following)
+            return dx
         dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, key, first_row)
-        self.shards(gradients, block)
+        self.gather(following)
+        self.add_shards(gradients, block)
         return dx
 
 

@@ -81,7 +81,7 @@ def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[
     """
     is_first, is_last, sends_first = stage == 0, stage == num_stages - 1, stage % 2 == 0
     work = list(one_forward_one_backward(stage, num_stages, num_micro_batches))
-    is_filled = num_micro_batches > num_stages - 1 - stage
+    alternates = num_micro_batches > num_stages - 1 - stage  # forward and backward, between filling and draining
     if not is_first:
         yield "receive_forward", 0
     for (kind, index), (following, upcoming) in itertools.zip_longest(work, work[1:], fillvalue=("nothing", -1)):
@@ -95,8 +95,8 @@ def operations(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[
             receives = [("receive_forward", upcoming)]
         elif following == "backward" and not is_last:
             receives = [("receive_backward", upcoming)]
-        # With fewer micro batches than stages after this one, the next stage does not send while it receives.
-        is_exchange = kind != following and is_filled
+        # Both sides of a link send at once only while this stage alternates. Then they must agree on who is first.
+        is_exchange = kind != following and alternates
         yield from sends + receives if sends_first or not is_exchange else receives + sends
 
 

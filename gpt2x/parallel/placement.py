@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-READERS = 2  # threads that read or draw weights, one tensor each
+READ_THREADS = 2  # threads that read or draw weights, one tensor each
 
 
 class Readable(Protocol):
@@ -73,7 +73,7 @@ class Placement:
         return values
 
     def parts(self, values: np.ndarray) -> list[tuple[Shape, np.ndarray]]:
-        """Return (start in the logical tensor, values) of each box of a local tensor."""
+        """Return (start in the logical tensor, values) of each box of a local tensor; padding is in none of them."""
         return [(box.start, values[box.slices]) for box in self.boxes]
 
 
@@ -210,12 +210,12 @@ class Whole:
 
 
 def read_ahead(parts: Mapping[str, Placement], tensors: Readable) -> Iterator[tuple[str, np.ndarray]]:
-    """Return names and local tensors in order; the READERS that follow are read or drawn meanwhile."""
-    with ThreadPoolExecutor(READERS) as threads:
+    """Return names and local tensors in order; the READ_THREADS that follow are read or drawn meanwhile."""
+    with ThreadPoolExecutor(READ_THREADS) as threads:
         pending: deque[tuple[str, Future[np.ndarray]]] = deque()
         for name, part in parts.items():
             pending.append((name, threads.submit(part.read, tensors, name)))
-            if len(pending) > READERS:
+            if len(pending) > READ_THREADS:
                 first, values = pending.popleft()
                 yield first, values.result()
         for name, values in pending:

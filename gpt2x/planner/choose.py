@@ -69,13 +69,13 @@ def lowest_that_fits(config: TrainConfig, highest: int) -> ParallelConfig:
         return replace(parallel, zero_stage=0)
     stages = stages_up_to(highest, parallel)
     if parallel.optimizer_shards is not None:
-        stages.remove(0)
+        stages.remove(0)  # shards were asked for, so something has to be split
     fitting = (stage for stage in stages if plan_of_stage(config, stage).fits)
     return replace(parallel, zero_stage=next(fitting, highest))
 
 
 def with_shards(parallel: ParallelConfig) -> ParallelConfig:
-    """Return the layout with the number of replicas that split what its `zero_stage` says."""
+    """Return the layout with `optimizer_shards` filled in: the replicas among which `zero_stage` splits."""
     return replace(parallel, optimizer_shards=parallel.shards)
 
 

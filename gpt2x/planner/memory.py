@@ -184,13 +184,14 @@ def logits_bytes(model: ModelConfig, coordinates: Coordinates, hardware: Hardwar
     if not coordinates.is_last_stage or model.is_classifier:
         return 0.0
     columns = stats.padded_vocab_size(model) / (parallel.tensor if parallel.vocab_parallel else 1)
-    logits = tokens * columns
+    num_logits = tokens * columns
     if not hardware.is_cpu:
-        return FP32 * logits * LOGITS_COPIES
+        return FP32 * num_logits * LOGITS_COPIES
     units = cpu_units(hardware)
     if parallel.tensor > 1 and parallel.vocab_parallel:
         units = replace(units, logits=MINDSPORE.logits, logits_chunk=None)  # gpt2x has no kernel for split logits
-    return FP32 * units.logits * (logits if units.logits_chunk is None else min(logits, units.logits_chunk))
+    at_once = num_logits if units.logits_chunk is None else min(num_logits, units.logits_chunk)
+    return FP32 * units.logits * at_once  # units.logits: copies
 
 
 def memory_of_part(

@@ -147,8 +147,9 @@ class World:
         time.sleep(SETTLE_S)
         failed += [process for process in self.processes if process.has_failed and process not in failed]
         status = 2 if failed[0].popen.returncode == 2 else 1
-        has_been_said = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
-        if not has_been_said:
+        # rank 0, which has no log file, tells a mistake of the user (status 2) on the terminal itself
+        is_told = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
+        if not is_told:
             later = ", ".join(process.name for process in failed[1:])
             stderr.end_bar()
             show_error(failed[0].obituary() + (f"\n  then failed: {later}" if later else ""))

@@ -76,7 +76,9 @@ def kept_graphs(
 
 
 def applies(config: TrainConfig) -> bool:
-    """Return whether the cache is requested, and known to be right: on the CPU, by one graph, once per process."""
+    """Return whether the cache is requested, and was shown to be right: on the CPU, in a process that has all layers
+    and whole weights, once per process (docs/design/startup.md).
+    """
     return (
         config.trainer.compile_cache
         and config.hardware.is_cpu

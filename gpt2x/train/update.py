@@ -96,7 +96,7 @@ class Update(nn.Cell):
         factor = 1.0 / scale
         if self.grad_clip is not None:
             factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
-        self.optimizer(gradients, factor, finite, optimizer_scalars)
+        self.optimizer(gradients, factor, finite, optimizer_scalars)  # which changes nothing unless `finite`
         return loss / scale, norm, finite, counted_fraction
 
 

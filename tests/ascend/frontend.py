@@ -132,7 +132,17 @@ phases = (f"frontend_{number}" for number in itertools.count())
 
 
 def compile_graph(cell, *inputs) -> Counter[str]:
-    """Run the frontend on `cell` with example inputs; return how often each operator is in the validated graph.
+    """Run the frontend on `cell` with example inputs; return how often each operator is in the validated graph."""
+    return count_operators(compile_ir(cell, *inputs))
+
+
+def count_operators(graph: str) -> Counter[str]:
+    """Return how often each operator is in the text of a graph."""
+    return Counter(re.findall(r"\) = (?:PrimFunc_)?(\w+)\(", graph))
+
+
+def compile_ir(cell, *inputs) -> str:
+    """Run the frontend on `cell` with example inputs; return the text of the validated graph.
 
     A graph that MindSpore took from an earlier case would leave no file in this folder; a new phase makes sure that it
     takes none. Raises what the frontend rejects.
@@ -143,7 +153,7 @@ def compile_graph(cell, *inputs) -> Counter[str]:
         os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
         _cell_graph_executor.compile(cell, *inputs, phase=next(phases))
         (file,) = Path(folder).glob("*_validate_*.ir")
-        return Counter(re.findall(r"\) = (?:PrimFunc_)?(\w+)\(", file.read_text(encoding="utf-8")))
+        return file.read_text(encoding="utf-8")
 
 
 def hardware(**changes) -> HardwareConfig:

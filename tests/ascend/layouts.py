@@ -1,7 +1,8 @@
 """Compile the graphs of parallel layouts for Ascends that are not there; `python -m tests.ascend.layouts CASE...`.
 
 A case is one process of a layout, built by what `train.py` builds it by, of which no parameter has memory. Prints
-JSON: the operators of each graph, what the parameters would take, the process' peak memory so far, and seconds.
+JSON: the operators of each graph, what its collectives can overlap, what the parameters would take, the process' peak
+memory so far, and seconds.
 
 Proven and not proven: as in `tests.ascend.frontend`. The groups' members are answered by a stand-in for Huawei's
 communication library; nothing is communicated.
@@ -21,7 +22,8 @@ import numpy as np
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import TrainConfig
 from gpt2x.config.layout import Coordinates, micro_batch_size, world_size
-from tests.ascend.frontend import compile_cases, compile_graph, pretend_ascend
+from tests.ascend.frontend import compile_cases, compile_ir, count_operators, pretend_ascend
+from tests.ascend.overlap import overlap
 
 BATCH = 2  # sequences a forward pass
 
@@ -58,12 +60,11 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     from mindspore import Tensor
 
     from gpt2x.optim.optimizers.adamw import AdamW
-    from gpt2x.parallel.gradient_reduction import local_parameters
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.parallel.pipeline import keep_stage
     from gpt2x.parallel.tensor import build_net
     from gpt2x.tasks.registry import task_of
-    from gpt2x.train.build import build_step
+    from gpt2x.train.build import build_step, trained_parameters
     from gpt2x.train.decision import Decision
     from gpt2x.train.step import StepInputs
     from gpt2x.trainable import trainable_of
@@ -75,12 +76,13 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     keep_stage(net, config.model, mesh.coordinates)
     if case.spoil:
         case.spoil(net)
-    held = local_parameters(net, config.model, mesh, trainable.trained_placements(mesh.coordinates))
-    optimizer = AdamW(config.optimizer, [part.trained for part in held], net.backend)
+    held, blocks = trained_parameters(net, config.model, mesh, trainable)
+    stacks = [stack.parameter for stack in blocks.trained] if blocks else []
+    optimizer = AdamW(config.optimizer, [*(part.trained for part in held), *stacks], net.backend)
     decision = Decision(  # of which neither data nor source is asked
         config, task_of(config), Path(), None, None, None, config.model, trainable, None, None
     )
-    step = build_step(decision, net, mesh, held, optimizer)
+    step = build_step(decision, net, mesh, held, optimizer, blocks)
     if case.message:
         step.links.shape = (*step.links.shape[:-1], case.message)
     size, length = micro_batch_size(config.parallel, config.trainer), config.trainer.seq_len
@@ -117,12 +119,15 @@ def report(case: Case) -> dict:
     with no_init_parameters():
         graphs = (decoder_graphs if case.decodes else update_graphs)(config, rank, case)
     parameters = {id(parameter): parameter for cell, _ in graphs for parameter in cell.get_parameters()}
-    found = {}
+    found, overlaps = {}, {}
     for cell, inputs in graphs:
         name = type(cell).__name__
-        found[f"{name} again" if name in found else name] = compile_graph(cell, *inputs)
+        name = f"{name} again" if name in found else name
+        graph = compile_ir(cell, *inputs)
+        found[name], overlaps[name] = count_operators(graph), overlap(graph)
     return {
         "operators": found,
+        "overlaps": overlaps,
         "parameters_gb": round(sum(p.size * p.itemsize for p in parameters.values()) / 1e9, 2),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "seconds": round(time.monotonic() - begin, 1),
@@ -164,19 +169,23 @@ def small(precision: str) -> str:
 
 
 TENSOR = {"data": 1, "tensor": 5}  # neither the first of its groups nor the last
-TP, PP = layout("dp4_tp8", 4), layout("dp8_pp16", 8, 64)
+TP = f"{layout('dp4_tp8', 4)} parallel.zero_stage=1"
+PP = f"{layout('dp8_pp16', 8, 64)} parallel.zero_stage=1"
 SP = f"{TP} parallel.sequence_parallel=true"
 HIDDEN_DROPOUT = "model.dropout=0.1 model.attention_dropout=0"
 ADAPTERS = "model.num_layers=2 lora=r8 lora.targets=[q,v,c_proj,c_fc] load=base"  # the first block is a special one
 CASES: dict[str, Case] = {
     "tp_fp16": Case(f"{small('fp16')} {TP}", **TENSOR),
-    "tp_accumulated_bf16": Case(f"{small('bf16')} {layout('dp4_tp8', 4, 2)}", **TENSOR),
+    "tp_accumulated_bf16": Case(f"{small('bf16')} {layout('dp4_tp8', 4, 2)} parallel.zero_stage=1", **TENSOR),
     "tp_dropout_fp16": Case(f"{small('fp16')} {TP} {HIDDEN_DROPOUT}", **TENSOR),
     "tp_dropout_bf16": Case(f"{small('bf16')} {TP} {HIDDEN_DROPOUT}", **TENSOR),
     "sp_bf16": Case(f"{small('bf16')} {SP}", **TENSOR),
     "lora_tp_bf16": Case(f"{small('bf16')} {TP} {ADAPTERS}", **TENSOR),
     "dp_fp16": Case(f"{small('fp16')} {layout('dp8', 8)}", data=3),
-    "zero_bf16": Case(f"{small('bf16')} {layout('dp8_zero', 8)}", data=3),
+    "full_sharding_bf16": Case(
+        f"{small('bf16')} {layout('dp8', 8)} parallel.zero_stage=3 model.num_layers=3 model.dropout=0.1", data=3
+    ),
+    "zero_bf16": Case(f"{small('bf16')} {layout('dp8_zero', 8)} parallel.zero_stage=1", data=3),
     "decode_fp16": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True),
     "wrong_head_count": Case(f"{small('fp16')} {TP}", **TENSOR, spoil=claim_another_head),
     "wrong_head_split": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True, spoil=split_another_head),
@@ -190,8 +199,9 @@ for _precision in PRECISIONS:
     _13b, _52b = large("gpt2_13b", _precision), large("gpt2_52b", _precision)
     CASES |= {
         f"13b_dp4_tp8_{_precision}": Case(f"{_13b} {TP}", **TENSOR),
-        f"13b_dp8_{_precision}": Case(f"{_13b} {layout('dp8', 8)}", data=3),
-        f"13b_dp8_zero_{_precision}": Case(f"{_13b} {layout('dp8_zero', 8)}", data=3),
+        f"13b_dp8_{_precision}": Case(f"{_13b} {layout('dp8', 8)} parallel.zero_stage=0", data=3),
+        f"13b_dp8_full_sharding_{_precision}": Case(f"{_13b} {layout('dp8', 8)} parallel.zero_stage=3", data=3),
+        f"13b_dp8_zero_{_precision}": Case(f"{_13b} {layout('dp8_zero', 8)} parallel.zero_stage=1", data=3),
         f"13b_decode_tp8_{_precision}": Case(f"{_13b} parallel=tp8", tensor=5, decodes=True),
     }
     for _name, _stage in STAGES.items():

@@ -29,12 +29,17 @@ def case(name, *values, marks=()):
 RARE = [pytest.mark.exhaustive]  # a case whose graphs are parts of other cases
 
 
-def large(name, folder):
+def large_report(name, folder):
     """Compile a case of full size in a process of its own, whose peak memory is the case's."""
     require_frontend()
     report = Reports(compile_all(CASES, [name], folder, timeout_s=1150)).of(name)
     assert report["peak_gb"] < PEAK_GB
-    return report["operators"]
+    return report
+
+
+def large(name, folder):
+    """Return the operators of a case of full size."""
+    return large_report(name, folder)["operators"]
 
 
 def collectives(graph):
@@ -155,6 +160,35 @@ def test_update_of_replicas_that_share_the_optimizer(compiled):
     check_shards(compiled.of("zero_bf16")["operators"], SMALL, 1)
 
 
+def check_blocks(report):
+    """Full sharding: one graph per direction and slot for any number of blocks, and the order of its communication."""
+    found, overlaps = report["operators"], report["overlaps"]
+    assert list(found) == [
+        "Fill", "BlockForward", "BlockForward again", "BlockBackward", "BlockBackward again", "StageForward",
+        "StageBackward", "LastStage", "UpdateFromSums", "ParameterAllGather",
+    ]  # fmt: skip
+    for slot in ("", " again"):
+        forward, backward = f"BlockForward{slot}", f"BlockBackward{slot}"
+        assert collectives(found[forward]) == (0, 0, 2), "the next block's matrices, and its vectors"
+        assert collectives(found[backward]) == (0, 2, 2)
+        assert (found[forward]["FlashAttentionScore"], found[backward]["FlashAttentionScore"]) == (1, 1)
+        for name in (forward, backward):
+            for collective in overlaps[name]:
+                if collective["operator"] == "AllGather":
+                    assert (collective["before"], collective["after"]) == ({}, {}), "it overlaps the whole block"
+                    assert collective["beside"]["MatMulExt"] == found[name]["MatMulExt"]
+        scatters = [each for each in overlaps[backward] if each["operator"] == "ReduceScatter"]
+        assert all(each["after"] == {} for each in scatters), "nothing in the graph waits for a scatter"
+        assert min(each["beside"]["MatMulExt"] for each in scatters) == 1, "that of matrices waits for nearly all"
+    assert collectives(found["UpdateFromSums"])[0] == 2, "the loss and the norm"
+    assert found["UpdateFromSums"]["Adam"] == 2 + 4, "two stacks, whatever the number of blocks"
+
+
+@pytest.mark.needs("full_sharding_bf16")
+def test_blocks_of_full_sharding(compiled):
+    check_blocks(compiled.of("full_sharding_bf16"))
+
+
 @pytest.mark.parametrize(
     ("name", "stage"), [case("pp_first_bf16", "first"), case("pp_middle_fp16", "middle"), case("pp_last_bf16", "last")]
 )
@@ -168,8 +202,8 @@ def test_tensor_parallel_decoder(compiled):
 
 
 KERNEL_CASES = (
-    "tp_accumulated_bf16", "tp_dropout_bf16", "sp_bf16", "lora_tp_bf16", "dp_fp16", "zero_bf16", "decode_fp16",
-    "pp_first_bf16", "pp_middle_fp16", "pp_last_bf16",
+    "tp_accumulated_bf16", "tp_dropout_fp16", "sp_bf16", "lora_tp_bf16", "dp_fp16", "zero_bf16", "decode_fp16",
+    "full_sharding_bf16", "pp_first_bf16", "pp_middle_fp16", "pp_last_bf16",
 )  # fmt: skip
 
 
@@ -204,6 +238,9 @@ class TestFullSize:
 
     def test_13b_dp8(self, precision, tmp_path):
         check_replicas(large(f"13b_dp8_{precision}", tmp_path), 40, 323)
+
+    def test_13b_dp8_full_sharding(self, precision, tmp_path):
+        check_blocks(large_report(f"13b_dp8_full_sharding_{precision}", tmp_path))
 
     def test_13b_dp8_zero(self, precision, tmp_path):
         check_shards(large(f"13b_dp8_zero_{precision}", tmp_path), 40, 323)

@@ -12,7 +12,7 @@ from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.generate.completion import Drafter
-from gpt2x.generate.speculative import longest_agreed
+from gpt2x.generate.speculative import accepted_tokens
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from tests.support.configs import typed
 from tests.support.generation import MODEL, num_graphs
@@ -74,9 +74,9 @@ def test_drafts_of_other_lengths(generator, speculators, count, agrees):
 
 
 def test_the_longest_prefix_that_agrees():
-    assert longest_agreed([1, 2, 3], [1, 2, 3, 4]) == [1, 2, 3, 4]
-    assert longest_agreed([1, 9, 3], [1, 2, 3, 4]) == [1, 2]
-    assert longest_agreed([9, 2, 3], [1, 2, 3, 4]) == [1]
+    assert accepted_tokens([1, 2, 3], [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert accepted_tokens([1, 9, 3], [1, 2, 3, 4]) == [1, 2]
+    assert accepted_tokens([9, 2, 3], [1, 2, 3, 4]) == [1]
 
 
 def test_a_draft_with_a_shorter_window(net, hardware, tokenizer):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2x.config import DatasetConfig
 from gpt2x.data.reading.documents import Piece, SeededSplit
-from gpt2x.data.reading.files import hash_files, read_documents, text_files
+from gpt2x.data.reading.files import READERS, hash_files, read_documents, text_files
 from gpt2x.data.sources.base import Source
 from gpt2x.errors import UserError
 
@@ -44,7 +44,7 @@ class Text(Source):
         if not self._files:
             raise UserError(
                 "dataset.path=null: dataset=text reads your own text. Give dataset.path=FILE_OR_FOLDER "
-                "(.txt, .md, .jsonl, .csv, .parquet), or dataset.train_path and dataset.val_path."
+                f"({', '.join(READERS)}), or dataset.train_path and dataset.val_path."
             )
 
     def _read(self, split: str) -> Iterator[Piece]:
