@@ -171,13 +171,13 @@ class Generator:
                 on_completion(index, completion)
 
         def on_token(row: Row) -> None:
-            index, ended = row.index, row.finish_reason is not None
-            piece = "" if row.finish_reason == "eos" else streams[index].push(row.new[-1])
-            say(index, piece + (streams[index].end() if ended else ""))
-            if ended:
+            index, reason = row.index, row.finish_reason
+            piece = "" if reason == "eos" else streams[index].push(row.new[-1])
+            say(index, piece + ("" if reason is None else streams[index].end()))
+            if reason is not None:
                 num_tokens = len(row.new)
                 speed = num_tokens / row.seconds
-                text, reason, counts = texts[index], row.finish_reason, (row.num_drafted, row.num_accepted)
+                text, counts = texts[index], (row.num_drafted, row.num_accepted)
                 end(index, Completion(prompts[index], text, row.new, num_tokens, speed, reason, *counts))
 
         def on_round(rows: list[Row]) -> None:
@@ -223,6 +223,7 @@ class Generator:
             UserError: naming the prompt by its number, from 1.
         """
         window, size, key = self.model.max_seq_len, self.model.vocab_size, "model.max_seq_len"
+        assert size is not None
         if self.draft:
             validate_draft(config)
             if self.draft.model.max_seq_len < window:

@@ -60,6 +60,7 @@ class Weights:
     """
 
     def __init__(self, net: GPT2, kind: str):
+        assert net.decoder_kernels is not None  # see `is_fused`
         self.kind, self.kernels = kind, net.decoder_kernels
         linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
         self.blocks = [[self._linear(linear) for linear in layer] for layer in linears]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -195,7 +196,8 @@ class GPT2(nn.Cell):
         self.cross_entropy = backend.cross_entropy()
         self.head_loss = backend.head_loss(model.vocab_size)
         self.decoder_kernels = backend.decoder(model.activation)
-        self.padding = self.sharded_blocks = None
+        self.padding: Tensor | None = None
+        self.sharded_blocks: Any | None = None
         if num_rows > model.vocab_size:
             row = np.zeros((1, num_rows), np.float32)
             row[:, model.vocab_size :] = -1e9 if hardware.precision != "fp16" else -6e4
