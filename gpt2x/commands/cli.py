@@ -25,6 +25,7 @@ OTHERS = {  # modules with a `main`
     "plan": "memory, traffic and speed of a layout, or a search for the best; runs nothing",
     "convert": "write a model as a Hugging Face, gpt2x or PEFT directory",
     "checkpoint": "inspect, verify, merge or reshard a checkpoint",
+    "doctor": "check this machine, from versions to a short training run, and write a report",
     "harness": "run tasks of lm-evaluation-harness on a trained model",
     "sync": "send to MLflow what it lacks of finished runs",
 }

@@ -58,6 +58,7 @@ OTHER_MISTAKES = {
         ["--nonsense"],
     ],
     "checkpoint": [[], ["look", "x"], ["inspect", "/nowhere"], ["reshard", "/nowhere", "x", "--parallel", "dp77"]],
+    "doctor": [["--hardware", "gpu"], ["--processes", "3"], ["--nonsense"]],
     "harness": [[], ["--load", "x", "--tasks", "y", "--limit", "many"], ["--nonsense"]],
     "sync": [[], ["/nowhere"], ["--nonsense"]],
 }

@@ -4,5 +4,5 @@ A file NAME.py defines `decay(progress, config)`. `progress.fraction` runs from 
 update; `base.py` has the steps too, for curves over steps. The result is usually 1 at first and 0 at last.
 `gpt2x.optim.schedule` adds warmup and the final ratio. The file may define a dataclass `Settings` for keys under
 `schedule.settings`; `decay` reads them by `SCHEDULES.settings(config.name, config.settings)`. A curve without a floor
-wants `final_ratio: 0` in its YAML file.
+needs `final_ratio: 0` in its YAML file.
 """
