@@ -21,6 +21,7 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Placement, is_copied_factor, is_of_tokens, owns, shard_rows
 
 BUCKET_ELEMENTS = 8 << 20  # 32 MB in fp32
+BUCKET_TENSORS = 64  # MindSpore 2.10 nests what follows a split, and rejects 256 of them
 RUN = 16  # buckets per loop
 
 flatten = ops.MultitypeFuncGraph("flatten")
@@ -125,7 +126,7 @@ class Buckets(nn.Cell):
         self.operation = operation
         bounds, start, total = [], 0, 0
         for index, size in enumerate(sizes):
-            if index > start and total + size > capacity:
+            if index > start and (total + size > capacity or index - start == BUCKET_TENSORS):
                 bounds.append((start, index))
                 start, total = index, 0
             total += size

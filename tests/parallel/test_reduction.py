@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor
 from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.parallel.collectives import AllReduce
-from gpt2x.parallel.gradient_reduction import RUN, Buckets, GradientReduction, LocalParameter
+from gpt2x.parallel.gradient_reduction import BUCKET_TENSORS, RUN, Buckets, GradientReduction, LocalParameter
 from gpt2x.parallel.placement import whole
 from gpt2x.runtime.device import set_up_device
 from tests.support.models import CPU
@@ -24,6 +24,17 @@ def test_buckets_of_one_and_of_many(count):
     tensors = tuple(Tensor(np.full((1, size), index, np.float32)) for index, size in enumerate(sizes))
     buckets = Buckets(AllReduce(None), sizes, capacity=8)
     assert sum(len(run) for run in buckets.runs) == -(-2 * count // 3)
+    for given, found in zip(tensors, buckets(tensors), strict=True):
+        assert np.array_equal(given.asnumpy(), found.asnumpy())
+
+
+@pytest.mark.run
+def test_many_small_tensors():
+    """As 40 layers of a small model, whose 484 tensors fit one bucket by their size."""
+    set_up_device(CPU)
+    tensors = tuple(Tensor(np.full((1, 2), index, np.float32)) for index in range(484))
+    buckets = Buckets(AllReduce(None), [2] * len(tensors))
+    assert sum(len(run) for run in buckets.runs) == -(-len(tensors) // BUCKET_TENSORS)
     for given, found in zip(tensors, buckets(tensors), strict=True):
         assert np.array_equal(given.asnumpy(), found.asnumpy())
 
