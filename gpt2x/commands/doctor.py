@@ -21,6 +21,7 @@ from gpt2x.commands.arguments import Parser, path
 from gpt2x.commands.entry import run_in_process
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import HardwareConfig, TrainConfig
+from gpt2x.config.files import load_config
 from gpt2x.config.options import options as names_of
 from gpt2x.config.options import read_option
 from gpt2x.doctor import collectives
@@ -104,7 +105,7 @@ def checks(hardware: HardwareConfig, processes: int, folder: Path, report: Repor
 
 
 def training_config(hardware: HardwareConfig, folder: Path) -> TrainConfig:
-    """Return a run of 20 updates on a text of its own, which is the same on every machine."""
+    """Return the configuration of 20 updates on generated text, which is the same on every machine."""
     text = folder / "corpus.txt"
     text.parent.mkdir(parents=True, exist_ok=True)
     words = np.random.default_rng(0).choice(WORDS, size=6000)
@@ -153,8 +154,6 @@ def metrics(folder: Path) -> list[dict]:
 
 def speed(folder: Path) -> str:
     """Return speed and memory of the training run beside those of its plan, for the reader to judge."""
-    from gpt2x.config.files import load_config
-
     plan = plan_run(load_config("train", folder / "training" / "config.yaml"))
     rate = median(line["perf/tokens_per_s"] for line in metrics(folder)[1:])
     planned = f"{plan.speed.tokens_per_s:,.0f}" if plan.speed else "not planned"

@@ -53,6 +53,14 @@ class ParallelConfig:
         """Return whether gradients are summed over replicas, and split, in each micro batch (ZeRO-2 and ZeRO-3)."""
         return (self.zero_stage or 0) >= 2
 
+    def num_slots(self, is_cpu: bool) -> int:
+        """Return how many blocks have whole weights under full sharding: two if one is gathered while one computes.
+
+        On the CPU, kernels run one after the other: a second slot would only take memory and more graphs.
+        """
+        gathers_ahead = not is_cpu if self.gather_ahead is None else self.gather_ahead
+        return 2 if gathers_ahead else 1
+
 
 @dataclass
 class LaunchConfig:

@@ -51,10 +51,7 @@ class Scorer(nn.Cell):
         """
         targets = ids[:, 1:]
         begins = None if starts is None else with_rows(starts, self.batch_size)
-        values = self(with_rows(ids, self.batch_size), begins).asnumpy()[: targets.size]
-        if self.is_exact:
-            values = negative_log_likelihoods(values, targets.reshape(-1))
-        return values.reshape(targets.shape).astype(np.float64)
+        return scores(self(with_rows(ids, self.batch_size), begins), targets, self.is_exact)
 
 
 class GreedyScorer(Scorer):
@@ -111,10 +108,7 @@ class StageScorer(nn.Cell):
         if not self.stage.is_last:
             self.links.send_forward(output)
             return np.zeros(targets.shape)
-        values = output.asnumpy()[: targets.size]
-        if self.is_exact:
-            values = negative_log_likelihoods(values, targets.reshape(-1))
-        return values.reshape(targets.shape).astype(np.float64)
+        return scores(output, targets, self.is_exact)
 
 
 class BlockScorer:
@@ -148,10 +142,7 @@ class BlockScorer:
         if self.leave is None:
             self.links.send_forward(x)
             return np.zeros(targets.shape)
-        values = self.leave(x, rows).asnumpy()[: targets.size]
-        if self.leave.is_exact:
-            values = negative_log_likelihoods(values, targets.reshape(-1))
-        return values.reshape(targets.shape).astype(np.float64)
+        return scores(self.leave(x, rows), targets, self.leave.is_exact)
 
 
 class Entrance(nn.Cell):
@@ -179,6 +170,20 @@ class Exit(nn.Cell):
         if self.is_exact:
             return self.net.logits(hidden)
         return self.net.token_losses(hidden, ids[:, 1:].reshape(-1))
+
+
+def scores(output: Tensor, targets: np.ndarray, is_exact: bool) -> np.ndarray:
+    """Return negative log-likelihoods in nats, of the shape of `targets`, float64.
+
+    Args:
+        output: what a scorer's graph returns, with the rows that were added to the batch.
+        targets: (R, L - 1) ids.
+        is_exact: the output is logits, whose softmax numpy computes.
+    """
+    values = output.asnumpy()[: targets.size]
+    if is_exact:
+        values = negative_log_likelihoods(values, targets.reshape(-1))
+    return values.reshape(targets.shape).astype(np.float64)
 
 
 def with_rows(ids: np.ndarray, batch_size: int) -> Tensor:

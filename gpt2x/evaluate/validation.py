@@ -10,7 +10,7 @@ import numpy as np
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import Batch, batches
+from gpt2x.data.sampling import Batch, batches, num_batches
 from gpt2x.evaluate.scoring import BlockScorer, Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
@@ -84,11 +84,6 @@ class Validation:
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # counted by the last run
 
-    def num_batches(self) -> int:
-        """Return how many batches all replicas score together."""
-        count = -(-self.split.num_blocks // self.batch_size)
-        return count if self.max_batches is None else min(count, self.max_batches)
-
     def score_nothing(self, times: int) -> None:
         """Take part in gathering weights for the batches that only other replicas have."""
         for _ in range(times):
@@ -104,7 +99,10 @@ class Validation:
             count += int(counted.sum())
             num_scored += 1
         if isinstance(self.scorer, BlockScorer):
-            self.score_nothing(self.replicas.rounds(self.num_batches()) - num_scored)
+            total_batches = num_batches(self.split, self.batch_size, drop_last=False)
+            if self.max_batches is not None:
+                total_batches = min(total_batches, self.max_batches)
+            self.score_nothing(self.replicas.rounds(total_batches) - num_scored)
         total, count = self.replicas.total(total), int(self.replicas.total(count))
         self.num_tokens = count
         loss = float(total / count)

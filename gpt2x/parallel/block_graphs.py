@@ -26,7 +26,6 @@ class Fill(nn.Cell):
 
     def __init__(self, blocks: Blocks, slot: int, mesh: Mesh):
         super().__init__(auto_prefix=False)
-        self.num_shards = mesh.shard.size if mesh.shard else 1
         self.stacks = ms.ParameterTuple([stack.parameter for stack in blocks.stacks])
         self.targets = tuple(ms.ParameterTuple(parameters) for parameters in blocks.slots[slot])
         self.dtypes = tuple(parameters[0].dtype for parameters in blocks.slots[slot])

@@ -26,7 +26,7 @@ from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.ops import Dropout
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Placement, is_copied_factor, is_of_tokens, owns, shard_rows
+from gpt2x.parallel.placement import Placement, has_partial_gradient, owns, shard_rows
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def shard_blocks(
     Raises:
         UserError: the blocks are not alike, or too few.
     """
-    coordinates, num_slots = mesh.coordinates, 2 if gathers_ahead(mesh) else 1
+    coordinates, num_slots = mesh.coordinates, mesh.coordinates.parallel.num_slots(mesh.device_target == "CPU")
     layers = list(coordinates.layers(model.num_layers))
     if len(layers) < num_slots:
         raise UserError(
@@ -166,15 +166,6 @@ def shard_blocks(
     return net.sharded_blocks
 
 
-def gathers_ahead(mesh: Mesh) -> bool:
-    """Return whether a block's weights are gathered while the block before it computes.
-
-    On the CPU, kernels run one after the other, and a second slot would only take memory and more graphs.
-    """
-    chosen = mesh.coordinates.parallel.gather_ahead
-    return mesh.device_target != "CPU" if chosen is None else chosen
-
-
 def member_of(suffix: str, names: list[str], tensors: Mapping[str, Placement], mesh: Mesh) -> Member:
     """Return one tensor of every block."""
     placements = tuple(tensors[name] for name in names)
@@ -189,13 +180,11 @@ def stacks_of(members: list[Member], mesh: Mesh, trained: set[str]) -> tuple[Sta
     groups: dict[tuple[bool, bool, bool, bool], list[Member]] = {}
     for member in members:
         name = member.names[0]
-        is_partial = is_copied_factor(name, coordinates) or (
-            coordinates.parallel.sequence_parallel and is_of_tokens(name)
-        )
-        alike = (name in trained, len(member.shape) > 1, owns(name, coordinates), is_partial)
+        is_partial, is_owned = has_partial_gradient(name, coordinates), owns(name, coordinates)
+        alike = (name in trained, len(member.shape) > 1, is_owned, is_partial)
         groups.setdefault(alike, []).append(member)
     stacks = []
-    # not owned ones too are in an order that all processes have: their graphs must be the same
+    # processes that gather together have one place on the tensor axis, so that they own alike and form the same stacks
     for (is_trained, is_matrix, is_owned, is_partial), alike_members in groups.items():
         size = sum(member.size for member in alike_members)
         num_blocks = len(alike_members[0].names)
@@ -207,7 +196,7 @@ def stacks_of(members: list[Member], mesh: Mesh, trained: set[str]) -> tuple[Sta
 
 
 def slot_parameters(slot: nn.Cell, index: int, stacks: tuple[Stack, ...]) -> tuple[tuple[Parameter, ...], ...]:
-    """Give a slot parameters of its own: matrices in the compute dtype, vectors in fp32."""
+    """Give the cells of a slot new parameters: matrices in the compute dtype, vectors in fp32."""
     places = {
         parameter.name: (cell, attribute)
         for _, cell in slot.cells_and_names()

@@ -18,7 +18,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.collectives import AllGather, AllReduce, Group, ReduceScatter
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.placement import Placement, is_copied_factor, is_of_tokens, owns, shard_rows
+from gpt2x.parallel.placement import Placement, has_partial_gradient, owns, shard_rows
 
 BUCKET_ELEMENTS = 8 << 20  # 32 MB in fp32
 BUCKET_TENSORS = 64  # MindSpore 2.10 nests what follows a split, and rejects 256 of them
@@ -104,8 +104,7 @@ def local_parameters(
         if rows is not None:
             shape = (len(rows), *placement.shape[1:])
             updated = Parameter(initializer("zeros", shape, ms.float32), name=f"master.{name}")
-        partial = coordinates.parallel.sequence_parallel and is_of_tokens(name)
-        partial = partial or is_copied_factor(name, coordinates)
+        partial = has_partial_gradient(name, coordinates)
         tied = name == "wte.weight" and model.tie_embeddings and mesh.embedding is not None
         local.append(LocalParameter(name, placement, parameter, updated, rows, owns(name, coordinates), partial, tied))
     sharded = [each for each in local if each.rows is not None]

@@ -180,6 +180,12 @@ def is_copied_factor(name: str, coordinates: Coordinates) -> bool:
     return coordinates.parallel.tensor > 1 and name.endswith(FACTORS) and not is_split(name, coordinates)
 
 
+def has_partial_gradient(name: str, coordinates: Coordinates) -> bool:
+    """Return whether a process computes a part of a tensor's gradient, which is summed over the tensor axis."""
+    of_tokens = coordinates.parallel.sequence_parallel and is_of_tokens(name)
+    return of_tokens or is_copied_factor(name, coordinates)
+
+
 def shard_rows(shape: Shape, coordinates: Coordinates, pads: bool = False) -> range | None:
     """Return the rows of a local tensor that a process keeps for the replicas that split it.
 

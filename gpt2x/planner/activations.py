@@ -97,12 +97,6 @@ def activation_bytes(
     return kept
 
 
-def num_slots(parallel: ParallelConfig, hardware: HardwareConfig) -> int:
-    """Return how many blocks have their weights in the compute dtype under full sharding: two to gather ahead."""
-    ahead = not hardware.is_cpu if parallel.gather_ahead is None else parallel.gather_ahead
-    return 2 if ahead else 1
-
-
 def sharded_activation_bytes(
     coordinates: Coordinates,
     hardware: HardwareConfig,
@@ -127,7 +121,7 @@ def sharded_activation_bytes(
     kept = (in_flight * (num_layers + 1) + messages) * hidden
     if hardware.is_cpu:
         forward = cpu_units(hardware).forward * hidden / parallel.tensor
-        return kept + num_slots(parallel, hardware) * (block + forward)
+        return kept + parallel.num_slots(hardware.is_cpu) * (block + forward)
     return kept + block
 
 

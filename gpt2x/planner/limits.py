@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig
 from gpt2x.config.layout import Coordinates
-from gpt2x.planner.activations import num_slots
 from gpt2x.tasks.registry import task_of
 from gpt2x.trainable import Trainable
 
@@ -46,6 +45,6 @@ def stage_of_layout(parallel: ParallelConfig, model: ModelConfig, hardware: Hard
     """Return the highest `zero_stage` of a layout by itself, and the key that limits it; "" if none does."""
     if parallel.data == 1:
         return 0, "parallel.data=1"
-    if model.num_layers // parallel.pipeline < num_slots(parallel, hardware):  # one computes, one is gathered
+    if model.num_layers // parallel.pipeline < parallel.num_slots(hardware.is_cpu):  # one computes, one is gathered
         return 2, f"parallel.pipeline={parallel.pipeline} with model.num_layers={model.num_layers}"
     return FULL, ""

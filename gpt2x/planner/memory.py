@@ -16,7 +16,7 @@ from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.model import stats
 from gpt2x.parallel.placement import placements
-from gpt2x.planner.activations import FP32, MINDSPORE, activation_bytes, cpu_units, num_slots
+from gpt2x.planner.activations import FP32, MINDSPORE, activation_bytes, cpu_units
 from gpt2x.planner.values import ModelValues, model_values, trained_values
 from gpt2x.runtime.memory import machine_memory_gb
 from gpt2x.trainable import Trainable
@@ -153,7 +153,7 @@ def sharded_memory(
     gradient = trained.in_blocks / layers  # values of one block's
     scattered = FP32 if parallel.reduce_dtype == "fp32" else width
     outside_buffers = 2 * min(FP32 * outside, max(BUCKET_BYTES, FP32 * values.largest))
-    slots = num_slots(parallel, hardware)
+    slots = parallel.num_slots(hardware.is_cpu)
     copies = cpu_units(hardware).gradients * slots if hardware.is_cpu else 1.0  # each graph on the CPU has its own
     sums = FP32 * (outside + trained.block_states)
     cleared = sums if hardware.is_cpu else 0.0  # the zeros that clear the sums; the CPU keeps them until the graph ends

@@ -22,7 +22,6 @@ from gpt2x.config.layout import (
     world_size,
 )
 from gpt2x.optim.registry import state_names
-from gpt2x.planner.activations import num_slots
 from gpt2x.planner.communication import Collective, Communication, repeated
 from gpt2x.planner.limits import FULL, highest_stage
 from gpt2x.planner.memory import Memory, step_memory, usable_bytes
@@ -233,7 +232,7 @@ class LayoutEstimate:
         if gather is None:
             return []
         head, total = self.work.head_flops(values, trained), self.work.flops(coordinates, values, trained)
-        ahead = num_slots(self.parallel, self.hardware) > 1
+        ahead = self.parallel.num_slots(self.hardware.is_cpu) > 1
         block_s = 0.0 if compute_s is None or not ahead else compute_s * (1 - head / total) / layers
         passes = 2 + 1 + (trained.in_blocks > adapters * layers)  # forward twice, gradients of inputs and of weights
         forward, backward = gather.behind(block_s / passes), gather.behind(block_s * (passes - 1) / passes)

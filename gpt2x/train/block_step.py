@@ -23,7 +23,7 @@ ENTRANCE = ("wte.weight", "wpe.weight")  # tensors before the blocks
 class First(nn.Cell):
     """What comes before the first block, as a stage."""
 
-    is_first, is_last = True, False
+    is_first = True
 
     def __init__(self, net: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -36,8 +36,6 @@ class First(nn.Cell):
 
 class Last(nn.Cell):
     """What comes between the last block and the head, as a stage."""
-
-    is_first, is_last = False, True
 
     def __init__(self, net: nn.Cell):
         super().__init__(auto_prefix=False)

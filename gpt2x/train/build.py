@@ -46,9 +46,8 @@ def build_trainer(decision: Decision, mesh: Mesh, tracker: Tracker, peak_tflops:
     keep_stage(net, model, mesh.coordinates)
     trained, blocks = trained_parameters(net, model, mesh, trainable)
     rate_factors = layer_rate_factors(config.optimizer, [local.name for local in trained], model.num_layers)
-    parameters = [local.trained for local in trained] + [
-        stack.parameter for stack in (blocks.trained if blocks else ())
-    ]
+    stacks = blocks.trained if blocks else ()
+    parameters = [*(local.trained for local in trained), *(stack.parameter for stack in stacks)]
     optimizer = create_optimizer(config.optimizer, parameters, net.backend, rate_factors)
     tensors = RankTensors(net, trainable, trained, optimizer, mesh, blocks)
     if decision.base:
