@@ -32,7 +32,7 @@ from gpt2x.errors import RunError, UserError
 from gpt2x.planner.roofline import plan_run
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import has_device, set_up_device
-from gpt2x.runtime.memory import peak_process_memory_gb
+from gpt2x.runtime.memory import peak_memory_gb
 
 GOLDEN_STEPS = 20
 # recorded on a CPU in fp32 with gpt2x's kernels
@@ -158,6 +158,6 @@ def speed(folder: Path) -> str:
     rate = median(line["perf/tokens_per_s"] for line in metrics(folder)[1:])
     planned = f"{plan.speed.tokens_per_s:,.0f}" if plan.speed else "not planned"
     return (
-        f"{rate:,.0f} tokens/s (plan: {planned}); peak of this process {peak_process_memory_gb():.2f} GB (plan of the "
+        f"{rate:,.0f} tokens/s (plan: {planned}); peak of this process {peak_memory_gb():.2f} GB (plan of the "
         f"update: {plan.fullest.memory.total / 1e9:.2f} GB)"
     )

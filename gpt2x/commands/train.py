@@ -7,10 +7,14 @@ from pathlib import Path
 
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import save_config
+from gpt2x.config.layout import world_size
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.planner.memory import CPU_PROCESS_BYTES
+from gpt2x.planner.roofline import plan_run
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops
+from gpt2x.runtime.memory import peak_memory_gb
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Baseline
 from gpt2x.tracking import NoTracker, RunInfo, create_tracker, run_tags, tracked
@@ -55,8 +59,9 @@ def run(decision: Decision, mesh: Mesh) -> None:
         except KeyboardInterrupt:
             console.notice("interrupted; resume=auto continues from the last checkpoint, if there is one")
             raise
+        peak_gb = float(mesh.gather(peak_memory_gb()).max())
         if mesh.is_main:
-            finish(trainer, baseline)
+            finish(trainer, baseline, peak_gb)
 
 
 def run_info(decision: Decision) -> RunInfo:
@@ -71,8 +76,8 @@ def run_info(decision: Decision) -> RunInfo:
     )
 
 
-def finish(trainer: Trainer, baseline: Baseline | None) -> None:
-    """Draw the loss curve and print how the run ended."""
+def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
+    """Draw the loss curve and print how the run ended; `peak_gb` is the memory of the fullest process."""
     run_dir, state = trainer.run_dir, trainer.state
     references = {baseline.name: baseline.loss} if baseline else {}
     title = f"{trainer.decision.model.name} on {trainer.config.dataset.name}"
@@ -85,4 +90,15 @@ def finish(trainer: Trainer, baseline: Baseline | None) -> None:
     if state.best_value is not None and (trainer.has_stopped_early or state.step == trainer.total_steps):
         against = f"; {baseline.comparison}" if baseline else ""
         console.notice(f"{trainer.task.summary(metric, state.best_value)} at step {state.best_step}{against}")
+    console.notice(memory_line(trainer.config, peak_gb))
     console.notice(f"run directory: {run_dir}")
+
+
+def memory_line(config: TrainConfig, peak_gb: float) -> str:
+    """Return the peak of the fullest process beside that of the plan."""
+    plan = plan_run(config)
+    planned = plan.fullest.memory.total + (CPU_PROCESS_BYTES if config.hardware.is_cpu else 0)
+    place = "on the device" if not config.hardware.is_cpu else "resident"
+    processes = world_size(config.parallel)
+    whose = f", the most of {processes} processes" if processes > 1 else ""
+    return f"memory: {peak_gb:.2f} GB {place} at the peak{whose} (plan: {planned / 1e9:.2f} GB)"

@@ -162,7 +162,8 @@ class StepReport:
     loss_scale: float | None = None  # fp16
     tokens_per_s: float | None = None
     mfu: float | None = None  # 0..1
-    memory_gb: float | None = None
+    memory_gb: float | None = None  # of the process on the host
+    device_memory_gb: float | None = None  # peak
     skipped_steps: int = 0  # updates skipped so far because a gradient was not finite
     is_per_token: bool = True  # then the loss has a perplexity
 
@@ -300,6 +301,7 @@ def _fields(report: StepReport, time_left_s: float | None) -> list[str]:
         None if report.tokens_per_s is None else f"{report.tokens_per_s:,.0f} tok/s",
         None if report.mfu is None else f"mfu {100 * report.mfu:.1f}%",
         None if report.memory_gb is None else f"mem {report.memory_gb:.1f} GB",
+        None if report.device_memory_gb is None else f"hbm {report.device_memory_gb:.1f} GB",
         f"left {format_duration(time_left_s)}",
     ]
     return [text for text in fields if text is not None]

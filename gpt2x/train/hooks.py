@@ -194,6 +194,7 @@ def step_report(trainer: Trainer, metrics: Metrics) -> StepReport:
         tokens_per_s=metrics["perf/tokens_per_s"],
         mfu=metrics["perf/mfu"],
         memory_gb=metrics["perf/memory_gb"],
+        device_memory_gb=metrics.get("perf/device_memory_peak_gb"),
         skipped_steps=state.step - state.num_updates,
         is_per_token=trainer.task.unit == "token",
     )

@@ -20,7 +20,7 @@ from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
 from gpt2x.runtime.console import Progress, console
-from gpt2x.runtime.memory import process_age_s, process_memory_gb
+from gpt2x.runtime.memory import device_memory_gb, process_age_s, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
@@ -145,6 +145,7 @@ class Trainer:
         metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / peak_flops
         metrics["perf/step_time_s"] = seconds
         metrics["perf/memory_gb"] = process_memory_gb()
+        metrics |= {f"perf/device_memory_{name}_gb": size for name, size in device_memory_gb().items()}
         if "perf/compile_time_s" in metrics:
             metrics["perf/startup_time_s"] = process_age_s(self.command_pid())
         return metrics

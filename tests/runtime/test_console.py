@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,6 +195,25 @@ def test_a_terminal_gets_a_live_bar_unless_under_ci(ci, is_live):
     assert process.wait(10) == 0
     assert (b"\x1b[?25l" in output) == is_live  # the cursor is hidden while a bar lives
     assert b"step 20/20" in output
+
+
+def test_the_peak_of_the_device_stands_beside_the_memory_of_the_process():
+    console, stream = plain()
+    with Progress(1, console=console) as progress:
+        progress.update(StepReport(step=1, **REPORT, device_memory_gb=41.26))
+    assert "  mem 1.9 GB  hbm 41.3 GB  left " in stream.getvalue()
+
+
+def test_device_memory_is_that_of_the_pool_and_there_is_none_on_the_cpu(monkeypatch):
+    import mindspore as ms
+
+    assert memory.device_memory_gb() == {}
+    assert memory.peak_memory_gb() == memory.peak_process_memory_gb()
+    monkeypatch.setattr(ms, "get_current_device", lambda: SimpleNamespace(device_target="Ascend"))
+    for name, size in {"memory_allocated": 20e9, "max_memory_allocated": 30e9, "memory_reserved": 40e9}.items():
+        monkeypatch.setattr(ms.runtime, name, lambda size=size: size)
+    assert memory.device_memory_gb() == {"in_use": 20.0, "peak": 30.0, "reserved": 40.0}
+    assert memory.peak_memory_gb() == 30.0
 
 
 def test_memory():

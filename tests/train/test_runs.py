@@ -1,6 +1,7 @@
 """train.py end to end: what a run leaves, exact resume, wrong input."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -33,6 +34,9 @@ def test_what_a_run_leaves(zoo):
     assert [path.name for path in checkpoint.list_checkpoints(run_dir)] == ["step_4", "step_8", "step_12", "step_16"]
     assert "unigram" in out
     assert "step 16/16" in out
+    assert re.search(r"^memory: \d+\.\d\d GB resident at the peak \(plan: \d+\.\d\d GB\)$", out, re.MULTILINE)
+    assert all(line["perf/memory_gb"] > 0 for line in lines)
+    assert not [key for line in lines for key in line if key.startswith("perf/device")], "the CPU has no such memory"
 
 
 def weights_of(path):
