@@ -22,6 +22,7 @@ from gpt2x.tracking.plots import plot_loss
 from gpt2x.train import decision as decisions
 from gpt2x.train.build import build_trainer
 from gpt2x.train.decision import Decision
+from gpt2x.train.profiling import FOLDER
 from gpt2x.train.resume import copy_history
 from gpt2x.train.start_panel import show_panel
 from gpt2x.train.trainer import Trainer
@@ -72,7 +73,8 @@ def run_info(decision: Decision) -> RunInfo:
         run_name=config.tracker.run_name or f"{config.model.name}/{config.dataset.name}",
         run_dir=decision.run_dir,
         params=asdict(config),
-        tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.data.fingerprint),
+        tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.data.fingerprint)
+        | ({"profile": str(decision.run_dir / FOLDER)} if config.trainer.profile_steps else {}),
     )
 
 

@@ -17,6 +17,7 @@ from gpt2x.config.schema import (
     PredictConfig,
     ScheduleConfig,
     TrainConfig,
+    TrainerConfig,
 )
 from gpt2x.errors import require
 
@@ -161,6 +162,7 @@ def validate_train(config: TrainConfig) -> None:
         f"use trainer.seq_len={config.model.max_seq_len} or less.",
     )
     validate_schedule(config.schedule, trainer.max_steps)
+    validate_profile(trainer, 0, trainer.max_steps)
     require(
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face "
@@ -231,6 +233,33 @@ def validate_warmup(schedule: ScheduleConfig, total_steps: int) -> None:
         steps == 0 or steps < total_steps,
         f"schedule.{key}={getattr(schedule, key)} is not below the run's {total_steps} steps, so no step "
         "would be left after the warmup; use fewer, or schedule.warmup_steps=null schedule.warmup_ratio=0.1.",
+    )
+
+
+def validate_profile(trainer: TrainerConfig, steps_done: int, total_steps: int | None) -> None:
+    """Check that the profiled updates are some that this start makes, after the first one, which compiles.
+
+    Args:
+        trainer: the window, and where the run stops.
+        steps_done: updates that an earlier start has made.
+        total_steps: the last update; None: not known yet.
+    """
+    if trainer.profile_steps is None:
+        return
+    key = f"trainer.profile_steps=[{','.join(map(str, trainer.profile_steps))}]"
+    require(len(trainer.profile_steps) == 2, f"{key}: give the first and the last update, such as [11,13].")
+    first, last = trainer.profile_steps
+    require(first <= last, f"{key} ends before it begins; use [{last},{first}].")
+    begin = steps_done + 2
+    require(
+        first >= begin,
+        f"{key}: this start continues after step {steps_done} and compiles in its first update; begin at {begin} or "
+        "later.",
+    )
+    ends = [step for step in (trainer.stop_after_steps, total_steps) if step is not None]
+    require(
+        not ends or last <= min(ends),
+        f"{key}: the run ends after step {min(ends, default=0)}; end the window there or earlier, or train longer.",
     )
 
 

@@ -209,6 +209,8 @@ class TrainerConfig:
                                    at_least=1)  # fmt: skip
     loss_scale_window: int = key("fp16: finite updates in a row", STEP, 1000, above=0)
     max_skipped_steps: int = key("end after more non-finite gradients in a row", RUN, 10, at_least=0)
+    profile_steps: list[int] | None = key("first and last update to profile, such as [11,13] (docs/training.md)", HOST,
+                                          None, at_least=1, null="off")  # fmt: skip
     compile_cache: bool = key("CPU: keep the compiled update in paths.cache for the next start", HOST, True)
 
     @property

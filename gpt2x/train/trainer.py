@@ -25,6 +25,7 @@ from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.hooks import default_hooks
+from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.samples import rewind_samples
 from gpt2x.train.state import initial_state, resumed_state
@@ -68,6 +69,8 @@ class Trainer:
         self.state = initial_state(decision)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         self.hooks = default_hooks(self, tracker, self.log)
+        profile = config.trainer.profile_steps, self.run_dir / FOLDER
+        self.profile = ProfileWindow(*profile, mesh.rank, config.hardware.is_cpu)
 
     # ---- values
 
@@ -111,10 +114,12 @@ class Trainer:
         with Progress(self.total_steps, self.state.step, self.config.trainer.log_every_steps) as progress:
             source = self.batches()
             while not self.is_stopping:
-                metrics = self.timed_update(next(source), progress)
+                with self.profile.update(self.state.step + 1, progress):
+                    metrics = self.timed_update(next(source), progress)
                 for hook in self.hooks:
                     if hook.is_due(self):
                         hook.run(self, metrics, progress)
+            self.profile.close()
             source.close()
 
     def batches(self) -> Iterator[Batch]:
@@ -139,16 +144,20 @@ class Trainer:
         started = time.perf_counter()
         metrics, num_tokens = self.update(batch, progress)
         seconds = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
-        tokens_per_s = num_tokens / seconds
-        peak_flops = self.mesh.size * self.peak_tflops * 1e12
-        metrics["perf/tokens_per_s"] = tokens_per_s
-        metrics["perf/mfu"] = tokens_per_s * self.flops_per_token / peak_flops
-        metrics["perf/step_time_s"] = seconds
+        metrics |= self.speed(num_tokens / seconds, seconds)
         metrics["perf/memory_gb"] = process_memory_gb()
         metrics |= {f"perf/device_memory_{name}_gb": size for name, size in device_memory_gb().items()}
         if "perf/compile_time_s" in metrics:
             metrics["perf/startup_time_s"] = process_age_s(self.command_pid())
         return metrics
+
+    def speed(self, tokens_per_s: float, seconds: float) -> dict[str, float]:
+        """Return the metrics of an update's speed; a profiled update has only its time, under a different name."""
+        if self.profile.covers(self.state.step):
+            return {"perf/profiled_step_time_s": seconds}
+        peak_flops = self.mesh.size * self.peak_tflops * 1e12
+        mfu = tokens_per_s * self.flops_per_token / peak_flops
+        return {"perf/tokens_per_s": tokens_per_s, "perf/mfu": mfu, "perf/step_time_s": seconds}
 
     def command_pid(self) -> int:
         """Return the process that the user started."""

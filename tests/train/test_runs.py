@@ -46,10 +46,21 @@ def weights_of(path):
 
 
 def test_resume_equals_the_uninterrupted_run_float_for_float(zoo, tmp_path):
+    """Also if the first start was profiled, which leaves its speed out of the metrics."""
     whole = zoo.plain
-    whole.again(tmp_path, "trainer.stop_after_steps=6")
+    out = whole.again(tmp_path, "trainer.stop_after_steps=6", "trainer.profile_steps=[3,4]").stdout
     (stopped,) = run_dirs(tmp_path)
     assert max(curve(stopped)) == 6
+    assert f"profile of steps 3 to 4: {stopped}/profile" in out
+    assert "Parsing" not in out
+    times = curve(stopped, "perf/profiled_step_time_s", "perf/step_time_s", "perf/tokens_per_s", "perf/mfu")
+    is_profiled = {step: [value is not None for value in values] for step, values in times.items()}
+    assert is_profiled == {step: [step in (3, 4)] + [step not in (3, 4)] * 3 for step in range(1, 7)}
+    (written,) = (stopped / "profile").glob("rank_0_*")
+    (table,) = written.glob("FRAMEWORK/cpu_op_detail_info_*.csv")
+    assert "attn" in table.read_text(encoding="utf-8")
+    (trace,) = written.glob("ASCEND_PROFILER_OUTPUT/trace_view.json")
+    assert {event["ph"] for event in json.loads(trace.read_text(encoding="utf-8"))} >= {"X"}
     whole.again(tmp_path, "resume=auto")
     assert run_dirs(tmp_path) == [stopped], "auto continues in the run's own directory"
     keys = ("train/loss", "train/lr", "train/grad_norm", "train/epoch", "train/tokens", "val/loss")
@@ -87,6 +98,12 @@ def test_nothing_to_resume(zoo, tmp_path):
     message = refusal("train", *zoo.plain.options, "resume=auto", "seed=5")
     assert "nothing to resume" in message
     assert "seed: 0 -> 5" in message
+
+
+def test_a_profile_of_steps_that_a_resumed_run_does_not_make(zoo):
+    options = [*zoo.plain.options, f"resume={zoo.plain.checkpoint(4)}"]
+    message = refusal("train", *options, "trainer.profile_steps=[5,6]")
+    assert "continues after step 4 and compiles in its first update; begin at 6 or later" in message
 
 
 def test_resume_with_a_different_model(zoo):

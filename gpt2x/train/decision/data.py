@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2x.config import TrainConfig
-from gpt2x.config.rules import validate_warmup
+from gpt2x.config.rules import validate_profile, validate_warmup
 from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
 from gpt2x.errors import UserError
@@ -87,14 +87,15 @@ def check_same_data(config: TrainConfig, data: PreparedData, resumption: Resumpt
 
 
 def check_end(config: TrainConfig, steps: Steps, resumption: Resumption | None) -> None:
-    """Reject a resumed run that has no step left.
+    """Reject a resumed run that has no step left, and a profile of steps that this start does not make.
 
     Raises:
-        UserError: naming the key to raise.
+        UserError: naming the key to change.
     """
+    done = resumption.saved.loop_state["step"] if resumption else 0
+    validate_profile(config.trainer, done, steps.total)
     if not resumption:
         return
-    done = resumption.saved.loop_state["step"]
     stop = min(steps.total, config.trainer.stop_after_steps or steps.total)
     if done >= stop:
         longer = "trainer.stop_after_steps" if stop < steps.total else "trainer.max_steps or trainer.max_epochs"
