@@ -13,8 +13,7 @@ import matplotlib  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from gpt2x.commands.hydra_entry import compose_config  # noqa: E402
-from gpt2x.config import TrainConfig  # noqa: E402
+from benchmarks.public_numbers import composed, own_table, public_table  # noqa: E402
 from gpt2x.planner import report as plan_report  # noqa: E402
 from gpt2x.planner.roofline import Plan, plan_run  # noqa: E402
 from gpt2x.planner.search import SearchResult, search_layouts, tokens_per_s  # noqa: E402
@@ -35,6 +34,8 @@ PLANS = {  # title: overrides
     "13B on 8 devices that split nothing": f"{B13} {A800} parallel=dp8 parallel.zero_stage=0 "
     "parallel.recompute=block trainer.global_batch_size=16 model.attention_dropout=0",
     "52B on 128 devices": f"{B52} {A800} parallel=dp8_pp16",
+    "52B on 128 devices, stages as one graph per direction": f"{B52} {A800} parallel=dp8_pp16 parallel.zero_stage=1 "
+    "parallel.recompute=block",
     "52B on 128 devices, fully sharded": f"{B52} {A800} parallel=dp8_pp16 parallel.pipeline=1 parallel.data=128 "
     "parallel.optimizer_shards=null parallel.micro_batches=4",
     "52B on 128 devices, the cluster cabinet": f"{B52} {A900} parallel=dp8_pp16",
@@ -55,35 +56,13 @@ BARS = {  # label: overrides, of the picture of memory
     "52B dp8_pp16": PLANS["52B on 128 devices"],
     "52B dp8_pp16\nrecompute none": f"{B52} {A800} parallel=dp8_pp16 parallel.recompute=none parallel.zero_stage=1",
 }
-PUBLIC = [  # what, where, overrides, tokens/s per device, GB per device if it is published
-    ("13B, 16 x 2048 tokens", "MindFormers, Atlas 800T A2", PLANS["13B on 8 devices"], 1376, None),
-    (
-        "13B, 16 x 2048 tokens",
-        "MindFormers, Atlas 900 A2 PoDc",
-        PLANS["13B on 8 devices"].replace(A800, A900),
-        1286,
-        None,
-    ),
-    (
-        "124M, 512 x 1024 tokens",
-        "modded-nanogpt-npu, record 001: 16 dies of 910C, torch_npu without graphs",
-        "model=gpt2_small model.vocab_size=50304 model.dropout=0 hardware=atlas_900_a3 parallel=dp8 parallel.data=16 "
-        "trainer.seq_len=1024 trainer.global_batch_size=512",
-        102_200,
-        30.7,
-    ),
-]
-
-
-def composed(overrides: str, plan: str) -> TrainConfig:
-    return compose_config("train", [*overrides.split(), f"plan={plan}"])
 
 
 def document() -> str:
     """Return the tables, each below its command."""
-    parts = ["### Against public numbers", public_table()]
+    parts = ["### Against public numbers", *(table.markdown() for table in (public_table(), own_table()))]
     for title, overrides in PLANS.items():
-        config = composed(overrides, "true")
+        config = composed(overrides)
         plan = plan_run(config)
         parts += [f"### {title}", command(overrides, "true")]
         tables = plan_report.plan_tables(plan)
@@ -99,25 +78,6 @@ def document() -> str:
         parts += [f"### Search: {title}", command(overrides, "search")]
         parts += [table.markdown() for table in plan_report.search_tables(search_layouts(config), config)]
     return "\n\n".join(parts)
-
-
-def public_table() -> str:
-    """Return predictions beside public numbers, as Markdown."""
-    rows = []
-    for what, source, overrides, measured, measured_gb in PUBLIC:
-        plan = plan_run(composed(overrides, "true"))
-        predicted, predicted_gb = tokens_per_s(plan), plan.fullest.memory.total / 1e9
-        memory = f"{predicted_gb:.1f} / {measured_gb:.1f}" if measured_gb else f"{predicted_gb:.1f} / not published"
-        rows.append([what, source, f"{predicted:,.0f}", f"{measured:,}", f"{predicted / measured - 1:+.0%}", memory])
-    columns = [
-        "what",
-        "published by",
-        "predicted, tokens/s per device",
-        "published",
-        "error",
-        "GB, predicted / published",
-    ]
-    return plan_report.Table("predictions and public numbers", columns, rows).markdown()
 
 
 def command(overrides: str, plan: str) -> str:
@@ -181,7 +141,7 @@ def main() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{document()}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    draw_memory({label: plan_run(composed(overrides, "true")) for label, overrides in BARS.items()})
+    draw_memory({label: plan_run(composed(overrides)) for label, overrides in BARS.items()})
     for title, overrides in SEARCHES.items():
         draw_search(title, search_layouts(composed(overrides, "search")), f"plan_search_{title.split()[0].lower()}.png")
     print(f"{DOCUMENT.relative_to(ROOT)} and docs/images/plan_*.png written")

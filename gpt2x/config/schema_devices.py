@@ -96,7 +96,7 @@ class HardwareConfig:
     efficiency: float | None = key("share of the peak that matrix products reach (docs/planning.md)", HOST, None,
                                    above=0, null="unknown")  # fmt: skip
     memory_gb_per_s: float | None = key(
-        "bandwidth of a device's memory", HOST, None, unit="GB/s", above=0, null="unknown"
+        "bandwidth that operators reach in a device's memory", HOST, None, unit="GB/s", above=0, null="unknown"
     )
     link_gb_per_s: float | None = key("bandwidth between two devices of a node", HOST, None, unit="GB/s", above=0,
                                       null="unknown")  # fmt: skip

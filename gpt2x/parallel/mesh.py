@@ -71,11 +71,10 @@ class Mesh:
         self.data = self.group("data", lambda other: is_same(other, "tensor", "stage"))
         self.tensor = self.group("tensor", lambda other: is_same(other, "data", "stage"))
         self.shard = self.replica = None
-        self.norm = self.group("norm", lambda other: is_same(other, "data"))
+        self.norm = self.group("norm", same_set)
         if shards > 1:
             self.shard = self.group("shard", lambda other: is_same(other, "tensor", "stage") and same_set(other))
             self.replica = self.group("replica", lambda other: is_same(other, "tensor", "stage", "shard"))
-            self.norm = self.group("norm", same_set)
         self.embedding = None
         if parallel.pipeline > 1 and (coordinates.is_first_stage or coordinates.is_last_stage):
             self.embedding = self.group(

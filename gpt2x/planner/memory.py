@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
-from gpt2x.config.layout import Coordinates
+from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.model import stats
 from gpt2x.parallel.placement import placements
 from gpt2x.planner.activations import FP32, MINDSPORE, activation_bytes, cpu_units
@@ -27,6 +27,10 @@ BUCKET_BYTES = 32 * 2**20  # gradients reduced in one collective (gpt2x/parallel
 # and HCCL use the rest.
 USABLE_FRACTION = 59 / 64
 
+# Each communicator has a buffer for sending and one for receiving, of HCCL_BUFFSIZE=200 MB by default (CANN's reference
+# of environment variables).
+COMMUNICATOR_BYTES = 2 * 200 * 2**20
+
 CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of the smallest model
 
 
@@ -39,7 +43,8 @@ class Memory:
     optimizer: float = 0.0
     activations: float = 0.0
     logits: float = 0.0
-    buffers: float = 0.0  # for communication
+    buffers: float = 0.0  # of gradients and weights that are sent and received
+    communicators: float = 0.0  # HCCL's own buffers
 
     @property
     def total(self) -> float:
@@ -63,6 +68,18 @@ def usable_bytes(hardware: HardwareConfig, processes: int) -> float:
         return memory_gb * 1e9 / processes - CPU_PROCESS_BYTES
     assert hardware.memory_gb is not None
     return hardware.memory_gb * 1e9 * USABLE_FRACTION
+
+
+def num_communicators(coordinates: Coordinates) -> int:
+    """Return how many groups of processes `gpt2x.parallel.mesh` creates on a rank, that of all processes included."""
+    parallel = coordinates.parallel
+    shards, ranks = parallel.shards, world_size(parallel)
+    sizes = [parallel.data, parallel.tensor, shards * parallel.tensor * parallel.pipeline]  # the last: gradients' norm
+    if shards > 1:
+        sizes += [shards, parallel.data // shards]
+    if parallel.pipeline > 1 and (coordinates.is_first_stage or coordinates.is_last_stage):
+        sizes.append(2)  # the tied embedding
+    return (ranks > 1) + sum(1 < size < ranks for size in sizes)
 
 
 def accumulates(parallel: ParallelConfig, micro_batches: int) -> bool:
@@ -95,10 +112,11 @@ def step_memory(
     values, tokens = model_values(model, coordinates), micro_batch_size * seq_len
     activations = activation_bytes(model, coordinates, hardware, micro_batch_size, micro_batches, seq_len)
     logits = logits_bytes(model, coordinates, hardware, tokens)
+    communicators = 0.0 if hardware.is_cpu else COMMUNICATOR_BYTES * num_communicators(coordinates)
     if parallel.splits_weights:
         memory = sharded_memory(trainable, coordinates, hardware, values, num_states)
         activations += adapter_bytes(trainable, coordinates, hardware, tokens)
-        return replace(memory, activations=activations, logits=logits)
+        return replace(memory, activations=activations, logits=logits, communicators=communicators)
     memory = Memory(
         weights=FP32 * values.parameters + cast_bytes(values, coordinates, hardware),
         gradients=FP32 * values.parameters * gradient_copies(model, coordinates, hardware, values, micro_batches),
@@ -106,6 +124,7 @@ def step_memory(
         activations=activations,
         logits=logits,
         buffers=buffer_bytes(parallel, values),
+        communicators=communicators,
     )
     return memory if trainable.is_whole else memory_of_part(memory, trainable, coordinates, hardware, tokens)
 

@@ -114,16 +114,16 @@ def communication_table(plan: Plan) -> list[Table]:
     if not lines:
         return []
     rows = [[*key, *(sent(parts.get(rank.name)) for rank in plan.ranks)] for key, parts in lines.items()]
-    columns = ["axis", "what", "link", *(f"{rank.name}: GB sent, s" for rank in plan.ranks)]
-    return [Table("communication per device and update", columns, rows)]
+    columns = ["axis", "what", "link", *(rank.name for rank in plan.ranks)]
+    title = "communication per device and update: GB sent, seconds exposed, seconds hidden by compute"
+    return [Table(title, columns, rows)]
 
 
 def sent(part: Collective | None) -> str:
-    """Return bytes and seconds of a communication, and the seconds that pass while the device computes."""
+    """Return GB, the seconds in which nothing else happens, and those that pass while the device computes."""
     if part is None:
         return ""
-    hidden = f" and {part.hidden_s:.3f} hidden" if part.hidden_s else ""
-    return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}{hidden}")
+    return gb(part.sent) + ("" if part.seconds is None else f", {part.seconds:.3f}, {part.hidden_s:.3f}")
 
 
 def speed_table(plan: Plan) -> list[Table]:
@@ -138,6 +138,7 @@ def speed_table(plan: Plan) -> list[Table]:
             [part, f"{seconds:.3f} s, {seconds / speed.update_s:.1%}"]
             for part, seconds in speed.seconds_by_part.items()
         ),
+        *communication_rows(plan),
         ["bubble with equal stages", f"{bubble_fraction(layout.pipeline, plan.micro_batches):.1%}"],
         ["FLOPs per device", f"{max(rank.flops for rank in plan.ranks):.3g}, recomputation included"],
         ["tokens/s per device", f"{speed.tokens_per_s:,.0f}"],
@@ -145,6 +146,15 @@ def speed_table(plan: Plan) -> list[Table]:
         ["MFU", f"{speed.mfu:.1%}"],
     ]
     return [Table("predicted speed, and how the busiest stage spends an update", ["", "value"], rows)]
+
+
+def communication_rows(plan: Plan) -> list[list[str]]:
+    """Return how much of the busiest stage's communication costs time, and how much computation hides."""
+    parts = plan.busiest.collectives
+    exposed, hidden = sum(part.seconds or 0.0 for part in parts), sum(part.hidden_s for part in parts)
+    if not parts:
+        return []
+    return [["communication", f"{exposed:.3f} s exposed, {hidden:.3f} s hidden by compute"]]
 
 
 def verdict(plan: Plan, num_nodes: int = 1) -> list[str]:

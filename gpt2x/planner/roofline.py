@@ -130,6 +130,11 @@ class Plan:
         return max(self.ranks, key=lambda rank: rank.memory.total)
 
     @property
+    def busiest(self) -> RankPlan:
+        """The kind of rank whose micro batches take the longest, if times are known."""
+        return busiest_of(self.ranks)
+
+    @property
     def fits(self) -> bool:
         """Whether every rank fits its device."""
         return self.fullest.memory.total <= self.usable
@@ -297,7 +302,7 @@ class LayoutEstimate:
         updates = [rank.update_s for rank in ranks if rank.update_s is not None]
         if len(slots) < len(ranks) or len(updates) < len(ranks):
             return None
-        busiest = max(ranks, key=lambda rank: rank.micro_batch_s or 0.0)
+        busiest = busiest_of(ranks)
         passes = sum(slot * count for slot, count in slots) + (self.micro_batches - 1) * (busiest.micro_batch_s or 0.0)
         update_s = passes + max(updates)
         tokens = self.trainer.batch * self.trainer.seq_len / world_size(self.parallel)
@@ -320,6 +325,11 @@ class LayoutEstimate:
         reduction = self.communication.gradient_reduction(rank.coordinates, rank.trained)
         parts["optimizer"] = (rank.update_s or 0.0) - sum(collective.seconds or 0.0 for collective in reduction)
         return parts
+
+
+def busiest_of(ranks: tuple[RankPlan, ...]) -> RankPlan:
+    """Return the kind of rank whose micro batches take the longest; the first one if times are not known."""
+    return max(ranks, key=lambda rank: rank.micro_batch_s or 0.0)
 
 
 def total_seconds(*parts: float | None) -> float | None:

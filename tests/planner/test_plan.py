@@ -137,7 +137,8 @@ def test_launches_limit_tiny_operators():
 
 
 def test_the_pipeline_waits_as_the_formula_says():
-    plan = planned(*G52B, "parallel=dp8_pp16", "model.vocab_size=128", "parallel.optimizer_shards=1")
+    plan = planned(*G52B, "parallel=dp8_pp16", "model.vocab_size=128", "parallel.optimizer_shards=1",
+                   "parallel.zero_stage=0")  # fmt: skip
     assert plan.speed.waiting == pytest.approx(15 / (64 + 15), abs=0.02)
 
 
@@ -171,7 +172,7 @@ def test_52b_as_the_reference_lays_it_out_fits():
 
 
 def test_several_changes_if_one_is_not_enough():
-    common = ["model=gpt2_small", ATLAS, "hardware.memory_gb=3.2", "parallel=dp2", "trainer.global_batch_size=16",
+    common = ["model=gpt2_small", ATLAS, "hardware.memory_gb=3.65", "parallel=dp2", "trainer.global_batch_size=16",
               "trainer.micro_batch_size=8", "trainer.seq_len=1024", "parallel.vocab_parallel=false",
               "model.dropout=0"]  # fmt: skip
     plan = planned(*common)
@@ -249,7 +250,7 @@ def test_plan_runs_nothing(tmp_path):
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 0, process.stderr
-    assert "GB (last stage)" in process.stdout
+    assert "GB (first stage)" in process.stdout
     command = [sys.executable, "-m", "gpt2x", "plan", "--search", "num_devices=8", *G13B, "trainer.global_batch_size=8",
                "tracker=none", f"paths.outputs={tmp_path}/outputs"]  # fmt: skip
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
