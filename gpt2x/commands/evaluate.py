@@ -143,9 +143,7 @@ def run_info(decision: Decision, pretrained: Pretrained) -> RunInfo:
         run_name=config.tracker.run_name or f"{display_name(pretrained)}/{config.dataset.name}",
         run_dir=decision.run_dir,
         params=asdict(config),
-        tags=run_tags(
-            layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.measurement.data_hash
-        ),
+        tags=run_tags(config.hardware, layout=config.parallel.name, data_hash=decision.measurement.data_hash),
     )
 
 

@@ -73,7 +73,7 @@ def run_info(decision: Decision) -> RunInfo:
         run_name=config.tracker.run_name or f"{config.model.name}/{config.dataset.name}",
         run_dir=decision.run_dir,
         params=asdict(config),
-        tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name, data_hash=decision.data.fingerprint)
+        tags=run_tags(config.hardware, layout=config.parallel.name, data_hash=decision.data.fingerprint)
         | ({"profile": str(decision.run_dir / FOLDER)} if config.trainer.profile_steps else {}),
     )
 

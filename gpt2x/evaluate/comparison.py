@@ -232,7 +232,7 @@ def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[SweepJob], fil
             run_name=f"comparison {sweep_dir.name}",
             run_dir=sweep_dir,
             params={"job": {str(job.number): " ".join(job.overrides) for job in jobs}},
-            tags=run_tags(layout=config.parallel.name, hardware=config.hardware.name),
+            tags=run_tags(config.hardware, layout=config.parallel.name),
         )
     )
     for file in files:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+from gpt2x.config import HardwareConfig
+from gpt2x.runtime.machine import ascend_versions, npus, processor
 
 PACKAGES = ("mindspore", "numpy", "tokenizers", "safetensors", "hydra-core", "mlflow")
 
@@ -38,12 +42,12 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return versions
 
 
-def run_tags(*, layout: str, hardware: str, data_hash: str | None = None) -> dict[str, str]:
+def run_tags(hardware: HardwareConfig, *, layout: str, data_hash: str | None = None) -> dict[str, str]:
     """Return the tags of a run: commit, layout, hardware, data, host and versions.
 
     Args:
+        hardware: the device. Those of Ascend add their NPUs and the versions of CANN, driver and firmware.
         layout: name of the parallel option.
-        hardware: name of the hardware option.
         data_hash: fingerprint of the prepared data.
     """
     from gpt2x import __version__
@@ -57,13 +61,18 @@ def run_tags(*, layout: str, hardware: str, data_hash: str | None = None) -> dic
         "git.dirty": git.get("dirty"),
         "git.branch": git.get("branch"),
         "layout": layout,
-        "hardware": hardware,
+        "hardware": hardware.name,
         "data.hash": data_hash,
         "host": socket.gethostname(),
         "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "npu": None if hardware.is_cpu else npus(),
         "version.python": platform.python_version(),
         "version.gpt2x": __version__,
-    } | {f"version.{name}": version for name, version in package_versions().items()}
+    }
+    versions = package_versions() | ({} if hardware.is_cpu else ascend_versions())
+    tags |= {f"version.{name}": version for name, version in versions.items()}
     return {
         key: str(value).lower() if isinstance(value, bool) else str(value)
         for key, value in tags.items()

@@ -1,13 +1,15 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
-from gpt2x.tracking import NoTracker, create_tracker
+from gpt2x.tracking import NoTracker, create_tracker, provenance
 from gpt2x.tracking.parameters import MAX_KEY_CHARS, MAX_VALUE_CHARS, shortened_for_mlflow
 from gpt2x.tracking.provenance import git_state, package_versions, run_tags
+from tests.support.models import CPU
 
 
 def test_flatten_spells_values_as_on_the_command_line():
@@ -77,8 +79,20 @@ def test_git_missing_is_no_error(tmp_path, monkeypatch):
 
 
 def test_tags_are_text():
-    tags = run_tags(layout="single", hardware="cpu", data_hash="abc")
+    tags = run_tags(CPU, layout="single", data_hash="abc")
     assert tags["layout"] == "single"
+    assert tags["processor"]
+    assert int(tags["cores"]) >= 1
+    assert not {"npu", "version.cann", "version.driver", "version.firmware"} & set(tags)
     assert tags["version.numpy"] == package_versions()["numpy"]
     assert all(isinstance(value, str) for value in tags.values())
-    assert "data.hash" not in run_tags(layout="single", hardware="cpu")
+    assert "data.hash" not in run_tags(CPU, layout="single")
+
+
+def test_tags_of_an_ascend_run_name_its_npus_and_their_software(monkeypatch):
+    monkeypatch.setattr(provenance, "ascend_versions", lambda: {"cann": "9.1.0", "driver": "26.0.rc1"})
+    monkeypatch.setattr(provenance, "npus", lambda: "8 x 910B3")
+    tags = run_tags(replace(CPU, name="atlas_800t_a2", device_target="Ascend"), layout="dp8")
+    assert tags["hardware"] == "atlas_800t_a2"
+    assert (tags["npu"], tags["version.cann"], tags["version.driver"]) == ("8 x 910B3", "9.1.0", "26.0.rc1")
+    assert "version.firmware" not in tags, "what is not installed is left out"
