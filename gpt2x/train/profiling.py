@@ -31,6 +31,7 @@ class ProfileWindow:
         self.first, self.last = steps or (0, 0)
         self.folder, self.worker, self.is_cpu = folder, f"rank_{rank}", is_cpu
         self.profile: profiler.profile | None = None
+        self.step = 0  # the newest that was recorded
 
     def covers(self, step: int) -> bool:
         """Return whether this update is profiled; its speed is not that of the others."""
@@ -46,6 +47,7 @@ class ProfileWindow:
             self.profile = self.create()
             self.profile.start()
         yield
+        self.step = step
         if step < self.last:
             self.profile.step()
             return
@@ -59,8 +61,10 @@ class ProfileWindow:
         kinds, level = [profiler.ProfilerActivity.CPU], None
         if not self.is_cpu:
             kinds.append(profiler.ProfilerActivity.NPU)
-            # with the parts of each collective; level 0, the default, has none
-            level = profiler._ExperimentalConfig(profiler_level=profiler.ProfilerLevel.Level1)
+            # level 1 has the parts of each collective and how busy the units of a core are; level 0 has neither
+            level = profiler._ExperimentalConfig(
+                profiler_level=profiler.ProfilerLevel.Level1, aic_metrics=profiler.AicoreMetrics.PipeUtilization
+            )
         return profiler.profile(
             activities=kinds,
             start_profile=False,
@@ -84,6 +88,6 @@ class ProfileWindow:
             self.profile.stop()
         self.profile = None
         if list(self.folder.glob(f"{self.worker}_*/ASCEND_PROFILER_OUTPUT/*")):
-            console.notice(f"profile of steps {self.first} to {self.last}: {self.folder}")
+            console.notice(f"profile of steps {self.first} to {self.step}: {self.folder}")
         else:
             console.warn(f"MindSpore's profiler wrote no tables to {self.folder}; see {self.worker}.log there")
