@@ -154,12 +154,15 @@ def run_in_workers(name: str, config: CommonConfig, role: Role, run_dir: Path) -
 
 
 def open_mesh(config: CommonConfig, role: Role) -> Mesh:
-    """Set up the device and join the other processes."""
+    """Set up the device and join the other processes, in the order that MindSpore documents."""
     from gpt2x.parallel.mesh import Mesh
-    from gpt2x.runtime.device import set_up_device
+    from gpt2x.runtime.device import bind_cores, set_up_device
 
-    set_up_device(config.hardware)
-    return Mesh(config.parallel, config.hardware.device_target, role=role)
+    set_up_device(config.hardware, role.device_id)
+    mesh = Mesh(config.parallel, config.hardware.device_target, role=role)
+    if config.hardware.bind_cores:
+        bind_cores()
+    return mesh
 
 
 def decide_together(name: str, config: CommonConfig, mesh: Mesh, run_dir: Path) -> Decision:

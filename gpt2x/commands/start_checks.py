@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from gpt2x.config import CommonConfig, HardwareConfig, TrainConfig
 from gpt2x.config.layout import world_size
 from gpt2x.config.options import known_models, read_option
 from gpt2x.config.rules import require_devices
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, require
 from gpt2x.model import stats
 from gpt2x.planner.choose import settle, sharding_reason
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
 from gpt2x.planner.report import memory_table, verdict
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
-from gpt2x.runtime.device import has_device
+from gpt2x.runtime.device import has_device, visible_devices
 from gpt2x.runtime.memory import available_memory_gb
 
 ANYWAY = "launch.check_memory=false starts it anyway."
@@ -31,6 +32,22 @@ def check_start(config: CommonConfig) -> None:
         require_memory(config)
     if not has_device(config.hardware.device_target):
         raise UserError(missing_device(config))
+    require_visible(config)
+
+
+def require_visible(config: CommonConfig) -> None:
+    """Check that ASCEND_RT_VISIBLE_DEVICES shows a device for each process of this machine.
+
+    Raises:
+        UserError: it shows fewer.
+    """
+    visible, processes = visible_devices(), world_size(config.parallel) // config.launch.num_nodes
+    require(
+        config.hardware.is_cpu or visible is None or processes <= len(visible),
+        f"parallel={config.parallel.name} starts {processes} processes on this machine, but ASCEND_RT_VISIBLE_DEVICES="
+        f"{os.environ.get('ASCEND_RT_VISIBLE_DEVICES')} shows {len(visible or [])} devices; name more there, or use a "
+        "smaller layout.",
+    )
 
 
 def require_memory(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from gpt2x.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from gpt2x.config.schema_devices import HardwareConfig
 from gpt2x.errors import require
 
 
@@ -36,9 +37,36 @@ def validate_common(config: CommonConfig) -> None:
     check_values(config)
     validate_parallel(config.parallel)
     validate_launch(config)
+    validate_hardware(config.hardware)
+
+
+def validate_hardware(hardware: HardwareConfig) -> None:
+    """Check what a device can do."""
+    if hardware.is_cpu:
+        require(
+            hardware.precision != "bf16",
+            "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale.",
+        )
+        for key, neutral, fix, why in (
+            ("jit_level", "O0", "O0", "MindSpore fuses no operators on the CPU"),
+            ("bind_cores", False, "false", "processes on the CPU share its cores without it"),
+            ("pool_gb", None, "null", "MindSpore's memory on the CPU is no pool; hardware.memory_gb limits the plan"),
+        ):
+            value = getattr(hardware, key)
+            require(
+                value == neutral,
+                f"hardware.{key}={'true' if value is True else value} is for Ascend: {why}; use hardware.{key}={fix}.",
+            )
+        return
     require(
-        not (config.hardware.is_cpu and config.hardware.precision == "bf16"),
-        "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale.",
+        hardware.memory_gb is not None,
+        f"hardware.memory_gb=null: only the CPU's memory can be asked; give the GB of a device of hardware="
+        f"{hardware.name}, such as hardware.memory_gb=64.",
+    )
+    require(
+        (hardware.pool_gb or 0) <= (hardware.memory_gb or 0),
+        f"hardware.pool_gb={hardware.pool_gb} exceeds hardware.memory_gb={hardware.memory_gb}; leave room for the "
+        "driver and HCCL, as hardware.pool_gb=null does.",
     )
 
 

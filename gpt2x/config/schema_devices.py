@@ -78,6 +78,10 @@ class LaunchConfig:
 # What `HardwareConfig.has_flash_kernel_of` requires; the limits are those of MindSpore's `flash_attention_score`.
 FLASH_KERNEL = "fp16 or bf16, and at most 256 heads whose size is a multiple of 16, at most 512"
 
+# MindFormers' recipes give MindSpore 59 GB of a device of 64 GB (run_gpt2_13b_910b.yaml: max_device_memory); the driver
+# and HCCL use the rest.
+USABLE_FRACTION = 59 / 64
+
 
 @dataclass
 class HardwareConfig:
@@ -102,6 +106,19 @@ class HardwareConfig:
                                       null="unknown")  # fmt: skip
     network_gb_per_s: float | None = key("bandwidth from a device to other nodes", HOST, None, unit="GB/s", above=0,
                                          null="unknown")  # fmt: skip
+    pool_gb: float | None = key("Ascend: limit of MindSpore's memory pool, on which the plan counts", HOST, None,
+                                unit="GB", above=0, null="59/64 of memory_gb")  # fmt: skip
+    deterministic: bool = key("Ascend: computation repeats every float, and is slower; the CPU always repeats them",
+                              LAYOUT, False)  # fmt: skip
+    jit_level: str = key("Ascend: O1 fuses chains of elementwise operators, which MindSpore calls experimental",
+                         LAYOUT, "O0", choices=("O0", "O1"))  # fmt: skip
+    bind_cores: bool = key("Ascend: MindSpore keeps its threads on cores near their device", HOST, False)
+
+    @property
+    def usable_gb(self) -> float:
+        """Return the GB of a device, not the CPU, that a run can fill: those of MindSpore's memory pool."""
+        assert self.memory_gb is not None
+        return self.memory_gb * USABLE_FRACTION if self.pool_gb is None else self.pool_gb
 
     @property
     def is_cpu(self) -> bool:

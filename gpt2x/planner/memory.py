@@ -23,9 +23,6 @@ from gpt2x.trainable import Trainable
 
 LOGITS_COPIES = 3  # fp32: log-probabilities, softmax and its gradient (gpt2x/ops, cross entropy)
 BUCKET_BYTES = 32 * 2**20  # gradients reduced in one collective (gpt2x/parallel/gradient_reduction.py, BUCKET_ELEMENTS)
-# MindFormers' recipes give MindSpore 59 GB of a device of 64 GB (run_gpt2_13b_910b.yaml: max_device_memory); the driver
-# and HCCL use the rest.
-USABLE_FRACTION = 59 / 64
 
 # Each communicator has a buffer for sending and one for receiving, of HCCL_BUFFSIZE=200 MB by default (CANN's reference
 # of environment variables).
@@ -66,8 +63,7 @@ def usable_bytes(hardware: HardwareConfig, processes: int) -> float:
     if hardware.is_cpu:
         memory_gb = hardware.memory_gb or machine_memory_gb()
         return memory_gb * 1e9 / processes - CPU_PROCESS_BYTES
-    assert hardware.memory_gb is not None
-    return hardware.memory_gb * 1e9 * USABLE_FRACTION
+    return hardware.usable_gb * 1e9
 
 
 def num_communicators(coordinates: Coordinates) -> int:

@@ -11,7 +11,6 @@ from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
 from gpt2x.planner.choose import sharding_reason
 from gpt2x.planner.communication import Collective
-from gpt2x.planner.memory import USABLE_FRACTION
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
 from gpt2x.planner.search import CLOSE, SearchResult, advise, search_layouts, tokens_per_s
 from gpt2x.runtime.console import console
@@ -195,10 +194,9 @@ def assumptions(config: TrainConfig) -> list[str]:
         notes.append(
             f"model.vocab_size=null: {size:,} tokens are assumed ({source}); the run takes the size from its tokenizer."
         )
-    if not hardware.is_cpu:
-        notes.append(
-            f"hardware.memory_gb={hardware.memory_gb:g}: {USABLE_FRACTION:.0%} of it are usable (docs/planning.md)."
-        )
+    if not hardware.is_cpu and hardware.memory_gb:
+        share = hardware.usable_gb / hardware.memory_gb
+        notes.append(f"hardware.memory_gb={hardware.memory_gb:g}: {share:.0%} of it are usable (docs/planning.md).")
     if hardware.flash_attention and not stats.uses_flash_attention(model, hardware):
         notes.append(f"no flash attention: it requires {FLASH_KERNEL}.")
     needed = ["peak_tflops", "efficiency", "memory_gb_per_s"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,20 @@ from gpt2x.config import HardwareConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
 
+CPUSET = Path("/sys/fs/cgroup/cpuset/cpuset.cpus")
 
-def set_up_device(hardware: HardwareConfig) -> None:
+
+def set_up_device(hardware: HardwareConfig, device_id: int | None = None) -> None:
     """Choose device and graph mode, and open the compiled kernels from the main thread.
 
-    May be called again in one process, also with other options: nothing that it sets decides which operators compute.
-    Each net asks `gpt2x.ops.backend_of(hardware)` for that.
+    Call it before `communication.init`: MindSpore documents this order. May be called again in one process, with other
+    options too: nothing that it sets decides which operators compute. Each net asks `gpt2x.ops.backend_of(hardware)`
+    for that.
+
+    Args:
+        hardware: the options.
+        device_id: number of the device among those that the process sees (`Role.device_id`); None: the one of an
+            earlier call, or MindSpore's choice.
 
     Raises:
         UserError: this MindSpore has no such device, or the compiled kernels belong to a different version of gpt2x.
@@ -28,15 +38,17 @@ def set_up_device(hardware: HardwareConfig) -> None:
 
     ms.set_context(mode=ms.GRAPH_MODE)
     current = ms.get_current_device()
-    # A process that has met others has a device number from MindSpore, which rejects a different one. None: it chooses.
-    device_id = current.device_id if current.device_target == hardware.device_target else 0
+    if device_id is None and current.device_target == hardware.device_target:
+        device_id = current.device_id or None  # MindSpore rejects a different one later
     try:
-        ms.set_device(hardware.device_target, device_id or None)
+        ms.set_device(hardware.device_target, device_id)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"hardware.device_target={hardware.device_target} (hardware={hardware.name}): this machine has no such "
             f"device ({str(error).strip().splitlines()[0]}); use hardware=cpu."
         ) from None
+    if not hardware.is_cpu:
+        set_up_ascend(hardware.usable_gb, hardware.jit_level, hardware.deterministic)
     if hardware.backend != "native":
         return
     try:
@@ -48,12 +60,56 @@ def set_up_device(hardware: HardwareConfig) -> None:
         )
 
 
+@cache  # MindSpore rejects a second call of most of these
+def set_up_ascend(pool_gb: float, jit_level: str, deterministic: bool) -> None:
+    """Set what MindSpore takes before anything is allocated or communicates; docs/ascend.md has its documentation.
+
+    Args:
+        pool_gb: largest size of the memory pool.
+        jit_level: O0 or O1, of every graph that is compiled as a Cell, as all of gpt2x's are.
+        deterministic: whether operators and collectives repeat every float. False leaves HCCL_DETERMINISTIC as it is.
+    """
+    import mindspore as ms
+
+    ms.runtime.set_memory(max_size=f"{pool_gb:g}GB")
+    ms.set_context(jit_config={"jit_level": jit_level})
+    if deterministic:
+        ms.set_deterministic(True)
+
+
+@cache
+def bind_cores() -> None:
+    """Have MindSpore bind its threads to the cores that it finds near the device.
+
+    Call it after `communication.init`: it divides the cores by the processes of this machine, which it does not know
+    before (MindSpore 2.10, `runtime/thread_bind_core.py`).
+    """
+    import mindspore as ms
+
+    if not CPUSET.exists():
+        console.warn(
+            f"hardware.bind_cores=true has no effect here: MindSpore 2.10 reads the cores from {CPUSET}, which is "
+            "missing (cgroup v2)."
+        )
+        return
+    ms.runtime.set_cpu_affinity(True)
+
+
 def has_device(device_target: str) -> bool:
     """Return whether this machine shows a device of this kind; MindSpore is not asked, since its import takes seconds.
 
     Ascend's driver makes /dev/davinci0 and so on, and /dev/davinci_manager; containers get those of their devices.
     """
     return device_target == "CPU" or any(Path("/dev").glob("*davinci*"))
+
+
+def visible_devices() -> list[int] | None:
+    """Return the devices that ASCEND_RT_VISIBLE_DEVICES shows to this process; None if it is not set.
+
+    CANN reads it up to the first entry that is no number, and numbers the devices anew from 0.
+    """
+    text = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    return [int(entry) for entry in takewhile(str.isdigit, text.split(","))] if text else None
 
 
 def measure_peak_tflops(seconds: float = 0.4) -> float:

@@ -16,6 +16,7 @@ class Role:
 
     Attributes:
         rank: the rank that MindSpore will give to this process, too; 0 for all that are no workers.
+        device_id: number of this process's device among those that it sees; None: MindSpore chooses.
         is_launched: True if `gpt2x.runtime.launch` started this process.
         msrun_workers: --worker_num of the user's own msrun that started this process, else None.
         is_scheduler: True if this process only connects the workers to each other.
@@ -23,6 +24,7 @@ class Role:
     """
 
     rank: int = 0
+    device_id: int | None = None
     is_launched: bool = False
     msrun_workers: int | None = None
     is_scheduler: bool = False
@@ -60,8 +62,11 @@ def read_role(environment: Mapping[str, str], *, is_sweeping: bool = False) -> R
     node_id = environment.get("MS_NODE_ID")
     if mindspore_role == "MS_WORKER" and node_id is None:
         raise UserError("msrun was started on several nodes without --node_rank: give each node its own, from 0.")
+    is_worker = mindspore_role == "MS_WORKER"
+    device_id = environment.get("DEVICE_ID") if is_worker else None  # some clusters set it for all processes
     return Role(
-        rank=int(node_id) if node_id is not None and mindspore_role == "MS_WORKER" else 0,
+        rank=int(node_id) if node_id is not None and is_worker else 0,
+        device_id=int(device_id) if device_id is not None else None,
         is_launched=is_launched,
         msrun_workers=int(environment.get("MS_WORKER_NUM", 0)) if mindspore_role and not is_launched else None,
         is_scheduler=mindspore_role == "MS_SCHED",

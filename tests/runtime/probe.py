@@ -28,14 +28,17 @@ def by_mindspore(world: int, role: Role) -> Callable[[int], None]:
     """Return what exchanges the ranks by MindSpore's collectives."""
     os.environ.setdefault("GLOG_v", "3")
     os.environ.update(launch.timeouts(LaunchConfig(), "CPU"))
+    import mindspore as ms
+
     from gpt2x.parallel.agreement import from_main
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.runtime.device import set_up_device
     from tests.support.models import CPU
 
-    set_up_device(CPU)
+    set_up_device(CPU, role.device_id)
     mesh = Mesh(ParallelConfig(name="probe", data=world), role=role)
     assert mesh.rank == role.rank
+    assert tuple(ms.get_current_device()) == ("CPU", role.rank), "each process has the device of its number"
     assert from_main(mesh, f"größer {mesh.rank}") == "größer 0"
 
     def exchange(_: int) -> None:
