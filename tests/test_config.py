@@ -110,6 +110,7 @@ def test_a_lower_bound_of_the_flops():
         (["task=finetune"], ["task=finetune", "load=DIR"]),
         (["optimizer.learning_rate=0"], ["optimizer.learning_rate=0"]),
         (["hardware.precision=bf16"], ["hardware.precision=bf16", "fp32"]),
+        (["hardware.mode=pynative", "parallel.recompute=block"], ["hardware.mode=pynative", "recompute=attention"]),
         (["generation.do_sample=false"], ["generation.do_sample=false", "temperature"]),
         (["generation.top_p=0"], ["generation.top_p=0"]),
         (["trainer.grad_clip=0"], ["trainer.grad_clip=0", "null"]),

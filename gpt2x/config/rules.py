@@ -182,6 +182,7 @@ def validate_train(config: TrainConfig) -> None:
         "trainer.max_steps and trainer.max_epochs are both null; give one of them.",
     )
     validate_layout(config.parallel, config.model)
+    validate_mode(config)
     validate_lora(config)
     validate_batch(config.parallel, trainer)
     require(
@@ -195,6 +196,20 @@ def validate_train(config: TrainConfig) -> None:
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain.",
+    )
+
+
+def validate_mode(config: TrainConfig) -> None:
+    """Check that nothing is asked of PyNative that MindSpore rejects there: a recomputed cell that takes a tuple."""
+    model, parallel = config.model, config.parallel
+    adapter_dropout = 0 if config.lora.rank is None else config.lora.dropout
+    require(
+        config.hardware.mode == "graph"
+        or parallel.recompute != "block"
+        or parallel.splits_weights
+        or not any((model.dropout, model.embedding_dropout, model.attention_dropout, adapter_dropout)),
+        "hardware.mode=pynative: MindSpore computes no blocks again there that draw dropout; use parallel.recompute="
+        "attention, parallel.zero_stage=3, no dropout, or hardware.mode=graph.",
     )
 
 

@@ -96,6 +96,8 @@ class HardwareConfig:
     devices_per_node: int = key("devices per machine", HOST, at_least=1)
     flash_attention: bool = key("the device has a fused attention kernel", LAYOUT)
     source: str = key("where the numbers come from", HOST)
+    mode: str = key("compile graphs, or run one operator after the other (MindSpore's PyNative)", LAYOUT, "graph",
+                    choices=("graph", "pynative"))  # fmt: skip
     native_kernels: bool = key("CPU: use gpt2x's C++ kernels; false: only MindSpore's operators", LAYOUT, True)
     efficiency: float | None = key("share of the peak that matrix products reach (docs/planning.md)", HOST, None,
                                    above=0, null="unknown")  # fmt: skip

@@ -22,6 +22,7 @@ from gpt2x.errors import UserError, require
 from gpt2x.generate.decoder import Decoder, Graph
 from gpt2x.generate.fused import Weights, is_fused
 from gpt2x.model.gpt2 import GPT2
+from gpt2x.runtime.device import compile_graph
 
 LEAST_BUCKET = 32  # tokens; shorter texts share one graph
 NOT_FINITE = -1  # instead of a token
@@ -225,5 +226,5 @@ class Slots:
     def _compile(self, cell: Graph, *inputs: Tensor) -> None:
         key = (id(cell), *(size for tensor in inputs for size in tensor.shape))
         if key not in self._compiled:
-            cell.compile(*inputs)
+            compile_graph(cell, *inputs)
             self._compiled.add(key)

@@ -7,6 +7,7 @@ import time
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +16,14 @@ from gpt2x.config import HardwareConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
 
+if TYPE_CHECKING:
+    from mindspore import Tensor, nn
+
 CPUSET = Path("/sys/fs/cgroup/cpuset/cpuset.cpus")
 
 
 def set_up_device(hardware: HardwareConfig, device_id: int | None = None) -> None:
-    """Choose device and graph mode, and open the compiled kernels from the main thread.
+    """Choose device and mode, and open the compiled kernels from the main thread.
 
     Call it before `communication.init`: MindSpore documents this order. May be called again in one process, with other
     options too: nothing that it sets decides which operators compute. Each net asks `gpt2x.ops.backend_of(hardware)`
@@ -36,7 +40,7 @@ def set_up_device(hardware: HardwareConfig, device_id: int | None = None) -> Non
     os.environ.setdefault("GLOG_v", "3")  # MindSpore logs only errors
     import mindspore as ms
 
-    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_context(mode=ms.GRAPH_MODE if hardware.mode == "graph" else ms.PYNATIVE_MODE)
     current = ms.get_current_device()
     if device_id is None and current.device_target == hardware.device_target:
         device_id = current.device_id or None  # MindSpore rejects a different one later
@@ -93,6 +97,14 @@ def bind_cores() -> None:
         )
         return
     ms.runtime.set_cpu_affinity(True)
+
+
+def compile_graph(cell: nn.Cell, *inputs: Tensor | None) -> None:
+    """Compile a cell, so that its first call with such inputs takes no longer than others; PyNative has no graphs."""
+    import mindspore as ms
+
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        cell.compile(*inputs)
 
 
 def has_device(device_target: str) -> bool:

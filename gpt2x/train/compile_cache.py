@@ -82,6 +82,7 @@ def applies(config: TrainConfig) -> bool:
     return (
         config.trainer.compile_cache
         and config.hardware.is_cpu
+        and config.hardware.mode == "graph"
         and config.parallel.pipeline == 1
         and not config.parallel.splits_weights
         and "MS_COMPILER_CACHE_ENABLE" not in os.environ  # the user has switched on MindSpore's

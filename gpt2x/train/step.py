@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn
 
 from gpt2x.optim.base import Optimizer
 from gpt2x.parallel.gradient_reduction import GradientReduction, ReductionTotals
+from gpt2x.runtime.device import compile_graph
 from gpt2x.train.update import Accumulation, Gradients, GradientSums, Update, UpdateFromBatch, UpdateFromSums
 
 Graph = tuple[nn.Cell, tuple[Tensor | None, ...]]  # with its example inputs
@@ -128,7 +129,7 @@ class GraphStep(ABC):
     def compile(self, inputs: StepInputs) -> None:
         """Compile all graphs, so that the first update takes no longer than the others."""
         for cell, example in self.graphs(inputs):
-            cell.compile(*example)
+            compile_graph(cell, *example)
         self.is_compiled = True
 
     def __call__(self, inputs: StepInputs) -> UpdateResult:

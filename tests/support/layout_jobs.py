@@ -61,7 +61,7 @@ TINY = ("model=gpt2_tiny", "model.num_layers=2", "model.hidden_size=64", "model.
         f"trainer.checkpoint_every_steps={SAVED}", "trainer.keep_last=9", "trainer.keep_best=false",
         "trainer.sample_prompts=[]", "hardware.peak_tflops=0.1", *PATHS)  # fmt: skip
 MIXED = ("model.num_layers=3", "model.tie_embeddings=false", "model.dropout=0.1")
-DEEP = ("model.num_layers=4",)
+PYNATIVE = "hardware.mode=pynative"
 FP16_STEPS = 20  # of which the first ones are skipped, until the scale is small enough
 FP16 = ("hardware.precision=fp16", "trainer.loss_scale_init=1e12", "trainer.loss_scale_factor=16",
         f"trainer.max_steps={FP16_STEPS}")  # fmt: skip
@@ -115,6 +115,10 @@ TRAINED = [
     variant("zero_stage=3 within each of two pairs of replicas, ahead, with accumulation", "mixed", 4,
             "parallel=dp4", "parallel.zero_stage=3", "parallel.optimizer_shards=2", "parallel.gather_ahead=true",
             "trainer.micro_batch_size=1"),
+    # one operator after the other
+    variant("PyNative", "mixed", 1, PYNATIVE, "parallel.recompute=attention"),
+    variant("dp2_zero3 in PyNative", "mixed", 2, PYNATIVE, "parallel=dp2_zero3", "parallel.recompute=block"),
+    variant("pp2 in PyNative", "mixed", 2, PYNATIVE, "parallel=pp2"),
     variant("dp2_tp2", "single", 4, "parallel=dp2_tp2"),
     variant("dp2_pp2", "single", 4, "parallel=dp2_pp2"),
     variant("tp2_pp2", "single", 4, "parallel=tp2_pp2"),
