@@ -97,7 +97,8 @@ class Attending(nn.Cell):
         self.starts = None if starts is None else Tensor(starts)
 
     def construct(self, qkv):
-        return self.attention(qkv, self.randomness, self.starts)
+        segments = None if self.starts is None else self.attention.segments(self.starts)
+        return self.attention(qkv, self.randomness, segments)
 
 
 def attention_cases():

@@ -77,6 +77,9 @@ class LaunchConfig:
 
 # What `HardwareConfig.has_flash_kernel_of` requires; the limits are those of MindSpore's `flash_attention_score`.
 FLASH_KERNEL = "fp16 or bf16, and at most 256 heads whose size is a multiple of 16, at most 512"
+# Examples of a packed row. With padding as one more, 16 rows stay below the 1024 sequences that `flash_attention_score`
+# takes in its layout TND.
+MAX_PACKED_EXAMPLES = 60
 
 # MindFormers' recipes give MindSpore 59 GB of a device of 64 GB (run_gpt2_13b_910b.yaml: max_device_memory); the driver
 # and HCCL use the rest.

@@ -127,6 +127,18 @@ class Gradients(nn.Cell):
         return self.gradient(self.cell)(*inputs, direction)
 
 
+class PackedAttention(nn.Cell):
+    """Attention of rows of several segments, as a net calls it."""
+
+    def __init__(self, attention: Any):
+        super().__init__(auto_prefix=False)
+        self.attention = attention
+
+    def construct(self, qkv, randomness, starts):
+        """qkv (B, T, 3D), starts (B, T) -> (B, T, D)."""
+        return self.attention(qkv, randomness, self.attention.segments(starts))
+
+
 # ---- cases
 
 
@@ -140,9 +152,10 @@ def cases(hardware: HardwareConfig) -> list[Case]:
     def randomness() -> tuple:
         return ((Tensor(np.int32(KEY)), Tensor(rows.reshape(-1, 1))),)
 
-    def attend(has_dropout: bool) -> Callable[[], Any]:
+    def attend(has_dropout: bool, is_packed: bool = False) -> Callable[[], Any]:
         def cell() -> Any:
-            return backend.attention(N, H, T, backend.dropout(RATE, SITE, T) if has_dropout else None)
+            attention = backend.attention(N, H, T, backend.dropout(RATE, SITE, T) if has_dropout else None)
+            return PackedAttention(attention) if is_packed else attention
 
         return cell
 
@@ -159,9 +172,9 @@ def cases(hardware: HardwareConfig) -> list[Case]:
              (draw(B, T, D),), lambda: (Tensor(np.int32(KEY)), Tensor(rows.reshape(-1, 1)))),
         Case("attention", attend(False), lambda qkv: attention(qkv, False, None), (qkv,), lambda: (None,)),
         Case("attention with dropout", attend(True), lambda qkv: attention(qkv, True, None), (qkv,), randomness),
-        Case("attention of packed rows", attend(False), lambda qkv: attention(qkv, False, starts), (qkv,),
+        Case("attention of packed rows", attend(False, True), lambda qkv: attention(qkv, False, starts), (qkv,),
              lambda: (None, Tensor(starts))),
-        Case("attention of packed rows with dropout", attend(True), lambda qkv: attention(qkv, True, starts),
+        Case("attention of packed rows with dropout", attend(True, True), lambda qkv: attention(qkv, True, starts),
              (qkv,), lambda: (*randomness(), Tensor(starts))),
         Case("cross entropy", backend.cross_entropy, lambda logits: cross_entropy(logits, labels),
              (draw(B * T, 12),), lambda: (Tensor(labels),)),

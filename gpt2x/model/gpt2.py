@@ -108,10 +108,10 @@ class SelfAttention(nn.Cell):
         merged = self.attention.merge(x)  # (B, T, D)
         return self.c_proj(merged, randomness)  # (B, T, D)
 
-    def construct(self, x, randomness, starts=None):
-        """x (B, T, D) -> (B, T, D); randomness and starts as in `GPT2.construct`."""
+    def construct(self, x, randomness, segments=None):
+        """x (B, T, D) -> (B, T, D); randomness as in `GPT2.construct`, segments as in `Block.construct`."""
         qkv = self.c_attn(x, randomness)  # (B, T, 3D)
-        attended = self.attention(qkv, randomness, starts)  # (B, T, D)
+        attended = self.attention(qkv, randomness, segments)  # (B, T, D)
         return self.c_proj(attended, randomness)  # (B, T, D)
 
 
@@ -161,9 +161,9 @@ class Block(nn.Cell):
         """Return the second half of the block: x (B, T, D) -> (B, T, D)."""
         return self.add(x, self.mlp(self.ln_2(x), randomness), self.mlp_dropout, randomness)  # (B, T, D)
 
-    def construct(self, x, randomness, starts=None):
-        """x (B, T, D) -> (B, T, D); randomness and starts as in `GPT2.construct`."""
-        x = self.add(x, self.attn(self.ln_1(x), randomness, starts), self.attn_dropout, randomness)  # (B, T, D)
+    def construct(self, x, randomness, segments=None):
+        """x (B, T, D) -> (B, T, D); randomness as in `GPT2.construct`, segments: the result of `GPT2.segments`."""
+        x = self.add(x, self.attn(self.ln_1(x), randomness, segments), self.attn_dropout, randomness)  # (B, T, D)
         return self.feed_forward(x, randomness)  # (B, T, D)
 
 
@@ -217,6 +217,10 @@ class GPT2(nn.Cell):
             x = self.dropout(x, randomness[0], randomness[1])  # (B, T, D)
         return x
 
+    def segments(self, starts):
+        """Return what the attention of every block reads of `starts`; None for None."""
+        return None if starts is None else self.h[0].attn.attention.segments(starts)
+
     def end(self, x):
         """Return the last layer norm: x (B, T, D) -> (B, T, D)."""
         return self.ln_f(x)  # (B, T, D)
@@ -231,9 +235,9 @@ class GPT2(nn.Cell):
             Positions count from there, and no token attends to anything before it.
         Returns (B, T, D).
         """
-        x = self.begin(ids, randomness, starts)  # (B, T, D)
+        x, segments = self.begin(ids, randomness, starts), self.segments(starts)  # (B, T, D)
         for block in self.h:
-            x = block(x, randomness, starts)  # (B, T, D)
+            x = block(x, randomness, segments)  # (B, T, D)
         return self.end(x)  # (B, T, D)
 
     def head(self):

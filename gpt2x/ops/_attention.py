@@ -32,6 +32,16 @@ def hidden_keys(starts):
     return ops.logical_or(keys > queries, keys < starts.reshape(starts.shape[0], -1, 1))
 
 
+def heads(x, num_heads: int):
+    """x (B, T, D) -> (B, N, T, H)."""
+    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(0, 2, 1, 3)
+
+
+def merged(x):
+    """x (B, N, T, H) -> (B, T, D)."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
 class Attention(nn.Cell):
     """Causal scaled dot-product attention (Vaswani et al., arXiv:1706.03762); the gradient reuses the weights."""
 
@@ -118,18 +128,14 @@ class HeadAttention(nn.Cell):
         self.attend, self.num_heads, self.head_dim, self.hidden_size = attend, num_heads, head_dim, num_heads * head_dim
         self.dropout, self.first_head, self.all_heads = dropout, first_head, all_heads
 
-    def heads(self, x):
-        """x (B, T, D) -> (B, N, T, H)."""
-        return x.reshape(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
-
     def split(self, qkv):
         """qkv (B, T, 3D) -> three times (B, N, T, H)."""
         q, k, v = ops.split(qkv, self.hidden_size, axis=-1)  # each (B, T, D)
-        return self.heads(q), self.heads(k), self.heads(v)
+        return heads(q, self.num_heads), heads(k, self.num_heads), heads(v, self.num_heads)
 
     def merge(self, x):
         """x (B, N, T, H) -> (B, T, D)."""
-        return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], self.hidden_size)
+        return merged(x)
 
     def keep_mask(self, randomness, batch_size, length):
         """Return what `draw` draws for these heads on a single device; None without dropout."""
@@ -144,15 +150,19 @@ class HeadAttention(nn.Cell):
         """Return the dropout multipliers of rows (R, 1) of weights: (R, T) fp32."""
         return self.dropout.keep(key, rows, length)
 
-    def construct(self, qkv, randomness, starts=None):
+    def segments(self, starts):
+        """starts (B, T) int32 as in `GPT2.construct` -> `hidden_keys` (B, T, T), which all layers share."""
+        return hidden_keys(starts)
+
+    def construct(self, qkv, randomness, segments=None):
         """qkv (B, T, 3D) -> (B, T, D).
 
-        randomness and starts: as in `GPT2.construct`; randomness[-1] has the rows of all tokens.
+        randomness: as in `GPT2.construct`; randomness[-1] has the rows of all tokens.
+        segments: None, or the result of `segments`.
         """
         q, k, v = self.split(qkv)  # each (B, N, T, H)
         keep = self.keep_mask(randomness, qkv.shape[0], qkv.shape[1])
-        hidden = None if starts is None else hidden_keys(starts)
-        return self.merge(self.attend(q, k, v, keep, hidden))
+        return self.merge(self.attend(q, k, v, keep, segments))
 
     def recompute_weights(self):
         """Recompute the weights in backward instead of keeping them."""

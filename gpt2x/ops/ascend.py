@@ -2,7 +2,7 @@
 
 Never run: only compiled by MindSpore's frontend (tests/ascend).
 
-Legend: B batch, T tokens, D hidden, N heads, H head dim.
+Legend: B batch, T tokens, D hidden, N heads, H head dim, S sequences.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.mint import sort
 from mindspore.mint.nn.functional import embedding, layer_norm
 from mindspore.ops import flash_attention_score
 from mindspore.ops.auto_generate import GeluExt
 
 from gpt2x.config import HardwareConfig
-from gpt2x.ops._attention import Attention, HeadAttention
+from gpt2x.config.schema_devices import MAX_PACKED_EXAMPLES
+from gpt2x.ops._attention import Attention, HeadAttention, heads, hidden_keys, merged
 from gpt2x.ops._dropout import BYTE, Dropout
 from gpt2x.ops.base import Backend
 from gpt2x.ops.composed import Composed
+
+MAX_SEQUENCES = 1024  # of `ops.flash_attention_score` in its layout TND
 
 
 class Lookup(nn.Cell):
@@ -78,7 +82,7 @@ def compressed_causal_mask() -> Tensor:
 
 
 class FlashAttention(nn.Cell):
-    """Causal attention by the fused flash kernel, in fp16 and bf16. docs/ascend.md explains the arguments of the call.
+    """Causal attention by the fused flash kernel, in fp16 and bf16. docs/ascend.md explains the arguments of the calls.
 
     Args:
         num_heads: of this process.
@@ -89,39 +93,85 @@ class FlashAttention(nn.Cell):
 
     def __init__(self, num_heads: int, head_dim: int, max_seq_len: int, keep_prob: float):
         super().__init__()
-        self.num_heads, self.keep_prob = num_heads, keep_prob
+        self.num_heads, self.head_dim, self.keep_prob = num_heads, head_dim, keep_prob
         self.scale = 1.0 / math.sqrt(head_dim)
         self.mask = compressed_causal_mask()
         self.written_out = Attention(head_dim, max_seq_len)
 
-    def construct(self, q, k, v, keep, hidden=None):
-        """Same arguments and result as `Attention.construct`, except that `keep` may be bits.
+    def construct(self, q, k, v, keep, segments=None):
+        """q, k, v (B, T, D) -> (B, T, D).
 
         keep: None, or `Dropout.keep_bits` (B, N, T, T / 8); multipliers (B, N, T, T) are for attention written out.
+        segments: the result of `FlashHeadAttention.segments`; None for rows of one segment.
         """
-        mask = self.mask if hidden is None else ops.cast(hidden, ms.uint8).reshape(q.shape[0], 1, q.shape[2], -1)
-        sparse_mode = 2 if hidden is None else 0
-        if keep is None:
-            return flash_attention_score(
-                q, k, v, self.num_heads, attn_mask=mask, scalar_value=self.scale, input_layout="BNSD",
-                sparse_mode=sparse_mode,
-            )  # fmt: skip
-        if keep.dtype != ms.uint8:  # not bits, since 8 does not divide T (`FlashHeadAttention.draw`)
-            return self.written_out(q, k, v, keep, hidden)
+        if isinstance(segments, tuple):
+            return self.sequences(q, k, v, segments)
+        if keep is not None and keep.dtype != ms.uint8:  # not bits, since 8 does not divide T
+            return merged(self.written_out(*(heads(x, self.num_heads) for x in (q, k, v)), keep, segments))
+        mask, sparse_mode, keep_prob = self.mask, 2, 1.0 if keep is None else self.keep_prob
+        if segments is not None:
+            mask, sparse_mode = ops.cast(segments, ms.uint8).reshape(q.shape[0], 1, q.shape[1], -1), 0
         return flash_attention_score(
-            q, k, v, self.num_heads, drop_mask=keep, attn_mask=mask, keep_prob=self.keep_prob, scalar_value=self.scale,
-            input_layout="BNSD", sparse_mode=sparse_mode,
+            q, k, v, self.num_heads, drop_mask=keep, attn_mask=mask, keep_prob=keep_prob, scalar_value=self.scale,
+            input_layout="BSH", sparse_mode=sparse_mode,
         )  # fmt: skip
+
+    def sequences(self, q, k, v, ends):
+        """Attend within each of many sequences: q, k, v (B, T, D) -> (B, T, D).
+
+        ends: of `sequence_ends`, for the tokens of all rows one after the other and keys that no query reads.
+        """
+        query_ends, key_ends = ends
+        shape = -1, self.num_heads, self.head_dim
+        unread = ops.zeros((key_ends.shape[0], self.num_heads, self.head_dim), q.dtype)
+        k, v = ops.cat((k.reshape(shape), unread)), ops.cat((v.reshape(shape), unread))  # (B * T + S, N, H)
+        attended = flash_attention_score(
+            q.reshape(shape), k, v, self.num_heads, attn_mask=self.mask, actual_seq_qlen=query_ends,
+            actual_seq_kvlen=key_ends, scalar_value=self.scale, next_tokens=0, input_layout="TND", sparse_mode=2,
+        )  # fmt: skip
+        return attended.reshape(q.shape)
+
+
+def sequence_ends(starts, size: int):
+    """Return where sequences end among the tokens of all rows, for the layout TND: two tensors (S,) int32.
+
+    starts (B, T) int32 as in `GPT2.construct`; size: S, more than all rows have segments. The first tensor counts
+    queries: a sequence that is left over has none. The second counts keys. A sequence without keys is not documented,
+    so those that are left over have keys after the last token: the first of them what remains, each other one.
+    """
+    num_tokens = starts.shape[0] * starts.shape[1]
+    columns, tokens = ops.arange(starts.shape[1]), ops.arange(num_tokens + 2)
+    is_first = ops.equal(starts, ops.cast(columns, ms.int32).reshape(1, -1)).reshape(-1)  # (B * T,)
+    is_first = ops.cat((is_first, ops.zeros((2,), ms.bool_)))
+    begins = sort(ops.cast(ops.where(is_first, tokens, num_tokens), ms.int32))[0]  # the rest is B * T
+    ends = begins[1 : size + 1]
+    unread = ops.cast(num_tokens + 1 + ops.arange(size), ms.int32)
+    return ends, ops.where(begins[:size] < num_tokens, ends, unread)
 
 
 class FlashHeadAttention(HeadAttention):
-    """`HeadAttention` whose dropout masks are bits, as the flash kernel reads them."""
+    """`HeadAttention` by the flash kernel, which takes heads side by side, and dropout masks in bits."""
 
     def draw(self, key, rows, length):
         """Return the mask of rows (R, 1) of weights: (R, T / 8) uint8; multipliers (R, T) if 8 does not divide T."""
         if length % BYTE:
             return self.dropout.keep(key, rows, length)
         return self.dropout.keep_bits(key, rows, length)
+
+    def segments(self, starts):
+        """starts (B, T) int32 -> `sequence_ends`, or `hidden_keys` if the layout TND does not fit.
+
+        With dropout it does not: the size of its mask would depend on the lengths of the segments.
+        """
+        size = min(starts.shape[0] * (MAX_PACKED_EXAMPLES + 1), starts.shape[0] * starts.shape[1]) + 1
+        if self.dropout is not None or size > MAX_SEQUENCES:
+            return hidden_keys(starts)
+        return sequence_ends(starts, size)
+
+    def construct(self, qkv, randomness, segments=None):
+        """As `HeadAttention.construct`."""
+        q, k, v = ops.split(qkv, self.hidden_size, axis=-1)  # each (B, T, D)
+        return self.attend(q, k, v, self.keep_mask(randomness, qkv.shape[0], qkv.shape[1]), segments)
 
 
 ACTIVATIONS = {"gelu_new": GeluNew, "gelu": GeluErf}

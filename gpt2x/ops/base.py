@@ -74,8 +74,8 @@ class Backend(ABC):
             all_heads: heads of all processes; None: `num_heads`.
 
         Returns:
-            A Cell of (qkv (B, T, 3D), randomness, starts) -> (B, T, D), with the methods `split`, `merge` and
-            `recompute_weights` of `gpt2x.ops.composed.HeadAttention`.
+            A Cell of (qkv (B, T, 3D), randomness, segments) -> (B, T, D), with the methods `split`, `merge`,
+            `segments` and `recompute_weights` of `gpt2x.ops.composed.HeadAttention`.
         """
 
     @abstractmethod

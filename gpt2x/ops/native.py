@@ -197,6 +197,10 @@ class HeadAttention(nn.Cell):
         """x (B, N, T, H) -> (B, T, D)."""
         return self.split_heads.merge(x)
 
+    def segments(self, starts):
+        """Return `starts` (B, T) as they are."""
+        return starts
+
     def construct(self, qkv, randomness, starts=None):
         """qkv (B, T, 3D) -> (B, T, D).
 

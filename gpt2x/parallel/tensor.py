@@ -217,10 +217,10 @@ class TensorParallelGPT2(GPT2):
 
     def construct(self, ids, randomness, starts=None):
         """Hidden states after the last layer norm, as `GPT2.construct`: ids (B, T) int32 -> (B, T, D)."""
-        x = self.begin(ids, randomness, starts)
+        x, segments = self.begin(ids, randomness, starts), self.segments(starts)
         randomness = self.spread(randomness, ids.shape[0])
         for block in self.h:
-            x = block(x, randomness, starts)
+            x = block(x, randomness, segments)
         return self.end(x)
 
     def logits(self, hidden, head=None):

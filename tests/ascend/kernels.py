@@ -28,6 +28,7 @@ LOADED_BEFORE = (
 )  # fmt: skip
 SYSTEM = re.compile(r"lib(stdc|m\.|gomp|gcc|pthread|c\.|dl|rt)|ld-linux|linux-vdso")
 NOT_LAUNCHED = {"Depend", "Load", "MakeTuple", "Partial", "Reshape", "Switch", "TupleGetItem", "UpdateState"}
+ON_HOST = {"TensorToTuple"}  # copies values to the host, which flash attention of sequences takes its lengths from
 COMMUNICATION = {"AllGather", "AllReduce", "ReduceScatter"}  # kernels of Huawei's communication library
 SECTION = "## Operators without an aclnn kernel"  # of docs/ascend.md
 

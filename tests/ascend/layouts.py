@@ -134,9 +134,9 @@ def report(case: Case) -> dict:
     }
 
 
-def claim_another_head(net):
-    """Tell flash attention of the first block of one head more than the process has."""
-    net.h[0].attn.attention.attend.num_heads += 1
+def claim_more_heads(net):
+    """Tell flash attention of the first block of two heads more than the process has."""
+    net.h[0].attn.attention.attend.num_heads += 2
 
 
 def split_another_head(net):
@@ -187,7 +187,7 @@ CASES: dict[str, Case] = {
     ),
     "zero_bf16": Case(f"{small('bf16')} {layout('dp8_zero', 8)} parallel.zero_stage=1", data=3),
     "decode_fp16": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True),
-    "wrong_head_count": Case(f"{small('fp16')} {TP}", **TENSOR, spoil=claim_another_head),
+    "wrong_head_count": Case(f"{small('fp16')} {TP}", **TENSOR, spoil=claim_more_heads),
     "wrong_head_split": Case(f"{small('fp16')} parallel=tp8", tensor=5, decodes=True, spoil=split_another_head),
     "wrong_message": Case(f"{small('fp16')} {PP} model.num_layers=16", data=3, stage=7, message=320),
     "13b_sp_fp16": Case(f"{large('gpt2_13b', 'fp16')} {SP} model.num_layers=4", **TENSOR),

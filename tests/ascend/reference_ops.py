@@ -4,7 +4,7 @@
 computes on the CPU. Each takes the documented arguments in their order and rejects what the documentation excludes.
 Gradients are those that MindSpore derives from these formulas. What the kernels compute is not known by this.
 
-Legend: B batch, N heads, S1 queries, S2 keys, D head dim.
+Legend: B batch, N heads, S1 queries, S2 keys, D head dim; TND: T1 queries and T2 keys of all sequences.
 """
 
 from __future__ import annotations
@@ -56,10 +56,41 @@ def discarded(attn_mask, sparse_mode, shape):
         allowed = ((batch, heads, queries, keys), (batch, 1, queries, keys), (queries, keys))
         require(attn_mask.shape in allowed, "sparse_mode 0: a full mask")
         return ops.cast(attn_mask, ms.bool_)
+    rows, columns = ops.arange(queries).reshape(-1, 1), ops.arange(keys).reshape(1, -1)
+    return left_up_causal(attn_mask, sparse_mode, rows, columns)
+
+
+def left_up_causal(attn_mask, sparse_mode, rows, columns):
+    """Return what the lower triangle from the upper left corner discards of scores with these numbers: bool."""
     require(sparse_mode == 2, "leftUpCausal, or the default")
     require(attn_mask.shape == (2048, 2048), "sparse_mode 2: the optimized mask")
-    rows, columns = ops.arange(queries).reshape(-1, 1), ops.arange(keys).reshape(1, -1)
     return ops.logical_and(columns > rows, ops.cast(attn_mask[0, 1], ms.bool_))  # the mask's own entry says: discard
+
+
+def numbers_in_sequences(ends, tokens):
+    """Return of each of `tokens` tokens its sequence and its place within it, int32 (tokens,), and the lengths (S,).
+
+    ends (S,): the cumulative sum of the lengths.
+    """
+    ends = ops.cast(ends, ms.int32)
+    begins = ops.cat((ops.zeros((1,), ms.int32), ends[:-1]))
+    places = ops.cast(ops.arange(tokens), ms.int32)
+    sequence = (places.reshape(-1, 1) >= ends.reshape(1, -1)).astype(ms.int32).sum(-1)
+    return sequence, places - ops.gather(begins, ops.clamp(sequence, 0, ends.shape[0] - 1), 0), ends - begins
+
+
+def discarded_between_sequences(attn_mask, sparse_mode, query_ends, key_ends, queries, keys):
+    """Layout TND: what is discarded of all scores (T1, T2), and whether the two lists are as documented."""
+    require(query_ends.dtype in (ms.int32, ms.int64) and key_ends.dtype == query_ends.dtype, "whole numbers")
+    require(query_ends.shape == key_ends.shape and query_ends.shape[0] <= 1024, "as many, at most 1024")
+    query_sequence, rows, query_lengths = numbers_in_sequences(query_ends, queries)
+    key_sequence, columns, key_lengths = numbers_in_sequences(key_ends, keys)
+    other = query_sequence.reshape(-1, 1) != key_sequence.reshape(1, -1)
+    causal = left_up_causal(attn_mask, sparse_mode, rows.reshape(-1, 1), columns.reshape(1, -1))
+    is_valid = (query_lengths >= 0).all()  # non-decreasing
+    is_valid = ops.logical_and(is_valid, (key_lengths > 0).all())  # "0 should not exist in list_seq_k"
+    is_valid = ops.logical_and(is_valid, query_ends[-1] == queries)
+    return ops.logical_or(other, causal), ops.logical_and(is_valid, key_ends[-1] == keys)
 
 
 def retained(drop_mask):
@@ -74,29 +105,58 @@ def flash_attention_score(
     actual_seq_qlen=None, actual_seq_kvlen=None, keep_prob=1.0, scalar_value=1.0, pre_tokens=2147483647,
     next_tokens=2147483647, inner_precise=0, input_layout="BSH", sparse_mode=0,
 ):  # fmt: skip
-    """Dropout(Softmax(Mask(scale * (query @ key^T), attn_mask)), keep_prob) @ value, in fp32 until the end."""
+    """Dropout(Softmax(Mask(scale * (query @ key^T), attn_mask)), keep_prob) @ value, in fp32 until the end.
+
+    Lists of TND that the documentation excludes give NaN, since a graph cannot raise for values.
+    """
     require(
         query.dtype in HALF and key.dtype == query.dtype and value.dtype == query.dtype, "fp16 or bf16, all the same"
     )
-    require(input_layout == "BNSD", "the layout that gpt2x uses")
+    require(input_layout in ("BSH", "TND"), "the layouts that gpt2x uses")
     require(real_shift is None and padding_mask is None and prefix is None, "not used")
-    require(actual_seq_qlen is None and actual_seq_kvlen is None, "for TND alone")
-    require(pre_tokens == 2147483647 and next_tokens == 2147483647 and inner_precise == 0, "left out")
-    batch, heads, queries, size = query.shape
-    keys = key.shape[2]
-    require(heads == head_num and head_num <= 256, "N1 is head_num, at most 256")
-    require(size % 16 == 0 and size <= 512, "D is a multiple of 16, at most 512")
+    require(pre_tokens == 2147483647 and inner_precise == 0, "left out")
+    require(0 < head_num <= 256, "N1 is at most 256")
     require(attn_mask is None or attn_mask.dtype in (ms.bool_, ms.uint8), "a mask of bool or uint8")
     require((drop_mask is None) == (keep_prob == 1.0) and 0 < keep_prob <= 1, "a mask if and only if something drops")
-    wide_query, wide_key, wide_value = (ops.cast(x, ms.float32) for x in (query, key, value))
+    is_packed = input_layout == "TND"
+    require((actual_seq_qlen is None) != is_packed and (actual_seq_kvlen is None) != is_packed, "for TND alone")
+    require(next_tokens == (0 if is_packed else 2147483647), "0 for TND, else left out")
+    wide = [ops.cast(x, ms.float32) for x in (query, key, value)]
+    if is_packed:
+        require(query.shape[1:] == key.shape[1:] and query.shape[1] == head_num, "(T1, N, D) and (T2, N, D)")
+        wide_query, wide_key, wide_value = (x.transpose(1, 0, 2).expand_dims(0) for x in wide)  # (1, N, T, D)
+    else:
+        require(query.shape[-1] % head_num == 0, "H1 is N1 * D")
+        wide_query, wide_key, wide_value = (
+            x.reshape(x.shape[0], x.shape[1], head_num, -1).transpose(0, 2, 1, 3) for x in wide
+        )  # (B, N, S, D)
+    batch, heads, queries, size = wide_query.shape
+    keys = wide_key.shape[2]
+    require(size % 16 == 0 and size <= 512, "D is a multiple of 16, at most 512")
     scores = ops.matmul(wide_query, wide_key.transpose(0, 1, 3, 2)) * scalar_value  # (B, N, S1, S2)
-    hidden = ops.cast(discarded(attn_mask, sparse_mode, (batch, heads, queries, keys)), ms.float32)
-    weights = ops.softmax(scores + hidden * -1e30, -1)
+    is_valid = None
+    if is_packed:
+        hidden, is_valid = discarded_between_sequences(
+            attn_mask, sparse_mode, actual_seq_qlen, actual_seq_kvlen, queries, keys
+        )
+    else:
+        hidden = discarded(attn_mask, sparse_mode, (batch, heads, queries, keys))
+    weights = ops.softmax(scores + ops.cast(hidden, ms.float32) * -1e30, -1)
     if drop_mask is not None:
+        require(not is_packed, "in TND the size of the mask depends on the lengths")
         require(drop_mask.dtype == ms.uint8 and keys % 8 == 0, "uint8, of keys that 8 divides")
         require(drop_mask.shape == (batch, heads, queries, keys // 8), "a bit for each weight")
         weights = weights * retained(drop_mask) / keep_prob
-    return ops.cast(ops.matmul(weights, wide_value), query.dtype)
+    attended = ops.matmul(weights, wide_value).transpose(0, 2, 1, 3)  # (B, S1, N, D)
+    if is_packed:
+        attended = ops.where(is_valid, attended, ops.full_like(attended, float("nan")))
+    return ops.cast(attended.reshape(query.shape), query.dtype)
+
+
+def sort(input, *, dim=-1, descending=False, stable=False):
+    """Values in ascending order, and their indices."""
+    require(dim == -1 and not descending and not stable, "left out")
+    return ops.sort(input)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -125,6 +185,7 @@ def gelu_ext(input, approximate="none"):
 
 REFERENCES = {
     "flash_attention_score": flash_attention_score,
+    "sort": sort,
     "layer_norm": layer_norm,
     "embedding": embedding,
     "gelu_ext": gelu_ext,

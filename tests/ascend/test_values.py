@@ -16,7 +16,7 @@ from gpt2x.config import OptimizerConfig
 from gpt2x.generate.decoder import Decoder
 from gpt2x.model.losses.instruction import PackedLoss
 from gpt2x.model.losses.language_modeling import WeightedLoss
-from gpt2x.ops import ascend
+from gpt2x.ops import ascend, composed
 from gpt2x.optim.optimizers.adamw import AdamW
 from gpt2x.train.step import StepInputs, TrainStep
 from tests.ascend import reference_ops
@@ -33,7 +33,7 @@ TOLERANCES = {  # (precision, what): the largest difference as a share of the la
 
 
 @pytest.fixture(autouse=True)
-def references(monkeypatch):
+def references(hardware, monkeypatch):
     reference_ops.patched(monkeypatch)
 
 
@@ -164,8 +164,8 @@ CASES = [
 
 
 def case(precision: str, dropout: float, packed: bool, activation: str):
-    """Return a case as parameters; without dropout, by hand: what it calls, the others call as well."""
-    marks = [] if dropout else [pytest.mark.exhaustive]
+    """Return a case as parameters; by hand if the others call all that it calls."""
+    marks = [] if dropout or packed else [pytest.mark.exhaustive]
     return pytest.param(precision, dropout, packed, activation, marks=marks)
 
 
@@ -205,6 +205,51 @@ def test_a_wrong_convention_shows(name, wrong, packed, monkeypatch):
     assert largest_difference(of_device, of_cpu) > 5 * TOLERANCES["fp16", "gradients"]
 
 
+def test_ends_of_sequences():
+    ends = ascend.sequence_ends(Tensor(np.array([[0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 4, 4]], np.int32)), 8)
+    queries, keys = (x.asnumpy().tolist() for x in ends)
+    assert queries == [2, 5, 6, 10, 12, 12, 12, 12], "three are left over, without queries"
+    assert keys == [2, 5, 6, 10, 12, 18, 19, 20], "none is without keys"
+
+
+def attend(starts, dropout=None):
+    """Attention of packed rows by the kernel, and written out."""
+    qkv = Tensor(np.random.default_rng(0).standard_normal((*starts.shape, 3 * 64)).astype(np.float16))
+    found = []
+    for backend in (ascend.Ascend(reference_ops.hardware("fp16")), composed.Composed(both("fp16")[0])):
+        attention = backend.attention(4, 16, starts.shape[1], dropout)
+        found.append(attention(qkv, None, attention.segments(Tensor(starts))).asnumpy())
+    return found
+
+
+def causal_between_sequences(attn_mask, sparse_mode, query_ends, key_ends, queries, keys):
+    return REFERENCE_MASK(attn_mask, sparse_mode, (1, 1, queries, keys)), key_ends[-1] == keys
+
+
+def test_packed_rows_as_sequences(monkeypatch):
+    kernel, written_out = attend(starts(LENGTH))
+    assert difference(kernel, written_out) <= 1e-3
+    all_in_one = np.zeros_like(starts(LENGTH))
+    assert difference(attend(all_in_one)[0], attend(all_in_one)[1]) <= 1e-3
+    one_each = np.arange(LENGTH, dtype=np.int32).reshape(1, -1)
+    assert difference(*attend(one_each)) <= 1e-3
+    monkeypatch.setattr(reference_ops, "discarded_between_sequences", causal_between_sequences)
+    assert difference(attend(starts(LENGTH))[0], written_out) > 0.1, "causal alone"
+
+
+def test_a_list_that_the_documentation_excludes_gives_no_number(monkeypatch):
+    monkeypatch.setattr(ascend, "sequence_ends", lambda starts, size: (Tensor(np.full(size, 48, np.int32)),) * 2)
+    qkv = Tensor(np.zeros((BATCH, LENGTH, 3 * 64), np.float16))
+    attention = ascend.Ascend(reference_ops.hardware("fp16")).attention(4, 16, LENGTH, None)
+    assert np.isnan(attention(qkv, None, attention.segments(Tensor(starts(LENGTH)))).asnumpy()).all()
+
+
+def test_rows_that_the_layout_tnd_does_not_hold_have_a_mask():
+    attention = ascend.Ascend(reference_ops.hardware("fp16")).attention(4, 16, 64, None)
+    assert isinstance(attention.segments(Tensor(np.zeros((16, 64), np.int32))), tuple)
+    assert attention.segments(Tensor(np.zeros((17, 64), np.int32))).shape == (17, 64, 64)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_decoding(precision):
     model = small(0.0)
@@ -221,7 +266,7 @@ def print_table() -> None:
         print(f"| {precision} | {dropout} | {'packed' if packed else 'plain'} | {activation} | {found} |", flush=True)
     for precision in ("fp32", "fp16"):
         cpu, device = (logits(hardware, small(0.0)) for hardware in both(precision))
-        print(f"logits of the decoder in {precision}: {difference(device, cpu):.0e}")
+        print(f"logits of the decoder in {precision}: {difference(device, cpu):.0e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -274,6 +274,7 @@ def test_pack_is_best_fit_and_deterministic():
     assert max(sum(lengths[index] for index in row) for row in rows) <= 128
     assert len(rows) <= 1.01 * sum(lengths) / 128 + 1
     assert rows == pack(lengths, 128)
+    assert pack([1] * 130, 128) == [list(range(60)), list(range(60, 120)), list(range(120, 130))]
 
 
 def test_the_cache_tells_templates_and_packing_apart(tmp_path, tokenizer):

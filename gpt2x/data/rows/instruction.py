@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2x.config import DatasetConfig
+from gpt2x.config.schema_devices import MAX_PACKED_EXAMPLES
 from gpt2x.data.mindrecord import RowArrays
 from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
 from gpt2x.data.sampling import Batch
@@ -128,12 +129,13 @@ def encode(examples: Sequence[Instruction], tokenizer: Tokenizer) -> list[Encode
     ]
 
 
-def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], size: int, most: int = MAX_PACKED_EXAMPLES) -> list[list[int]]:
     """Distribute examples over rows of `size` tokens: best fit, the longest first (Ding et al., arXiv:2404.10830).
 
     Args:
         lengths: Tokens of each example, each at most `size`.
         size: L.
+        most: Examples of a row at most.
 
     Returns:
         Rows of indices into `lengths`, each in ascending order; rows are sorted by their first index.
@@ -149,7 +151,8 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
         else:
             left, row = room.pop(tightest)
             rows[row].append(index)
-            insort(room, (left - lengths[index], row))
+            if len(rows[row]) < most:
+                insort(room, (left - lengths[index], row))
     return sorted(sorted(row) for row in rows)
 
 
