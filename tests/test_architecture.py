@@ -36,7 +36,7 @@ ARROWS = {
     "planner": "config errors model optim parallel runtime tasks trainable",
     "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
-    "doctor": "config native ops optim parallel runtime",
+    "doctor": "config generate model native ops optim parallel runtime",
     "commands": "checkpoint config convert data doctor errors evaluate formats generate lora model parallel planner "
     "pretrained runtime tasks tracking train",
     "__main__": "commands",

@@ -6,8 +6,9 @@ import platform
 import pytest
 
 from gpt2x.commands import doctor
-from gpt2x.doctor import matrix, operators, report, versions
+from gpt2x.doctor import decoding, matrix, operators, report, versions
 from gpt2x.errors import UserError
+from gpt2x.generate.decoder import Decoder
 from gpt2x.runtime import machine
 from tests.support.configs import ROOT
 from tests.support.models import CPU
@@ -148,6 +149,32 @@ def test_the_list_of_versions_is_that_of_mindspore_and_of_the_page():
     assert f"ARG CANN={matrix.RECOMMENDED}\n" in image
     assert f"py{matrix.TESTED['python']}\n" in image
     assert f"mindspore=={matrix.TESTED['mindspore']}" in image
+
+
+def test_a_run_far_from_its_plan_is_noticed(tmp_path):
+    assert "plan: 100" in doctor.Measured(60, 100, 11, 10).judge()
+    with pytest.raises(report.CheckFailedError, match="less than 50% of the planned speed"):
+        doctor.Measured(40, 100, 10, 10).judge()
+    with pytest.raises(report.CheckFailedError, match="more than 115% of the planned memory"):
+        doctor.Measured(100, 100, 12, 10).judge()
+    atlas = doctor.read_option("hardware", "atlas_800t_a2", doctor.HardwareConfig)
+    measured = doctor.measure(doctor.planned_config(atlas, tmp_path), [{"perf/tokens_per_s": 1.0}] * 2)
+    assert measured.planned_tokens_per_s > 10_000
+    assert measured.planned_memory_gb > 5
+
+
+@pytest.mark.run
+def test_a_decoder_that_forgets_is_noticed(hardware, monkeypatch):
+    monkeypatch.setattr(decoding, "Decoder", Forgetful)
+    with pytest.raises(report.CheckFailedError, match="logits of 6 steps differ by"):
+        decoding.compare_decoding(CPU)
+
+
+class Forgetful(Decoder):
+    """A decoder that sees nothing but the newest token."""
+
+    def construct(self, ids, positions, last):
+        return super().construct(ids, positions * 0, last)
 
 
 def test_a_device_that_is_not_there_ends_the_checks(tmp_path):

@@ -1,6 +1,7 @@
 """Every collective on every kind of group, between real processes; `python -m gpt2x.doctor.collectives` is one of them.
 
-Process k of a group contributes k + 1, so that each result is known.
+Process k of a group contributes k + 1, so that each result is known. They are tried in fp32 and in the precision of the
+hardware, in which gathered weights, gradients of blocks and messages of stages travel.
 """
 
 from __future__ import annotations
@@ -11,25 +12,47 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpt2x.config import HardwareConfig, LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.doctor.report import CheckFailedError
+from gpt2x.ops import DTYPES
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.runtime import launch
 from gpt2x.runtime.device import set_up_device
 from gpt2x.runtime.exits import run_and_leave
 from gpt2x.runtime.role import read_role
 
+if TYPE_CHECKING:
+    from mindspore import Tensor
+
+    from gpt2x.parallel.collectives import Group
+
 SIZE = 3  # values that a process contributes
 ASKED, ANSWER = "asked.json", "rank_{}.json"
 
 
-def layout(processes: int) -> ParallelConfig:
-    """Return a layout of so many processes with as many kinds of groups as they allow."""
-    tensor = 2 if processes % 4 == 0 else 1
-    return ParallelConfig(name="doctor", data=processes // tensor, tensor=tensor)
+def layouts(processes: int) -> list[ParallelConfig]:
+    """Return layouts of an even number of processes, at least 2: together they have all kinds of groups that fit."""
+    half = processes // 2
+    stages = half if half > 1 else 2
+    return [
+        ParallelConfig(name="doctor", data=processes, zero_stage=1, optimizer_shards=max(half, 2)),
+        ParallelConfig(name="doctor", data=half, tensor=2),
+        ParallelConfig(name="doctor", data=processes // stages, pipeline=stages),
+    ]
+
+
+class Answer(NamedTuple):
+    """What a process got of one collective, and what it should have got."""
+
+    action: str
+    place: str
+    dtype: str
+    got: list[float]
+    expected: list[float]
 
 
 def exchange(hardware: HardwareConfig, processes: int, folder: Path) -> str:
@@ -41,49 +64,74 @@ def exchange(hardware: HardwareConfig, processes: int, folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ASKED).write_text(json.dumps([asdict(hardware), processes]), encoding="utf-8")
-    config = TrainConfig(parallel=layout(processes), hardware=hardware)
+    config = TrainConfig(parallel=layouts(processes)[0], hardware=hardware)
     launch.launch([sys.executable, "-m", "gpt2x.doctor.collectives", str(folder)], config, folder)
-    tried: set[str] = set()
+    answers: list[Answer] = []
     for rank in range(processes):
-        answers = json.loads((folder / ANSWER.format(rank)).read_text(encoding="utf-8"))
-        for name, got, expected in answers:
-            tried.add(name)
+        answers += (Answer(*each) for each in json.loads((folder / ANSWER.format(rank)).read_text(encoding="utf-8")))
+        for action, place, dtype, got, expected in answers:
             if not np.array_equal(got, expected):
-                raise CheckFailedError(f"rank {rank}, {name}: {got} instead of {expected}")
-    return f"{processes} processes: {', '.join(sorted(tried))}"
+                raise CheckFailedError(f"rank {rank}, {action} ({place}, {dtype}): {got} instead of {expected}")
+    actions, places, dtypes = (", ".join(dict.fromkeys(each[index] for each in answers)) for index in range(3))
+    return f"{processes} processes, {dtypes}: {actions} ({places})"
 
 
-def answers(mesh: Mesh) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Yield what was tried on this process, what came out, and what should have."""
-    from mindspore import Tensor
+def answers_of(mesh: Mesh, dtype: str) -> Iterator[Answer]:
+    """Yield each collective of each group of this process, and the messages of stages."""
+    for kind in ("world", "data", "shard", "replica", "tensor", "norm", "embedding"):
+        group = getattr(mesh, kind)
+        if group is not None:
+            yield from group_answers(kind, group, dtype)
+    yield from stage_answers(mesh, dtype)
 
+
+def group_answers(kind: str, group: Group, dtype: str) -> Iterator[Answer]:
+    """Yield the collectives of one group."""
     from gpt2x.parallel.collectives import AllGather, AllReduce, ReduceScatter
 
-    for kind, group in (("all", mesh.world), ("replicas", mesh.data), ("slices", mesh.tensor)):
-        if group is None:
-            continue
-        share, total = float(group.index + 1), group.size * (group.size + 1) / 2
-        x = Tensor(np.full((1, SIZE), share, np.float32))
-        yield f"all-reduce of {kind}", AllReduce(group)(x).asnumpy()[0].tolist(), [total] * SIZE
-        gathered = AllGather(group)(x).asnumpy()[:, 0].tolist()
-        yield f"all-gather of {kind}", gathered, [index + 1.0 for index in range(group.size)]
-        rows = Tensor(np.full((group.size, SIZE), share, np.float32))
-        yield f"reduce-scatter of {kind}", ReduceScatter(group)(rows).asnumpy()[0].tolist(), [total] * SIZE
-    yield "message", message(mesh), [float(mesh.rank // 2 * 2)] * SIZE
+    share, total = group.index + 1, group.size * (group.size + 1) / 2
+    x = constant((1, SIZE), share, dtype)
+    yield Answer("all-reduce", kind, dtype, values(AllReduce(group)(x)), [total] * SIZE)
+    gathered = [index + 1.0 for index in range(group.size) for _ in range(SIZE)]
+    yield Answer("all-gather", kind, dtype, values(AllGather(group)(x)), gathered)
+    rows = constant((group.size, SIZE), share, dtype)
+    yield Answer("reduce-scatter", kind, dtype, values(ReduceScatter(group)(rows)), [total] * SIZE)
 
 
-def message(mesh: Mesh) -> list[float]:
-    """Send the rank of each even process to the odd one after it; return what was sent."""
-    import mindspore as ms
-    from mindspore import Tensor
-
+def stage_answers(mesh: Mesh, dtype: str) -> Iterator[Answer]:
+    """Yield the messages of pipeline stages, in the order of an update: activations onwards, gradients back."""
     from gpt2x.parallel.mesh import PointToPoint
 
-    values = Tensor(np.full(SIZE, mesh.rank, np.float32))
-    if mesh.rank % 2:
-        return PointToPoint().receive((SIZE,), ms.float32, mesh.rank - 1).asnumpy().tolist()
-    PointToPoint().send(values, mesh.rank + 1)
-    return values.asnumpy().tolist()
+    place, messages = mesh.coordinates, PointToPoint()
+    before = None if place.is_first_stage else place.rank_at(stage=place.stage - 1)
+    after = None if place.is_last_stage else place.rank_at(stage=place.stage + 1)
+    own = constant((SIZE,), mesh.rank, dtype)
+
+    def receive(name: str, rank: int) -> Answer:
+        received = messages.receive((SIZE,), DTYPES[dtype], rank)
+        return Answer("message", name, dtype, values(received), [float(rank)] * SIZE)
+
+    if before is not None:
+        yield receive("from the stage before", before)
+    if after is not None:
+        messages.send(own, after)
+        yield receive("from the stage after", after)
+    if before is not None:
+        messages.send(own, before)
+
+
+def constant(shape: tuple[int, ...], value: float, dtype: str) -> Tensor:
+    """Return a tensor of one value."""
+    import mindspore as ms
+
+    return ms.Tensor(np.full(shape, value, np.float32)).astype(DTYPES[dtype])
+
+
+def values(tensor: Tensor) -> list[float]:
+    """Return the values of a tensor, row by row."""
+    import mindspore as ms
+
+    return tensor.astype(ms.float32).asnumpy().ravel().tolist()
 
 
 def work(folder: Path) -> None:
@@ -93,8 +141,11 @@ def work(folder: Path) -> None:
     os.environ.update(launch.timeouts(LaunchConfig(), hardware.device_target))
     role = read_role(os.environ)
     set_up_device(hardware, role.device_id)
-    mesh = Mesh(layout(processes), hardware.device_target, role=role)
-    tried = list(answers(mesh))
+    tried: list[Answer] = []
+    for parallel in layouts(processes):
+        mesh = Mesh(parallel, hardware.device_target, role=read_role(os.environ))
+        for dtype in dict.fromkeys(("fp32", hardware.precision)):
+            tried += answers_of(mesh, dtype)
     (folder / ANSWER.format(mesh.rank)).write_text(json.dumps(tried), encoding="utf-8")
     mesh.agree()
 
