@@ -34,9 +34,9 @@ def compare_decoding(hardware: HardwareConfig) -> str:
     for end in (PROMPT, *range(PROMPT + 1, TOKENS + 1)):
         positions = np.tile(np.arange(first, end, dtype=np.int32), (BATCH, 1))
         last = Tensor(np.full(BATCH, end - first - 1, np.int32))
-        found = decoder(Tensor(ids[:, first:end]), Tensor(positions), last).astype(ms.float32).asnumpy()
-        expected = logits[:, end - 1, : found.shape[-1]]
-        error = max(error, float(np.abs(found - expected).max() / np.abs(logits[..., : MODEL.vocab_size]).max()))
+        step = decoder(Tensor(ids[:, first:end]), Tensor(positions), last).astype(ms.float32).asnumpy()
+        expected = logits[:, end - 1, : step.shape[-1]]
+        error = max(error, float(np.abs(step - expected).max() / np.abs(logits[..., : MODEL.vocab_size]).max()))
         first = end
     allowed = TOLERANCES[hardware.precision]
     text = f"logits of {TOKENS - PROMPT + 1} steps differ by {error:.0e} (allowed {allowed:.0e})"
