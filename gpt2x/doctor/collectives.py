@@ -105,7 +105,7 @@ def stage_answers(mesh: Mesh, dtype: str) -> Iterator[Answer]:
     place, messages = mesh.coordinates, PointToPoint()
     before = None if place.is_first_stage else place.rank_at(stage=place.stage - 1)
     after = None if place.is_last_stage else place.rank_at(stage=place.stage + 1)
-    own = constant((SIZE,), mesh.rank, dtype)
+    rank_number = constant((SIZE,), mesh.rank, dtype)
 
     def receive(name: str, rank: int) -> Answer:
         received = messages.receive((SIZE,), DTYPES[dtype], rank)
@@ -114,10 +114,10 @@ def stage_answers(mesh: Mesh, dtype: str) -> Iterator[Answer]:
     if before is not None:
         yield receive("from the stage before", before)
     if after is not None:
-        messages.send(own, after)
+        messages.send(rank_number, after)
         yield receive("from the stage after", after)
     if before is not None:
-        messages.send(own, before)
+        messages.send(rank_number, before)
 
 
 def constant(shape: tuple[int, ...], value: float, dtype: str) -> Tensor:
