@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from gpt2x.config import DatasetConfig, HardwareConfig, OptimizerConfig, ParallelConfig, TokenizerConfig
@@ -50,7 +49,6 @@ class Contestant:
         from mindspore import Tensor
 
         from gpt2x.model.gpt2 import initial_weights
-        from gpt2x.model.losses.instruction import PackedLoss
         from gpt2x.model.losses.language_modeling import WeightedLoss
         from gpt2x.optim.optimizers.adamw import AdamW
         from gpt2x.parallel.mesh import Mesh
@@ -67,8 +65,7 @@ class Contestant:
         for parameter in parameters:
             parameter.set_data(Tensor(values[parameter.name]))
         self.optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), parameters, net.backend)
-        loss = PackedLoss(net) if packing else WeightedLoss(net)
-        self.step = TrainStep(loss, parameters, self.optimizer, 1, 1.0, has_dropout=False)
+        self.step = TrainStep(WeightedLoss(net), parameters, self.optimizer, 1, 1.0, has_dropout=False)
         self.inputs = Tensor(0, ms.int32), Tensor(1.0, ms.float32)
         self.rows = iter(())
         self.number, self.seconds, self.tokens, self.responses, self.positions = 0, [], 0, 0, 0
@@ -85,11 +82,12 @@ class Contestant:
 
         started = time.perf_counter()
         found = inputs_of(batch, width=width)
-        ids = np.concatenate([found.ids, found.starts], axis=1) if self.packing else found.ids
+        starts = found.starts[None] if self.packing else None
         total = found.counted.sum()
         self.number += 1
         scalars = self.optimizer.scalars(1e-4, self.number)
-        self.step(StepInputs(ids[None], found.counted[None] / total, *self.inputs, scalars))
+        weights = found.counted[None] / total
+        self.step(StepInputs(found.ids[None], weights, *self.inputs, scalars, starts=starts))
         if counts:
             self.seconds.append(time.perf_counter() - started)
             self.tokens += int((batch["attention_mask"][:, : found.counted.shape[1]] != 0).sum())

@@ -33,7 +33,7 @@ ARROWS = {
     "generate": "config convert data errors lora model parallel pretrained runtime",
     "evaluate": "config convert data errors generate model parallel pretrained runtime tracking",
     "tasks": "config data errors evaluate generate model",
-    "planner": "config errors model optim parallel runtime tasks trainable",
+    "planner": "config errors model optim parallel runtime trainable",
     "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
     "doctor": "config generate model native ops optim parallel runtime",

@@ -77,7 +77,6 @@ class LastHalf(Task):
     rows = "blocks"
     metrics = {"val/half": "lower"}
     samples_text = False
-    trains_in_stages = True
     inference = LANGUAGE_MODELING.inference
     settings = NoSettings
 
@@ -94,9 +93,9 @@ class LastHalf(Task):
         return LANGUAGE_MODELING.loss(config, net)
 
     def inputs(self, config, batch):
-        ids, counted = LANGUAGE_MODELING.inputs(config, batch)
-        counted[:, : counted.shape[1] // 2] = 0
-        return ids, counted
+        inputs = LANGUAGE_MODELING.inputs(config, batch)
+        inputs.counted[:, : inputs.counted.shape[1] // 2] = 0
+        return inputs
 
     def global_units(self, config):
         return LANGUAGE_MODELING.global_units(config) // 2

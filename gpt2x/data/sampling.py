@@ -6,12 +6,27 @@ B is the batch size, L the number of columns of a row.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt2x.data.mindrecord import COLUMNS, Split
 
 Batch = dict[str, np.ndarray]
+
+
+class Inputs(NamedTuple):
+    """What a loss and a validation take of a batch.
+
+    Attributes:
+        ids: (B, T + 1) int32.
+        counted: (B, T) fp32, 1 where the loss counts.
+        starts: (B, T) int32, the column at which each token's segment begins; None: each row is one segment.
+    """
+
+    ids: np.ndarray
+    counted: np.ndarray
+    starts: np.ndarray | None = None
 
 
 def num_batches(split: Split, batch_size: int, *, drop_last: bool) -> int:

@@ -67,13 +67,14 @@ def predict(
     rows: Iterator[Batch] = batches(
         split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
     )
-    for batch in track(replicas.local(islice(rows, max_batches))):
-        log_probabilities.append(scorer.score(batch["input_ids"], batch["attention_mask"]))
-        labels.append(batch["labels"].reshape(-1).astype(np.int64))
-    num_labels = scorer.net.score.weight.shape[0]
+    for batch, is_local in replicas.rounds(track(islice(rows, max_batches))):
+        scores = scorer.score(batch["input_ids"], batch["attention_mask"])
+        if is_local:
+            log_probabilities.append(scores)
+            labels.append(batch["labels"].reshape(-1).astype(np.int64))
     return Predictions(
         np.concatenate([np.empty(0, np.int64), *labels]),
-        np.concatenate([np.empty((0, num_labels)), *log_probabilities]),
+        np.concatenate([np.empty((0, scorer.num_labels)), *log_probabilities]),
     )
 
 
@@ -92,7 +93,7 @@ class ClassValidation:
     def __init__(
         self, net: Classifier, split: Split, batch_size: int, seq_len: int, max_batches: int | None, mesh: Mesh
     ):
-        self.scorer, self.split, self.max_batches = ClassScorer(net, batch_size, seq_len), split, max_batches
+        self.scorer, self.split, self.max_batches = ClassScorer(net, batch_size, seq_len, mesh), split, max_batches
         self.replicas = ReplicaBatches(mesh)
 
     def run(self) -> dict[str, float]:

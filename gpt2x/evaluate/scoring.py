@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.model.losses.language_modeling import TokenLosses
-from gpt2x.parallel.block_graphs import BlockForward, Turns
+from gpt2x.parallel.block_graphs import HiddenStates
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.pipeline import Stage, StageLinks
+from gpt2x.parallel.pipeline import Stage, StageLinks, whole_stage
 
 ROWS_AT_ONCE = 64  # rows of logits on the host, whose exponentials fit the cache
 
@@ -76,43 +75,42 @@ class GreedyScorer(Scorer):
         return nll.reshape(targets.shape).astype(np.float64), likeliest.reshape(targets.shape) == targets
 
 
-class StageScorer(nn.Cell):
-    """`Scorer` of pipeline stages: every stage computes its part of each score, the last one has the result.
+class StageScores(nn.Cell):
+    """A stage, and what `Scorer.construct` returns if it is the last one."""
 
-    Args:
-        stage: the layers of this process.
-        links: the messages between stages, for B sequences of L - 1 tokens.
-        batch_size: B.
-    """
-
-    def __init__(self, stage: Stage, links: StageLinks, batch_size: int):
+    def __init__(self, stage: Stage):
         super().__init__(auto_prefix=False)
-        self.stage, self.links, self.batch_size = stage, links, batch_size
-        self.is_exact = not stage.net.backend.exp_is_exact
+        self.stage, self.is_exact = stage, not stage.net.backend.exp_is_exact
 
-    def construct(self, x, ids):
-        """x: the stage's input, ids (B, L) -> its output; the last stage returns what `Scorer.construct` does."""
-        x = self.stage(ids[:, :-1] if self.stage.is_first else x, None)
+    def construct(self, x, ids, starts):
+        """x: the stage's input, None on the first; ids and starts as in `Scorer.construct` -> the stage's output."""
+        x = self.stage(ids[:, :-1] if x is None else x, None, starts)
         if not self.stage.is_last:
             return x
         if self.is_exact:
             return self.stage.net.logits(x)
         return self.stage.net.token_losses(x, ids[:, 1:].reshape(-1))
 
-    def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
-        """Return `Scorer.score` for rows of one text each; zeros on every stage except the last."""
-        rows = with_rows(ids, self.batch_size)
-        x = self.links.receive_forward()
-        output = self(rows if x is None else x, rows)
-        targets = ids[:, 1:]
-        if not self.stage.is_last:
-            self.links.send_forward(output)
-            return np.zeros(targets.shape)
-        return scores(output, targets, self.is_exact)
+
+class BlockScores:
+    """`StageScores` by a graph per block, for blocks whose weights replicas split."""
+
+    def __init__(self, net: GPT2, mesh: Mesh):
+        coordinates, self.blocks = mesh.coordinates, HiddenStates(net, mesh)
+        self.enter = self.leave = None
+        if coordinates.is_first_stage:
+            self.enter = StageScores(Stage(net, is_first=True, is_last=False, has_blocks=False))
+        if coordinates.is_last_stage:
+            self.leave = StageScores(Stage(net, is_first=False, is_last=True, has_blocks=False))
+
+    def __call__(self, x: Tensor | None, ids: Tensor, starts: Tensor | None) -> Tensor:
+        """As `StageScores.construct`."""
+        x = self.blocks(x if self.enter is None else self.enter(None, ids, starts), starts)
+        return x if self.leave is None else self.leave(x, ids, starts)
 
 
-class BlockScorer:
-    """`StageScorer` by a graph per block, for blocks whose weights replicas split.
+class StageScorer:
+    """`Scorer` of pipeline stages: every stage computes its part of each score, the last one has the result.
 
     Args:
         net: this process's part of the model.
@@ -122,54 +120,20 @@ class BlockScorer:
     """
 
     def __init__(self, net: GPT2, links: StageLinks, batch_size: int, mesh: Mesh):
-        blocks, coordinates = net.sharded_blocks, mesh.coordinates
-        assert blocks is not None
-        self.turns, self.num_blocks = Turns(blocks, mesh), blocks.num_blocks
-        self.compute = [BlockForward(blocks, slot, False, mesh) for slot in range(len(blocks.slots))]
-        self.enter = Entrance(net) if coordinates.is_first_stage else None
-        self.leave = Exit(net) if coordinates.is_last_stage else None
-        self.links, self.batch_size, self.nothing = links, batch_size, Tensor(0, ms.int32)
+        self.links, self.batch_size, self.is_last = links, batch_size, mesh.coordinates.is_last_stage
+        self.is_exact = not net.backend.exp_is_exact
+        is_split = net.sharded_blocks is not None
+        self.compute = BlockScores(net, mesh) if is_split else StageScores(whole_stage(net, mesh.coordinates))
 
-    def score(self, ids: np.ndarray, starts: None = None) -> np.ndarray:
-        """As `StageScorer.score`."""
-        rows = with_rows(ids, self.batch_size)
-        x = self.links.receive_forward() if self.enter is None else self.enter(rows)
-        self.turns.begin(list(range(self.num_blocks)))
-        for _ in range(self.num_blocks):
-            slot, following = self.turns.take()
-            x = self.compute[slot](x, self.nothing, self.nothing, following)
+    def score(self, ids: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
+        """Return `Scorer.score`; zeros on every stage except the last."""
+        begins = None if starts is None else with_rows(starts, self.batch_size)
+        output = self.compute(self.links.receive_forward(), with_rows(ids, self.batch_size), begins)
         targets = ids[:, 1:]
-        if self.leave is None:
-            self.links.send_forward(x)
+        if not self.is_last:
+            self.links.send_forward(output)
             return np.zeros(targets.shape)
-        return scores(self.leave(x, rows), targets, self.leave.is_exact)
-
-
-class Entrance(nn.Cell):
-    """What comes before the first block."""
-
-    def __init__(self, net: GPT2):
-        super().__init__(auto_prefix=False)
-        self.net = net
-
-    def construct(self, ids):
-        """ids (B, L) int32 -> (B, L - 1 or fewer, D)."""
-        return self.net.begin(ids[:, :-1], None)
-
-
-class Exit(nn.Cell):
-    """What comes after the last block."""
-
-    def __init__(self, net: GPT2):
-        super().__init__(auto_prefix=False)
-        self.net, self.is_exact = net, not net.backend.exp_is_exact
-
-    def construct(self, x, ids):
-        """x (B, L - 1 or fewer, D), ids (B, L) int32 -> what `Scorer.construct` returns."""
-        hidden = self.net.end(x)
-        if self.is_exact:
-            return self.net.logits(hidden)
-        return self.net.token_losses(hidden, ids[:, 1:].reshape(-1))
+        return scores(output, targets, self.is_exact)
 
 
 def scores(output: Tensor, targets: np.ndarray, is_exact: bool) -> np.ndarray:

@@ -10,20 +10,20 @@ import numpy as np
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import Batch, batches, num_batches
-from gpt2x.evaluate.scoring import BlockScorer, Scorer, StageScorer, perplexity
+from gpt2x.data.sampling import Batch, Inputs, batches
+from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.pipeline import Stage, StageLinks
+from gpt2x.parallel.pipeline import StageLinks
 from gpt2x.parallel.replica_batches import ReplicaBatches
 
-Targets = Callable[[Batch], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
-"""batch -> ids that a scorer reads, which of their targets count (R, T) bool, and the scorer's `starts` or None."""
+Targets = Callable[[Batch], Inputs]
+"""batch -> what a scorer reads of it, and which targets count."""
 
 
-def all_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, None]:
+def all_targets(batch: Batch) -> Inputs:
     """Count all targets of blocks that attention_mask covers."""
-    return batch["input_ids"], batch["attention_mask"][:, 1:] > 0, None
+    return Inputs(batch["input_ids"], batch["attention_mask"][:, 1:].astype(np.float32))
 
 
 def build_validation(
@@ -41,13 +41,10 @@ def build_validation(
     """
     assert split is not None
     batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
-    scorer: StageScorer | BlockScorer | None = None
+    scorer: StageScorer | None = None
     if config.parallel.pipeline > 1 or net.sharded_blocks is not None:
         links = StageLinks(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
-        if net.sharded_blocks is not None:
-            scorer = BlockScorer(net, links, batch_size, mesh)
-        else:
-            scorer = StageScorer(Stage(net, mesh.coordinates), links, batch_size)
+        scorer = StageScorer(net, links, batch_size, mesh)
     max_batches = config.trainer.max_eval_batches
     return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)
 
@@ -72,7 +69,7 @@ class Validation:
         batch_size: int,
         max_batches: int | None = None,
         mesh: Mesh | None = None,
-        scorer: Scorer | StageScorer | BlockScorer | None = None,
+        scorer: Scorer | StageScorer | None = None,
         targets: Targets = all_targets,
     ):
         self.split, self.batch_size, self.max_batches, self.replicas = (
@@ -84,25 +81,16 @@ class Validation:
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # counted by the last run
 
-    def score_nothing(self, times: int) -> None:
-        """Take part in gathering weights for the batches that only other replicas have."""
-        for _ in range(times):
-            self.scorer.score(np.zeros((1, self.split.block_len), np.int32))
-
     def run(self) -> dict[str, float]:
         """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
-        total, count, num_scored = 0.0, 0, 0
+        total, count = 0.0, 0
         blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
-        for batch in self.replicas.local(islice(blocks, self.max_batches)):
+        for batch, is_local in self.replicas.rounds(islice(blocks, self.max_batches)):
             ids, counted, starts = self.targets(batch)
-            total += self.scorer.score(ids, starts)[counted].sum()
-            count += int(counted.sum())
-            num_scored += 1
-        if isinstance(self.scorer, BlockScorer):
-            total_batches = num_batches(self.split, self.batch_size, drop_last=False)
-            if self.max_batches is not None:
-                total_batches = min(total_batches, self.max_batches)
-            self.score_nothing(self.replicas.rounds(total_batches) - num_scored)
+            nll = self.scorer.score(ids, starts)
+            if is_local:
+                total += nll[counted > 0].sum()
+                count += int(counted.sum())
         total, count = self.replicas.total(total), int(self.replicas.total(count))
         self.num_tokens = count
         loss = float(total / count)

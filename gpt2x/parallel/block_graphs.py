@@ -9,7 +9,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-from gpt2x.model.gpt2 import dropout_randomness
+from gpt2x.model.gpt2 import GPT2, dropout_randomness
 from gpt2x.parallel.collectives import AllGather, AllReduce, ReduceScatter
 from gpt2x.parallel.full_sharding import Blocks
 from gpt2x.parallel.mesh import Mesh
@@ -129,20 +129,20 @@ class BlockCell(nn.Cell):
         if self.fill is not None:
             self.fill(following)
 
-    def compute(self, x, key, first_row):
+    def compute(self, x, starts, key, first_row):
         """Return the block's output: x (B, t, D) -> (B, t, D)."""
         randomness = dropout_randomness(self.has_dropout, key, first_row, x.shape[0], x.shape[1] * self.split)
         if self.spreads:
             randomness = self.net.spread(randomness, x.shape[0])
-        return self.block(x, randomness)
+        return self.block(x, randomness, self.net.segments(starts))
 
 
 class BlockForward(BlockCell):
     """A block's output, while the next block's weights are gathered."""
 
-    def construct(self, x, key, first_row, following):
-        """x (B, t, D), key and first_row as in `MicroBatch`, following: number of the next block -> (B, t, D)."""
-        y = self.compute(x, key, first_row)
+    def construct(self, x, starts, key, first_row, following):
+        """x (B, t, D), following: number of the next block; the rest as in `MicroBatch` -> (B, t, D)."""
+        y = self.compute(x, starts, key, first_row)
         self.gather(following)
         return y
 
@@ -158,22 +158,22 @@ class BlockBackward(BlockCell):
             self.parameters = ms.ParameterTuple(trained)
             self.add_shards = GradientShards(blocks, tuple(sums), mesh, reduce_dtype)
 
-    def product(self, x, dy, key, first_row):
+    def product(self, x, dy, starts, key, first_row):
         """Return the scalar whose gradients are those of the loss; fp32, so that fp16 cannot overflow."""
-        y = self.compute(x, key, first_row)
+        y = self.compute(x, starts, key, first_row)
         return ops.reduce_sum(ops.cast(y, ms.float32) * ops.cast(dy, ms.float32))
 
-    def construct(self, x, dy, key, first_row, block, following):
+    def construct(self, x, dy, starts, key, first_row, block, following):
         """x, dy (B, t, D); block: the number of this block -> the gradient of x (B, t, D).
 
         The gather comes after the gradients in the text. MindSpore makes what reads parameters wait for writes that
         come before it, and would make the gradients wait for the gather (tests/ascend/overlap.py).
         """
         if self.add_shards is None:
-            dx = ms.grad(self.product, 0)(x, dy, key, first_row)
+            dx = ms.grad(self.product, 0)(x, dy, starts, key, first_row)
             self.gather(following)
             return dx
-        dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, key, first_row)
+        dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, starts, key, first_row)
         self.gather(following)
         self.add_shards(gradients, block)
         return dx
@@ -199,3 +199,27 @@ class Turns:
             self.first(self.numbers[self.order[self.at]])
         self.at += 1
         return slot, self.numbers[self.order[min(self.at, len(self.order) - 1)]]
+
+
+class HiddenStates:
+    """Hidden states after this process's blocks, without dropout: a forward graph per slot.
+
+    Args:
+        net: this process's part of the model, whose blocks replicas split.
+        mesh: the processes.
+    """
+
+    def __init__(self, net: GPT2, mesh: Mesh):
+        blocks = net.sharded_blocks
+        assert blocks is not None
+        self.turns, self.order = Turns(blocks, mesh), list(range(blocks.num_blocks))
+        self.compute = [BlockForward(blocks, slot, False, mesh) for slot in range(len(blocks.slots))]
+        self.nothing = Tensor(0, ms.int32)  # in place of a key and a row
+
+    def __call__(self, x: Tensor, starts: Tensor | None) -> Tensor:
+        """x (B, t, D), starts as in `GPT2.construct` -> (B, t, D)."""
+        self.turns.begin(self.order)
+        for _ in self.order:
+            slot, following = self.turns.take()
+            x = self.compute[slot](x, starts, self.nothing, self.nothing, following)
+        return x

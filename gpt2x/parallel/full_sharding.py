@@ -22,7 +22,6 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
 from gpt2x.config import ModelConfig
-from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.ops import Dropout
 from gpt2x.parallel.mesh import Mesh
@@ -125,34 +124,24 @@ def shard_blocks(
 ) -> Blocks:
     """Take the blocks' tensors out of `net`, which must have no values yet, and leave slots in it.
 
+    The blocks are alike, and at least as many as slots: `gpt2x.planner.limits` chooses another stage otherwise.
+
     Args:
         net: this process's part of the model, with all blocks of its stage.
         model: its configuration.
         mesh: the processes.
         tensors: placements of all tensors of `net`, frozen ones and adapters included, by name.
         trained: names of those that are updated.
-
-    Raises:
-        UserError: the blocks are not alike, or too few.
     """
     coordinates, num_slots = mesh.coordinates, mesh.coordinates.parallel.num_slots(mesh.device_target == "CPU")
     layers = list(coordinates.layers(model.num_layers))
-    if len(layers) < num_slots:
-        raise UserError(
-            f"parallel.gather_ahead=true gathers the next block while one computes, but a stage of parallel.pipeline="
-            f"{coordinates.parallel.pipeline} has {len(layers)} of model.num_layers={model.num_layers}; use fewer "
-            "stages, or parallel.gather_ahead=false."
-        )
     by_block = [
         {name.removeprefix(f"h.{layer}."): name for name in tensors if name.startswith(f"h.{layer}.")}
         for layer in layers
     ]
     kinds = {tuple((suffix, name in trained) for suffix, name in names.items()) for names in by_block}
-    if len(kinds) > 1:
-        raise UserError(
-            "parallel.zero_stage=3 computes all blocks by the same graph, but lora.targets or trainer.frozen choose "
-            "different tensors in different blocks; use parallel.zero_stage=2, or choose the same in all blocks."
-        )
+    assert len(kinds) == 1
+    assert len(layers) >= num_slots
     members = [member_of(suffix, [names[suffix] for names in by_block], tensors, mesh) for suffix in by_block[0]]
     stacks = stacks_of(members, mesh, trained)
     slots = [net.h[index] for index in range(num_slots)]

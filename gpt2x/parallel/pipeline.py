@@ -40,24 +40,39 @@ def keep_stage(net: GPT2, model: ModelConfig, coordinates: Coordinates) -> None:
 
 
 class Stage(nn.Cell):
-    """The layers of one stage: from token ids or the hidden states before it to the hidden states after it."""
+    """The layers of one stage: from token ids or the hidden states before it to the hidden states after it.
 
-    def __init__(self, net: GPT2, coordinates: Coordinates):
+    Args:
+        net: this process's part of the model.
+        is_first: whether it begins with the embeddings.
+        is_last: whether it ends with the last layer norm.
+        has_blocks: whether it has the blocks in between; they can have graphs of their own
+            (`gpt2x.parallel.block_graphs`).
+    """
+
+    def __init__(self, net: GPT2, is_first: bool, is_last: bool, has_blocks: bool = True):
         super().__init__(auto_prefix=False)
-        self.net, self.is_first, self.is_last = net, coordinates.is_first_stage, coordinates.is_last_stage
+        self.net, self.is_first, self.is_last, self.has_blocks = net, is_first, is_last, has_blocks
         self.spreads = isinstance(net, TensorParallelGPT2)
 
-    def construct(self, x, randomness):
-        """x: ids (b, T) int32 on the first stage, else (b, T, D) -> (b, T, D); randomness as `GPT2.construct`."""
+    def construct(self, x, randomness, starts=None):
+        """x: ids (b, T) int32 on the first stage, else (b, T, D) -> (b, T, D); the rest as in `GPT2.construct`."""
         if self.is_first:
-            x = self.net.begin(x, randomness)
-        if self.spreads:
-            randomness = self.net.spread(randomness, x.shape[0])
-        for block in self.net.h:
-            x = block(x, randomness)
+            x = self.net.begin(x, randomness, starts)
+        if self.has_blocks:
+            segments = self.net.segments(starts)
+            if self.spreads:
+                randomness = self.net.spread(randomness, x.shape[0])
+            for block in self.net.h:
+                x = block(x, randomness, segments)
         if self.is_last:
             x = self.net.end(x)
         return x
+
+
+def whole_stage(net: GPT2, coordinates: Coordinates) -> Stage:
+    """Return all layers of a process's stage."""
+    return Stage(net, coordinates.is_first_stage, coordinates.is_last_stage)
 
 
 def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int) -> Iterator[tuple[str, int]]:

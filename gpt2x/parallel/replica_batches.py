@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import Coordinates
 from gpt2x.parallel.mesh import Mesh
 
@@ -27,14 +28,19 @@ class ReplicaBatches:
 
     def local(self, batches: Iterable[T]) -> Iterator[T]:
         """Return the batches of this replica."""
-        if self.mesh is None:
-            return iter(batches)
-        coordinates = self.mesh.coordinates
-        return islice(batches, coordinates.data, None, coordinates.parallel.data)
+        return (batch for batch, is_local in self.rounds(batches) if is_local)
 
-    def rounds(self, num_batches: int) -> int:
-        """Return how many batches the replica with the most of them scores."""
-        return num_batches if self.mesh is None else -(-num_batches // self.mesh.coordinates.parallel.data)
+    def rounds(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        """Return a batch of every round for this replica, and whether it is this replica's.
+
+        In a last round without a batch for it, a replica takes part with another one's: replicas that split their
+        weights gather them together.
+        """
+        coordinates = self.mesh.coordinates if self.mesh else Coordinates(ParallelConfig(name="single"), 0)
+        batches = iter(batches)
+        while turn := list(islice(batches, coordinates.parallel.data)):
+            is_local = coordinates.data < len(turn)
+            yield turn[coordinates.data if is_local else 0], is_local
 
     def total(self, value: float) -> float:
         """Return the sum of the replicas' values, added in float64; every process must call this."""

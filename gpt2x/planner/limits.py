@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainConfig
 from gpt2x.config.layout import Coordinates
-from gpt2x.tasks.registry import task_of
 from gpt2x.trainable import Trainable
 
 FULL = 3  # replicas split the weights of blocks
@@ -17,10 +16,6 @@ def highest_stage(config: TrainConfig, trainable: Trainable) -> tuple[int, str]:
         config: a typed configuration.
         trainable: what it trains, of a model with its vocabulary.
     """
-    if not task_of(config).trains_in_stages:
-        return 2, f"task={config.task.name}"
-    if config.task.objective == "instruction" and config.dataset.packing:
-        return 2, "dataset.packing=true"
     if config.optimizer.layer_decay is not None:
         return 2, f"optimizer.layer_decay={config.optimizer.layer_decay:g}"
     if not trains_blocks_alike(trainable):

@@ -31,14 +31,13 @@ from gpt2x.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
 from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from mindspore import nn
 
     from gpt2x.convert import WeightsSource
     from gpt2x.data.mindrecord import Split
     from gpt2x.data.prepare import PreparedData
     from gpt2x.data.rows.base import RowForm
-    from gpt2x.data.sampling import Batch
+    from gpt2x.data.sampling import Batch, Inputs
     from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
@@ -178,7 +177,6 @@ class Task(StatedInFull):
     rows: str  # what a row of the data is called: "blocks", "texts"
     metrics: Mapping[str, Direction]  # of a validation, by name; trainer.best_metric is one of them
     samples_text: bool  # True if the model can complete trainer.sample_prompts while it trains
-    trains_in_stages: bool  # True if the loss is a sum of weighted token losses, which pipeline stages compute
     inference: Inference
     settings: type  # dataclass of task.settings; `NoSettings` if the task has none
 
@@ -205,11 +203,14 @@ class Task(StatedInFull):
 
     @abstractmethod
     def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
-        """Return a Cell of (ids (B, T + 1) int32, weights (B, T) fp32, randomness) -> scalar fp32."""
+        """Return a Cell of (ids (B, T + 1) int32, weights (B, T) fp32, randomness, starts) -> scalar fp32.
+
+        Pipeline stages and graphs per block call its method `of_hidden` with (hidden (B, T, D), ids, weights).
+        """
 
     @abstractmethod
-    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `loss` reads of a batch, (B, T + 1) int32, and a 1 for each unit that counts, (B, T) fp32."""
+    def inputs(self, config: TrainConfig, batch: Batch) -> Inputs:
+        """Return what `loss` takes of a batch, with a 1 for each unit that counts."""
 
     @abstractmethod
     def global_units(self, config: TrainConfig) -> int:

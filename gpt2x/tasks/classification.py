@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2x.data.mindrecord import Split
     from gpt2x.data.prepare import PreparedData
     from gpt2x.data.rows.base import RowForm
-    from gpt2x.data.sampling import Batch
+    from gpt2x.data.sampling import Batch, Inputs
     from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
@@ -82,7 +82,6 @@ class Classification(Task):
         "val/mcc": "higher",
     }
     samples_text = False
-    trains_in_stages = False
     inference = ClassifierInference()
     settings = NoSettings
 
@@ -116,14 +115,17 @@ class Classification(Task):
 
         return WeightedClassLoss(net)
 
-    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def inputs(self, config: TrainConfig, batch: Batch) -> Inputs:
         """Return the texts without padding that no row needs, followed by their classes; a 1 at each last token."""
         from gpt2x.data.rows.labelled import compact
+        from gpt2x.data.sampling import Inputs
         from gpt2x.generate.class_scorer import last_tokens
 
-        rows, lengths = compact(batch["input_ids"], batch["attention_mask"], config.trainer.seq_len)
+        seq_len = config.trainer.seq_len
+        width = seq_len if config.parallel.splits_weights else None  # graphs per block are compiled once
+        rows, lengths = compact(batch["input_ids"], batch["attention_mask"], seq_len, width)
         ids = np.concatenate([rows, batch["labels"].reshape(-1, 1)], axis=1)
-        return ids, last_tokens(lengths, rows.shape[1])
+        return Inputs(ids, last_tokens(lengths, rows.shape[1]))
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the texts of a global batch."""

@@ -7,9 +7,8 @@ inference and the head are those of `gpt2x.tasks.language_modeling`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
 
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.errors import require
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from gpt2x.data.mindrecord import Split
     from gpt2x.data.prepare import PreparedData
     from gpt2x.data.rows.base import RowForm
-    from gpt2x.data.rows.instruction import Inputs
-    from gpt2x.data.sampling import Batch
+    from gpt2x.data.sampling import Batch, Inputs
     from gpt2x.parallel.mesh import Mesh
 
 
@@ -34,24 +32,17 @@ class Instruction(Task):
     rows = "blocks"
     metrics: ClassVar[Mapping[str, Direction]] = {"val/loss": "lower", "val/ppl": "lower"}
     samples_text = True
-    trains_in_stages = True
     inference = LANGUAGE_MODELING.inference
     settings = NoSettings
 
     def check(self, config: TrainConfig) -> None:
-        """Reject text without responses, and packed rows if stages exchange only hidden states."""
+        """Reject text without responses."""
         from gpt2x.data.sources.registry import source_of
 
         require(
             source_of(config.dataset).row_form == "instruction",
             f"dataset={config.dataset.name} has no responses, which task={config.task.name} learns; use "
             "dataset=alpaca, or dataset=instructions for your own .json or .jsonl.",
-        )
-        require(
-            config.parallel.pipeline == 1 or not config.dataset.packing,
-            f"dataset.packing=true: pipeline stages (parallel={config.parallel.name}, parallel.pipeline="
-            f"{config.parallel.pipeline}) do not know where a packed row's examples begin; use dataset.packing=false, "
-            "or a layout with parallel.pipeline=1.",
         )
 
     def row_form(self, config: TrainConfig) -> RowForm:
@@ -65,17 +56,17 @@ class Instruction(Task):
         return LANGUAGE_MODELING.fit_model(model, data, loaded)
 
     def loss(self, config: TrainConfig, net: Any) -> nn.Cell:
-        """Return the weighted sum of token losses; packed examples do not attend to each other."""
-        if not config.dataset.packing:
-            return LANGUAGE_MODELING.loss(config, net)
-        from gpt2x.model.losses.instruction import PackedLoss
+        """Return the weighted sum of token losses."""
+        return LANGUAGE_MODELING.loss(config, net)
 
-        return PackedLoss(net)
+    def inputs(self, config: TrainConfig, batch: Batch) -> Inputs:
+        """Return a batch at the length that holds its longest row; packed rows, and those of stages, have seq_len."""
+        from gpt2x.data.rows.instruction import inputs_of
 
-    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows, packed ones followed by the columns at which their examples begin, and the responses."""
-        ids, counted, starts = row_inputs(config, batch)
-        return (np.concatenate([ids, starts], axis=1) if config.dataset.packing else ids), counted
+        packing, parallel = config.dataset.packing, config.parallel
+        has_one_length = packing or parallel.pipeline > 1 or parallel.splits_weights
+        inputs = inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
+        return inputs if packing else inputs._replace(starts=None)
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the targets of a global batch, those of prompts and padding included."""
@@ -85,11 +76,7 @@ class Instruction(Task):
         """Compute loss and perplexity over the tokens of responses."""
         from gpt2x.evaluate.validation import build_validation
 
-        def response_targets(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-            ids, counted, starts = row_inputs(run.config, batch)
-            return ids, counted > 0, starts if run.config.dataset.packing else None
-
-        return build_validation(run.config, run.model, run.data.val, net, mesh, response_targets)
+        return build_validation(run.config, run.model, run.data.val, net, mesh, partial(self.inputs, run.config))
 
     def describe(self, split: Split) -> str:
         """Return examples, tokens and rows."""
@@ -103,14 +90,6 @@ class Instruction(Task):
     def summary(self, metric: str, best: float) -> str:
         """Return the perplexity of responses."""
         return LANGUAGE_MODELING.summary(metric, best)
-
-
-def row_inputs(config: TrainConfig, batch: Batch) -> Inputs:
-    """Return a batch at the length that holds its longest row; stages exchange only rows of seq_len."""
-    from gpt2x.data.rows.instruction import inputs_of
-
-    has_one_length = config.dataset.packing or config.parallel.pipeline > 1 or config.parallel.splits_weights
-    return inputs_of(batch, width=config.trainer.seq_len if has_one_length else None)
 
 
 TASK = Instruction()

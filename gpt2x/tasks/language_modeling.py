@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2x.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
@@ -12,14 +13,13 @@ from gpt2x.errors import UserError
 from gpt2x.tasks.base import Baseline, Direction, Inference, NoSettings, Run, Task, Validates
 
 if TYPE_CHECKING:
-    import numpy as np
     from mindspore import nn
 
     from gpt2x.convert import WeightsSource
     from gpt2x.data.mindrecord import Split
     from gpt2x.data.prepare import PreparedData
     from gpt2x.data.rows.base import RowForm
-    from gpt2x.data.sampling import Batch
+    from gpt2x.data.sampling import Batch, Inputs
     from gpt2x.data.tokenizer import Tokenizer
     from gpt2x.evaluate.measurement import Measurement
     from gpt2x.generate.output import Lines
@@ -79,7 +79,6 @@ class LanguageModeling(Task):
     rows = "blocks"
     metrics: ClassVar[Mapping[str, Direction]] = {"val/loss": "lower", "val/ppl": "lower"}
     samples_text = True
-    trains_in_stages = True
     inference = LanguageModelInference()
     settings = NoSettings
 
@@ -107,9 +106,11 @@ class LanguageModeling(Task):
 
         return WeightedLoss(net)
 
-    def inputs(self, config: TrainConfig, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def inputs(self, config: TrainConfig, batch: Batch) -> Inputs:
         """Return the blocks, and a 1 for each target that attention_mask covers."""
-        return batch["input_ids"], batch["attention_mask"][:, 1:].astype("float32")
+        from gpt2x.evaluate.validation import all_targets
+
+        return all_targets(batch)
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the targets of a global batch."""
@@ -117,9 +118,9 @@ class LanguageModeling(Task):
 
     def validation(self, run: Run, net: Any, mesh: Mesh) -> Validates:
         """Compute loss and perplexity over all targets."""
-        from gpt2x.evaluate.validation import all_targets, build_validation
+        from gpt2x.evaluate.validation import build_validation
 
-        return build_validation(run.config, run.model, run.data.val, net, mesh, all_targets)
+        return build_validation(run.config, run.model, run.data.val, net, mesh, partial(self.inputs, run.config))
 
     def describe(self, split: Split) -> str:
         """Return tokens, blocks and words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config import ModelConfig, TrainConfig
-from gpt2x.errors import UserError, require, require_choice
+from gpt2x.errors import UserError, require_choice
 from gpt2x.extensions import Extensions, settings
 from gpt2x.tasks.base import Inference, Task
 
@@ -27,15 +27,10 @@ def check_task(config: TrainConfig) -> None:
     Raises:
         UserError: naming the key, the value and the fix.
     """
-    task, parallel = task_of(config), config.parallel
+    task = task_of(config)
     settings(task.settings, config.task.settings, "task.settings")
     require_choice("trainer.best_metric", config.trainer.best_metric, tuple(task.metrics))
     task.check(config)
-    require(
-        task.trains_in_stages or parallel.pipeline == 1,
-        f"parallel.pipeline={parallel.pipeline} (parallel={parallel.name}): the loss of task={config.task.name} is not "
-        "computed by pipeline stages; use a layout with parallel.pipeline=1.",
-    )
 
 
 def inference_for(model: ModelConfig) -> Inference:

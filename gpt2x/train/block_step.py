@@ -9,10 +9,13 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from gpt2x.model.classifier import Classifier
+from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.block_graphs import BlockBackward, BlockForward, Turns
 from gpt2x.parallel.full_sharding import Blocks
 from gpt2x.parallel.gradient_reduction import LocalParameter
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.parallel.pipeline import Stage
 from gpt2x.train.pipeline_step import LastStage, StageBackward, StageForward
 from gpt2x.train.step import Graph, MicroBatch
 from gpt2x.train.update import GradientSums
@@ -20,37 +23,12 @@ from gpt2x.train.update import GradientSums
 ENTRANCE = ("wte.weight", "wpe.weight")  # tensors before the blocks
 
 
-class First(nn.Cell):
-    """What comes before the first block, as a stage."""
-
-    is_first = True
-
-    def __init__(self, net: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.net = net
-
-    def construct(self, x, randomness):
-        """x: ids (b, T) int32 -> (b, T or t, D)."""
-        return self.net.begin(x, randomness)
-
-
-class Last(nn.Cell):
-    """What comes between the last block and the head, as a stage."""
-
-    def __init__(self, net: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.net = net
-
-    def construct(self, x, randomness):
-        """x (b, T or t, D) -> (b, T, D)."""
-        return self.net.end(x)
-
-
 class StageOfBlocks:
     """A `StageProgram` by graphs per block.
 
     Args:
         blocks: of this process.
+        loss: of the task, None before the last stage.
         outer: the trained parameters outside of the blocks, in the order of `sums`.
         sums: of the gradients: by `outer`, then by the trained stacks.
         has_dropout: whether the loss draws random numbers.
@@ -61,6 +39,7 @@ class StageOfBlocks:
     def __init__(
         self,
         blocks: Blocks,
+        loss: nn.Cell | None,
         outer: list[LocalParameter],
         sums: GradientSums,
         has_dropout: bool,
@@ -78,28 +57,29 @@ class StageOfBlocks:
         self.outputs: dict[int, Tensor] = {}
         self.enter = self.enter_backward = self.leave = None
         if coordinates.is_first_stage:
-            self.enter = StageForward(First(blocks.net), has_dropout)
+            first = Stage(blocks.net, is_first=True, is_last=False, has_blocks=False)
+            self.enter = StageForward(first, has_dropout)
             trained = [index for index, local in enumerate(outer) if local.name in ENTRANCE]
             if trained:
                 self.enter_backward = StageBackward(
-                    First(blocks.net), parameters_of(outer, trained), has_dropout, sums.part(trained)
+                    first, parameters_of(outer, trained), has_dropout, sums.part(trained)
                 )
         if coordinates.is_last_stage:
-            head = "lm_head.weight" if blocks.net.lm_head is not None else "wte.weight"
-            after = [index for index, local in enumerate(outer) if local.name == head or "ln_f" in local.name]
-            self.leave = LastStage(Last(blocks.net), parameters_of(outer, after), has_dropout, sums.part(after))
+            assert loss is not None
+            after = [index for index, local in enumerate(outer) if is_after(local.name, blocks.net)]
+            last = Stage(blocks.net, is_first=False, is_last=True, has_blocks=False)
+            self.leave = LastStage(last, loss, parameters_of(outer, after), has_dropout, sums.part(after))
 
     def graphs(self, message: Tensor, micro_batch: MicroBatch) -> list[Graph]:
         """As `StageProgram.graphs`."""
-        ids, _, key, first_row, _ = micro_batch
-        number = self.turns.numbers[0]
+        inputs, number = micro_batch.of_block, self.turns.numbers[0]
         graphs: list[Graph] = [(self.turns.first, (number,))]
-        graphs += [(cell, (message, key, first_row, number)) for cell in self.block_forward]
-        graphs += [(cell, (message, message, key, first_row, number, number)) for cell in self.block_backward]
+        graphs += [(cell, (message, *inputs, number)) for cell in self.block_forward]
+        graphs += [(cell, (message, message, *inputs, number, number)) for cell in self.block_backward]
         if self.enter is not None:
-            graphs.append((self.enter, (None, ids, key, first_row)))
+            graphs.append((self.enter, (None, *micro_batch.of_hidden)))
         if self.enter_backward is not None:
-            graphs.append((self.enter_backward, (None, message, ids, key, first_row)))
+            graphs.append((self.enter_backward, (None, message, *micro_batch.of_hidden)))
         if self.leave is not None:
             graphs.append((self.leave, (message, *micro_batch)))
         return graphs
@@ -112,14 +92,13 @@ class StageOfBlocks:
 
     def forward(self, index: int, x: Tensor | None, micro_batch: MicroBatch) -> Tensor | None:
         """As `StageProgram.forward`."""
-        ids, _, key, first_row, _ = micro_batch
-        y = x if self.enter is None else self.enter(None, ids, key, first_row)
+        y = x if self.enter is None else self.enter(None, *micro_batch.of_hidden)
         assert y is not None
         inputs = []
         for _ in range(self.blocks.num_blocks):
             inputs.append(y)
             slot, following = self.turns.take()
-            y = self.block_forward[slot](y, key, first_row, following)
+            y = self.block_forward[slot](y, *micro_batch.of_block, following)
         self.inputs[index] = inputs
         if self.leave is None:
             return y
@@ -128,17 +107,23 @@ class StageOfBlocks:
 
     def backward(self, index: int, dy: Tensor | None, micro_batch: MicroBatch) -> Tensor:
         """As `StageProgram.backward`."""
-        ids, _, key, first_row, _ = micro_batch
         if self.leave is not None:
             dy = self.leave(self.outputs.pop(index), *micro_batch)
         assert dy is not None
         inputs = self.inputs.pop(index)
         for block in reversed(range(self.blocks.num_blocks)):
             slot, following = self.turns.take()
-            dy = self.block_backward[slot](inputs.pop(), dy, key, first_row, self.turns.numbers[block], following)
+            number = self.turns.numbers[block]
+            dy = self.block_backward[slot](inputs.pop(), dy, *micro_batch.of_block, number, following)
         if self.enter_backward is not None:
-            self.enter_backward(None, dy, ids, key, first_row)
+            self.enter_backward(None, dy, *micro_batch.of_hidden)
         return dy
+
+
+def is_after(name: str, net: GPT2) -> bool:
+    """Return whether a tensor outside of the blocks is used after them: all that are not only an embedding."""
+    is_tied = net.lm_head is None and not isinstance(net, Classifier)
+    return name not in ENTRANCE or (name == "wte.weight" and is_tied)
 
 
 def parameters_of(outer: list[LocalParameter], indices: list[int]) -> ms.ParameterTuple:

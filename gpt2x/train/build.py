@@ -13,7 +13,7 @@ from gpt2x.optim.registry import create_optimizer
 from gpt2x.parallel.full_sharding import Blocks, shard_blocks
 from gpt2x.parallel.gradient_reduction import GradientReduction, LocalParameter, ParameterAllGather, local_parameters
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.pipeline import Stage, StageLinks, keep_stage
+from gpt2x.parallel.pipeline import StageLinks, keep_stage, whole_stage
 from gpt2x.parallel.placement import placements
 from gpt2x.parallel.tensor import build_net
 from gpt2x.pretrained import read_weights
@@ -104,9 +104,11 @@ def build_step(
     reduction = GradientReduction(trained, mesh, counted) if mesh.size > 1 else None
     is_sharded = any(local.rows is not None for local in trained)
     all_gather = ParameterAllGather(trained, mesh.shard) if mesh.shard and is_sharded else None
+    loss = decision.task.loss(config, net) if mesh.coordinates.is_last_stage else None
     if parallel.pipeline == 1 and blocks is None:
+        assert loss is not None
         return TrainStep(
-            decision.task.loss(config, net), parameters, optimizer, num_micro_batches(parallel, trainer),
+            loss, parameters, optimizer, num_micro_batches(parallel, trainer),
             trainer.grad_clip, has_dropout, reduction, all_gather, parallel.splits_gradients,
         )  # fmt: skip
     assert reduction is not None
@@ -114,10 +116,10 @@ def build_step(
     program: StageProgram
     if blocks:
         sums = GradientSums.of([*parameters, *(stack.parameter for stack in blocks.trained)])
-        program = StageOfBlocks(blocks, trained, sums, has_dropout, mesh, REDUCE_DTYPES[parallel.reduce_dtype])
+        program = StageOfBlocks(blocks, loss, trained, sums, has_dropout, mesh, REDUCE_DTYPES[parallel.reduce_dtype])
     else:
         sums = GradientSums.of(parameters)
-        program = WholeStage(Stage(net, mesh.coordinates), parameters, has_dropout, sums)
+        program = WholeStage(whole_stage(net, mesh.coordinates), loss, parameters, has_dropout, sums)
     return PipelineStep(
         program, links, mesh.coordinates.stage, parallel.pipeline, sums, optimizer,
         trainer.grad_clip, reduction, all_gather,

@@ -27,10 +27,11 @@ class StageForward(nn.Cell):
         super().__init__(auto_prefix=False)
         self.stage, self.has_dropout = stage, has_dropout
 
-    def construct(self, x, ids, key, first_row):
+    def construct(self, x, ids, starts, key, first_row):
         """x (b, T, D), None on the first stage; ids (b, T + 1) int32, whose first T enter it -> (b, T, D)."""
         x = ids[:, :-1] if x is None else x
-        return self.stage(x, dropout_randomness(self.has_dropout, key, first_row, ids.shape[0], ids.shape[1] - 1))
+        randomness = dropout_randomness(self.has_dropout, key, first_row, ids.shape[0], ids.shape[1] - 1)
+        return self.stage(x, randomness, starts)
 
 
 class StageBackward(nn.Cell):
@@ -41,46 +42,54 @@ class StageBackward(nn.Cell):
         self.stage, self.parameters, self.has_dropout, self.sums = stage, parameters, has_dropout, sums
         self.is_first = stage.is_first
 
-    def product(self, x, dy, ids, key, first_row):
+    def product(self, x, dy, ids, starts, key, first_row):
         """Return the scalar whose gradients are those of the loss; fp32, so that fp16 cannot overflow."""
-        y = self.stage(x, dropout_randomness(self.has_dropout, key, first_row, ids.shape[0], ids.shape[1] - 1))
+        randomness = dropout_randomness(self.has_dropout, key, first_row, ids.shape[0], ids.shape[1] - 1)
+        y = self.stage(x, randomness, starts)
         return ops.reduce_sum(ops.cast(y, ms.float32) * ops.cast(dy, ms.float32))
 
-    def construct(self, x, dy, ids, key, first_row):
+    def construct(self, x, dy, ids, starts, key, first_row):
         """x (b, T, D), None on the first stage; dy (b, T, D) -> the gradient of x, zero on the first stage."""
         if self.is_first:
-            gradients = ms.grad(self.product, None, self.parameters)(ids[:, :-1], dy, ids, key, first_row)
+            gradients = ms.grad(self.product, None, self.parameters)(ids[:, :-1], dy, ids, starts, key, first_row)
             self.sums(Tensor(0.0, ms.float32), gradients)
             return Tensor(0.0, ms.float32)
-        dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, ids, key, first_row)
+        dx, gradients = ms.grad(self.product, 0, self.parameters)(x, dy, ids, starts, key, first_row)
         self.sums(Tensor(0.0, ms.float32), gradients)
         return dx
 
 
 class LastStage(nn.Cell):
-    """Forward and backward of the last stage in one graph, from its input to the scaled loss."""
+    """Forward and backward of the last stage in one graph, from its input to the scaled loss.
 
-    def __init__(self, stage: Stage, parameters: ms.ParameterTuple, has_dropout: bool, sums: GradientSums):
+    Args:
+        stage: the layers.
+        loss: of the task; its `of_hidden` is computed here.
+        parameters: the parameters to differentiate by.
+        has_dropout: whether the stage draws random numbers.
+        sums: of the loss and of the gradients by these parameters.
+    """
+
+    def __init__(
+        self, stage: Stage, loss: nn.Cell, parameters: ms.ParameterTuple, has_dropout: bool, sums: GradientSums
+    ):
         super().__init__(auto_prefix=False)
-        self.stage, self.parameters, self.has_dropout, self.sums = stage, parameters, has_dropout, sums
-        self.is_head_trained, self.is_trained = stage.net.is_head_trained(), bool(parameters)
+        self.stage, self.loss, self.parameters = stage, loss, parameters
+        self.has_dropout, self.sums, self.is_trained = has_dropout, sums, bool(parameters)
 
-    def scaled_loss(self, x, ids, weights, key, first_row, loss_scale):
+    def scaled_loss(self, x, ids, weights, starts, key, first_row, loss_scale):
         """x (b, T, D), ids (b, T + 1), weights (b, T) -> scalar."""
         randomness = dropout_randomness(self.has_dropout, key, first_row, ids.shape[0], ids.shape[1] - 1)
-        hidden = self.stage(x, randomness)
-        labels, weights = ids[:, 1:].reshape(-1), weights.reshape(-1)
-        return self.stage.net.weighted_loss(hidden, labels, weights, self.is_head_trained) * loss_scale
+        return self.loss.of_hidden(self.stage(x, randomness, starts), ids, weights) * loss_scale
 
-    def construct(self, x, ids, weights, key, first_row, loss_scale):
+    def construct(self, x, ids, weights, starts, key, first_row, loss_scale):
         """-> the gradient of x (b, T, D)."""
+        inputs = x, ids, weights, starts, key, first_row, loss_scale
         if not self.is_trained:
-            loss, dx = ms.value_and_grad(self.scaled_loss, 0)(x, ids, weights, key, first_row, loss_scale)
+            loss, dx = ms.value_and_grad(self.scaled_loss, 0)(*inputs)
             self.sums(loss, ())
             return dx
-        loss, (dx, gradients) = ms.value_and_grad(self.scaled_loss, 0, self.parameters)(
-            x, ids, weights, key, first_row, loss_scale
-        )
+        loss, (dx, gradients) = ms.value_and_grad(self.scaled_loss, 0, self.parameters)(*inputs)
         self.sums(loss, gradients)
         return dx
 
@@ -109,33 +118,33 @@ class WholeStage:
 
     Args:
         stage: the layers of this process.
+        loss: of the task, None before the last stage.
         parameters: the parameters to differentiate by.
         has_dropout: whether the loss draws random numbers.
         sums: of the gradients by these parameters.
     """
 
-    def __init__(self, stage: Stage, parameters: list[Parameter], has_dropout: bool, sums: GradientSums):
+    def __init__(
+        self, stage: Stage, loss: nn.Cell | None, parameters: list[Parameter], has_dropout: bool, sums: GradientSums
+    ):
         self.is_first, differentiated = stage.is_first, ms.ParameterTuple(parameters)
         self.inputs: dict[int, Tensor | None] = {}  # of micro batches whose backward is to come
         self.last = self.stage_forward = self.stage_backward = None
         if stage.is_last:
-            self.last = LastStage(stage, differentiated, has_dropout, sums)
+            assert loss is not None
+            self.last = LastStage(stage, loss, differentiated, has_dropout, sums)
         else:
             self.stage_forward = StageForward(stage, has_dropout)
             self.stage_backward = StageBackward(stage, differentiated, has_dropout, sums)
 
     def graphs(self, message: Tensor, micro_batch: MicroBatch) -> list[Graph]:
         """As `StageProgram.graphs`."""
-        ids, _, key, first_row, _ = micro_batch
         if self.last is not None:
             return [(self.last, (message, *micro_batch))]
         assert self.stage_forward is not None
         assert self.stage_backward is not None
-        x = None if self.is_first else message
-        return [
-            (self.stage_forward, (x, ids, key, first_row)),
-            (self.stage_backward, (x, message, ids, key, first_row)),
-        ]
+        x, inputs = None if self.is_first else message, micro_batch.of_hidden
+        return [(self.stage_forward, (x, *inputs)), (self.stage_backward, (x, message, *inputs))]
 
     def begin(self, order: list[tuple[str, int]]) -> None:
         """As `StageProgram.begin`."""
@@ -143,8 +152,7 @@ class WholeStage:
     def forward(self, index: int, x: Tensor | None, micro_batch: MicroBatch) -> Tensor | None:
         """As `StageProgram.forward`; the last stage computes nothing yet."""
         self.inputs[index] = x
-        ids, _, key, first_row, _ = micro_batch
-        return None if self.stage_forward is None else self.stage_forward(x, ids, key, first_row)
+        return None if self.stage_forward is None else self.stage_forward(x, *micro_batch.of_hidden)
 
     def backward(self, index: int, dy: Tensor | None, micro_batch: MicroBatch) -> Tensor:
         """As `StageProgram.backward`."""
@@ -152,8 +160,7 @@ class WholeStage:
         if self.last is not None:
             return self.last(x, *micro_batch)
         assert self.stage_backward is not None
-        ids, _, key, first_row, _ = micro_batch
-        return self.stage_backward(x, dy, ids, key, first_row)
+        return self.stage_backward(x, dy, *micro_batch.of_hidden)
 
 
 class PipelineStep(GraphStep):

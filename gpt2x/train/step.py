@@ -25,8 +25,9 @@ class MicroBatch(NamedTuple):
     """Inputs of one forward and backward pass, in the order in which the graphs take them.
 
     Attributes:
-        ids: (B, T + 1) int32, or what the loss takes in their place.
+        ids: (B, T + 1) int32.
         weights: (B, T) fp32.
+        starts: (B, T) int32, or None, as in `gpt2x.data.sampling.Inputs`.
         key: int32 scalar, for dropout.
         first_row: int32 scalar, the number of the first row within the global batch.
         loss_scale: fp32 scalar.
@@ -34,22 +35,34 @@ class MicroBatch(NamedTuple):
 
     ids: Tensor
     weights: Tensor
+    starts: Tensor | None
     key: Tensor
     first_row: Tensor
     loss_scale: Tensor
+
+    @property
+    def of_hidden(self) -> tuple[Tensor | None, ...]:
+        """Return what hidden states are computed of: ids, starts, key and first_row."""
+        return self.ids, self.starts, self.key, self.first_row
+
+    @property
+    def of_block(self) -> tuple[Tensor | None, ...]:
+        """Return what a block takes besides hidden states: starts, key and first_row."""
+        return self.starts, self.key, self.first_row
 
 
 class StepInputs(NamedTuple):
     """One process's inputs of an update.
 
     Attributes:
-        ids: (A, B, T + 1) int32, the rows of A micro batches; or what the loss takes in their place.
+        ids: (A, B, T + 1) int32, the rows of A micro batches.
         weights: (A, B, T) fp32, of each target 1 / (targets of the global batch), or 0 if it does not count.
         key: int32 scalar, a hash of (seed, step), for dropout.
         loss_scale: fp32 scalar, 1 unless the precision is fp16.
         scalars: what `Optimizer.scalars` returns.
         first_row: the number of this process's first row within the global batch.
         counted_fraction: the sum of `weights`.
+        starts: (A, B, T) int32, or None, as in `gpt2x.data.sampling.Inputs`.
     """
 
     ids: np.ndarray
@@ -59,11 +72,14 @@ class StepInputs(NamedTuple):
     scalars: tuple[Tensor, ...]
     first_row: int = 0
     counted_fraction: float = 1.0
+    starts: np.ndarray | None = None
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Return the inputs of the `index`-th forward and backward pass."""
         row = Tensor(self.first_row + index * self.ids.shape[1], ms.int32)
-        return MicroBatch(Tensor(self.ids[index]), Tensor(self.weights[index]), self.key, row, self.loss_scale)
+        starts = None if self.starts is None else Tensor(self.starts[index])
+        ids, weights = Tensor(self.ids[index]), Tensor(self.weights[index])
+        return MicroBatch(ids, weights, starts, self.key, row, self.loss_scale)
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """Return the inputs of all forward and backward passes, in order."""
@@ -148,7 +164,7 @@ class TrainStep(GraphStep):
     not reach into a loop's body (tests/ascend).
 
     Args:
-        loss: a Cell of (ids, weights, randomness) -> scalar fp32.
+        loss: a Cell of (ids, weights, randomness, starts) -> scalar fp32.
         parameters: the parameters to differentiate by, in the order in which `optimizer` updates.
         optimizer: as in `GraphStep`, and so are grad_clip, reduction and all_gather.
         num_micro_batches: A, forward passes per update.
@@ -195,7 +211,7 @@ class TrainStep(GraphStep):
             self.accumulation(*micro_batch)
         return self.from_sums(*inputs.update_scalars())
 
-    def batch_inputs(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+    def batch_inputs(self, inputs: StepInputs) -> tuple[Tensor | None, ...]:
         """Return the inputs of `UpdateFromBatch`."""
         counted_fraction, _, *optimizer_scalars = inputs.update_scalars()
         return *inputs.micro_batch(0), counted_fraction, *optimizer_scalars

@@ -194,7 +194,7 @@ class Trainer:
 
     def step_inputs(self, batch: Batch, rate: float) -> StepInputs:
         """Return the inputs of an update for this rank's rows of a global batch."""
-        ids, counted = self.task.inputs(self.config, batch)
+        ids, counted, starts = self.task.inputs(self.config, batch)
         shape = (self.num_micro_batches, len(counted) // self.num_micro_batches, -1)
         return StepInputs(
             ids.reshape(shape),
@@ -204,6 +204,7 @@ class Trainer:
             self.optimizer.scalars(rate, self.state.num_updates + 1),
             first_row=self.mesh.coordinates.data * len(counted),
             counted_fraction=float(counted.sum(dtype=np.float64) / self.batch_units),
+            starts=None if starts is None else starts.reshape(shape),
         )
 
     def compile(self, inputs: StepInputs, progress: Progress) -> float:

@@ -36,7 +36,7 @@ class Gradients(nn.Cell):
     """Loss and gradients of a micro batch, both multiplied by the loss scale.
 
     Args:
-        loss: a Cell of (ids, weights, randomness) -> scalar fp32.
+        loss: a Cell of (ids, weights, randomness, starts) -> scalar fp32.
         parameters: the parameters to differentiate by.
         has_dropout: whether the loss draws random numbers.
     """
@@ -45,15 +45,15 @@ class Gradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.parameters, self.has_dropout = loss, parameters, has_dropout
 
-    def scaled_loss(self, ids, weights, key, first_row, loss_scale):
+    def scaled_loss(self, ids, weights, starts, key, first_row, loss_scale):
         """Return the loss of one micro batch, multiplied by the loss scale."""
-        return (
-            self.loss(ids, weights, dropout_randomness(self.has_dropout, key, first_row, *weights.shape)) * loss_scale
-        )
+        randomness = dropout_randomness(self.has_dropout, key, first_row, *weights.shape)
+        return self.loss(ids, weights, randomness, starts) * loss_scale
 
-    def construct(self, ids, weights, key, first_row, loss_scale):
+    def construct(self, ids, weights, starts, key, first_row, loss_scale):
         """-> scaled loss, scaled gradients."""
-        return ms.value_and_grad(self.scaled_loss, None, self.parameters)(ids, weights, key, first_row, loss_scale)
+        inputs = ids, weights, starts, key, first_row, loss_scale
+        return ms.value_and_grad(self.scaled_loss, None, self.parameters)(*inputs)
 
 
 class Update(nn.Cell):
@@ -148,9 +148,9 @@ class Accumulation(nn.Cell):
         super().__init__(auto_prefix=False)
         self.gradients, self.sums, self.reduction = gradients, sums, reduction
 
-    def construct(self, ids, weights, key, first_row, loss_scale):
+    def construct(self, ids, weights, starts, key, first_row, loss_scale):
         """-> the scaled sum of losses."""
-        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
+        loss, gradients = self.gradients(ids, weights, starts, key, first_row, loss_scale)
         if self.reduction is not None:
             gradients, _ = self.reduction.reduce(gradients)
         return self.sums(loss, gradients)
@@ -179,7 +179,7 @@ class UpdateFromBatch(nn.Cell):
         super().__init__(auto_prefix=False)
         self.gradients, self.update = gradients, update
 
-    def construct(self, ids, weights, key, first_row, loss_scale, counted_fraction, *optimizer_scalars):
+    def construct(self, ids, weights, starts, key, first_row, loss_scale, counted_fraction, *optimizer_scalars):
         """-> as `Update`."""
-        loss, gradients = self.gradients(ids, weights, key, first_row, loss_scale)
+        loss, gradients = self.gradients(ids, weights, starts, key, first_row, loss_scale)
         return self.update(gradients, loss, counted_fraction, loss_scale, optimizer_scalars)

@@ -173,7 +173,6 @@ def train(
     from mindspore import Tensor
 
     from gpt2x.model.gpt2 import GPT2
-    from gpt2x.model.losses.instruction import PackedLoss
     from gpt2x.model.losses.language_modeling import WeightedLoss
     from gpt2x.optim.optimizers.adamw import AdamW
     from gpt2x.train.step import StepInputs, TrainStep
@@ -182,11 +181,14 @@ def train(
     if break_net:
         break_net(net)
     optimizer = AdamW(OptimizerConfig(name="adamw", learning_rate=1e-3), net.trainable_params(), net.backend)
-    loss = PackedLoss(net) if packed else WeightedLoss(net)
-    step = TrainStep(loss, net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0)
-    ids = np.zeros((micro_batches, BATCH, (2 if packed else 1) * LENGTH + 1), np.int32)
+    step = TrainStep(
+        WeightedLoss(net), net.trainable_params(), optimizer, micro_batches, 1.0, has_dropout=model.dropout > 0
+    )
+    ids = np.zeros((micro_batches, BATCH, LENGTH + 1), np.int32)
     weights = np.zeros((micro_batches, BATCH, num_targets), np.float32)
-    inputs = StepInputs(ids, weights, Tensor(0, ms.int32), Tensor(1.0, ms.float32), optimizer.scalars(1e-3, 1))
+    starts = np.zeros((micro_batches, BATCH, LENGTH), np.int32) if packed else None
+    key, scale = Tensor(0, ms.int32), Tensor(1.0, ms.float32)
+    inputs = StepInputs(ids, weights, key, scale, optimizer.scalars(1e-3, 1), starts=starts)
     return sum((compile_graph(cell, *example) for cell, example in step.graphs(inputs)), Counter())
 
 

@@ -15,7 +15,6 @@ from mindspore import Tensor, nn, ops
 from gpt2x.config import OptimizerConfig
 from gpt2x.doctor import operators
 from gpt2x.generate.decoder import Decoder
-from gpt2x.model.losses.instruction import PackedLoss
 from gpt2x.model.losses.language_modeling import WeightedLoss
 from gpt2x.ops import ascend, composed
 from gpt2x.optim.optimizers.adamw import AdamW
@@ -63,15 +62,15 @@ class Gradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.value_and_grad = ms.value_and_grad(loss, None, ms.ParameterTuple(parameters))
 
-    def construct(self, ids, weights, key, rows):
-        return self.value_and_grad(ids, weights, None if key is None else (key, rows))
+    def construct(self, ids, weights, key, rows, starts):
+        return self.value_and_grad(ids, weights, None if key is None else (key, rows), starts)
 
 
 def batch(model, packed: bool, seed: int = 3):
-    """Ids and weights of a micro batch."""
+    """Ids, weights and starts of a micro batch."""
     ids = random_ids(model, (BATCH, LENGTH + 1), seed)
-    ids = np.concatenate([ids, starts(LENGTH)], axis=1) if packed else ids
-    return ids, np.full((BATCH, LENGTH), 1 / (BATCH * LENGTH), np.float32)
+    weights = np.full((BATCH, LENGTH), 1 / (BATCH * LENGTH), np.float32)
+    return ids, weights, starts(LENGTH) if packed else None
 
 
 def difference(first, second) -> float:
@@ -97,13 +96,13 @@ def distance(first, second) -> float:
 
 def gradients(hardware, model, packed: bool):
     net = build(model, hardware=hardware)
-    loss = PackedLoss(net) if packed else WeightedLoss(net)
     parameters = list(net.trainable_params())
     key = rows = None
     if model.dropout:
         key, rows = Tensor(-77, ms.int32), Tensor(np.arange(BATCH * LENGTH, dtype=np.int32).reshape(-1, 1))
-    ids, weights = batch(model, packed)
-    value, found = Gradients(loss, parameters)(Tensor(ids), Tensor(weights), key, rows)
+    ids, weights, begins = batch(model, packed)
+    begins = None if begins is None else Tensor(begins)
+    value, found = Gradients(WeightedLoss(net), parameters)(Tensor(ids), Tensor(weights), key, rows, begins)
     return float(value.asnumpy()), {p.name: g.asnumpy() for p, g in zip(parameters, found, strict=True)}
 
 
@@ -112,13 +111,13 @@ def updates(hardware, model, packed: bool):
     net = build(model, hardware=hardware)
     config = OptimizerConfig(name="adamw", learning_rate=1e-3)
     optimizer = AdamW(config, net.trainable_params(), net.backend)
-    loss = PackedLoss(net) if packed else WeightedLoss(net)
-    step = TrainStep(loss, net.trainable_params(), optimizer, 1, 1.0, has_dropout=model.dropout > 0)
+    step = TrainStep(WeightedLoss(net), net.trainable_params(), optimizer, 1, 1.0, has_dropout=model.dropout > 0)
     losses, scale = [], Tensor(128.0 if hardware.precision == "fp16" else 1.0, ms.float32)
     for update in range(1, UPDATES + 1):
-        ids, weights = batch(model, packed, seed=update)
-        scalars = optimizer.scalars(1e-3, update)
-        result = step(StepInputs(ids[None], weights[None], Tensor(1000 * update, ms.int32), scale, scalars))
+        ids, weights, begins = batch(model, packed, seed=update)
+        begins, scalars = begins if begins is None else begins[None], optimizer.scalars(1e-3, update)
+        key = Tensor(1000 * update, ms.int32)
+        result = step(StepInputs(ids[None], weights[None], key, scale, scalars, starts=begins))
         assert result.finite
         losses.append(result.loss)
     assert losses[-1] != losses[0]

@@ -155,8 +155,6 @@ def test_the_lowest_stage_that_fits_is_chosen(overrides, stage, shards):
     ("overrides", "cause"),
     [
         (["optimizer.layer_decay=0.9"], "optimizer.layer_decay=0.9"),
-        (["task=instruction", "dataset=alpaca", "load=DIR"], "dataset.packing=true"),
-        (["task=classification", "load=DIR", "dataset=sst2"], "task=classification"),
         (["trainer.frozen=['h.[0-9].*']"], "trainer.frozen"),
         (["parallel.pipeline=24", "trainer.global_batch_size=16"], "parallel.pipeline=24"),
     ],

@@ -221,6 +221,7 @@ add("classes", 1, *CLASSIFIER, *WRITTEN, "dataset.path={folder}/texts",
 CLASSIFIED = [
     variant("classes in dp2", "classes", 2, "parallel=dp2"),
     variant("classes in zero2", "classes", 2, "parallel=zero2"),
+    variant("classes in dp2_zero3", "classes", 2, "parallel=dp2_zero3"),
 ]
 for _packing, _form in (("true", "packed"), ("false", "padded")):
     add(f"{_form} instructions", 1, *INSTRUCTIONS, *WRITTEN, "dataset.path={folder}/instructions",
@@ -232,7 +233,9 @@ INSTRUCTED = [
     variant("padded instructions in zero2", "padded instructions", 2, "parallel=zero2", "trainer.micro_batch_size=2"),
     variant("packed instructions in tp2 with sequence parallelism", "packed instructions", 2, "parallel=tp2",
             "parallel.sequence_parallel=true", "model.pad_vocab_multiple=2"),
-    variant("padded instructions in pp2", "padded instructions", 2, "parallel=pp2"),
+    variant("packed instructions in pp2", "packed instructions", 2, "parallel=pp2"),
+    variant("packed instructions in dp2_zero3", "packed instructions", 2, "parallel=dp2_zero3"),
+    variant("padded instructions in dp2_zero3", "padded instructions", 2, "parallel=dp2_zero3"),
 ]  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The contract of a task: stated in full, found by its file's name, asked before any work."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -84,20 +83,11 @@ def test_a_metric_is_better_in_its_own_direction():
         (["task=classification", "load=x"], "dataset=pydocs has no labels, which task=classification needs"),
         (["task=classification", "load=x", "dataset=cola", "parallel=pp2"], "parallel=pp2 .* runs under data layouts"),
         (["task=instruction", "load=x"], "dataset=pydocs has no responses, which task=instruction learns"),
-        (["task=instruction", "load=x", "dataset=alpaca", "parallel=pp2"], "dataset.packing=true: pipeline stages"),
     ],
 )
 def test_what_a_task_rejects_is_answered_when_the_configuration_is_composed(overrides, message):
     with pytest.raises(UserError, match=message):
         compose_config("train", overrides)
-
-
-def test_a_loss_that_stages_do_not_compute_is_not_replaced_by_theirs(monkeypatch):
-    config = compose_config("train", ["parallel=pp2"])
-    registry.check_task(config)
-    monkeypatch.setattr(LanguageModeling, "trains_in_stages", False)
-    with pytest.raises(UserError, match=re.escape("parallel.pipeline=2 (parallel=pp2): the loss of task=pretrain")):
-        registry.check_task(config)
 
 
 def test_a_worker_checks_the_configuration_that_it_reads(tmp_path):

@@ -22,7 +22,7 @@ from gpt2x.config import DatasetConfig
 from gpt2x.config.schema_devices import MAX_PACKED_EXAMPLES
 from gpt2x.data.mindrecord import RowArrays
 from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
-from gpt2x.data.sampling import Batch
+from gpt2x.data.sampling import Batch, Inputs
 from gpt2x.data.sources.base import Source
 from gpt2x.data.sources.instructions import Instruction, Instructions
 from gpt2x.data.template import Template
@@ -172,22 +172,8 @@ def tables(rows: Sequence[Sequence[Encoded]], length: int, eos_id: int) -> Itera
         yield ids, numbers, labels
 
 
-class Inputs(NamedTuple):
-    """What a model takes of a batch.
-
-    Attributes:
-        ids: (B, T + 1) int32.
-        counted: (B, T) fp32, 1 where the next token is learnt.
-        starts: (B, T) int32, the column at which each token's example begins.
-    """
-
-    ids: np.ndarray
-    counted: np.ndarray
-    starts: np.ndarray
-
-
 def inputs_of(batch: Batch, *, width: int | None = None) -> Inputs:
-    """Return a batch of rows as a model takes it.
+    """Return a batch of rows as a model takes it, with the columns at which their examples begin.
 
     Args:
         batch: Rows as `tables` makes them.

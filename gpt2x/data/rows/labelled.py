@@ -163,7 +163,7 @@ def encode(
     return rows, mask, lengths
 
 
-def compact(ids: np.ndarray, mask: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def compact(ids: np.ndarray, mask: np.ndarray, seq_len: int, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Move each row's attended tokens to the left and cut the columns that are empty in all rows.
 
     A causal model gives these tokens the same positions and attention as without any padding, left or right: nothing
@@ -173,14 +173,15 @@ def compact(ids: np.ndarray, mask: np.ndarray, seq_len: int) -> tuple[np.ndarray
         ids: (B, L) int32.
         mask: (B, L), 0 for padding.
         seq_len: the number of tokens of a row to keep at most, from its start.
+        width: T; None: the least power of two, from 32 on, that has room for the longest row, or seq_len. Each T
+            compiles one graph.
 
     Returns:
-        ids (B, T) int32, 0 after a row's end, and lengths (B,). T is the least power of two, from 32 on, that has room
-        for the longest row, or seq_len; each T compiles one graph.
+        ids (B, T) int32, 0 after a row's end, and lengths (B,).
     """
     order = np.argsort(mask == 0, axis=1, kind="stable")
     lengths = np.minimum((mask != 0).sum(axis=1), seq_len)
-    width = padded_length(int(lengths.max()), seq_len)
+    width = width or padded_length(int(lengths.max()), seq_len)
     rows = np.zeros((len(ids), width), np.int32)
     attended = np.take_along_axis(ids, order, axis=1)[:, :width]
     rows[:, : attended.shape[1]] = attended

@@ -29,5 +29,8 @@ class WeightedLoss(nn.Cell):
 
     def construct(self, ids, weights, randomness, starts=None):
         """ids (B, T + 1) int32, weights (B, T) fp32; randomness and starts as in `GPT2.construct` -> scalar fp32."""
-        hidden = self.net(ids[:, :-1], randomness, starts)  # (B, T, D)
+        return self.of_hidden(self.net(ids[:, :-1], randomness, starts), ids, weights)
+
+    def of_hidden(self, hidden, ids, weights):
+        """Return the same, given the model's hidden states (B, T, D)."""
         return self.net.weighted_loss(hidden, ids[:, 1:].reshape(-1), weights.reshape(-1), self.is_head_trained)
