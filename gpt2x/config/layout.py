@@ -104,6 +104,11 @@ def stage_layers(num_layers: int, pipeline: int, stage: int) -> range:
     return range(start, start + least + (stage < more))
 
 
+def zero_stages(parallel: ParallelConfig) -> tuple[int, ...]:
+    """Return the values of `zero_stage` that a layout can have: pipeline stages reduce gradients once per update."""
+    return (0, 1, 2, 3) if parallel.pipeline == 1 else (0, 1, 3)
+
+
 def validate_parallel(parallel: ParallelConfig) -> None:
     """Check a layout by itself.
 
@@ -126,10 +131,10 @@ def validate_parallel(parallel: ParallelConfig) -> None:
             f"parallel.zero_stage=0 splits nothing, but parallel.optimizer_shards={parallel.optimizer_shards}; use "
             "parallel.optimizer_shards=null, or parallel.zero_stage=1, 2 or 3."
         )
-    if parallel.zero_stage == 2 and parallel.pipeline > 1:
+    if parallel.zero_stage is not None and parallel.zero_stage not in zero_stages(parallel):
         raise UserError(
-            f"parallel.zero_stage=2 sums gradients over replicas in each micro batch, which parallel.pipeline="
-            f"{parallel.pipeline} stages do not; use parallel.zero_stage=1 or 3."
+            f"parallel.zero_stage={parallel.zero_stage} sums gradients over replicas in each micro batch, which "
+            f"parallel.pipeline={parallel.pipeline} stages do not; use parallel.zero_stage=1 or 3."
         )
     if parallel.sequence_parallel and parallel.tensor == 1:
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpt2x.config import ParallelConfig, TrainConfig
-from gpt2x.config.layout import padded_for, validate_batch, validate_parallel, with_batch
+from gpt2x.config.layout import padded_for, validate_batch, validate_parallel, with_batch, zero_stages
 from gpt2x.config.rules import is_search
 from gpt2x.errors import require
 from gpt2x.planner.limits import highest_stage, stage_of_layout
@@ -58,8 +58,8 @@ def highest_of(config: TrainConfig) -> tuple[int, str]:
 
 
 def stages_up_to(highest: int, parallel: ParallelConfig) -> list[int]:
-    """Return the values of `zero_stage` up to `highest` that a layout can have; pipeline stages have no 2."""
-    return [stage for stage in range(highest + 1) if stage != 2 or parallel.pipeline == 1]
+    """Return the values of `zero_stage` up to `highest` that a layout can have."""
+    return [stage for stage in zero_stages(parallel) if stage <= highest]
 
 
 def lowest_that_fits(config: TrainConfig, highest: int) -> ParallelConfig:
