@@ -170,7 +170,7 @@ def small(precision: str) -> str:
 
 TENSOR = {"data": 1, "tensor": 5}  # neither the first of its groups nor the last
 TP = f"{layout('dp4_tp8', 4)} parallel.zero_stage=1"
-PP = f"{layout('dp8_pp16', 8, 64)} parallel.zero_stage=1"
+PP = f"{layout('dp8_pp16', 8, 64)} parallel.zero_stage=1 parallel.recompute=block"
 SP = f"{TP} parallel.sequence_parallel=true"
 HIDDEN_DROPOUT = "model.dropout=0.1 model.attention_dropout=0"
 ADAPTERS = "model.num_layers=2 lora=r8 lora.targets=[q,v,c_proj,c_fc] load=base"  # the first block is a special one
