@@ -165,9 +165,9 @@ def in_turn(workers: Sequence[Worker], round_: int) -> Sequence[Worker]:
 # ---- memory of this process
 
 
-def status_gb(key: str) -> float:
-    """A size in /proc/self/status. Not `ru_maxrss`: it starts with what the parent had when it forked."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+def status_gb(key: str, pid: int | str = "self") -> float:
+    """A size in /proc/PID/status. Not `ru_maxrss`: it starts with what the parent had when it forked."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e9
 
 
