@@ -10,10 +10,13 @@ Legend: B batch, N heads, S1 queries, S2 keys, D head dim; TND: T1 queries and T
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig
@@ -197,3 +200,12 @@ def patched(monkeypatch) -> None:
     for name, reference in REFERENCES.items():
         assert callable(getattr(ascend, name))
         monkeypatch.setattr(ascend, name, reference)
+
+
+@contextmanager
+def ascend_branch() -> Iterator[None]:
+    """Let every CPU compute by the backend `ascend` with the references."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patched(monkeypatch)
+        monkeypatch.setattr(HardwareConfig, "backend", AscendOnCPU.backend)
+        yield

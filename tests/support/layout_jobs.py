@@ -29,6 +29,7 @@ class Job:
         entry: train, evaluate or predict.
         is_typed: runs as its own command, as a user types it, not in a launch that several jobs share.
         before: prepares what the overrides name, in the session's directory; run by one process.
+        is_ascend: the CPU computes by the backend `ascend`, with references for its operators.
     """
 
     processes: int
@@ -36,6 +37,7 @@ class Job:
     entry: str = "train"
     is_typed: bool = False
     before: Callable[[Path], None] | None = None
+    is_ascend: bool = False
 
     @property
     def needs(self) -> list[str]:
@@ -137,6 +139,25 @@ TRAINED_EXHAUSTIVE = [
 variant("fp16 in tp2_pp2", "fp16", 4, "parallel=tp2_pp2")
 variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
 variant("fp16 in dp2_zero3", "fp16", 2, "parallel=dp2_zero3")
+
+
+# ---- the Ascend branch, by references for its operators
+
+FLASH = ("hardware.flash_attention=true",)
+add("fp16 with dropout", 1, *TINY, "hardware.precision=fp16", "model.dropout=0.1")
+ASCEND = [
+    variant("fp16 by Ascend's branch in tp2", "fp16 with dropout", 2, *FLASH, "parallel=tp2", is_ascend=True),
+    variant("fp16 by Ascend's branch in dp2_zero3", "fp16 with dropout", 2, *FLASH, "parallel=dp2_zero3",
+            is_ascend=True),
+]  # fmt: skip
+ASCEND_EXHAUSTIVE = [
+    variant("fp16 by Ascend's branch in zero2", "fp16 with dropout", 2, *FLASH, "parallel=zero2", is_ascend=True),
+    variant("fp32 by Ascend's branch in tp2", "mixed", 2, "parallel=tp2", is_ascend=True),
+    variant("fp32 by Ascend's branch in dp2_zero3", "mixed", 2, "parallel=dp2_zero3", is_ascend=True),
+    variant("fp16 by Ascend's branch in dp2_tp2", "fp16 with dropout", 4, *FLASH, "parallel=dp2_tp2",
+            "parallel.zero_stage=3", "parallel.sequence_parallel=true", is_ascend=True),
+    variant("fp16 by Ascend's branch in pp2", "fp16 with dropout", 2, *FLASH, "parallel=pp2", is_ascend=True),
+]  # fmt: skip
 
 
 # ---- resuming

@@ -31,6 +31,7 @@ from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 from gpt2x.runtime.role import Role, read_role
+from tests.ascend.reference_ops import ascend_branch
 from tests.support.configs import typed
 from tests.support.layout_jobs import JOBS, REFERENCES, Job, run_dir
 from tests.support.models import CPU
@@ -180,7 +181,7 @@ def work(folder: Path, names: list[str]) -> None:
             if role.rank == 0:
                 begin(job, folder, directory)
             waiting.agree()
-            with unpictured():
+            with unpictured(), computed_as(job):
                 run_here(job.entry, read_config(job.entry, directory / "config.yaml"), role, directory)
         gc.collect()  # graphs hang in circles of cells
         waiting.agree()
@@ -200,6 +201,11 @@ def all_processes(processes: int, role: Role) -> Mesh:
 def unpictured() -> contextlib.AbstractContextManager:
     """Leave out the pictures of the losses, which take a second and of which no test asks here."""
     return mock.patch("gpt2x.commands.train.plot_loss")
+
+
+def computed_as(job: Job) -> contextlib.AbstractContextManager:
+    """Let the Ascend branch compute if the job asks for it."""
+    return ascend_branch() if job.is_ascend else contextlib.nullcontext()
 
 
 def begin(job: Job, folder: Path, directory: Path) -> None:
