@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from gpt2x.commands.hydra_entry import compose_config  # noqa: E402
 from gpt2x.config import TrainConfig  # noqa: E402
 from gpt2x.planner.communication import Communication  # noqa: E402
+from gpt2x.planner.inference import Decoding, plan_inference  # noqa: E402
 from gpt2x.planner.report import Table  # noqa: E402
 from gpt2x.planner.roofline import Plan, plan_run  # noqa: E402
 from gpt2x.planner.search import tokens_per_s  # noqa: E402
@@ -326,6 +327,10 @@ def own_table() -> Table:
         plan = plan_run(composed(overrides))
         memory = f"{plan.fullest.memory.total / 1e9:.1f}"
         rows.append([what, plan.hardware.name, shown(tokens_per_s(plan)), memory])
+    config = composed(f"{NODE_13B}atlas_800t_a2 parallel=single")
+    decoding = plan_inference(config.model, config.parallel, config.hardware, Decoding(1, 2048, 32))
+    memory = f"{decoding.memory.total / 1e9:.1f}"
+    rows.append(["13B, decoding one text", config.hardware.name, shown(decoding.tokens_per_s or 0.0), memory])
     columns = ["what", "hardware", "predicted, tokens/s per device", "GB per device"]
     return Table("gpt2x on the same devices", columns, rows)
 

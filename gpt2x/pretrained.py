@@ -14,14 +14,14 @@ from typing import NamedTuple
 from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
-from gpt2x.config.layout import Coordinates, padded_for, validate_layout
+from gpt2x.config.layout import Coordinates, fitted_to
 from gpt2x.convert import WeightsSource, load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits
 from gpt2x.lora.merge import changed_weights, merged
 from gpt2x.lora.open import adapters_by_name
-from gpt2x.model.gpt2 import GPT2
+from gpt2x.model.gpt2 import GPT2, Linear
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, placements
@@ -108,10 +108,21 @@ def build_pretrained(
     """
     source, tokenizer, model = opened
     require_same(mesh, "the directory of load=", source.path.name)
-    net = build_net(model, hardware, mesh)
+    net = with_inference_dtypes(build_net(model, hardware, mesh))
     first = adapters[0] if adapters else None
     read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.coordinates)
     return Pretrained(net, replace(source.model, labels=model.labels), tokenizer, source, first)
+
+
+def with_inference_dtypes(net: GPT2) -> GPT2:
+    """Store the matrices of blocks in the compute dtype, which a product would cast them to each time.
+
+    In fp16 and bf16 this halves what decoding reads. Biases, layer norms and embeddings stay fp32.
+    """
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, Linear):
+            cell.weight.set_dtype(cell.dtype)
+    return net
 
 
 def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: Coordinates) -> None:
@@ -119,7 +130,7 @@ def read_weights(net: GPT2, weights: Readable, model: ModelConfig, coordinates: 
     parts = placements(model, coordinates)
     for parameter in net.get_parameters():
         if parameter.name in parts:
-            parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name)))
+            parameter.set_data(Tensor(parts[parameter.name].read(weights, parameter.name), parameter.dtype))
 
 
 def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
@@ -137,7 +148,7 @@ def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
     parts = placements(pretrained.model, mesh.coordinates)
     for parameter in pretrained.net.get_parameters():
         if parameter.name in before | changed_weights(adapter):
-            ops.assign(parameter, Tensor(parts[parameter.name].read(weights, parameter.name)))
+            ops.assign(parameter, Tensor(parts[parameter.name].read(weights, parameter.name), parameter.dtype))
     pretrained.adapter = adapter
 
 
@@ -195,20 +206,6 @@ def open_pretrained(
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
     return OpenedModel(source, checkpoint_tokenizer, fitted_to(model, parallel, f"load={load}"))
-
-
-def fitted_to(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
-    """Return the model with its vocabulary padded for vocabulary parallelism. Padding rows change no result.
-
-    Raises:
-        UserError: the layout does not divide the heads or feed-forward layers.
-    """
-    model = padded_for(model, parallel)
-    try:
-        validate_layout(parallel, model)
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from None
-    return model
 
 
 def source_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tokenizer:

@@ -1,9 +1,11 @@
 """What is answered before data are prepared or processes started: too little memory, no device."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from gpt2x.commands.inference_plan import show_inference_plan
 from gpt2x.commands.start_checks import check_start, missing_device, require_memory
 from gpt2x.errors import UserError
 from gpt2x.planner.roofline import plan_run
@@ -53,7 +55,26 @@ def test_a_missing_device_is_answered_with_the_plan():
     assert "zero_stage 3 over 8 replicas" in message
     assert "plan=true" in message
     assert re.search(r"hardware=cpu needs \d+\.\d GB, and \d+\.\d GB are free", message)
-    assert missing_device(typed("evaluate", "load=DIR", "hardware=atlas_800t_a2")).endswith("use hardware=cpu.")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_an_evaluation_or_prediction_that_cannot_fit_is_answered_before_weights_are_read(name, shared_data, capsys):
+    folder = shared_data / "checkpoints" / "shakespeare-a"
+    config = typed(name, f"load={folder}", *(["prompts=[To be]"] if name == "predict" else []))
+    check_start(config)
+    with pytest.raises(UserError, match=f"load={folder} does not fit this machine: ") as caught:
+        check_start(replace(config, hardware=replace(config.hardware, memory_gb=0.7)))
+    for part in ("weights, GB", "does not fit: ", "plan=true", "launch.check_memory=false"):
+        assert part in str(caught.value)
+    device = typed("train", "hardware=atlas_800t_a2").hardware
+    assert missing_device(replace(config, hardware=device)).endswith("There, the plan fits; use hardware=cpu here.")
+    show_inference_plan(config)
+    assert "fits: " in capsys.readouterr().out
+
+
+def test_only_training_searches_for_layouts():
+    with pytest.raises(UserError, match=r"predict\.py trains nothing; use plan=true"):
+        typed("predict", "load=DIR", "prompts=[a]", "plan=search")
 
 
 @pytest.mark.launch

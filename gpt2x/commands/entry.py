@@ -83,10 +83,8 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         import_module(f"gpt2x.commands.{name}").run(config)
         return
     deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
-    if isinstance(config, TrainConfig) and is_plan(config):  # computes nothing, reads nothing
-        from gpt2x.planner.report import show_plan
-
-        show_plan(config)
+    if is_plan(config):
+        show(config)
         return
     if role.rank:
         console.silence()
@@ -100,6 +98,22 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         run_here(name, config, role, run_dir)
     else:
         run_in_workers(name, config, role, run_dir)
+
+
+def show(config: CommonConfig) -> None:
+    """Print the plan of a run; nothing is computed, and of data or weights nothing is read.
+
+    Raises:
+        UserError: as `show_plan` and `show_inference_plan`.
+    """
+    if isinstance(config, TrainConfig):
+        from gpt2x.planner.report import show_plan
+
+        show_plan(config)
+    else:
+        from gpt2x.commands.inference_plan import show_inference_plan
+
+        show_inference_plan(config)
 
 
 def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None:

@@ -1,10 +1,12 @@
-"""What is checked before data are prepared or processes started: memory by the plan, and the device."""
+"""What is checked before data are prepared, weights read or processes started: memory by the plan, and the device."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import TypeVar
 
+from gpt2x.commands.inference_plan import inference_plan
 from gpt2x.config import CommonConfig, HardwareConfig, TrainConfig
 from gpt2x.config.layout import world_size
 from gpt2x.config.options import known_models, read_option
@@ -13,11 +15,12 @@ from gpt2x.errors import UserError, require
 from gpt2x.model import stats
 from gpt2x.planner.choose import settle, sharding_reason
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
-from gpt2x.planner.report import memory_table, verdict
+from gpt2x.planner.report import inference_table, inference_verdict, memory_table, verdict
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
 from gpt2x.runtime.device import has_device, visible_devices
 from gpt2x.runtime.memory import available_memory_gb
 
+AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
 ANYWAY = "launch.check_memory=false starts it anyway."
 
 
@@ -28,8 +31,8 @@ def check_start(config: CommonConfig) -> None:
         UserError: with the plan's memory and what to type instead.
     """
     require_devices(config)
-    if isinstance(config, TrainConfig) and config.launch.check_memory:
-        require_memory(config)
+    if config.launch.check_memory:
+        (require_memory if isinstance(config, TrainConfig) else require_inference_memory)(config)
     if not has_device(config.hardware.device_target):
         raise UserError(missing_device(config))
     require_visible(config)
@@ -67,7 +70,28 @@ def require_memory(config: TrainConfig) -> None:
     raise UserError("\n".join(lines))
 
 
-def with_free_memory(config: TrainConfig) -> TrainConfig:
+def require_inference_memory(config: CommonConfig) -> None:
+    """Compare the plan of an evaluation or a prediction with the memory that is free here, or that the option states.
+
+    Raises:
+        UserError: it does not fit, or `load=` is no model.
+    """
+    plan = inference_plan(with_free_memory(config))
+    if plan.fits:
+        return
+    need, there = plan.memory.total / 1e9, max(0.0, plan.usable) / 1e9
+    where = "this machine" if plan.hardware.is_cpu else f"hardware={plan.hardware.name}"
+    lines = [
+        f"load={config.load} does not fit {where}: {plan.work.what} needs {need:,.1f} GB per process, "
+        f"and {there:,.1f} GB are there.",
+        inference_table(plan).text(),
+        *inference_verdict(plan),
+        f"plan=true shows only the plan; {ANYWAY}",
+    ]
+    raise UserError("\n".join(lines))
+
+
+def with_free_memory(config: AnyConfig) -> AnyConfig:
     """Return the configuration with the memory that is free on this machine, if the CPU computes."""
     hardware = config.hardware
     if not hardware.is_cpu:
@@ -135,7 +159,8 @@ def missing_device(config: CommonConfig) -> str:
         "are missing"
     )
     if not isinstance(config, TrainConfig):
-        return f"{message}; use hardware=cpu."
+        scored = inference_plan(config)
+        return f"{message}. There, the plan {'fits' if scored.fits else 'does not fit'}; use hardware=cpu here."
     plan, reason = plan_run(config), sharding_reason(config)
     here = with_free_memory(replace(config, hardware=read_option("hardware", "cpu", HardwareConfig)))
     here = settle(replace(here, parallel=replace(here.parallel, zero_stage=None, optimizer_shards=None)))

@@ -239,3 +239,17 @@ def padded_for(model: ModelConfig, parallel: ParallelConfig) -> ModelConfig:
     if not parallel.vocab_parallel:
         return model
     return replace(model, pad_vocab_multiple=math.lcm(model.pad_vocab_multiple, parallel.tensor))
+
+
+def fitted_to(model: ModelConfig, parallel: ParallelConfig, origin: str) -> ModelConfig:
+    """Return the model with its vocabulary padded for vocabulary parallelism. Padding rows change no result.
+
+    Raises:
+        UserError: the layout does not divide the heads or feed-forward layers.
+    """
+    model = padded_for(model, parallel)
+    try:
+        validate_layout(parallel, model)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return model

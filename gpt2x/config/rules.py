@@ -107,6 +107,10 @@ def validate_inference(config: CommonConfig, script: str) -> None:
     """Check that every process has all layers and all tokens, which scoring and decoding need."""
     parallel, layouts = config.parallel, f"{script} runs under data and tensor layouts"
     require(
+        not is_search(config),
+        f"plan=search ranks layouts of a training run, but {script} trains nothing; use plan=true.",
+    )
+    require(
         parallel.pipeline == 1,
         f"parallel.pipeline={parallel.pipeline} (parallel={parallel.name}): {layouts}; use parallel=tp2 or a "
         "different layout with parallel.pipeline=1.",
@@ -245,12 +249,12 @@ def validate_lora(config: TrainConfig) -> None:
     )
 
 
-def is_plan(config: TrainConfig) -> bool:
+def is_plan(config: CommonConfig) -> bool:
     """Return whether a run is only predicted."""
     return config.plan.lower() != "false"
 
 
-def is_search(config: TrainConfig) -> bool:
+def is_search(config: CommonConfig) -> bool:
     """Return whether layouts are searched for."""
     return config.plan.lower() == "search"
 

@@ -286,6 +286,8 @@ class CommonConfig:
     """Keys that train, evaluate and predict have."""
 
     seed: int = key("of weights, order of batches, dropout, samples and the bootstrap's draws", RUN, 0, at_least=0)
+    plan: str = key("true: only predict memory and speed; search: rank layouts of training that fit", HOST, "false",
+                    choices=("false", "true", "search"))  # fmt: skip
     load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, null="random weights")
     adapters: list[str] = key(
         "adapters for the model of load=: runs of lora=, their checkpoints, PEFT directories", STEP, []
@@ -304,8 +306,6 @@ class TrainConfig(CommonConfig):
 
     resume: str | None = key("auto, for the newest run with this configuration, or a checkpoint directory", HOST, None,
                              null="start a new run")  # fmt: skip
-    plan: str = key("true: only predict memory, communication and speed; search: rank layouts that fit", HOST, "false",
-                    choices=("false", "true", "search"))  # fmt: skip
     num_devices: int | None = key("plan=search: how many devices", HOST, None, at_least=1, null="the layout's")
     task: TaskConfig = group(TaskConfig)
     model: ModelConfig = group(ModelConfig)

@@ -72,7 +72,7 @@ class LaunchConfig:
     num_nodes: int = key("machines, each with the same number of processes", HOST, 1, at_least=1)
     node_rank: int = key("this machine's number, from 0", HOST, 0, at_least=0)
     timeout_s: int = key("how long a process waits for the others", HOST, 600, at_least=1, unit="seconds")
-    check_memory: bool = key("train: start only if the plan fits the memory that is there", HOST, True)
+    check_memory: bool = key("start only if the plan fits the memory that is there", HOST, True)
 
 
 # What `HardwareConfig.has_flash_kernel_of` requires; the limits are those of MindSpore's `flash_attention_score`.

@@ -21,16 +21,11 @@ from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.errors import UserError, require
 from gpt2x.generate.decoder import Decoder, Graph
 from gpt2x.generate.fused import Weights, is_fused
+from gpt2x.generate.lengths import bucket
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.runtime.device import compile_graph
 
-LEAST_BUCKET = 32  # tokens; shorter texts share one graph
 NOT_FINITE = -1  # instead of a token
-
-
-def bucket(length: int, max_seq_len: int) -> int:
-    """Return the next power of two, at least LEAST_BUCKET and at most max_seq_len; each bucket is one graph."""
-    return min(max(LEAST_BUCKET, 1 << (length - 1).bit_length()), max_seq_len)
 
 
 class Likeliest(Graph):

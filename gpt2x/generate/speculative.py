@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2x.config import PredictConfig
+from gpt2x.config.layout import fitted_to
 from gpt2x.convert import load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError, require
 from gpt2x.generate.slots import Slots
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.pretrained import Pretrained, fitted_to, load_pretrained, source_tokenizer
+from gpt2x.pretrained import Pretrained, load_pretrained, source_tokenizer
 
 
 def draft_steps(num_drafted: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

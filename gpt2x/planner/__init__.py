@@ -10,6 +10,7 @@ communication.py   bytes that a rank sends in an update, over which links, and h
 work.py            operations of a micro batch and its seconds: products at a calibrated rate, the rest by bandwidth
 limits.py          the highest `parallel.zero_stage` that a run or a layout allows
 roofline.py        seconds of an update; `plan_run`, `plan_layout`
+inference.py       memory and speed of scoring and decoding: `plan_inference`
 choose.py          what a configuration leaves to its layout and device: `settle`
 search.py          every layout of a number of devices, ranked; single changes that save memory
 report.py          tables and messages for people: `show_plan`

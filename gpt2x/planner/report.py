@@ -11,6 +11,7 @@ from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
 from gpt2x.planner.choose import sharding_reason
 from gpt2x.planner.communication import Collective
+from gpt2x.planner.inference import InferencePlan, smaller_plans
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
 from gpt2x.planner.search import CLOSE, SearchResult, advise, search_layouts, tokens_per_s
 from gpt2x.runtime.console import console
@@ -177,6 +178,38 @@ def verdict(plan: Plan, num_nodes: int = 1) -> list[str]:
         lines.append(
             "  no change of the layout saves memory on this number of devices; use more devices or a smaller model."
         )
+    return lines
+
+
+# ---- scoring and decoding
+
+
+def inference_table(plan: InferencePlan) -> Table:
+    """Return memory and speed of an evaluation or a prediction."""
+    layout, hardware = plan.parallel, plan.hardware
+    rows = [[f"{part}, GB", gb(size)] for part, size in plan.memory if size]
+    rows += [["memory, GB", gb(plan.memory.total)], ["usable, GB", gb(plan.usable)]]
+    if plan.seconds is not None:
+        rows += [[f"{part}, ms", f"{1e3 * seconds:.1f}"] for part, seconds in plan.seconds.items()]
+        rows.append(["tokens/s of a replica", f"{plan.tokens_per_s:,.1f}"])
+    title = (
+        f"{plan.model.name}, {layout.name} ({layout.data} x {layout.tensor}) on {hardware.name}, "
+        f"{hardware.precision}: {plan.work.what}, per process"
+    )
+    return Table(title, ["", "value"], rows)
+
+
+def inference_verdict(plan: InferencePlan) -> list[str]:
+    """Return whether an evaluation or a prediction fits, and the changes that would save memory."""
+    total = plan.memory.total
+    if plan.fits:
+        return [f"fits: {gb(total)} of {gb(plan.usable)} GB"]
+    part, size = max(plan.memory, key=lambda kind: kind[1])
+    lines = [f"does not fit: {gb(total)} of {gb(plan.usable)} GB; the largest part is {part}, {gb(size)} GB"]
+    for change, after in smaller_plans(plan):
+        if after.memory.total < 0.99 * total:
+            verdict = "fits" if after.fits else "not enough"
+            lines.append(f"  {change}: {gb(after.memory.total)} GB, {verdict}")
     return lines
 
 

@@ -8,7 +8,7 @@ from mindspore import Tensor
 from gpt2x.config import GenerationConfig
 from gpt2x.generate.completion import Generator
 from gpt2x.generate.decoder import Decoder
-from gpt2x.generate.slots import LEAST_BUCKET, bucket
+from gpt2x.generate.lengths import LEAST_BUCKET, bucket
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from tests.support.generation import MODEL, num_graphs
 

@@ -100,7 +100,7 @@ def test_layouts_that_are_not_for_inference(name, changes, message):
 
 
 def test_a_loaded_model_must_fit_the_layout():
-    from gpt2x.pretrained import fitted_to
+    from gpt2x.config.layout import fitted_to
 
     model = ModelConfig(name="m", num_layers=1, num_heads=6, hidden_size=48, max_seq_len=8, vocab_size=50257)
     with pytest.raises(UserError, match=r"load=DIR: model\.num_heads=6 is not divisible by parallel\.tensor=4; use"):

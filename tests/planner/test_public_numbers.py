@@ -30,5 +30,5 @@ def test_a_number_that_calibrates_nothing_tests_the_speed_of_a_third_program(num
 
 def test_gpt2x_has_rows_of_its_own():
     table = public_numbers.own_table()
-    assert [row[1] for row in table.rows] == ["atlas_800t_a2", "atlas_900_a3"]
+    assert [row[1] for row in table.rows] == ["atlas_800t_a2", "atlas_900_a3", "atlas_800t_a2"]
     assert all(float(row[2].replace(",", "")) > 0 for row in table.rows)

@@ -30,7 +30,7 @@ from gpt2x.errors import UserError
 from gpt2x.evaluate.results import trained_steps
 from gpt2x.evaluate.scoring import GreedyScorer, padded
 from gpt2x.generate.completion import Generator, Row, excerpt
-from gpt2x.generate.slots import bucket
+from gpt2x.generate.lengths import bucket
 from gpt2x.model.stats import num_params
 from gpt2x.pretrained import load_pretrained, open_adapters
 from gpt2x.runtime.device import set_up_device
