@@ -23,7 +23,7 @@ from gpt2x.planner.inference import Decoding, plan_inference  # noqa: E402
 from gpt2x.planner.report import Table  # noqa: E402
 from gpt2x.planner.roofline import Plan, plan_run  # noqa: E402
 from gpt2x.planner.search import tokens_per_s  # noqa: E402
-from gpt2x.planner.work import LAUNCH_S  # noqa: E402
+from gpt2x.planner.work import EAGER_LAUNCH_S, GRAPH_LAUNCH_S  # noqa: E402
 
 MIB = 2**20
 NODE_13B = (
@@ -33,8 +33,6 @@ DIES_124M = (
     "model=gpt2_small model.vocab_size=50257 model.dropout=0 hardware=atlas_900_a3 parallel=dp8 parallel.data=16 "
     "trainer.seq_len=1024 trainer.global_batch_size=512"
 )
-# torch_npu without graphs decodes a block of about 50 operators in 832 us on a 910B3 (vllm-ascend issue 9404)
-EAGER_LAUNCH_S = 17e-6
 
 # ---- GPT-2 124M on 16 dies of 910C, by torch_npu without graphs: modded-nanogpt-npu
 
@@ -237,7 +235,7 @@ def predicted_decoding() -> Prediction:
     moved = 2 * values.block_matrices * model.num_layers  # fp16
     moved += (4 + 2 + 2) * values.head  # the embedding is fp32, and cast for the head
     moved += 2 * cache * sum(CACHE_PASSES.values())
-    return Prediction(max(moved / (bandwidth(plan) * 1e9), model.num_layers * DECODED_OPERATORS * LAUNCH_S))
+    return Prediction(max(moved / (bandwidth(plan) * 1e9), model.num_layers * DECODED_OPERATORS * GRAPH_LAUNCH_S))
 
 
 # ---- the tables

@@ -18,7 +18,7 @@ from gpt2x.model import stats
 from gpt2x.planner.activations import FP32
 from gpt2x.planner.memory import COMMUNICATOR_BYTES, num_communicators, usable_bytes
 from gpt2x.planner.values import ModelValues, model_values
-from gpt2x.planner.work import ASCEND_FORWARD_BYTES, LAUNCH_S
+from gpt2x.planner.work import ASCEND_FORWARD_BYTES, launch_s
 
 COPY_BYTES = {"fp32": 0, "bf16": 2, "int8": 1}  # per matrix value that the CPU copies for decoding, by its type
 ROW_COPIES = 12  # of B T D: rows, queries, keys, values and the feed-forward layer's of one block
@@ -198,7 +198,7 @@ class Decoding:
             "weights": weights / (bandwidth * 1e9),
             "cache": self.texts * self.cache_len * estimate.position_bytes() / (bandwidth * 1e9),
         }
-        launches = estimate.model.num_layers * DECODED_LAUNCHES * LAUNCH_S
+        launches = estimate.model.num_layers * DECODED_LAUNCHES * launch_s(estimate.hardware)
         return seconds | {"waiting for launches": max(0.0, launches - sum(seconds.values()))}
 
 

@@ -47,7 +47,15 @@ ASCEND_LOGIT_BYTES = 42  # per logit: written, cast, log-softmax, softmax, its g
 # Operators of a block as MindSpore compiles it without fusion (jit_level O0), and an assumed time to launch one: nobody
 # has published it. MindFormers decodes 13B, about 2,400 operators a token, at 21 tokens/s, so it is at most 20 us. The
 # device computes while the next operator is launched, so that only small operators wait for it.
-ASCEND_FORWARD_LAUNCHES, ASCEND_BACKWARD_LAUNCHES, LAUNCH_S = 30, 60, 10e-6
+ASCEND_FORWARD_LAUNCHES, ASCEND_BACKWARD_LAUNCHES, GRAPH_LAUNCH_S = 30, 60, 10e-6
+# Without graphs: torch_npu decodes a block of about 50 operators in 832 us on a 910B3 (vllm-ascend issue 9404), waiting
+# for launches. PyNative is taken to be the same.
+EAGER_LAUNCH_S = 17e-6
+
+
+def launch_s(hardware: HardwareConfig) -> float:
+    """Return the seconds to launch an operator on a device."""
+    return EAGER_LAUNCH_S if hardware.mode == "pynative" else GRAPH_LAUNCH_S
 
 
 class Work:
@@ -143,7 +151,7 @@ class Work:
         if self.is_native:
             return seconds + NATIVE_LAYER_S * layers
         launches = ASCEND_FORWARD_LAUNCHES * forward_passes(coordinates) + ASCEND_BACKWARD_LAUNCHES
-        return max(seconds, layers * launches * LAUNCH_S)
+        return max(seconds, layers * launches * launch_s(hardware))
 
     def update_s(self, num_states: int, trained: TrainedValues) -> float:
         """Return the seconds of the optimizer, by the bandwidth of the device's memory, which must be known."""

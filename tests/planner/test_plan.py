@@ -134,6 +134,7 @@ def test_launches_limit_tiny_operators():
                        *overrides).ranks[0].compute_s  # fmt: skip
 
     assert seconds("trainer.seq_len=16") == seconds("trainer.seq_len=32") == pytest.approx(40 * 90 * 10e-6)
+    assert seconds("trainer.seq_len=16", "hardware.mode=pynative") == pytest.approx(40 * 90 * 17e-6)
 
 
 def test_the_pipeline_waits_as_the_formula_says():
