@@ -72,6 +72,13 @@ def test_an_evaluation_or_prediction_that_cannot_fit_is_answered_before_weights_
     assert "fits: " in capsys.readouterr().out
 
 
+def test_a_wrong_load_is_left_to_the_command():
+    config = typed("evaluate", "load=DIR")
+    check_start(config)
+    device = typed("train", "hardware=atlas_800t_a2").hardware
+    assert missing_device(replace(config, hardware=device)).endswith("use hardware=cpu.")
+
+
 def test_only_training_searches_for_layouts():
     with pytest.raises(UserError, match=r"predict\.py trains nothing; use plan=true"):
         typed("predict", "load=DIR", "prompts=[a]", "plan=search")

@@ -14,6 +14,7 @@ from gpt2x.config.rules import require_devices
 from gpt2x.errors import UserError, require
 from gpt2x.model import stats
 from gpt2x.planner.choose import settle, sharding_reason
+from gpt2x.planner.inference import InferencePlan
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
 from gpt2x.planner.report import inference_table, inference_verdict, memory_table, verdict
 from gpt2x.planner.roofline import Plan, plan_run, with_vocabulary
@@ -74,10 +75,10 @@ def require_inference_memory(config: CommonConfig) -> None:
     """Compare the plan of an evaluation or a prediction with the memory that is free here, or that the option states.
 
     Raises:
-        UserError: it does not fit, or `load=` is no model.
+        UserError: it does not fit.
     """
-    plan = inference_plan(with_free_memory(config))
-    if plan.fits:
+    plan = readable_plan(with_free_memory(config))
+    if plan is None or plan.fits:
         return
     need, there = plan.memory.total / 1e9, max(0.0, plan.usable) / 1e9
     where = "this machine" if plan.hardware.is_cpu else f"hardware={plan.hardware.name}"
@@ -89,6 +90,17 @@ def require_inference_memory(config: CommonConfig) -> None:
         f"plan=true shows only the plan; {ANYWAY}",
     ]
     raise UserError("\n".join(lines))
+
+
+def readable_plan(config: CommonConfig) -> InferencePlan | None:
+    """Return the plan of an evaluation or a prediction; None if `load=` or the prompts cannot be read.
+
+    The command says what is wrong with them, after the mistakes that it looks for first.
+    """
+    try:
+        return inference_plan(config)
+    except UserError:
+        return None
 
 
 def with_free_memory(config: AnyConfig) -> AnyConfig:
@@ -159,8 +171,10 @@ def missing_device(config: CommonConfig) -> str:
         "are missing"
     )
     if not isinstance(config, TrainConfig):
-        scored = inference_plan(config)
-        return f"{message}. There, the plan {'fits' if scored.fits else 'does not fit'}; use hardware=cpu here."
+        there = readable_plan(config)
+        if there is None:
+            return f"{message}; use hardware=cpu."
+        return f"{message}. There, the plan {'fits' if there.fits else 'does not fit'}; use hardware=cpu here."
     plan, reason = plan_run(config), sharding_reason(config)
     here = with_free_memory(replace(config, hardware=read_option("hardware", "cpu", HardwareConfig)))
     here = settle(replace(here, parallel=replace(here.parallel, zero_stage=None, optimizer_shards=None)))
