@@ -21,7 +21,7 @@ from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan
 from gpt2x.errors import RunError
-from gpt2x.runtime import launch
+from gpt2x.runtime import heartbeat, launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.interrupt import deliver_interrupts
@@ -132,6 +132,7 @@ def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None
         decision = decide_together(name, config, mesh, run_dir)
     if role.decides:
         open_run_dir(name, decision, run_dir)
+    heartbeat.does(name)
     this.run(decision, mesh)
 
 

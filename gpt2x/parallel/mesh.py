@@ -14,7 +14,7 @@ from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.errors import UserError
 from gpt2x.parallel.collectives import AllReduce, Group
-from gpt2x.runtime import launch
+from gpt2x.runtime import heartbeat, launch
 from gpt2x.runtime.role import Role
 
 WORLD = "hccl_world_group"  # MindSpore's name of all processes, on the CPU as well
@@ -25,6 +25,7 @@ class Mesh:
 
     Attributes:
         coordinates: data, tensor and stage numbers of this process.
+        groups: the ranks of each group of this process, by its axis.
         rank: its number, 0 in a run of one process.
         role: how this process was started.
         size: number of processes.
@@ -67,6 +68,7 @@ class Mesh:
         def same_set(other: Coordinates) -> bool:
             return other.data // shards == coordinates.data // shards
 
+        self.groups: dict[str, list[int]] = {}
         self.world = self.group("world", lambda other: True)
         self.data = self.group("data", lambda other: is_same(other, "tensor", "stage"))
         self.tensor = self.group("tensor", lambda other: is_same(other, "data", "stage"))
@@ -88,6 +90,7 @@ class Mesh:
         ranks = [rank for rank in range(self.size) if belongs(Coordinates(self.coordinates.parallel, rank))]
         if len(ranks) == 1:
             return None
+        self.groups[axis] = ranks
         if len(ranks) == self.size:
             name = WORLD
         else:
@@ -104,6 +107,13 @@ class Mesh:
         """Return whether this process talks to the user, the tracker and the disk."""
         return self.rank == 0
 
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of all ranks' fp32 arrays, on every rank; none continues before all have called this."""
+        if self.world is None:
+            return values
+        with heartbeat.exchange():
+            return self.all_reduce(Tensor(values)).asnumpy()
+
     def gather(self, value: float | np.ndarray) -> np.ndarray:
         """Return each rank's value, exactly: fp64 (size,), or (size, *shape) for arrays of one shape."""
         rest = np.array(value, np.float64)
@@ -111,12 +121,11 @@ class Mesh:
         for index in range(3):
             slots[self.rank, index] = part = rest.astype(np.float32)
             rest = np.subtract(rest, part, out=np.zeros_like(rest), where=np.isfinite(part))
-        gathered = self.all_reduce(Tensor(slots)).asnumpy() if self.world else slots
-        return gathered.astype(np.float64).sum(axis=1)
+        return self.total(slots).astype(np.float64).sum(axis=1)
 
     def agree(self, holds: bool = True) -> bool:
         """Return whether `holds` is true on all ranks; none continues before all have called this."""
-        return bool(self.gather(float(holds)).all()) if self.world else holds
+        return bool(self.gather(float(holds)).all())
 
 
 def join(size: int, device_target: str) -> int:
@@ -138,8 +147,9 @@ def connect(device_target: str) -> tuple[int, int]:
     """Meet the other processes, once per process; return their number and the rank of this one."""
     import mindspore.communication as communication
 
-    launch.await_scheduler()
-    communication.init()
+    with heartbeat.exchange():
+        launch.await_scheduler()
+        communication.init()
     size, rank = communication.get_group_size(), communication.get_rank()
     if device_target == "CPU":  # point-to-point messages miss the world's group otherwise (MindSpore 2.10)
         communication.create_group(WORLD, list(range(size)))
@@ -153,12 +163,14 @@ class PointToPoint:
         """Send `x` to another process."""
         from mindspore.mint import distributed
 
-        distributed.send(x, dst=rank, group=WORLD)
+        with heartbeat.message("a message to", rank):
+            distributed.send(x, dst=rank, group=WORLD)
 
     def receive(self, shape: tuple[int, ...], dtype: ms.dtype.Type, rank: int) -> Tensor:
         """Wait for a tensor of this shape and dtype from another process."""
         from mindspore.mint import distributed
 
         x = Tensor(np.zeros(shape, ms.dtype_to_nptype(dtype)))
-        distributed.recv(x, src=rank, group=WORLD)
+        with heartbeat.message("a message from", rank):
+            distributed.recv(x, src=rank, group=WORLD)
         return x

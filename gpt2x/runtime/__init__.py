@@ -2,6 +2,7 @@
 
 - `role`: launcher, worker, scheduler or the only process of a run; read once, then passed down.
 - `launch`, `processes`, `scheduler`: start the processes of a layout, watch them, and end them together.
+- `heartbeat`, `hangs`: what each worker does and for whom it waits; who keeps the others waiting.
 - `interrupt`, `exits`: Ctrl-C and SIGTERM; exit status, and errors as the user sees them.
 - `console`: results, notices, errors, the live bar.
 - `device`: MindSpore's device, mode, threads and seed; the measured peak. `memory`: of the process and the machine.

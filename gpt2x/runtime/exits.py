@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime.console import show_error, stderr
+from gpt2x.runtime.heartbeat import register_stacks
 from gpt2x.runtime.interrupt import Terminated
 from gpt2x.runtime.processes import say_done
 
@@ -40,6 +41,7 @@ def guarded(job: Callable[[], Any]) -> int:
 
 def run_and_leave(job: Callable[[], Any]) -> NoReturn:
     """Run `job` as `guarded` does, in one process of several, and end this process."""
+    register_stacks()
     try:
         status = guarded(job)
     except Exception:

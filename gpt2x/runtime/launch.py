@@ -24,6 +24,7 @@ CORES = "GPT2X_CORES"  # in a worker on the CPU: its cores, separated by commas
 LOGS = "logs"  # in the run directory
 
 FAREWELL_S = 30.0  # other nodes may still need the scheduler; devices are released
+SPARE_S = 30  # from the launcher's limit of a wait to MindSpore's
 HCCL_CONNECT_RANGE_S = (120, 7200)  # CANN's documentation of HCCL_CONNECT_TIMEOUT
 KNOCK_S = 0.1  # between two attempts to reach the scheduler
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -43,8 +44,11 @@ def require_worker_num(config: CommonConfig, role: Role) -> None:
 
 
 def timeouts(config: LaunchConfig, device_target: str) -> dict[str, str]:
-    """Return the environment variables that bound how long processes wait for each other; a worker sets them."""
-    seconds = config.timeout_s
+    """Return the environment variables that bound how long processes wait for each other; a worker sets them.
+
+    These limits are later than the launcher's, which knows who is late.
+    """
+    seconds = config.timeout_s + SPARE_S
     if device_target == "CPU":
         return {"MS_CPU_COMM_OP_TIMEOUT": str(seconds)}
     least, most = HCCL_CONNECT_RANGE_S
@@ -86,7 +90,7 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
     is_alone = config.hardware.is_cpu and settings.num_nodes == 1
-    with World(0.0 if is_alone else FAREWELL_S) as world:
+    with World(0.0 if is_alone else FAREWELL_S, settings.timeout_s, size) as world:
         if size == 1:
             world.start("rank 0", worker, variables, log=None)
         else:
@@ -108,9 +112,9 @@ def join_cluster(
     """Start the scheduler on node 0; return the variables of MindSpore's dynamic cluster that its workers share."""
     address = resolve(settings.address or "127.0.0.1")
     if settings.node_rank:
-        return cluster(size, address, settings.port, settings.timeout_s)
+        return cluster(size, address, settings.port, settings.timeout_s + SPARE_S)
     with reserve(address, settings.port) as reserved:
-        shared = cluster(size, address, reserved.getsockname()[1], settings.timeout_s)
+        shared = cluster(size, address, reserved.getsockname()[1], settings.timeout_s + SPARE_S)
         command = [sys.executable, "-m", "gpt2x.runtime.scheduler", str(reserved.fileno())]
         role = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
         world.start("the scheduler", command, variables | shared | role, log, (reserved.fileno(),))

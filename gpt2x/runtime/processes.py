@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,17 @@ from pathlib import Path
 from typing import Self
 
 from gpt2x.errors import RunError
+from gpt2x.runtime import heartbeat
 from gpt2x.runtime.console import show_error, stderr
+from gpt2x.runtime.hangs import Report, describe, find_hang
 
 DONE = "GPT2X_DONE"  # in a process: the descriptor of its mark
 
 POLL_S = 0.1
+HANG_POLL_S = 1.0
+STACK_S = 0.5  # for a late process to write its stacks
+STACK_LINES = 4
+LOST_S = 20.0  # MindSpore's scheduler ends the others 30 s after it lost a process
 SETTLE_S = 1.0  # after a failure, for the others to say why they fail
 INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
 TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
@@ -35,12 +42,21 @@ class Process:
         popen: the process.
         log: the file of its output; None: it prints to the launcher's terminal.
         mark: the pipe through which a worker says that its work is done (`say_done`).
+        heartbeat: the file of its heartbeat (`gpt2x.runtime.heartbeat`).
+        started: when it was started, as its heartbeat counts.
     """
 
     name: str
     popen: subprocess.Popen[bytes]
     log: Path | None
     mark: BufferedReader
+    heartbeat: BufferedReader
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of a worker, else None."""
+        return int(self.name.removeprefix("rank ")) if self.name.startswith("rank ") else None
 
     @property
     def is_running(self) -> bool:
@@ -67,6 +83,30 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, seconds))
 
+    @property
+    def is_stopped(self) -> bool:
+        """True if a signal or a debugger has stopped the process (Linux)."""
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            return state in "Tt"
+        return False
+
+    def report(self) -> Report:
+        """Return what a worker does, by its heartbeat."""
+        assert self.rank is not None
+        beat = heartbeat.read(self.heartbeat.fileno(), self.started)
+        return Report(self.rank, beat, self.is_stopped, self.log)
+
+    def stack(self) -> list[str]:
+        """Return the innermost calls of the main thread, innermost first; none of a stopped process."""
+        if self.is_stopped:
+            return []
+        self.send(signal.SIGUSR1)
+        time.sleep(STACK_S)
+        lines = heartbeat.read_stacks(self.heartbeat.fileno())
+        starts = [number for number, line in enumerate(lines) if "most recent call first" in line]
+        return lines[starts[-1] + 1 :][:STACK_LINES] if starts else []
+
     def obituary(self) -> str:
         """Return how the process failed, the path of its log, and the last error in it."""
         status = self.popen.returncode
@@ -85,10 +125,14 @@ class World:
 
     Attributes:
         farewell_s: seconds for the processes to end by themselves once the workers are done.
+        timeout_s: seconds that a worker may wait for the others.
+        size: number of workers on all machines.
         processes: the scheduler and the workers.
     """
 
     farewell_s: float = 0.0
+    timeout_s: float = float("inf")
+    size: int = 1
     processes: list[Process] = field(default_factory=list)
 
     def start(
@@ -108,27 +152,37 @@ class World:
         os.set_blocking(reading, False)
         with contextlib.ExitStack() as opened:
             opened.callback(os.close, writing)
+            beats = opened.enter_context(tempfile.TemporaryFile())
             output = opened.enter_context(log.open("wb")) if log else None
             popen = subprocess.Popen(
                 command,
-                env=os.environ | dict(variables) | {DONE: str(writing)},
+                env=os.environ | dict(variables) | {DONE: str(writing), heartbeat.HEARTBEAT: str(beats.fileno())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[*descriptors, writing],
+                pass_fds=[*descriptors, writing, beats.fileno()],
                 process_group=0,  # a terminal's Ctrl-C reaches only the launcher
             )
-        self.processes.append(Process(name, popen, log, os.fdopen(reading, "rb")))
+            mark, beat = os.fdopen(reading, "rb"), os.fdopen(os.dup(beats.fileno()), "rb")
+        self.processes.append(Process(name, popen, log, mark, beat))
+
+    @property
+    def workers(self) -> list[Process]:
+        """All processes but the scheduler."""
+        return [process for process in self.processes if process.rank is not None]
 
     def wait(self) -> None:
         """Wait until the workers are done.
 
         Raises:
-            RunError: a worker failed; its error has been shown.
+            RunError: a worker failed, or waited too long for another; the error has been shown.
         """
-        workers = [process for process in self.processes if process.name.startswith("rank ")]
-        while not all(process.is_done for process in workers):
+        looked = time.monotonic()
+        while not all(process.is_done for process in self.workers):
             self._check()
+            if time.monotonic() - looked > HANG_POLL_S:
+                looked = time.monotonic()
+                self._check_waits()
             time.sleep(POLL_S)
         self._leave(self.farewell_s)
         for process in self.processes:
@@ -151,9 +205,28 @@ class World:
         is_told = any(process.log is None and process.popen.returncode == status == 2 for process in failed)
         if not is_told:
             later = ", ".join(process.name for process in failed[1:])
+            late = self._hang(LOST_S)
             stderr.end_bar()
-            show_error(failed[0].obituary() + (f"\n  then failed: {later}" if later else ""))
+            text = failed[0].obituary() + (f"\n  then failed: {later}" if later else "")
+            show_error(f"{text}\n{late}" if late else text)
         raise RunError(status=status)
+
+    def _check_waits(self) -> None:
+        late = self._hang(self.timeout_s)
+        if late:
+            stderr.end_bar()
+            show_error(f"{late}\nlaunch.timeout_s={self.timeout_s:g} ends such a wait; if it is only slow, give more.")
+            raise RunError(status=1)
+
+    def _hang(self, limit_s: float) -> str:
+        """Return who has kept others waiting longer than `limit_s`; "" if nobody has, or if it has failed."""
+        reports, now = [process.report() for process in self.workers], time.monotonic()
+        hang = find_hang(reports, self.size, limit_s, now)
+        late = [process for process in self.workers if hang and process.rank in hang.late]
+        if hang is None or any(process.has_failed for process in late):
+            return ""
+        stacks = {process.rank: process.stack() for process in late if process.rank is not None}
+        return describe(hang, reports, now, stacks)
 
     def __enter__(self) -> Self:
         return self
@@ -170,6 +243,7 @@ class World:
             self._leave(TERMINATE_S)
         for process in self.processes:
             process.mark.close()
+            process.heartbeat.close()
 
 
 def say_done() -> None:

@@ -19,6 +19,7 @@ from gpt2x.optim.base import Optimizer
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
+from gpt2x.runtime import heartbeat
 from gpt2x.runtime.console import Progress, console
 from gpt2x.runtime.memory import device_memory_gb, process_age_s, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
@@ -65,6 +66,8 @@ class Trainer:
         self.stop_step = min(self.total_steps, config.trainer.stop_after_steps or self.total_steps)
         self.num_micro_batches = num_micro_batches(config.parallel, config.trainer)
         self.batch_units = self.task.global_units(config)
+        groups = [f"{axis} {ranks}" for axis, ranks in mesh.groups.items() if axis != "world"]
+        self.communication = f" (collectives over {', '.join(groups)})" if groups else ""
         self.flops_per_token = decision.trainable.flops_per_token(config.trainer.seq_len)
         self.state = initial_state(decision)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl")
@@ -114,10 +117,12 @@ class Trainer:
         with Progress(self.total_steps, self.state.step, self.config.trainer.log_every_steps) as progress:
             source = self.batches()
             while not self.is_stopping:
+                heartbeat.does(f"reading the batch of update {self.state.step + 1}")
                 with self.profile.update(self.state.step + 1, progress):
                     metrics = self.timed_update(next(source), progress)
                 for hook in self.hooks:
                     if hook.is_due(self):
+                        heartbeat.does(f"{type(hook).__name__} after update {self.state.step}")
                         hook.run(self, metrics, progress)
             self.profile.close()
             source.close()
@@ -177,6 +182,7 @@ class Trainer:
         if not self.train_step.is_compiled:
             metrics["perf/compile_time_s"] = self.compile(inputs, progress)
         scale = state.loss_scale.scale
+        heartbeat.meets(f"update {state.step + 1}{self.communication}")
         loss, norm, finite, counted_fraction = self.train_step(inputs)
         state.step += 1
         state.units_seen += round(counted_fraction * self.batch_units)
@@ -210,6 +216,7 @@ class Trainer:
     def compile(self, inputs: StepInputs, progress: Progress) -> float:
         """Compile the update, or take it from the compile cache; return the seconds."""
         started = time.perf_counter()
+        heartbeat.does("compiling")
         with progress.busy("compiling"):
             graphs = self.train_step.graphs(inputs)
             with kept_graphs(self.config, self.decision.model, self.mesh, graphs):

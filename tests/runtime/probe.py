@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import RunError, UserError
-from gpt2x.runtime import launch
+from gpt2x.runtime import heartbeat, launch
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.interrupt import deliver_interrupts
 from gpt2x.runtime.role import Role, read_role
@@ -51,10 +51,16 @@ def by_file(rank: int, file: Path) -> Callable[[int], None]:
     """Return what waits until rank 0 has completed as many steps."""
 
     def exchange(steps: int) -> None:
-        while rank and (not file.exists() or int(file.read_text() or 0) < steps):
-            time.sleep(0.01)
+        with heartbeat.exchange():
+            while rank and (not file.exists() or int(file.read_text() or 0) < steps):
+                time.sleep(0.01)
 
     return exchange
+
+
+def fall_asleep() -> None:
+    heartbeat.does("counting sheep")
+    time.sleep(1000)
 
 
 def work(world: int, mode: str) -> None:
@@ -75,6 +81,8 @@ def work(world: int, mode: str) -> None:
                 (directory / "step").write_text(str(step))
             if mode == "raise" and rank == 1 and step == 3:
                 raise RuntimeError("boom")
+            if mode == "sleep" and rank == 0 and step == 3:
+                fall_asleep()
             time.sleep(0.05 * (rank == 0))
     except KeyboardInterrupt:
         (directory / "interrupted").write_text(str(rank))

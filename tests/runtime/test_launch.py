@@ -1,6 +1,7 @@
 """Processes of a launch start, fail and end together; none is left. `probe.py` is what they run."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,6 +75,31 @@ def test_a_rank_that_is_killed(tmp_path):
     status, _, error = running.end()
     assert status == 1
     assert f"error: rank {rank} was killed by SIGKILL" in error
+
+
+@pytest.mark.launch
+def test_a_rank_that_others_wait_for_is_named(tmp_path):
+    """With what it does, and where in the code; in collectives of MindSpore: tests/train/test_launched.py."""
+    status, _, error = Launch(tmp_path, "sleep", "timeout_s=4").end()
+    assert status == 1
+    first, late, *stack, waiting, advice = error.splitlines()
+    assert re.fullmatch(r"error: rank 0 is late: rank 1 has waited \d+ s", first)
+    assert re.fullmatch(r"  rank 0: counting sheep, for \d+ s", late)
+    assert re.fullmatch(r'    File ".*probe\.py", line \d+ in fall_asleep', stack[0])
+    assert re.fullmatch(rf"  rank 1: starting, an exchange of all .*, for \d+ s; {tmp_path}/logs/rank_1\.log", waiting)
+    assert advice == "launch.timeout_s=4 ends such a wait; if it is only slow, give more."
+
+
+@pytest.mark.launch
+def test_a_rank_that_is_stopped(tmp_path):
+    running = Launch(tmp_path, "forever", "timeout_s=4")
+    running.run_for_some_steps()
+    os.kill(running.pid_of(0), signal.SIGSTOP)
+    status, _, error = running.end()
+    assert status == 1
+    first, late, *_ = error.splitlines()
+    assert first.startswith("error: rank 0 is late: rank 1 has waited ")
+    assert late.endswith("; stopped by a signal or a debugger")
 
 
 @pytest.mark.launch
@@ -156,9 +182,10 @@ def test_a_layout_that_msrun_does_not_start():
 
 
 def test_timeouts_of_devices():
-    assert launch.timeouts(LaunchConfig(timeout_s=60), "CPU") == {"MS_CPU_COMM_OP_TIMEOUT": "60"}
+    """Later than the launcher's limit; HCCL allows 120 s to 7200 s for connecting."""
+    assert launch.timeouts(LaunchConfig(timeout_s=60), "CPU") == {"MS_CPU_COMM_OP_TIMEOUT": "90"}
     assert launch.timeouts(LaunchConfig(timeout_s=60), "Ascend") == {
-        "HCCL_EXEC_TIMEOUT": "60",
+        "HCCL_EXEC_TIMEOUT": "90",
         "HCCL_CONNECT_TIMEOUT": "120",
     }
 

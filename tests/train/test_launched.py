@@ -1,6 +1,7 @@
 """train.py in several processes: run directory, tracker and status, however they end."""
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -88,6 +89,26 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     assert mlflow_runs(tmp_path) == [("FAILED", max(after))], "what rank 0 had not sent is sent"
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     assert config["resume"] == str(last)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("layout", "doing"),
+    [("dp2", r"update \d+ \(collectives over data \[0, 1\]\)"), ("pp2", r"update \d+ .*, a message (to|from) rank 1")],
+)
+def test_a_rank_that_is_stopped_in_a_run_is_named(tmp_path, layout, doing):
+    size = ["parallel.micro_batches=2", "trainer.micro_batch_size=null", "model.num_layers=2"]
+    more = [*SHALLOW, *ENDLESS, *(size if layout == "pp2" else []), f"parallel={layout}", "launch.timeout_s=20"]
+    running = Running("train.py", *small(tmp_path), *more)
+    run_until_step(running, 3)
+    os.kill(running.pid_of(1), signal.SIGSTOP)
+    status, _, error = running.end(within_s=60)
+    assert status == 1
+    assert "Traceback" not in error
+    first, late, waiting, _ = error.splitlines()[-4:]
+    assert first.startswith("error: rank 1 is late: rank 0 has waited ")
+    assert "; stopped by a signal or a debugger; " in late
+    assert re.fullmatch(rf"  rank 0: {doing}, for \d+ s", waiting)
 
 
 @pytest.mark.needs("dp2", resumed("dp2", "dp2"))
