@@ -206,6 +206,9 @@ for _precision in PRECISIONS:
     }
     for _name, _stage in STAGES.items():
         CASES[f"52b_{_name}_{_precision}"] = Case(f"{_52b} {PP}", data=3, stage=_stage)
+        CASES[f"52b_{_name}_full_sharding_{_precision}"] = Case(
+            f"{_52b} {layout('dp8_pp16', 8, 64)} parallel.zero_stage=3", data=3, stage=_stage
+        )
 
 
 if __name__ == "__main__":
