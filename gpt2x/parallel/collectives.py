@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore import nn, ops
+import mindspore as ms
+from mindspore import Tensor, nn, ops
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class ReduceScatter(nn.Cell):
         if group and group.device_target != "CPU":
             self.scatter = ops.ReduceScatter(group=group.name)
         elif group:
-            self.reduce, self.index, self.size = ops.AllReduce(group=group.name), group.index, group.size
+            self.reduce, self.size = ops.AllReduce(group=group.name), group.size
+            self.index = Tensor([group.index], ms.int32)
 
     def construct(self, x):
         """x (n * k, ...) -> (k, ...)."""
@@ -89,8 +91,9 @@ class ReduceScatter(nn.Cell):
             return self.scatter(x)
         if self.reduce is None:
             return x
-        size = x.shape[0] // self.size
-        return self.reduce(x)[self.index * size : (self.index + 1) * size]
+        parts = self.reduce(x).reshape(self.size, -1)
+        local_part = ops.gather(parts, self.index, 0)  # a slice takes 20 times longer on the CPU
+        return local_part.reshape(x.shape[0] // self.size, *x.shape[1:])
 
 
 class CopyToGroup(nn.Cell):

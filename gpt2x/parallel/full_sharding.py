@@ -59,6 +59,10 @@ class Member:
         """The number of values that are kept here of each block."""
         return math.prod(self.kept_shape)
 
+    def padding(self, num_shards: int) -> int:
+        """Return how many rows beyond the tensor `num_shards` processes keep together."""
+        return len(self.rows) * num_shards - self.shape[0]
+
     def kept(self, block: int) -> Placement:
         """Return the rows of a block's tensor that are kept here."""
         return self.placements[block].rows(self.rows.start, self.rows.stop)
