@@ -32,9 +32,9 @@ def hidden_keys(starts):
     return ops.logical_or(keys > queries, keys < starts.reshape(starts.shape[0], -1, 1))
 
 
-def heads(x, num_heads: int):
+def heads(x, num_heads: int, head_dim: int):
     """x (B, T, D) -> (B, N, T, H)."""
-    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(0, 2, 1, 3)
+    return x.reshape(x.shape[0], x.shape[1], num_heads, head_dim).transpose(0, 2, 1, 3)
 
 
 def merged(x):
@@ -131,7 +131,8 @@ class HeadAttention(nn.Cell):
     def split(self, qkv):
         """qkv (B, T, 3D) -> three times (B, N, T, H)."""
         q, k, v = ops.split(qkv, self.hidden_size, axis=-1)  # each (B, T, D)
-        return heads(q, self.num_heads), heads(k, self.num_heads), heads(v, self.num_heads)
+        shape = self.num_heads, self.head_dim
+        return heads(q, *shape), heads(k, *shape), heads(v, *shape)
 
     def merge(self, x):
         """x (B, N, T, H) -> (B, T, D)."""

@@ -14,16 +14,11 @@ from gpt2x.native.constants import MIX_1, MIX_2, WEYL
 BYTE = 8  # elements of a byte of `Dropout.keep_bits`
 
 
-def mix(x):
-    """Return a bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
-    x = ops.bitwise_xor(x, shift_right(x, 16)) * MIX_1
-    x = ops.bitwise_xor(x, shift_right(x, 13)) * MIX_2
-    return ops.bitwise_xor(x, shift_right(x, 16))
-
-
-def shift_right(x, bits: int):
-    """Return the logical shift; MindSpore's keeps the sign."""
-    return ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1)
+def mix_columns(x: np.ndarray) -> np.ndarray:
+    """Return `Dropout.mix` of uint32, by numpy."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(MIX_1)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(MIX_2)
+    return x ^ (x >> np.uint32(16))
 
 
 class Dropout(nn.Cell):
@@ -52,7 +47,8 @@ class Dropout(nn.Cell):
         self.threshold = round(rate * 2**32) - 2**31
         numbers = np.arange(first + 1, first + columns + 1, dtype=np.uint64)
         column = numbers * np.uint64(WEYL)
-        self.columns = Tensor((column >> np.uint64(32)).astype(np.uint32).view(np.int32).reshape(1, columns))
+        hashed = mix_columns((column >> np.uint64(32)).astype(np.uint32))
+        self.columns = Tensor(hashed.view(np.int32).reshape(1, columns))
         self.bits = Tensor((1 << np.arange(BYTE, dtype=np.int32)).reshape(BYTE, 1, 1))
 
     def read_site(self, number: ms.Parameter) -> None:
@@ -64,7 +60,7 @@ class Dropout(nn.Cell):
 
         key: int32 scalar of (seed, step); rows: (R, 1) int32 logical row numbers -> (R, columns).
         """
-        x = self.hashed_rows(key, rows) + mix(self.columns[:, :columns])  # (R, columns)
+        x = self.hashed_rows(key, rows) + self.columns[:, :columns]  # (R, columns)
         return ops.cast(self.is_kept(x), ms.float32) * self.scale
 
     def keep_bits(self, key, rows, columns: int):
@@ -75,14 +71,28 @@ class Dropout(nn.Cell):
         up: with the bits as the last dim, every operator would run over rows of eight values.
         """
         x = self.hashed_rows(key, rows).reshape(1, -1, 1)
-        columns_by_bit = mix(self.columns[:, :columns]).reshape(-1, BYTE).transpose(1, 0)  # (8, columns / 8)
+        columns_by_bit = self.columns[:, :columns].reshape(-1, BYTE).transpose(1, 0)  # (8, columns / 8)
         x = x + columns_by_bit.reshape(BYTE, 1, -1)  # (8, R, columns / 8)
         kept = ops.cast(self.is_kept(x), ms.int32) * self.bits
         return ops.cast(ops.reduce_sum(kept, 0), ms.uint8)  # (R, columns / 8)
 
     def hashed_rows(self, key, rows):
         """rows (R, 1) -> (R, 1), which depend on the key and the site as well."""
-        return mix(mix(ops.bitwise_xor(rows, self.site)) + key)
+        return self.mix(self.mix(self.xor(rows, self.site)) + key)
+
+    def mix(self, x):
+        """Return a bijection of int32 that spreads every bit (the form of MurmurHash3's finaliser; public domain)."""
+        x = self.xor(x, self.shift_right(x, 16)) * MIX_1
+        x = self.xor(x, self.shift_right(x, 13)) * MIX_2
+        return self.xor(x, self.shift_right(x, 16))
+
+    def xor(self, x, y):
+        """Return the exclusive or of the bits of int32."""
+        return ops.bitwise_xor(x, y)
+
+    def shift_right(self, x, bits: int):
+        """Return the logical shift; MindSpore's keeps the sign."""
+        return ops.bitwise_and(ops.bitwise_right_shift(x, bits), 2 ** (32 - bits) - 1)
 
     def is_kept(self, x):
         """Decide for sums of a hashed row and a hashed column, of any shape: bool."""

@@ -13,18 +13,19 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.mint import sort
+from mindspore.mint import bitwise_and, bitwise_xor, sort
 from mindspore.mint.nn.functional import embedding, layer_norm
 from mindspore.ops import flash_attention_score
-from mindspore.ops.auto_generate import GeluExt
+from mindspore.ops.auto_generate import AdamW, GeluExt
 
 from gpt2x.config import HardwareConfig
 from gpt2x.config.schema_devices import MAX_PACKED_EXAMPLES
 from gpt2x.ops._attention import Attention, HeadAttention, heads, hidden_keys, merged
 from gpt2x.ops._dropout import BYTE, Dropout
 from gpt2x.ops.base import Backend
-from gpt2x.ops.composed import Composed
+from gpt2x.ops.composed import AdamWUpdate, Composed, fp32_tensors
 
+AFTER_CORRECTION = Tensor(2**31, ms.int64)  # steps after which beta^step is 0 for every beta below 1 in fp32
 MAX_SEQUENCES = 1024  # of `ops.flash_attention_score` in its layout TND
 
 
@@ -67,12 +68,79 @@ class GeluErf(nn.Cell):
         return gelu_ext(x, "none")
 
 
+class AscendDropout(Dropout):
+    """`Dropout` without MindSpore's shift, which has no kernel but one of the AI CPU."""
+
+    def xor(self, x, y):
+        """As `Dropout.xor`."""
+        return bitwise_xor(x, y)
+
+    def shift_right(self, x, bits: int):
+        """As `Dropout.shift_right`: without its lowest bits, x / 2^bits is exact in fp32 (at most 19 digits of 24)."""
+        quotient = ops.cast(bitwise_and(x, -(2**bits)), ms.float32) * 2.0**-bits
+        return bitwise_and(ops.cast(quotient, ms.int32), 2 ** (32 - bits) - 1)
+
+
+class Linear(nn.Cell):
+    """`composed.Linear` by a product whose gradients are products of transposed matrices, without transposing them."""
+
+    def __init__(self):
+        super().__init__()
+        self.product = ops.MatMul()
+
+    def construct(self, x, weight, bias=None):
+        """x (R, K), weight (K, N), bias (N,) or None -> (R, N)."""
+        rows = self.product(x, ops.cast(weight, x.dtype))
+        return rows if bias is None else ops.bias_add(rows, ops.cast(bias, x.dtype))
+
+
 square_sum = ops.MultitypeFuncGraph("ascend_square_sum")
 
 
 @square_sum.register("Tensor")
 def _square_sum(gradient):
     return ops.reduce_sum(ops.square(ops.cast(gradient, ms.float32)))
+
+
+update_parameter = ops.MultitypeFuncGraph("ascend_update_parameter")
+adamw = AdamW()
+
+
+@update_parameter.register(*["Number"] * 5, "Tensor", *["Tensor"] * 4, "Bool")
+def _update_parameter(beta1, beta2, rate, eps, decay, factor, parameter, mean, square, gradient, decays):
+    """Update one tensor and its two states in place."""
+    adamw(
+        parameter, mean, square, square, gradient * factor, AFTER_CORRECTION, rate, beta1, beta2,
+        decay if decays else 0.0, eps, False, False,
+    )  # fmt: skip
+    return True
+
+
+class AscendAdamWUpdate(AdamWUpdate):
+    """`AdamWUpdate` by MindSpore's operator for Ascend, which decays as well.
+
+    Its scalars are numbers of the host. `if finite` brings a number there too, so the device does not wait once more.
+    Its own bias correction has no effect after so many steps; rate and eps already contain the correction.
+    """
+
+    def scalars(self, rate, eps, decay):
+        """As `AdamWUpdate.scalars`, but the third is the decay over the rate, since the operator multiplies by it."""
+        if rate.ndim:
+            return super().scalars(rate, eps, decay)
+        return fp32_tensors(rate, eps, decay / rate if rate else 0.0)
+
+    def construct(self, parameters, means, squares, gradients, decays, groups, factor, finite, rate, eps, decay):
+        """As `AdamWUpdate.construct`, which updates groups: their rates would be as many numbers of the host."""
+        if groups is not None:
+            return super().construct(
+                parameters, means, squares, gradients, decays, groups, factor, finite, rate, eps, decay
+            )
+        if finite:
+            update = ops.partial(
+                update_parameter, self.beta1, self.beta2, float(rate), float(eps), float(decay), factor
+            )
+            self.for_each(update, parameters, means, squares, gradients, decays)
+        return True
 
 
 @cache
@@ -107,7 +175,8 @@ class FlashAttention(nn.Cell):
         if isinstance(segments, tuple):
             return self.sequences(q, k, v, segments)
         if keep is not None and keep.dtype != ms.uint8:  # not bits, since 8 does not divide T
-            return merged(self.written_out(*(heads(x, self.num_heads) for x in (q, k, v)), keep, segments))
+            shape = self.num_heads, self.head_dim
+            return merged(self.written_out(heads(q, *shape), heads(k, *shape), heads(v, *shape), keep, segments))
         mask, sparse_mode, keep_prob = self.mask, 2, 1.0 if keep is None else self.keep_prob
         if segments is not None:
             mask, sparse_mode = ops.cast(segments, ms.uint8).reshape(q.shape[0], 1, q.shape[1], -1), 0
@@ -186,6 +255,10 @@ class Ascend(Composed):
         super().__init__(hardware)
         self.hardware = hardware
 
+    def linear(self) -> nn.Cell:
+        """As `Backend.linear`."""
+        return Linear()
+
     def embedding(self) -> nn.Cell:
         """As `Backend.embedding`."""
         return Lookup()
@@ -197,6 +270,10 @@ class Ascend(Composed):
     def activation(self, name: str) -> nn.Cell:
         """As `Backend.activation`."""
         return ACTIVATIONS[name]() if name in ACTIVATIONS else super().activation(name)
+
+    def dropout(self, rate: float, site: int, columns: int, first: int = 0) -> Dropout | None:
+        """As `Backend.dropout`."""
+        return AscendDropout(rate, site, columns, first) if rate > 0 else None
 
     def attention(
         self,
@@ -216,6 +293,10 @@ class Ascend(Composed):
     def square_sum(self) -> ops.MultitypeFuncGraph:
         """As `Backend.square_sum`."""
         return square_sum
+
+    def adamw(self, beta1: float, beta2: float) -> nn.Cell:
+        """As `Backend.adamw`."""
+        return AscendAdamWUpdate(beta1, beta2)
 
 
 def create(hardware: HardwareConfig) -> Backend:

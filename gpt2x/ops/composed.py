@@ -25,7 +25,7 @@ from gpt2x.ops.base import Backend
 
 __all__ = [
     "AdamWUpdate", "Attention", "AttentionKernel", "Composed", "CrossEntropy", "Dropout", "FastGelu", "GeluErf",
-    "GeluNew", "HeadAttention", "LayerNorm", "Linear", "Lookup", "create", "hidden_keys",
+    "GeluNew", "HeadAttention", "LayerNorm", "Linear", "Lookup", "create", "fp32_tensors", "hidden_keys",
 ]  # fmt: skip
 
 
@@ -212,6 +212,11 @@ def _update_by_group(beta1, beta2, factor, rates, eps, decay_factors, parameter,
     return update_parameter(beta1, beta2, factor, rate, eps, decay_factor, parameter, mean, square, gradient, decays)
 
 
+def fp32_tensors(*values) -> tuple[Tensor, ...]:
+    """Return numbers or arrays as fp32 tensors."""
+    return tuple(Tensor(np.float32(value)) for value in values)
+
+
 class AdamWUpdate(nn.Cell):
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) of many parameters: decay, then MindSpore's fused Adam.
 
@@ -222,6 +227,16 @@ class AdamWUpdate(nn.Cell):
     def __init__(self, beta1: float, beta2: float):
         super().__init__(auto_prefix=False)
         self.beta1, self.beta2, self.for_each = beta1, beta2, ops.HyperMap()
+
+    def scalars(self, rate: np.ndarray, eps: float, decay: np.ndarray) -> tuple[Tensor, ...]:
+        """Return the last three arguments of `construct`, fp32.
+
+        Args:
+            rate: learning rate, scalar or (G,), and eps; both with the bias correction.
+            eps: see there.
+            decay: the share of a weight that decays, learning rate times weight decay, of the shape of rate.
+        """
+        return fp32_tensors(rate, eps, 1 - decay)
 
     def construct(self, parameters, means, squares, gradients, decays, groups, factor, finite, rate, eps, decay_factor):
         """Update parameters and states in place; if `finite` is false, change nothing.

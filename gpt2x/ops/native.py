@@ -236,13 +236,12 @@ class AttentionKernel(nn.Cell):
         return dqkv, *nothing
 
 
-class AdamWUpdate(nn.Cell):
+class AdamWUpdate(composed.AdamWUpdate):
     """`composed.AdamWUpdate` in one pass over memory."""
 
     def __init__(self, beta1: float, beta2: float):
-        super().__init__(auto_prefix=False)
+        super().__init__(beta1, beta2)
         self.update, self.update_by_group = adamw_updates(beta1, beta2)
-        self.for_each = ops.HyperMap()
 
     def construct(self, parameters, means, squares, gradients, decays, groups, factor, finite, rate, eps, decay_factor):
         """Same arguments as `composed.AdamWUpdate.construct`."""

@@ -26,7 +26,6 @@ RUN = 16  # buckets per loop
 
 flatten = ops.MultitypeFuncGraph("flatten")
 restore = ops.MultitypeFuncGraph("restore")
-counted_square_sum = ops.MultitypeFuncGraph("counted_square_sum")
 assign = ops.MultitypeFuncGraph("assign")
 
 
@@ -38,14 +37,6 @@ def _flatten(parts, x):
 @restore.register("Tensor", "Tensor")
 def _restore(piece, like):
     return piece.reshape(like.shape)
-
-
-@counted_square_sum.register("Tensor", "Bool")
-def _counted_square_sum(gradient, counts):
-    if not counts:
-        return Tensor(0.0, ms.float32)
-    row = gradient.reshape(1, -1)
-    return ops.matmul(row, row.reshape(-1, 1)).reshape(())
 
 
 @assign.register("Tensor", "Tensor")
@@ -158,6 +149,17 @@ def after(x, previous):
     return x if previous is None else ops.depend(x, previous)
 
 
+def counted(square_sum: ops.MultitypeFuncGraph) -> ops.MultitypeFuncGraph:
+    """Return `square_sum` of gradients that count on this process; 0 for others."""
+    counted_square_sum = ops.MultitypeFuncGraph("counted_square_sum")
+
+    @counted_square_sum.register("Tensor", "Bool")
+    def _counted_square_sum(gradient, counts):
+        return square_sum(gradient) if counts else Tensor(0.0, ms.float32)
+
+    return counted_square_sum
+
+
 class GradientReduction(nn.Cell):
     """Gradients of this process -> gradients of the whole batch, for the tensors that this process updates.
 
@@ -171,10 +173,18 @@ class GradientReduction(nn.Cell):
         mesh: the processes.
         reduced: for each gradient after those, which is split and summed already, whether this process' copy counts in
             the norm.
+        square_sum: of the backend.
     """
 
-    def __init__(self, local_parameters: list[LocalParameter], mesh: Mesh, reduced: tuple[bool, ...] = ()):
+    def __init__(
+        self,
+        local_parameters: list[LocalParameter],
+        mesh: Mesh,
+        square_sum: ops.MultitypeFuncGraph,
+        reduced: tuple[bool, ...] = (),
+    ):
         super().__init__(auto_prefix=False)
+        self.square_sum = counted(square_sum)
         self.num_to_reduce = len(local_parameters)
         coordinates = mesh.coordinates
         shards = coordinates.parallel.shards
@@ -238,7 +248,7 @@ class GradientReduction(nn.Cell):
         if self.sum_data is not None:
             previous = self.sum_data(after(ops.stack((loss, counted_fraction)), previous))
             loss, counted_fraction = previous[0], previous[1]
-        squares = self.for_each(counted_square_sum, gradients, self.counts)
+        squares = self.for_each(self.square_sum, gradients, self.counts)
         squares = squares[0] if len(squares) == 1 else ops.addn(squares)  # AddN has no kernel for a single constant
         if self.sum_norm is not None:
             counted_loss = loss if self.counts_loss else ops.zeros_like(loss)

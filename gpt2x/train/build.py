@@ -101,7 +101,7 @@ def build_step(
     parameters = [local.parameter for local in trained]
     has_dropout = decision.trainable.has_dropout()
     counted = tuple(stack.is_owned for stack in blocks.trained) if blocks else ()
-    reduction = GradientReduction(trained, mesh, counted) if mesh.size > 1 else None
+    reduction = GradientReduction(trained, mesh, net.backend.square_sum(), counted) if mesh.size > 1 else None
     is_sharded = any(local.rows is not None for local in trained)
     all_gather = ParameterAllGather(trained, mesh.shard) if mesh.shard and is_sharded else None
     loss = decision.task.loss(config, net) if mesh.coordinates.is_last_stage else None

@@ -228,14 +228,26 @@ def decode(model: ModelConfig, precision: str, num_tokens: int):
     return compile_graph(decoder, ids, ids, Tensor(np.zeros(BATCH, np.int32)))
 
 
-def train_13b():
-    """An update of the shipped 13B model on one device, of which no parameter is allocated."""
-    from mindspore.nn.utils import no_init_parameters
+def shipped(name: str, **changes) -> ModelConfig:
+    """A shipped model."""
     from omegaconf import OmegaConf
 
-    model = ModelConfig(**OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / "gpt2_13b.yaml")))
+    model = ModelConfig(**OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml")))
+    return replace(model, **changes)
+
+
+def unallocated(compile_model: Callable[..., Counter[str]], model: ModelConfig, *arguments, **options) -> Counter[str]:
+    """Compile without allocating any parameter."""
+    from mindspore.nn.utils import no_init_parameters
+
     with no_init_parameters():
-        return train(replace(model, dropout=0.0), "fp16", recompute="block", micro_batches=1)
+        return compile_model(model, *arguments, **options)
+
+
+def train_13b(precision: str, num_layers: int = 40):
+    """An update of the shipped 13B model on one device."""
+    model = shipped("gpt2_13b", dropout=0.0, num_layers=num_layers)
+    return unallocated(train, model, precision, recompute="block", micro_batches=1)
 
 
 def claim_another_head(net):
@@ -256,7 +268,12 @@ CASES: dict[str, Callable[[], Counter[str]]] = {
     "train_fp32": lambda: train(replace(SMALL, activation="fast_gelu"), "fp32", micro_batches=1),
     "train_bf16_packed_recompute": lambda: train(SMALL, "bf16", recompute="block", packed=True),
     "train_fp16_dropout_packed": lambda: train(DROPOUT, "fp16", micro_batches=1, packed=True),
-    "train_13b": train_13b,
+    "train_13b": lambda: train_13b("fp16"),
+    "train_13b_1_layer": lambda: train_13b("bf16", 1),
+    "train_13b_2_layers": lambda: train_13b("bf16", 2),
+    "train_small": lambda: unallocated(train, shipped("gpt2_small", dropout=0.0), "bf16", micro_batches=1),
+    "train_small_dropout": lambda: unallocated(train, shipped("gpt2_small"), "bf16", micro_batches=1),
+    "decode_small": lambda: unallocated(decode, shipped("gpt2_small"), "bf16", 1),
     "evaluate_fp16": lambda: evaluate(SMALL, "fp16"),
     "score_greedily_fp16": lambda: score_greedily(SMALL, "fp16"),
     "decode_prompt_bf16": lambda: decode(SMALL, "bf16", 8),

@@ -1,5 +1,7 @@
 """Ask MindSpore's own Ascend plugin which operators it has kernels for; `python -m tests.ascend.kernels OPERATOR...`.
 
+`python -m tests.ascend.kernels --table` prints how often each is in graphs of `TABLE` (docs/ascend.md).
+
 MindSpore 2.10's wheel for x86-64 carries its Ascend plugin; only two of Huawei's libraries are missing. This module
 writes empty libraries in their place, loads the plugin, and calls its two look-ups: whether an operator is launched
 through aclnn, and whether the older path, ACL, knows it. An operator with neither fails on a device.
@@ -17,9 +19,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tests.ascend.frontend import ROOT, OldString
+from tests.ascend.runs import Reports, compile_all
 
 IS_ACLNN = "_ZN9mindspore6kernel19IsRegisteredAclnnOpERKSs"  # bool kernel::IsRegisteredAclnnOp(const string &)
 FIND_ADAPTER = "_ZN9mindspore6device6ascend11FindAdapterERKSsb"  # shared_ptr device::ascend::FindAdapter(string, bool)
@@ -28,8 +32,14 @@ LOADED_BEFORE = (
 )  # fmt: skip
 SYSTEM = re.compile(r"lib(stdc|m\.|gomp|gcc|pthread|c\.|dl|rt)|ld-linux|linux-vdso")
 NOT_LAUNCHED = {"Depend", "Load", "MakeTuple", "Partial", "Reshape", "Switch", "TupleGetItem", "UpdateState"}
-ON_HOST = {"TensorToTuple"}  # copies values to the host, which flash attention of sequences takes its lengths from
+ON_HOST = {"TensorToScalar", "TensorToTuple"}  # values that operators take from the host: rates, lengths of sequences
 COMMUNICATION = {"AllGather", "AllReduce", "ReduceScatter"}  # kernels of Huawei's communication library
+TABLE: dict[str, tuple[str, str | None]] = {  # column: a case of `frontend`, and the case that is subtracted from it
+    "13B, one block": ("train_13b_2_layers", "train_13b_1_layer"),
+    "GPT-2 small": ("train_small", None),
+    "with dropout": ("train_small_dropout", None),
+    "decode a token": ("decode_small", None),
+}
 SECTION = "## Operators without an aclnn kernel"  # of docs/ascend.md
 
 
@@ -136,6 +146,49 @@ def find_kernels(operators: set[str]) -> dict[str, tuple[bool, bool]]:
     return {name: tuple(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
+def counts(cases: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """Return the launched operators of each column of `TABLE`."""
+    columns = {}
+    for column, (name, subtracted) in TABLE.items():
+        column_counts = Counter(cases[name])
+        column_counts.subtract(cases[subtracted] if subtracted else {})
+        columns[column] = Counter({op: n for op, n in column_counts.items() if n and op not in NOT_LAUNCHED})
+    return columns
+
+
+def path_of(operator: str, kernels: dict[str, tuple[bool, bool]]) -> str:
+    """Return by what an operator is launched."""
+    if operator in ON_HOST:
+        return "host"
+    if operator in COMMUNICATION:
+        return "HCCL"
+    has_aclnn, has_acl = kernels[operator]
+    return "aclnn" if has_aclnn else "ACL" if has_acl else "none"
+
+
+def table(columns: dict[str, Counter[str]]) -> str:
+    """Return how often each operator is in each column, as Markdown: by path, then by name; sums of paths first."""
+    operators = set().union(*columns.values())
+    kernels = find_kernels(operators)
+    paths = {operator: path_of(operator, kernels) for operator in operators}
+    lines = [f"| operator | path | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns))]
+    for path in sorted(set(paths.values())):
+        sums = [sum(n for operator, n in column.items() if paths[operator] == path) for column in columns.values()]
+        lines.append(f"| all | {path} | {' | '.join(map(str, sums))} |")
+    for operator in sorted(operators, key=lambda each: (paths[each], each)):
+        found = " | ".join(str(column[operator] or "") for column in columns.values())
+        lines.append(f"| {operator} | {paths[operator]} | {found} |")
+    return "\n".join(lines)
+
+
+def print_table() -> None:
+    """Compile the cases of `TABLE`, and print the table."""
+    names = list(dict.fromkeys(name for pair in TABLE.values() for name in pair if name))
+    with tempfile.TemporaryDirectory() as folder:
+        reports = compile_all("frontend", names, Path(folder), timeout_s=1700)
+    print(table(counts({name: Counter(Reports(reports).of(name)) for name in names})))
+
+
 def documented() -> set[str]:
     """Return the operators that docs/ascend.md lists with the reason why they stay without an aclnn kernel."""
     section = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
@@ -144,4 +197,7 @@ def documented() -> set[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(look_up(sys.argv[1:])))
+    if sys.argv[1:] == ["--table"]:
+        print_table()
+    else:
+        print(json.dumps(look_up(sys.argv[1:])))

@@ -186,7 +186,37 @@ def gelu_ext(input, approximate="none"):
     return ops.cast(wide * 0.5 * (1.0 + ops.erf(wide * math.sqrt(0.5))), input.dtype)
 
 
+def adamw(var, m, v, max_v, gradient, step, lr, beta1, beta2, decay, eps, amsgrad=False, maximize=False):
+    """AdamW in place. CANN's formula counts its steps from 1; MindSpore's optimizers give it one less."""
+    require(step.dtype == ms.int64, "int64 or fp32")
+    require(not amsgrad and not maximize, "left out")
+    require(var.dtype == m.dtype and m.dtype == v.dtype and v.dtype == gradient.dtype, "all the same")
+    mean = beta1 * m + (1 - beta1) * gradient
+    mean_square = beta2 * v + (1 - beta2) * gradient * gradient
+    steps = ops.cast(step, ms.float32)
+    corrected = mean / (1 - ops.pow(beta1, steps)), mean_square / (1 - ops.pow(beta2, steps))
+    change = lr * corrected[0] / (ops.sqrt(corrected[1]) + eps) + lr * decay * var
+    ops.assign(m, mean)
+    ops.assign(v, mean_square)
+    return ops.assign(var, var - change)
+
+
+def bitwise_and(input, other):
+    """Bits that are 1 in both; `other` may be a number."""
+    require(input.dtype == ms.int32, "what gpt2x calls it for")
+    return ops.bitwise_and(input, other)
+
+
+def bitwise_xor(input, other):
+    """Bits that are 1 in one of both; `other` may be a number."""
+    require(input.dtype == ms.int32, "what gpt2x calls it for")
+    return ops.bitwise_xor(input, other)
+
+
 REFERENCES = {
+    "adamw": adamw,
+    "bitwise_and": bitwise_and,
+    "bitwise_xor": bitwise_xor,
     "flash_attention_score": flash_attention_score,
     "sort": sort,
     "layer_norm": layer_norm,

@@ -32,7 +32,7 @@ def test_update_with_flash_attention(compiled, name, forward):
     assert operators["FlashAttentionScore"] == forward * LAYERS
     assert operators["FlashAttentionScoreGrad"] == LAYERS
     assert operators["LayerNormGradExt"] == 2 * LAYERS + 1
-    assert operators["Adam"] == 12 * LAYERS + 4
+    assert operators["AdamW"] == 12 * LAYERS + 4
     assert operators["EmbeddingDenseBackward"] == 2
     assert operators["Square"] == 12 * LAYERS + 4, "the norm of the gradients"
     assert "Softmax" not in operators
@@ -124,7 +124,8 @@ def test_operators_have_aclnn_kernels_or_a_documented_reason(compiled):
     assert not [name for name, paths in found.items() if not any(paths)], "would fail on a device"
     without = {name for name, (has_aclnn, _) in found.items() if not has_aclnn}
     assert without - kernels.documented() == set()
-    assert kernels.documented() - without <= {"Pad", "Slice", "ScatterAdd"}, "only layouts have those"
+    elsewhere = {"Pad", "Slice", "ScatterAdd", "Adam", "Assign"}  # in layouts, and with groups of rates
+    assert kernels.documented() - without <= elsewhere
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,10 @@ def test_packed_rows_as_sequences(monkeypatch):
 FORMS = ("attention", "attention with dropout", "attention of packed rows", "attention of packed rows with dropout")
 
 
+def test_doctor_passes_the_optimizer():
+    assert "after 3 updates" in operators.compare_adamw(reference_ops.hardware("fp16"))
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_doctor_passes_every_form_of_flash_attention(name):
     """On a device that does what is documented."""

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor
 
 from gpt2x.config import ParallelConfig
 from gpt2x.config.layout import Coordinates
+from gpt2x.ops.composed import square_sum
 from gpt2x.parallel.collectives import AllReduce
 from gpt2x.parallel.gradient_reduction import BUCKET_TENSORS, RUN, Buckets, GradientReduction, LocalParameter
 from gpt2x.parallel.placement import whole
@@ -47,7 +48,7 @@ def test_a_process_whose_only_tensor_counts_elsewhere_has_no_norm():
     groups = dict.fromkeys(("data", "shard", "replica", "norm", "tensor", "embedding"))
     parameter = Parameter(Tensor(np.ones((3, 4), np.float32)), name="score.weight")
     held = LocalParameter("score.weight", whole((3, 4)), parameter, parameter, None, True, False, False)
-    reduction = GradientReduction([held], SimpleNamespace(coordinates=coordinates, **groups))
+    reduction = GradientReduction([held], SimpleNamespace(coordinates=coordinates, **groups), square_sum)
     gradients, squares, *_ = reduction((Tensor(np.full((3, 4), 2, np.float32)),), Tensor(1.0), Tensor(1.0))
     assert np.array_equal(gradients[0].asnumpy(), np.full((3, 4), 2))
     assert squares.asnumpy() == 0

@@ -34,25 +34,20 @@ class AdamW(Optimizer):
         self.used_groups = self.groups if self.has_groups else None
         self.update = backend.adamw(config.beta1, config.beta2)
 
-    def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rate, eps and decay factor; rate and decay factor are (G,) if there are groups of rates."""
+    def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, ...]:
+        """Return three scalars that the backend's update takes; two are (G,) if there are groups of rates."""
         config = self.config
         rates = learning_rate * (self.group_rate_factors if self.has_groups else np.float64(1.0))
         correction1 = 1 - config.beta1**update if config.bias_correction else 1.0
         correction2 = math.sqrt(1 - config.beta2**update) if config.bias_correction else 1.0
-        values = (
-            rates * correction2 / correction1,
-            config.eps * correction2,
-            1 - rates * config.weight_decay,
+        return self.update.scalars(
+            rates * correction2 / correction1, config.eps * correction2, rates * config.weight_decay
         )
-        rate, eps, decay_factor = (Tensor(np.float32(value)) for value in values)
-        return rate, eps, decay_factor
 
     def construct(self, gradients, factor, finite, scalars):
         """Update every parameter in place by gradients times `factor`; if `finite` is false, change nothing."""
-        rate, eps, decay_factor = scalars
         tensors = self.parameters, self.mean, self.square, gradients, self.decays, self.used_groups
-        return self.update(*tensors, factor, finite, rate, eps, decay_factor)
+        return self.update(*tensors, factor, finite, *scalars)
 
 
 OPTIMIZER = AdamW
