@@ -105,7 +105,7 @@ def key(config: TrainConfig, model: ModelConfig, mesh: Mesh, graphs: Sequence[tu
         "process": [mesh.rank, mesh.size],
         "graphs": [
             {
-                "inputs": [[list(value.shape), str(value.dtype)] for value in inputs],
+                "inputs": [None if value is None else [list(value.shape), str(value.dtype)] for value in inputs],
                 "parameters": [
                     [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in cell.parameters_dict().items()
                 ],
