@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import SplitWithSize  # ops.split compiles to a slice per part
 
 from gpt2x.model.gpt2 import GPT2, dropout_randomness
 from gpt2x.parallel.collectives import AllGather, AllReduce, ReduceScatter
@@ -35,18 +36,18 @@ class Fill(nn.Cell):
         self.paddings = tuple(tuple(member.padding(num_shards) for member in stack.members) for stack in blocks.stacks)
         self.sites = blocks.sites[slot]
         self.numbers = Tensor(blocks.site_numbers) if self.sites else None
-        self.gather = AllGather(mesh.shard)
+        self.gather, self.split = AllGather(mesh.shard), SplitWithSize()
 
     def construct(self, block):
         """block: int32 scalar, the number of the block -> it."""
         for index, sizes in enumerate(self.sizes):
             row = ops.cast(row_of(self.stacks[index], block, self.num_values[index]), self.dtypes[index])
             whole = self.gather(row)  # (n, K)
-            parts = (whole,) if len(sizes) == 1 else ops.split(whole, sizes, 1)
+            parts = (whole,) if len(sizes) == 1 else self.split(whole, sizes, 1)
             for member, target in enumerate(self.targets[index]):
                 values, padding = parts[member].reshape(-1, *target.shape[1:]), self.paddings[index][member]
                 if padding:  # by a split, since a slice takes 40 times longer on the CPU
-                    values = ops.split(values, (target.shape[0], padding), 0)[0]
+                    values = self.split(values, (target.shape[0], padding), 0)[0]
                 ops.assign(target, values)
         if self.numbers is not None:
             numbers = ops.gather(self.numbers, block, 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
+from mindspore.ops.auto_generate import SplitWithSize  # ops.split compiles to a slice per part
 
 from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2
@@ -113,7 +114,7 @@ class Buckets(nn.Cell):
 
     def __init__(self, operation: nn.Cell, sizes: list[int], capacity: int = BUCKET_ELEMENTS):
         super().__init__(auto_prefix=False)
-        self.operation = operation
+        self.operation, self.split = operation, SplitWithSize()
         bounds, start, total = [], 0, 0
         for index, size in enumerate(sizes):
             if index > start and (total + size > capacity or index - start == BUCKET_TENSORS):
@@ -140,7 +141,7 @@ class Buckets(nn.Cell):
             bucket = tensors[start] if stop == start + 1 else ops.concat(tensors[start:stop], 1)
             bucket = self.operation(after(bucket, previous))
             previous = bucket
-            results = results + ((bucket,) if stop == start + 1 else ops.split(bucket, self.sizes[start:stop], 1))
+            results = results + ((bucket,) if stop == start + 1 else self.split(bucket, self.sizes[start:stop], 1))
         return results
 
 
