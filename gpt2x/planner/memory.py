@@ -28,7 +28,10 @@ BUCKET_BYTES = 32 * 2**20  # gradients reduced in one collective (gpt2x/parallel
 # of environment variables).
 COMMUNICATOR_BYTES = 2 * 200 * 2**20
 
-CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with the graph of the smallest model
+CPU_PROCESS_BYTES = 0.7e9  # the interpreter and MindSpore, with a graph of SMALL_GRAPH blocks
+SMALL_GRAPH = 8
+# Of each further block in a graph: 17 MB in one process, 20 MB with replicas, measured with 10 to 40 blocks of 16
+CPU_GRAPH_BYTES = 18e6
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Memory:
     logits: float = 0.0
     buffers: float = 0.0  # of gradients and weights that are sent and received
     communicators: float = 0.0  # HCCL's own buffers
+    graphs: float = 0.0  # what a deep model's graph takes to compile on the CPU
 
     @property
     def total(self) -> float:
@@ -121,8 +125,14 @@ def step_memory(
         logits=logits,
         buffers=buffer_bytes(parallel, values),
         communicators=communicators,
+        graphs=graph_bytes(len(coordinates.layers(model.num_layers))) if hardware.is_cpu else 0.0,
     )
     return memory if trainable.is_whole else memory_of_part(memory, trainable, coordinates, hardware, tokens)
+
+
+def graph_bytes(blocks: int) -> float:
+    """Return what a graph of this many blocks takes on the CPU above the one that `CPU_PROCESS_BYTES` includes."""
+    return CPU_GRAPH_BYTES * max(0, blocks - SMALL_GRAPH)
 
 
 def gradient_copies(

@@ -69,7 +69,7 @@ def plan_tables(plan: Plan) -> list[Table]:
 def memory_table(plan: Plan) -> Table:
     """Return parameters and memory of each kind of rank."""
     kinds = plan.ranks
-    parts = [name for name, _ in kinds[0].memory]
+    parts = [name for name, _ in kinds[0].memory if any(dict(rank.memory)[name] for rank in kinds)]
     per_stage = plan.parallel.data * plan.parallel.tensor
     rows = [
         ["ranks", *(f"{len(rank.stages) * per_stage}" for rank in kinds)],
