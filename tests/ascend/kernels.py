@@ -191,7 +191,7 @@ def print_table() -> None:
 
 def documented() -> set[str]:
     """Return the operators that docs/ascend.md lists with the reason why they stay without an aclnn kernel."""
-    section = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n##")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
