@@ -73,7 +73,7 @@ def test_logits_loss_and_every_gradient(side, tmp_path):
     parameters = ms.ParameterTuple(net.trainable_params())
     key, one = Tensor(0, ms.int32), Tensor(1.0, ms.float32)
     step = Gradients(WeightedClassLoss(net), parameters, has_dropout=False)
-    value, gradients = step(Tensor(inputs), Tensor(last / np.float32(4)), key, key, one)
+    value, gradients = step(Tensor(inputs), Tensor(last / np.float32(4)), None, key, key, one)
     assert abs(float(value.asnumpy()) - found.loss.item()) <= 1e-5
     wanted = {name.removeprefix("transformer."): p.grad.numpy() for name, p in theirs.named_parameters()}
     assert set(wanted) == {p.name for p in parameters} == set(stats.tensor_shapes(MODEL))

@@ -82,7 +82,6 @@ def test_losses_are_of_the_response_alone(zoo, tmp_path):
     ("overrides", "message"),
     [
         (["dataset=pydocs"], "dataset=pydocs has no responses, which task=instruction learns; use dataset=alpaca"),
-        (["parallel=pp2"], "dataset.packing=true: pipeline stages .* use dataset.packing=false"),
         (["trainer.best_metric=val/accuracy"], "trainer.best_metric=val/accuracy does not exist"),
         (["load=null"], "task=instruction starts from trained weights; give load=DIR"),
     ],

@@ -95,7 +95,8 @@ def gradients(net, lora, key=7):
     parts = local_parameters(net, MODEL, single(), factor_placements(lora, MODEL, single().coordinates))
     step = Gradients(WeightedLoss(net), ms.ParameterTuple([part.parameter for part in parts]), True)
     weights = np.full((2, 16), 1 / 32, np.float32)
-    _, values = step(Tensor(IDS), Tensor(weights), Tensor(key, ms.int32), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
+    drawn = Tensor(key, ms.int32), Tensor(0, ms.int32)
+    _, values = step(Tensor(IDS), Tensor(weights), None, *drawn, Tensor(1.0, ms.float32))
     return {part.name: value.asnumpy() for part, value in zip(parts, values, strict=True)}
 
 
