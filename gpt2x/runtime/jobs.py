@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 JOB = "job.json"  # in the run directory of a job
-COMMAND = "command.txt"  # in every run directory, and in that of a multirun
+COMMAND = "command.txt"  # in every run directory, and in that of a sweep
+COMMAND_VARIABLE = "GPT2X_COMMAND"  # in processes that a command starts: the command as it was typed
 
 RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
 
@@ -73,7 +74,9 @@ def write_job(run_dir: Path, job: Job) -> None:
 
 
 def typed_command() -> str:
-    """Return the command line of this process as it can be typed again, quoted for a POSIX shell."""
+    """Return the command line as it can be typed again, quoted for a POSIX shell; in a worker, that of its launcher."""
+    if COMMAND_VARIABLE in os.environ:
+        return os.environ[COMMAND_VARIABLE]
     program, *arguments = sys.orig_argv
     if arguments and Path(arguments[0]).name == "gpt2x":  # the console script is run by the interpreter
         program, *arguments = arguments
