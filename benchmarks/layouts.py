@@ -38,7 +38,7 @@ SMALL = ("model=gpt2_tiny", "model.num_layers=4", "model.hidden_size=64", "model
          f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every_steps={SAVED}")  # fmt: skip
 ALWAYS = ("tracker=none", "dataset=text", "trainer.sample_prompts=[]", "trainer.keep_last=9", "trainer.keep_best=false",
           "hardware.peak_tflops=0.1", "trainer.compile_cache=false", "trainer.eval_every_steps=null",
-          "trainer.max_eval_batches=1")  # fmt: skip
+          "trainer.max_eval_rows=1")  # fmt: skip
 ZERO3 = "parallel.zero_stage=3"
 FP16 = ("hardware.precision=fp16", "trainer.loss_scale_init=1e12", "trainer.loss_scale_factor=16")
 

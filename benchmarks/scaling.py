@@ -78,7 +78,7 @@ def begin(options: argparse.Namespace, folder: Path, layout: str, cores: list[in
         sys.executable, str(ROOT / "train.py"), *options.model, f"parallel={layout}", "tracker=none",
         f"paths.outputs={folder}", f"trainer.max_steps={options.steps}", f"trainer.seq_len={options.seq_len}",
         f"trainer.global_batch_size={options.global_batch_size}", "trainer.eval_every_steps=null",
-        "trainer.max_eval_batches=1", "trainer.sample_prompts=[]",
+        "trainer.max_eval_rows=1", "trainer.sample_prompts=[]",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -25,7 +25,7 @@ from gpt2x.config.options import CONF, SCHEMAS, chosen_options, composed_default
 from gpt2x.config.schema import TrainConfig, TrainerConfig
 from gpt2x.errors import UserError
 from gpt2x.train.compile_cache import values_in_graphs
-from gpt2x.train.resume import differences
+from gpt2x.train.resume import best_is_of_other_rows, differences
 from tests.support.small_runs import small
 
 OLD_CONFIG = Path(__file__).parent / "support" / "old_config.yaml"  # of a run before keys had metadata
@@ -181,6 +181,36 @@ def test_a_configuration_from_before_a_key_existed_is_read_and_resumed():
     config = load_config("train", OLD_CONFIG)
     assert not differences(config, yaml.safe_load(OLD_CONFIG.read_text(encoding="utf-8")))
     assert not differences(compose_config("train"), yaml.safe_load(OLD_CONFIG.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("typed", ["trainer.max_eval_batches=20", "+trainer.max_eval_batches=20"])
+def test_a_replaced_key_is_answered_with_the_one_to_type(typed):
+    with pytest.raises(UserError) as caught:
+        compose_config("train", [typed])
+    assert str(caught.value).startswith("trainer.max_eval_batches counted micro batches")
+    assert "give trainer.max_eval_rows=N" in str(caught.value)
+
+
+def test_a_stored_value_of_a_replaced_key_is_left_out(tmp_path):
+    stored = yaml.safe_load(OLD_CONFIG.read_text(encoding="utf-8"))
+    assert not best_is_of_other_rows(load_config("train", OLD_CONFIG), stored)
+    stored["trainer"]["max_eval_batches"] = 20
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
+    config = load_config("train", tmp_path / "config.yaml")
+    assert not differences(config, stored)
+    assert best_is_of_other_rows(config, stored).startswith("trainer.max_eval_batches=20")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("trainer.max_eval_rows", 8, "trainer.max_eval_rows=8, now null"),
+        ("trainer.best_metric", "val/ppl", "trainer.best_metric=val/ppl, now val/loss"),
+        ("trainer.micro_batch_size", 1, ""),
+    ],
+)
+def test_values_of_two_validations_compare_if_rows_and_metric_are_the_same(name, value, line):
+    assert best_is_of_other_rows(complete(), asdict(with_value(complete(), name, value))) == line
 
 
 @dataclass

@@ -16,7 +16,7 @@ if [[ -z $pretrained ]]; then
   pretrained="$study/pretrain"
   python train.py dataset=wikitext2 dataset.path="$data/wikitext-2" tokenizer=bpe tokenizer.vocab_size=8192 \
     "${shape[@]}" trainer.global_batch_size=8 trainer.max_steps=1200 trainer.eval_every_steps=400 \
-    trainer.max_eval_batches=20 optimizer.learning_rate=1e-3 schedule.warmup_steps=50 hydra.run.dir="$pretrained"
+    trainer.max_eval_rows=160 optimizer.learning_rate=1e-3 schedule.warmup_steps=50 hydra.run.dir="$pretrained"
 fi
 
 fine_tune() { # NAME FOLDER BATCH STEPS RATE

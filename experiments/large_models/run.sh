@@ -16,7 +16,7 @@ for layout in ${LAYOUTS:-single tp2}; do
   python train.py task=finetune load="$base" "${data[@]}" parallel="$layout" model=gpt2_tiny model.num_layers=4 \
     model.num_heads=4 model.hidden_size=128 model.max_seq_len=64 model.dropout=0 trainer.seq_len=63 \
     trainer.global_batch_size=32 trainer.micro_batch_size=16 trainer.max_steps=60 trainer.eval_every_steps=60 \
-    trainer.max_eval_batches=40 trainer.sample_prompts=[] trainer.keep_best=false optimizer.learning_rate=1e-3 \
+    trainer.max_eval_rows=640 trainer.sample_prompts=[] trainer.keep_best=false optimizer.learning_rate=1e-3 \
     schedule.warmup_steps=5 hydra.run.dir="$study/$layout"
   python evaluate.py load="$study/$layout" "${data[@]}" 'evaluation.protocols=[reference]' evaluation.batch_size=32 \
     output="$study/$layout.json"

@@ -18,7 +18,7 @@ fine_tune() { # NAME RATE [OVERRIDE...]
   shift 2
   python train.py task=finetune load="$base" "${data[@]}" model=gpt2_tiny model.num_layers=4 model.num_heads=4 \
     model.hidden_size=128 model.max_seq_len=64 model.dropout=0 trainer.seq_len=63 trainer.global_batch_size=32 \
-    trainer.micro_batch_size=32 trainer.max_steps=600 trainer.eval_every_steps=200 trainer.max_eval_batches=40 \
+    trainer.micro_batch_size=32 trainer.max_steps=600 trainer.eval_every_steps=200 trainer.max_eval_rows=1280 \
     trainer.sample_prompts=[] trainer.keep_best=false optimizer.learning_rate="$rate" schedule.warmup_steps=20 \
     hydra.run.dir="$study/$name" "$@"
 }

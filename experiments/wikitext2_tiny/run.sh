@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 run="${GPT2X_OUTPUTS:-outputs}/studies/wikitext2_tiny/$(date +%Y-%m-%d_%H-%M-%S)"
 python train.py dataset=wikitext2 dataset.path="$wikitext" tokenizer=gpt2 tokenizer.path="$tokenizer" \
   trainer.seq_len=256 trainer.global_batch_size=8 trainer.micro_batch_size=4 trainer.max_steps=300 \
-  trainer.eval_every_steps=50 trainer.max_eval_batches=20 \
+  trainer.eval_every_steps=50 trainer.max_eval_rows=80 \
   schedule.warmup_ratio=0.05 hydra.run.dir="$run" "$@"
 
 newest=$(find "$run/checkpoints" -maxdepth 1 -name 'step_*' | sort -V | tail -1)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.config import rules
-from gpt2x.config.keys import check_values, leaves
+from gpt2x.config.keys import REPLACED, check_values, leaves
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
@@ -59,9 +59,16 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def load_config(name: str, path: Path) -> Any:
-    """Return the validated configuration that `save_config` wrote.
+    """Return the validated configuration that `save_config` wrote, also that of an older version.
+
+    Keys that this version has replaced are left out.
 
     Raises:
         UserError: as `to_typed`.
     """
-    return to_typed(name, OmegaConf.load(path))
+    values = OmegaConf.load(path)
+    for key in REPLACED:
+        parent, _, last = key.rpartition(".")
+        if (group := OmegaConf.select(values, parent)) is not None:
+            group.pop(last, None)
+    return to_typed(name, values)

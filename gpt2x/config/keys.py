@@ -14,6 +14,13 @@ from omegaconf import MISSING
 from gpt2x.config.metadata import Key, key_of
 from gpt2x.errors import UserError, require_choice
 
+REPLACED = {
+    "trainer.max_eval_batches": "trainer.max_eval_batches counted micro batches, so that val/loss depended on the "
+    "micro batch and the layout; give trainer.max_eval_rows=N, which counts rows (the old number times "
+    "trainer.micro_batch_size are as many).",
+}
+"""Keys of older versions, each with the answer to a user who types it. Stored configurations may have them."""
+
 
 @dataclass(frozen=True)
 class Leaf:

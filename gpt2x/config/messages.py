@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gpt2x.config.keys import all_keys
+from gpt2x.config.keys import REPLACED, all_keys
 from gpt2x.config.options import unknown_option
 from gpt2x.errors import did_you_mean
 
@@ -34,6 +34,8 @@ def message_of(error: BaseException, root: type) -> str:
         key = unknown.group(1)
         if full_key and full_key.group(1).endswith(key):
             key = full_key.group(1)
+        if key in REPLACED:
+            return REPLACED[key]
         return f"{key} is not a key or a group of the configuration; {similar_keys(key, root)}"
     return _about_a_value(message, full_key.group(1) if full_key else "")
 

@@ -191,7 +191,8 @@ class TrainerConfig:
     frozen: list[str] = key("tensors or patterns that are not trained: wte.weight, h.[0-3].*", STEP, [])
     log_every_steps: int = key("steps per line, on a terminal that is not interactive", HOST, 10, at_least=1)
     eval_every_steps: int | None = key("steps between validations", HOST, None, at_least=1, null="only at the end")
-    max_eval_batches: int | None = key("batches per validation", HOST, None, at_least=1, null="the whole split")
+    max_eval_rows: int | None = key("rows per validation, drawn from the whole split, the same ones for every run",
+                                    HOST, None, at_least=1, null="the whole split")  # fmt: skip
     sample_every_steps: int | None = key("steps between samples", HOST, None, at_least=1, null="with every validation")
     sample_prompts: list[str] = key('one sample each; "" starts from EOS, others use the template, if any', HOST, [""])
     checkpoint_every_steps: int | None = key(

@@ -83,6 +83,28 @@ def batches(
     if count > 1:
         batch_size //= count
         order = order.reshape(-1, count, batch_size)[:, index].reshape(-1)
+    yield from read_batches(split, order, batch_size, num_workers)
+
+
+def evaluation_rows(num_rows: int, max_rows: int | None) -> np.ndarray:
+    """Return the rows that a validation reads, int64 (min(num_rows, max_rows),), in the order of the file.
+
+    They are drawn without replacement by a seed of their own, so that every run of a corpus validates on the same rows,
+    whatever its seed, batch and layout; the rows of a smaller number are among those of a larger one. The first rows of
+    a file would be of one document, or of one class if the file is sorted.
+    """
+    if max_rows is None or max_rows >= num_rows:
+        return np.arange(num_rows)
+    return np.sort(block_order(num_rows, seed=0, epoch=0, shuffle=True)[:max_rows])
+
+
+def evaluation_batches(split: Split, batch_size: int, max_rows: int | None = None) -> Iterator[Batch]:
+    """Yield `evaluation_rows` in batches of B rows, the last of which may have fewer."""
+    yield from read_batches(split, evaluation_rows(split.num_blocks, max_rows), batch_size)
+
+
+def read_batches(split: Split, order: np.ndarray, batch_size: int, num_workers: int = 1) -> Iterator[Batch]:
+    """Yield these rows in this order, in batches of B rows, the last of which may have fewer, as `batches` does."""
     if not len(order):
         return
     import mindspore.dataset as ds

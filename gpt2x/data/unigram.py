@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import batches
+from gpt2x.data.sampling import evaluation_batches
 
 
-def token_counts(split: Split, vocab_size: int) -> np.ndarray:
-    """Return how often each id is a target in `split`, int64 (vocab_size,)."""
+def token_counts(split: Split, vocab_size: int, max_rows: int | None = None) -> np.ndarray:
+    """Return how often each id is a target in the rows that a validation reads, int64 (vocab_size,)."""
     counts = np.zeros(vocab_size, np.int64)
-    for batch in batches(split, batch_size=256, seed=0, epoch=0, shuffle=False, drop_last=False):
+    for batch in evaluation_batches(split, 256, max_rows):
         targets = batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] > 0]
         counts += np.bincount(targets, minlength=vocab_size)
     return counts
 
 
-def unigram_perplexity(train: Split, val: Split, vocab_size: int) -> float:
+def unigram_perplexity(train: Split, val: Split, vocab_size: int, max_rows: int | None = None) -> float:
     """Return exp of the mean nll of the validation targets under the frequencies of the training targets.
 
-    Every frequency is raised by one, so that no target has probability 0.
+    Every frequency is raised by one, so that no target has probability 0. `max_rows` is trainer.max_eval_rows.
     """
     frequencies = token_counts(train, vocab_size) + 1
-    counts = token_counts(val, vocab_size)
+    counts = token_counts(val, vocab_size, max_rows)
     return float(np.exp(-(counts * np.log(frequencies / frequencies.sum())).sum() / counts.sum()))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import Batch, batches
+from gpt2x.data.sampling import Batch, evaluation_batches
 from gpt2x.evaluate.bootstrap import TextScores
 from gpt2x.evaluate.metrics import METRICS, confusion_matrix
 from gpt2x.generate.class_scorer import ClassScorer
 from gpt2x.model.classifier import Classifier
 from gpt2x.parallel.mesh import Mesh
-from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
+from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches, exact_sum
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ class Predictions:
     def metrics(self) -> dict[str, float]:
         """Loss, accuracy, f1 and mcc."""
         confusion = self.confusion
-        return {"loss": float(self.losses.mean())} | {name: metric(confusion) for name, metric in METRICS.items()}
+        return {"loss": exact_sum(self.losses) / len(self.losses)} | {
+            name: metric(confusion) for name, metric in METRICS.items()
+        }
 
     @property
     def scores(self) -> TextScores:
@@ -58,16 +59,14 @@ class Predictions:
 
 
 def predict(
-    scorer: ClassScorer, split: Split, *, max_batches: int | None = None, replicas: ReplicaBatches = ALONE,
+    scorer: ClassScorer, split: Split, *, max_rows: int | None = None, replicas: ReplicaBatches = ALONE,
     track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda rows: rows,
 ) -> Predictions:  # fmt: skip
     """Return the predictions for this replica's batches of a split, in their order."""
     labels: list[np.ndarray] = []
     log_probabilities: list[np.ndarray] = []
-    rows: Iterator[Batch] = batches(
-        split, batch_size=scorer.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False
-    )
-    for batch, is_local in replicas.rounds(track(islice(rows, max_batches))):
+    rows = evaluation_batches(split, scorer.batch_size, max_rows)
+    for batch, is_local in replicas.rounds(track(rows)):
         scores = scorer.score(batch["input_ids"], batch["attention_mask"])
         if is_local:
             log_probabilities.append(scores)
@@ -86,20 +85,17 @@ class ClassValidation:
         split: labelled rows.
         batch_size: texts per forward pass; does not change the result.
         seq_len: maximum number of tokens of a text; the first ones are kept.
-        max_batches: number of batches from the start of the split; None for all.
+        max_rows: how many texts, see `gpt2x.data.sampling.evaluation_rows`; None for all.
         mesh: the processes; replicas take turns at batches.
     """
 
-    def __init__(
-        self, net: Classifier, split: Split, batch_size: int, seq_len: int, max_batches: int | None, mesh: Mesh
-    ):
-        self.scorer, self.split, self.max_batches = ClassScorer(net, batch_size, seq_len, mesh), split, max_batches
+    def __init__(self, net: Classifier, split: Split, batch_size: int, seq_len: int, max_rows: int | None, mesh: Mesh):
+        self.scorer, self.split, self.max_rows = ClassScorer(net, batch_size, seq_len, mesh), split, max_rows
         self.replicas = ReplicaBatches(mesh)
 
     def run(self) -> dict[str, float]:
         """Return `val/loss` in nats per text, `val/accuracy`, `val/f1` (the mean over classes), `val/mcc`."""
-        predictions = predict(self.scorer, self.split, max_batches=self.max_batches, replicas=self.replicas)
-        counts = predictions.confusion
-        confusion = np.array([self.replicas.total(float(count)) for count in counts.flat]).reshape(counts.shape)
-        loss = self.replicas.total(float(predictions.losses.sum())) / confusion.sum()
+        predictions = predict(self.scorer, self.split, max_rows=self.max_rows, replicas=self.replicas)
+        confusion = self.replicas.totals(predictions.confusion)
+        loss = self.replicas.total(predictions.losses) / confusion.sum()
         return {"val/loss": loss} | {f"val/{name}": metric(confusion) for name, metric in METRICS.items()}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 
 import numpy as np
 
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
-from gpt2x.data.sampling import Batch, Inputs, batches
+from gpt2x.data.sampling import Batch, Inputs, evaluation_batches, evaluation_rows
 from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import StageLinks
-from gpt2x.parallel.replica_batches import ReplicaBatches
+from gpt2x.parallel.replica_batches import ReplicaBatches, exact_sum
 
 Targets = Callable[[Batch], Inputs]
 """batch -> what a scorer reads of it, and which targets count."""
@@ -40,13 +39,14 @@ def build_validation(
         targets: which tokens of a batch count.
     """
     assert split is not None
-    batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
+    max_rows = config.trainer.max_eval_rows
+    num_rows = len(evaluation_rows(split.num_blocks, max_rows))
+    batch_size = min(micro_batch_size(config.parallel, config.trainer), num_rows)
     scorer: StageScorer | None = None
     if config.parallel.pipeline > 1 or net.sharded_blocks is not None:
         links = StageLinks(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
         scorer = StageScorer(net, links, batch_size, mesh)
-    max_batches = config.trainer.max_eval_batches
-    return Validation(net, split, batch_size, max_batches=max_batches, mesh=mesh, scorer=scorer, targets=targets)
+    return Validation(net, split, batch_size, max_rows=max_rows, mesh=mesh, scorer=scorer, targets=targets)
 
 
 class Validation:
@@ -56,7 +56,7 @@ class Validation:
         net: the model, with the weights that it has at each run.
         split: blocks of seq_len + 1 columns.
         batch_size: blocks per forward pass; does not change the result.
-        max_batches: number of batches from the start of the split; None for all.
+        max_rows: how many blocks, see `gpt2x.data.sampling.evaluation_rows`; None for all.
         mesh: the processes, whose replicas take turns at batches; None for one process.
         scorer: scores the blocks; None for a `Scorer` of `net`.
         targets: which tokens of a batch count.
@@ -67,31 +67,39 @@ class Validation:
         net: GPT2,
         split: Split,
         batch_size: int,
-        max_batches: int | None = None,
+        max_rows: int | None = None,
         mesh: Mesh | None = None,
         scorer: Scorer | StageScorer | None = None,
         targets: Targets = all_targets,
     ):
-        self.split, self.batch_size, self.max_batches, self.replicas = (
-            split,
-            batch_size,
-            max_batches,
-            ReplicaBatches(mesh),
-        )
+        self.split, self.batch_size, self.max_rows = split, batch_size, max_rows
+        self.replicas = ReplicaBatches(mesh)
         self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
         self.num_tokens = 0  # counted by the last run
 
     def run(self) -> dict[str, float]:
-        """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential."""
-        total, count = 0.0, 0
-        blocks = batches(self.split, batch_size=self.batch_size, seed=0, epoch=0, shuffle=False, drop_last=False)
-        for batch, is_local in self.replicas.rounds(islice(blocks, self.max_batches)):
+        """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential.
+
+        Losses are added row by row and then over rows, both without rounding on the way, so that neither batches nor
+        replicas change the sum.
+        """
+        nll_of_rows: list[float] = []
+        count = 0
+        blocks = evaluation_batches(self.split, self.batch_size, self.max_rows)
+        for batch, is_local in self.replicas.rounds(blocks):
             ids, counted, starts = self.targets(batch)
             nll = self.scorer.score(ids, starts)
             if is_local:
-                total += nll[counted > 0].sum()
+                nll_of_rows += row_sums(nll, counted)
                 count += int(counted.sum())
-        total, count = self.replicas.total(total), int(self.replicas.total(count))
-        self.num_tokens = count
-        loss = float(total / count)
+        self.num_tokens = int(self.replicas.total(count))
+        loss = self.replicas.total(nll_of_rows) / self.num_tokens
         return {"val/loss": loss, "val/ppl": perplexity(loss)}
+
+
+def row_sums(nll: np.ndarray, counted: np.ndarray) -> list[float]:
+    """Return the sum of each row's losses that count, the same for any width of the rows.
+
+    nll: (R, T) float64. counted: (R, T), 1 where a loss counts.
+    """
+    return [exact_sum(values[counts > 0]) for values, counts in zip(nll, counted, strict=True)]

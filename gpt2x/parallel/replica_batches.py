@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from gpt2x.config.layout import Coordinates
 from gpt2x.parallel.mesh import Mesh
 
 T = TypeVar("T")
+PARTS = 3  # float64 that hold a sum of so many values that none of its bits is lost
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,21 @@ class ReplicaBatches:
             is_local = coordinates.data < len(turn)
             yield turn[coordinates.data if is_local else 0], is_local
 
-    def total(self, value: float) -> float:
-        """Return the sum of the replicas' values, added in float64; every process must call this."""
+    def total(self, values: float | Sequence[float] | np.ndarray) -> float:
+        """Return the sum of all values of all replicas, rounded once; every process must call this.
+
+        The result does not depend on how the values are divided among replicas, nor on their order.
+        """
         if self.mesh is None:
-            return value
-        return float(self.mesh.gather(value if _counts(self.mesh.coordinates) else 0.0).sum())
+            return exact_sum(values)
+        parts = exact_parts(values if _counts(self.mesh.coordinates) else 0.0)
+        return exact_sum(self.mesh.gather(np.array(parts)))
+
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Return the sums of the replicas' arrays of one shape, element by element; every process must call this."""
+        if self.mesh is None:
+            return values
+        return self.mesh.gather(values if _counts(self.mesh.coordinates) else np.zeros_like(values)).sum(axis=0)
 
     def in_order(self, batches: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
         """Return the values of all replicas, (n,) fp64, in the order of batches of `batch_size` values.
@@ -71,6 +83,23 @@ class ReplicaBatches:
 def _counts(coordinates: Coordinates) -> bool:
     """Return whether this is the process of its replica that has the scores."""
     return coordinates.tensor == 0 and coordinates.is_last_stage
+
+
+def exact_sum(values: float | Sequence[float] | np.ndarray) -> float:
+    """Return the sum of all values, rounded once, in any order (Shewchuk's algorithm, Python's `math.fsum`)."""
+    flat = np.ravel(np.asarray(values, np.float64))
+    return math.fsum(flat.tolist()) if np.isfinite(flat).all() else float(flat.sum())
+
+
+def exact_parts(values: float | Sequence[float] | np.ndarray) -> list[float]:
+    """Return three numbers whose sum is that of all values: its nearest float64, and twice that of what is left."""
+    flat = np.ravel(np.asarray(values, np.float64)).tolist()
+    parts = [exact_sum(flat)]
+    if not math.isfinite(parts[0]):
+        return [*parts, 0.0, 0.0]
+    while len(parts) < PARTS:
+        parts.append(math.fsum([*flat, *(-part for part in parts)]))
+    return parts
 
 
 ALONE = ReplicaBatches()

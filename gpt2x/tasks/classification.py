@@ -138,7 +138,7 @@ class Classification(Task):
         config, split = run.config, run.data.val
         assert split is not None
         batch_size = min(micro_batch_size(config.parallel, config.trainer), split.num_blocks)
-        return ClassValidation(net, split, batch_size, config.trainer.seq_len, config.trainer.max_eval_batches, mesh)
+        return ClassValidation(net, split, batch_size, config.trainer.seq_len, config.trainer.max_eval_rows, mesh)
 
     def describe(self, split: Split) -> str:
         """Return texts and tokens."""
@@ -150,7 +150,7 @@ class Classification(Task):
         if val is None:
             return None
         frequencies = label_counts(run.train_split, len(labels)) + 1
-        counts = label_counts(val, len(labels))
+        counts = label_counts(val, len(labels), run.config.trainer.max_eval_rows)
         loss = float(-(counts * np.log(frequencies / frequencies.sum())).sum() / counts.sum())
         accuracy = counts[frequencies.argmax()] / counts.sum()
         return Baseline(
@@ -175,12 +175,12 @@ def require_one_process(config: CommonConfig) -> None:
     )
 
 
-def label_counts(split: Split, num_labels: int) -> np.ndarray:
-    """Return the number of texts per class, int64 (num_labels,)."""
-    from gpt2x.data.sampling import batches
+def label_counts(split: Split, num_labels: int, max_rows: int | None = None) -> np.ndarray:
+    """Return the number of texts per class, int64 (num_labels,), of the rows that a validation reads."""
+    from gpt2x.data.sampling import evaluation_batches
 
     counts = np.zeros(num_labels, np.int64)
-    for batch in batches(split, batch_size=1024, seed=0, epoch=0, shuffle=False, drop_last=False):
+    for batch in evaluation_batches(split, 1024, max_rows):
         counts += np.bincount(batch["labels"].reshape(-1), minlength=num_labels)
     return counts
 

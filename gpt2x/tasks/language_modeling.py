@@ -134,7 +134,7 @@ class LanguageModeling(Task):
         train, val = run.train_split, run.data.val
         if val is None or train.num_tokens > UNIGRAM_MAX_TOKENS:
             return None
-        perplexity = unigram_perplexity(train, val, run.data.tokenizer.vocab_size)
+        perplexity = unigram_perplexity(train, val, run.data.tokenizer.vocab_size, run.config.trainer.max_eval_rows)
         return Baseline(
             name=f"unigram model, ppl {perplexity:,.0f}",
             loss=math.log(perplexity),

@@ -2,7 +2,7 @@
 
 `jsonl` writes and reads `metrics.jsonl`; `tracker` is what a run tells a tracker; `trackers/` holds the trackers, one
 file each. `mlflow_run` talks to MLflow and waits for it, `trackers/mlflow` is the mirror that never waits. `provenance`
-says where a run comes from; `plots` and `confusion` draw pictures.
+says where a run comes from; `best` finds the best value of a metric; `plots` and `confusion` draw pictures.
 """
 
 from gpt2x.tracking.jsonl import MetricsLog

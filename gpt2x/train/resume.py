@@ -12,7 +12,7 @@ import yaml
 
 from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
-from gpt2x.config.keys import defaults, flatten, leaves, spell
+from gpt2x.config.keys import REPLACED, defaults, flatten, leaves, spell
 from gpt2x.errors import UserError
 from gpt2x.tracking import jsonl
 
@@ -30,18 +30,37 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     """Return 'key: stored -> now' for every key whose change makes the continuation a different run.
 
     Values are compared whole. A key that the stored configuration lacks, since its version did not have it, compares
-    as its default.
+    as its default; one that this version has replaced is left out.
     """
-    root = type(config)
-    now, then = flatten(asdict(config), root), defaults(root) | flatten(stored, root)
+    now, then = values_now_and_then(config, stored)
     for key in keys_that_may_be_omitted(now, then):
         then[key] = now[key]
-    facts = {name: leaf.facts for name, leaf in leaves(root).items()}
+    facts = {name: leaf.facts for name, leaf in leaves(type(config)).items()}
     return [
         f"{key}: {spell(then.get(key))} -> {spell(now.get(key))}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key) and not (key in facts and facts[key].effect.may_change_on_resume)
     ]
+
+
+def values_now_and_then(config: TrainConfig, stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values of a configuration and of a stored one, by the keys of this version."""
+    root = type(config)
+    then = defaults(root) | flatten(stored, root)
+    return flatten(asdict(config), root), {key: value for key, value in then.items() if key not in REPLACED}
+
+
+COMPARED = ("trainer.best_metric", "trainer.max_eval_rows")  # what the values of two validations have to share
+
+
+def best_is_of_other_rows(config: TrainConfig, stored: dict[str, Any]) -> str:
+    """Return why the best value of a stored run compares with none of this one, or "" if it does."""
+    old = flatten(stored, type(config)).get("trainer.max_eval_batches")
+    if old is not None:  # of an older version
+        return f"trainer.max_eval_batches={old}, which counted micro batches"
+    now, then = values_now_and_then(config, stored)
+    changed = [key for key in COMPARED if now[key] != then[key]]
+    return ", ".join(f"{key}={spell(then[key])}, now {spell(now[key])}" for key in changed)
 
 
 def keys_that_may_be_omitted(now: dict[str, Any], then: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from gpt2x.planner.memory import step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
 from gpt2x.train.decision import Decision
+from gpt2x.train.resume import best_is_of_other_rows
 
 
 def describe_model(decision: Decision) -> dict[str, str]:
@@ -58,7 +59,7 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     tokenizer = config.tokenizer.path if decision.num_added_rows else data.summary.tokenizer
     facts = {
         "training": decision.task.describe(decision.train_split),
-        "validation": decision.task.describe(data.val) if data.val else "none",
+        "validation": describe_validation(decision),
         "tokenizer": f"{tokenizer}, {data.tokenizer.vocab_size:,} tokens",
     }
     if data.labels:
@@ -79,6 +80,15 @@ def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None
     console.panel(title, {"model": describe_model(decision), "data": facts, "run": run})
     for text in notes_of(decision):
         console.notice(f"note: {text}")
+
+
+def describe_validation(decision: Decision) -> str:
+    """Return the size of the validation split, and how many of its rows are used."""
+    val, max_rows = decision.data.val, decision.config.trainer.max_eval_rows
+    if val is None:
+        return "none"
+    used = f"; {max_rows:,} {decision.task.rows} of it, drawn once" if max_rows and max_rows < val.num_blocks else ""
+    return decision.task.describe(val) + used
 
 
 def notes_of(decision: Decision) -> list[str]:
@@ -130,6 +140,9 @@ def resumption_notes(decision: Decision) -> list[str]:
     if resumption is None:
         return []
     notes = [f"changed since the checkpoint: {line}" for line in resumption.differences]
+    reason = best_is_of_other_rows(decision.config, resumption.saved.run_config)
+    if reason and resumption.saved.loop_state.get("best_value") is not None:
+        notes.append(f"the checkpoint validated by {reason}: its best value does not compare and is forgotten")
     if not resumption.saved.loop_state.get("data_sha256"):
         notes.append("the checkpoint was written by an older version, without a hash to compare the data with")
     return notes

@@ -62,21 +62,23 @@ def initial_state(decision: Decision) -> LoopState:
     return state
 
 
-def resumed_state(decision: Decision, loop_state: dict[str, Any], stored_precision: str, is_branch: bool) -> LoopState:
+def resumed_state(
+    decision: Decision, loop_state: dict[str, Any], stored_precision: str, forgets_best: bool
+) -> LoopState:
     """Return the state of a run that continues from a checkpoint.
 
     Args:
         decision: of the continued run.
         loop_state: what the checkpoint holds.
         stored_precision: of the run that wrote it; a different precision begins with its own loss scale.
-        is_branch: whether the run continues in a new directory, where it has a best evaluation of its own.
+        forgets_best: whether the best evaluation so far is that of a different run, or of different rows.
     """
     initial, state = initial_state(decision), LoopState.from_dict(loop_state)
     state.data_sha256 = initial.data_sha256
     state.base_path, state.base_fingerprint = initial.base_path, initial.base_fingerprint
     if stored_precision != decision.config.hardware.precision:
         state.loss_scale = initial.loss_scale
-    if is_branch:
+    if forgets_best:
         state.best_step = state.best_value = None
         state.evaluations_without_gain = 0
     return state

@@ -28,6 +28,7 @@ from gpt2x.train.decision import Decision
 from gpt2x.train.hooks import default_hooks
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
+from gpt2x.train.resume import best_is_of_other_rows
 from gpt2x.train.samples import rewind_samples
 from gpt2x.train.state import initial_state, resumed_state
 from gpt2x.train.step import GraphStep, StepInputs
@@ -86,8 +87,9 @@ class Trainer:
         self.tensors.load(saved.tensors(self.tensors.group))
         self.tensors.load_states(saved.tensors("optimizer"))
         is_branch = saved.path.parent.parent != self.run_dir
+        is_incomparable = bool(best_is_of_other_rows(self.config, saved.run_config))
         precision = saved.run_config["hardware"]["precision"]
-        self.state = resumed_state(self.decision, saved.loop_state, precision, is_branch)
+        self.state = resumed_state(self.decision, saved.loop_state, precision, is_branch or is_incomparable)
         if self.mesh.is_main:
             self.log.rewind(self.state.step)
             rewind_samples(self.run_dir / "samples.txt", self.state.step)

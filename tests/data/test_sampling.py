@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt2x.data.mindrecord import Split, write_rows
-from gpt2x.data.sampling import batches, block_order, num_batches
+from gpt2x.data.sampling import batches, block_order, evaluation_batches, evaluation_rows, num_batches
 
 ROWS, LENGTH = 103, 5
 PINNED = [3, 6, 4, 0, 7, 5, 2, 1]  # a change of numpy's permutation would break resuming
@@ -74,3 +74,21 @@ def test_replicas_read_parts_of_the_same_batches(split, count, start):
     replicas = [read(split, **options, replica=(index, count)) for index in range(count)]
     assert [list(chain(*parts)) for parts in zip(*replicas, strict=True)] == read(split, **options)
     assert {len(part) for part in chain(*replicas)} == {10 // count}
+
+
+def test_a_validation_reads_the_same_rows_in_batches_of_any_size(split):
+    rows = evaluation_rows(split.num_blocks, 4)
+    expected = [tuple(batch["input_ids"][0]) for batch in evaluation_batches(split, 1, 4)]
+    every = [tuple(row) for batch in evaluation_batches(split, 3) for row in batch["input_ids"]]
+    assert expected == [every[row] for row in rows]
+    for size in (2, 3, 4, 9):
+        assert [tuple(row) for batch in evaluation_batches(split, size, 4) for row in batch["input_ids"]] == expected
+
+
+def test_rows_of_a_validation_are_drawn_once_from_the_whole_split():
+    rows = evaluation_rows(1000, 100)
+    assert (np.diff(rows) > 0).all()
+    assert 350 < np.median(rows) < 650
+    assert set(evaluation_rows(1000, 20)) < set(rows)
+    for most in (None, 1000, 2000):
+        assert evaluation_rows(1000, most).tolist() == list(range(1000))

@@ -33,8 +33,16 @@ def test_loss_is_the_mean_over_tokens_of_all_blocks(shakespeare, split):
     assert result["val/ppl"] == pytest.approx(math.exp(result["val/loss"]))
 
 
+def test_no_batch_size_changes_a_digit(shakespeare, split):
+    """Whether the batches come out even or not; in layouts: tests/parallel/test_validation.py."""
+    validations = [Validation(shakespeare.net, split, batch_size=size, max_rows=41) for size in (1, 2, 5, 16, 41)]
+    losses = {validation.run()["val/loss"] for validation in validations}
+    assert {validation.num_tokens for validation in validations} == {41 * 32}
+    assert len(losses) == 1, losses
+
+
 def test_a_second_run_sees_new_weights_and_the_old_ones_again(shakespeare, split):
-    validation = Validation(shakespeare.net, split, batch_size=16, max_batches=2)
+    validation = Validation(shakespeare.net, split, batch_size=16, max_rows=32)
     before = validation.run()
     assert validation.num_tokens == 2 * 16 * 32
     bias = shakespeare.net.ln_f.bias

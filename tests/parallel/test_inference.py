@@ -1,6 +1,7 @@
 """evaluate.py and predict.py with real processes: the numbers and the text of one process."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -114,8 +115,12 @@ def test_a_loaded_model_must_fit_the_layout():
 class Standing:
     """A mesh that says where a process stands."""
 
-    def __init__(self, layout, rank):
-        self.coordinates = Coordinates(layout, rank)
+    def __init__(self, layout, rank, told=()):
+        self.coordinates, self.told = Coordinates(layout, rank), told
+
+    def gather(self, value):
+        self.told.append(np.array(value))
+        return np.array(self.told)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6])
@@ -130,3 +135,22 @@ def test_each_batch_is_one_replicas(count):
     rounds = [list(Replicas(mesh).rounds(batches)) for mesh in meshes]
     assert [batch for turn in zip(*rounds, strict=True) for batch in turn if batch is not None] == batches
     assert list(Replicas().rounds(batches)) == list(ReplicaBatches().local(batches)) == batches
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_a_sum_does_not_depend_on_replicas_or_order(replicas):
+    """Of values whose sum in float64 depends on both."""
+    from gpt2x.parallel.replica_batches import ReplicaBatches
+
+    random = np.random.default_rng(0)
+    values = random.standard_normal(3000) * 10.0 ** random.integers(-6, 12, 3000)
+    assert values.sum() != values[::-1].sum() or values.sum() != np.sort(values).sum()
+    expected, layout = math.fsum(values), ParallelConfig(name="x", data=replicas)
+    for shuffled in (values, np.sort(values), random.permutation(values)):
+        told: list[np.ndarray] = []
+        parts = np.array_split(shuffled, replicas)
+        totals = [ReplicaBatches(Standing(layout, rank, told)).total(parts[rank]) for rank in range(replicas)]
+        assert totals[-1] == expected  # the last process has heard all of them
+        assert ReplicaBatches().total(shuffled) == expected
+    assert math.isnan(ReplicaBatches(Standing(layout, 0, [])).total([1.0, math.nan]))
+    assert ReplicaBatches(Standing(layout, 0, [])).total([math.inf, 1.0]) == math.inf

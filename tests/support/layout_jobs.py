@@ -141,6 +141,21 @@ variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
 variant("fp16 in dp2_zero3", "fp16", 2, "parallel=dp2_zero3")
 
 
+# ---- the same weights validated: an update by a rate that changes none of their bits
+
+add("validated", 1, *TINY, "load={single}", "dataset.val_path={folder}/corpus.txt", "trainer.max_steps=1",
+    "trainer.global_batch_size=12", "trainer.max_eval_rows=23", "optimizer.learning_rate=1e-30",
+    "optimizer.weight_decay=0")  # fmt: skip
+VALIDATED = [
+    variant("validated by micro batches of 4", "validated", 1, "trainer.micro_batch_size=4"),
+    variant("validated in dp2", "validated", 2, "parallel=dp2"),
+    variant("validated in dp2 by micro batches of 2", "validated", 2, "parallel=dp2", "trainer.micro_batch_size=2"),
+    variant("validated in tp2", "validated", 2, "parallel=tp2", "trainer.micro_batch_size=3"),
+    variant("validated in pp2", "validated", 2, "parallel=pp2", "trainer.micro_batch_size=3"),
+    variant("validated in dp2_zero3", "validated", 2, "parallel=dp2_zero3", "trainer.micro_batch_size=2"),
+]
+
+
 # ---- the Ascend branch, by references for its operators
 
 FLASH = ("hardware.flash_attention=true",)
