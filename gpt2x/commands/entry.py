@@ -21,15 +21,19 @@ from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan
 from gpt2x.errors import RunError
-from gpt2x.runtime import heartbeat, launch
+from gpt2x.runtime import clock, heartbeat, launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.jobs import typed_command, write_command
 from gpt2x.runtime.role import Role
+from gpt2x.runtime.run_log import RUN_LOG, run_log
 from gpt2x.runtime.sweep import SweepJob
 
 if TYPE_CHECKING:
     from gpt2x.parallel.mesh import Mesh
+
+LOGGED = ("train", "evaluate")  # the commands whose run directory has command.txt and run.log
 
 
 class Decision(Protocol):
@@ -82,6 +86,8 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
     if not isinstance(config, CommonConfig):  # `prepare` has no processes
         import_module(f"gpt2x.commands.{name}").run(config)
         return
+    if role.is_sweeping:
+        clock.begin_job()
     deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
     if is_plan(config):
         show(config)
@@ -132,6 +138,8 @@ def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None
         decision = decide_together(name, config, mesh, run_dir)
     if role.decides:
         open_run_dir(name, decision, run_dir)
+    elif role.rank == 0:
+        open_log(name, decision)
     heartbeat.does(name)
     this.run(decision, mesh)
 
@@ -144,7 +152,10 @@ def run_in_process(name: str, config: Any, run_dir: Path) -> None:
     """
     os.environ.setdefault("GLOG_v", "3")
     if isinstance(config, CommonConfig):
-        run_here(name, config, Role(), run_dir)
+        try:
+            run_here(name, config, Role(), run_dir)
+        finally:
+            run_log.close()
     else:
         start(name, config, Role(), run_dir)
 
@@ -166,6 +177,8 @@ def run_in_workers(name: str, config: CommonConfig, role: Role, run_dir: Path) -
         raise
     finally:
         console.rich.show_cursor()  # an interrupted bar has hidden it
+        if role.is_sweeping:  # otherwise the end of this process is a part of the log
+            run_log.close()
 
 
 def open_mesh(config: CommonConfig, role: Role) -> Mesh:
@@ -198,6 +211,17 @@ def open_run_dir(name: str, decision: Decision, hydra_dir: Path) -> None:
     if decision.run_dir != hydra_dir:
         remove_empty(hydra_dir)
     command(name).open_run_dir(decision)
+    if name in LOGGED and decision.config.launch.node_rank == 0:
+        write_command(decision.run_dir, typed_command())
+    open_log(name, decision, typed_command())
+
+
+def open_log(name: str, decision: Decision, typed: str = "") -> None:
+    """Append what this process prints to the run's log; `typed` begins a new part of it."""
+    if name in LOGGED and decision.config.launch.node_rank == 0:
+        error = run_log.open(decision.run_dir / RUN_LOG, typed)
+        if error:
+            console.warn(f"{decision.run_dir / RUN_LOG} cannot be written ({error.strerror}); the run has no log")
 
 
 def end_sweep(name: str, sweep_dir: Path, jobs: list[SweepJob]) -> None:

@@ -2,11 +2,12 @@
 
 No other module prints (`tests/runtime/test_messages.py`). On a terminal `Progress` is a live bar, with evaluations and
 notices above it. Elsewhere (a file, a pipe, CI) it is one plain line every N steps, whose fields keep their order and
-spelling, so that `grep` and `awk` work on it.
+spelling, so that `grep` and `awk` work on it. The plain lines are in the run's log (`gpt2x.runtime.run_log`) as well.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -19,15 +20,18 @@ from types import TracebackType
 from typing import IO, Self
 
 from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpt2x.runtime.run_log import RunLog, run_log
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model's text may hold escape sequences
 _GAP = "  "
+_LOG_WIDTH = 80  # rich's outside a terminal
 _TIME_WEIGHT = 0.1  # of the newest step in the moving average
 
 
@@ -39,6 +43,7 @@ class Console:
         is_stderr: print to standard error, looked up at each print.
         interactive: whether a live bar can be drawn; None: on a terminal that is not dumb, and not under CI.
         width: columns; None: the terminal's, 80 elsewhere.
+        log: gets all that is printed, as plain text.
     """
 
     def __init__(
@@ -48,7 +53,9 @@ class Console:
         is_stderr: bool = False,
         interactive: bool | None = None,
         width: int | None = None,
+        log: RunLog | None = None,
     ):
+        self._log = log
         self._rich = RichConsole(
             file=stream,
             stderr=is_stderr,
@@ -75,7 +82,7 @@ class Console:
 
     def silence(self) -> None:
         """Print nothing from now on, because one process of a run prints for all."""
-        self._rich.quiet, self._interactive = True, False
+        self._rich.quiet, self._interactive, self._log = True, False, None
 
     def notice(self, text: str) -> None:
         """Print one line of information."""
@@ -84,6 +91,7 @@ class Console:
     def plain(self, text: str) -> None:
         """Print a text with its own layout and colors."""
         self._rich.file.write(text.rstrip("\n") + "\n")
+        self.log(text)
 
     def warn(self, text: str) -> None:
         """Print one line that begins with `warning:`."""
@@ -105,7 +113,7 @@ class Console:
                     grid.add_row(Text(f"  {self._clean(key)}"), Text(self._clean(child)))
             else:
                 grid.add_row(Text(self._clean(name)), Text(self._clean(value)))
-        self._rich.print(Panel(grid, title=Text(self._clean(title)), title_align="left", expand=False))
+        self._print(Panel(grid, title=Text(self._clean(title)), title_align="left", expand=False))
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; columns with only numbers are aligned right."""
@@ -116,7 +124,7 @@ class Console:
             table.add_column(Text(self._clean(column)), justify="right" if is_number else "left", overflow="fold")
         for row in rows:
             table.add_row(*[Text(self._clean(_cell(value))) for value in row])
-        self._rich.print(table)
+        self._print(table)
 
     def samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
         """Print what the model wrote, as pairs of prompt and completion."""
@@ -124,7 +132,13 @@ class Console:
             text = Text(f"sample at step {step}: ", style="dim")
             text.append(self._clean(prompt), style="not dim bold")
             text.append(self._clean(completion), style="not dim")
-            self._rich.print(text)
+            self._print(text)
+
+    def log(self, text: str) -> None:
+        """Write a text to the log only; say once that there is none if that fails."""
+        error = self._log.write(self._clean(text)) if self._log else None
+        if error:
+            self._rich.print(f"warning: {error.filename or 'the log'} cannot be written ({error.strerror})")
 
     def end_bar(self) -> None:
         """Begin a new line, on a terminal, below a live bar that another process left there."""
@@ -133,21 +147,34 @@ class Console:
 
     def _line(self, text: str, style: str = "") -> None:
         # outside a terminal a line is not wrapped, however long
-        self._rich.print(Text(self._clean(text), style=style), soft_wrap=not self.is_interactive)
+        self._print(Text(self._clean(text), style=style), soft_wrap=not self.is_interactive)
+
+    def _print(self, renderable: RenderableType, soft_wrap: bool = False) -> None:
+        self._rich.print(renderable, soft_wrap=soft_wrap)
+        if self._log:
+            self.log(renderable.plain if isinstance(renderable, Text) else _plain(renderable))
 
     def _clean(self, text: object) -> str:
         encoding = self._rich.encoding or "utf-8"
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)).encode(encoding, "replace").decode(encoding)
 
 
-console = Console()
-stderr = Console(is_stderr=True)
+def _plain(renderable: RenderableType) -> str:
+    """Return a panel or table as it is printed outside a terminal."""
+    plain = RichConsole(file=io.StringIO(), width=_LOG_WIDTH, force_terminal=False, color_system=None)
+    plain.print(renderable)
+    return plain.file.getvalue()  # type: ignore[attr-defined]
+
+
+console = Console(log=run_log)
+stderr = Console(is_stderr=True, log=run_log)
 
 
 def show_error(message: str) -> None:
     """Print `error: MESSAGE` to standard error: the one form of every message that ends a command."""
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
+    run_log.write(f"error: {message}")
 
 
 @dataclass(frozen=True)
@@ -174,7 +201,7 @@ class Progress:
     Args:
         total_steps: the last step.
         start_step: steps done before, in a resumed run.
-        log_every_steps: steps between two lines if no live bar can be drawn.
+        log_every_steps: steps between two lines in the log, and in place of a live bar.
         console: None: the run's.
         clock: seconds, for tests.
 
@@ -229,8 +256,9 @@ class Progress:
         self._doing = None
         self._fields = _fields(report, self.time_left_s)
         is_due = report.step % self._log_every_steps == 0 or report.step == self.total_steps or is_first
-        if self._live is None and is_due:
-            self._console.notice(_GAP.join([f"step {report.step}/{self.total_steps}", *self._fields]))
+        if is_due:
+            line = _GAP.join([f"step {report.step}/{self.total_steps}", *self._fields])
+            (self._console.notice if self._live is None else self._console.log)(line)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Print a line of results, above the bar if there is one."""

@@ -16,6 +16,7 @@ from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.heartbeat import register_stacks
 from gpt2x.runtime.interrupt import Terminated
 from gpt2x.runtime.processes import say_done
+from gpt2x.runtime.run_log import run_log
 
 
 def guarded(job: Callable[[], Any]) -> int:
@@ -36,6 +37,9 @@ def guarded(job: Callable[[], Any]) -> int:
         is_terminated = isinstance(interrupt, Terminated)
         stderr.notice("terminated" if is_terminated else "interrupted")
         return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
+    except Exception:
+        run_log.write(traceback.format_exc())
+        raise
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from gpt2x.config import CommonConfig, LaunchConfig
 from gpt2x.config.layout import world_size
 from gpt2x.errors import UserError
+from gpt2x.runtime import clock
 from gpt2x.runtime.processes import World
 from gpt2x.runtime.role import LAUNCHER, Role
 
@@ -88,7 +89,7 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
         KeyboardInterrupt: after rank 0 had time to finish.
     """
     size, settings = world_size(config.parallel), config.launch
-    variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir)}
+    variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir), clock.STARTED: clock.start()}
     is_alone = config.hardware.is_cpu and settings.num_nodes == 1
     with World(0.0 if is_alone else FAREWELL_S, settings.timeout_s, size) as world:
         if size == 1:

@@ -42,11 +42,11 @@ class ShowStep:
         return True
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
-        """Show the step, and after the first one how long it took from the command to here."""
+        """Show the step, and after the first one how long it took from the start to here."""
         progress.update(step_report(trainer, metrics))
         if "perf/startup_time_s" in metrics:
             took, compiling = metrics["perf/startup_time_s"], metrics["perf/compile_time_s"]
-            console.notice(f"first step {took:.1f} s after the command; compiling took {compiling:.1f} s of it")
+            console.notice(f"first step {took:.1f} s after the start; compiling took {compiling:.1f} s of it")
 
 
 class Evaluate:

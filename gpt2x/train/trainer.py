@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -19,9 +18,9 @@ from gpt2x.optim.base import Optimizer
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
-from gpt2x.runtime import heartbeat
+from gpt2x.runtime import clock, heartbeat
 from gpt2x.runtime.console import Progress, console
-from gpt2x.runtime.memory import device_memory_gb, process_age_s, process_memory_gb
+from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
@@ -155,7 +154,7 @@ class Trainer:
         metrics["perf/memory_gb"] = process_memory_gb()
         metrics |= {f"perf/device_memory_{name}_gb": size for name, size in device_memory_gb().items()}
         if "perf/compile_time_s" in metrics:
-            metrics["perf/startup_time_s"] = process_age_s(self.command_pid())
+            metrics["perf/startup_time_s"] = clock.age_s()
         return metrics
 
     def speed(self, tokens_per_s: float, seconds: float) -> dict[str, float]:
@@ -165,10 +164,6 @@ class Trainer:
         peak_flops = self.mesh.size * self.peak_tflops * 1e12
         mfu = tokens_per_s * self.flops_per_token / peak_flops
         return {"perf/tokens_per_s": tokens_per_s, "perf/mfu": mfu, "perf/step_time_s": seconds}
-
-    def command_pid(self) -> int:
-        """Return the process that the user started."""
-        return os.getppid() if self.mesh.role.is_launched else os.getpid()
 
     def update(self, batch: Batch, progress: Progress) -> tuple[dict[str, float], int]:
         """Make an optimizer update.

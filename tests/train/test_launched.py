@@ -87,6 +87,12 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     assert list(after) == list(range(1, max(after) + 1))
     assert all(after[number] == before[number] for number in before if number in after)
     assert mlflow_runs(tmp_path) == [("FAILED", max(after))], "what rank 0 had not sent is sent"
+    typed = (run_dir / "command.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("train.py ")[2].endswith(" resume=auto") for line in typed] == [False, True]
+    log = (run_dir / "run.log").read_text(encoding="utf-8")
+    told = [typed[0], "step 5/100000", "\ninterrupted; resume", typed[1], "\nerror: rank 0 was killed by SIGKILL"]
+    places = [log.index(text) for text in told]
+    assert places == sorted(places)
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     assert config["resume"] == str(last)
 
@@ -135,8 +141,16 @@ def test_nodes_share_a_run_directory(tmp_path):
 
 def test_a_multirun_over_layouts(tmp_path):
     start("train.py", "-m", "parallel=single,tp2", *small(tmp_path), *SHALLOW, "trainer.max_steps=2")
-    single, tensor = (curve(run, "train/loss") for run in sorted(run_dirs(tmp_path), key=lambda run: run.name))
+    runs = sorted(run_dirs(tmp_path), key=lambda run: run.name)
+    single, tensor = (curve(run, "train/loss") for run in runs)
     assert [loss for (loss,) in single.values()] == pytest.approx([loss for (loss,) in tensor.values()], abs=1e-5)
+    end = max(curve(runs[0], "time").values())[0]
+    begun, took = curve(runs[1], "time", "perf/startup_time_s")[1]
+    assert begun - took > end, "the second job counts from its own start"
+    for run in runs:
+        assert (run / "command.txt").read_text(encoding="utf-8").split()[2:4] == ["-m", "parallel=single,tp2"]
+    logs = [(run / "run.log").read_text(encoding="utf-8") for run in runs]
+    assert all(log.count("step 2/2") == 1 for log in logs)
 
 
 def msrun(directory: Path, *arguments: str) -> subprocess.CompletedProcess:

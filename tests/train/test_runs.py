@@ -19,7 +19,12 @@ from tests.support.zoo import LONG
 def test_what_a_run_leaves(zoo):
     run_dir, out = zoo.plain.run_dir, zoo.plain.stdout
     names = {path.name for path in run_dir.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png"}
+    assert names == {
+        "command.txt", "config.yaml", "run.log", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png",
+    }  # fmt: skip
+    log = (run_dir / "run.log").read_text(encoding="utf-8")
+    assert log.startswith("--- ")
+    assert all(line in log for line in out.splitlines() if line.startswith(("step ", "eval ", "sample ", "memory: ")))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 17))
     for key in ("time", "train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_s", "perf/mfu"):

@@ -43,7 +43,7 @@ def kept(tmp_path_factory):
     """The folder of a run that put its graphs into the cache."""
     directory = tmp_path_factory.mktemp("kept")
     done = train(directory, *SHORT)
-    assert "s after the command; compiling took" in done.stdout
+    assert "s after the start; compiling took" in done.stdout
     assert len(graphs(directory)) == 1
     return directory
 
