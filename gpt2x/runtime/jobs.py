@@ -73,6 +73,12 @@ def write_job(run_dir: Path, job: Job) -> None:
     os.replace(part, run_dir / JOB)
 
 
+def note_command() -> None:
+    """Hand the command line of this process to those that it starts, on any machine; call it where it was typed."""
+    os.environ.pop(COMMAND_VARIABLE, None)  # of a command that started this one
+    os.environ[COMMAND_VARIABLE] = typed_command()
+
+
 def typed_command() -> str:
     """Return the command line as it can be typed again, quoted for a POSIX shell; in a worker, that of its launcher."""
     if COMMAND_VARIABLE in os.environ:

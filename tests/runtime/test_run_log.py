@@ -97,13 +97,13 @@ def test_what_ends_a_run_is_in_its_log(tmp_path, monkeypatch, capsys):
 
 
 def test_processes_that_a_command_starts_know_it_as_it_was_typed(monkeypatch):
-    monkeypatch.setenv(jobs.TYPED, "stale")
+    monkeypatch.setenv(jobs.COMMAND_VARIABLE, "stale")
     monkeypatch.setattr(sys, "orig_argv", ["/venv/bin/python3", "/venv/bin/gpt2x", "train", "model.dropout=0.1,0.2"])
     jobs.note_command()
-    assert os.environ[jobs.TYPED] == "gpt2x train model.dropout=0.1,0.2"
+    assert os.environ[jobs.COMMAND_VARIABLE] == "gpt2x train model.dropout=0.1,0.2"
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "gpt2x.commands.worker", "train", "config.yaml"])
     assert jobs.typed_command() == "gpt2x train model.dropout=0.1,0.2"
-    monkeypatch.delenv(jobs.TYPED)
+    monkeypatch.delenv(jobs.COMMAND_VARIABLE)
     assert jobs.typed_command() == "python -m gpt2x.commands.worker train config.yaml"
 
 
