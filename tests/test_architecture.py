@@ -28,9 +28,11 @@ ARROWS = {
     "lora": "checkpoint config convert errors model ops parallel runtime",
     "trainable": "config lora model parallel",
     # one file per format of `gpt2x convert --to`; beside convert/ and not within, since PEFT's needs lora
-    "formats": "checkpoint convert errors lora",
+    "formats": "checkpoint config convert data errors lora runtime tracking",
     "pretrained": "config convert data errors lora model parallel",
     "generate": "config convert data errors lora model parallel pretrained runtime",
+    # what MLflow imports to serve a model that formats/mlflow.py wrote
+    "serve": "config data errors generate parallel pretrained runtime",
     "evaluate": "config convert data errors generate model parallel pretrained runtime tracking",
     "tasks": "config data errors evaluate generate model",
     "planner": "config errors model optim parallel runtime trainable",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from gpt2x.checkpoint.store import list_checkpoints
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
+from gpt2x.errors import UserError
+from gpt2x.formats.mlflow import MODEL_FOLDER, export_checkpoint
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
 from gpt2x.planner.roofline import plan_run
@@ -17,7 +20,7 @@ from gpt2x.runtime.device import measure_peak_tflops
 from gpt2x.runtime.memory import peak_memory_gb
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Baseline
-from gpt2x.tracking import NoTracker, RunInfo, create_tracker, run_tags, tracked
+from gpt2x.tracking import NoTracker, RunInfo, Tracker, create_tracker, run_tags, tracked
 from gpt2x.tracking.plots import plot_loss
 from gpt2x.train import decision as decisions
 from gpt2x.train.build import build_trainer
@@ -63,6 +66,8 @@ def run(decision: Decision, mesh: Mesh) -> None:
         peak_gb = float(mesh.gather(peak_memory_gb()).max())
         if mesh.is_main:
             finish(trainer, baseline, peak_gb)
+            if config.tracker.log_model:
+                log_model(trainer, tracker)
 
 
 def run_info(decision: Decision) -> RunInfo:
@@ -94,6 +99,22 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
         console.notice(f"{trainer.task.summary(metric, state.best_value)} at step {state.best_step}{against}")
     console.notice(memory_line(trainer.config, peak_gb))
     console.notice(f"run directory: {run_dir}")
+
+
+def log_model(trainer: Trainer, tracker: Tracker) -> None:
+    """Write the best checkpoint, else the newest, as an MLflow model, and hand it to the tracker."""
+    run_dir, state = trainer.run_dir, trainer.state
+    if not (trainer.has_stopped_early or state.step == trainer.total_steps):
+        return  # the resumed run logs it
+    best, output = run_dir / "checkpoints" / f"step_{state.best_step}", run_dir / MODEL_FOLDER
+    checkpoint = best if best.is_dir() else list_checkpoints(run_dir)[-1]
+    try:
+        export_checkpoint(checkpoint, output, trainer.config.tracker.registered_model)
+    except UserError as error:  # a full disk does not undo a training
+        console.warn(f"no MLflow model: {error} Later: gpt2x convert --to mlflow --output DIR {checkpoint}")
+        return
+    tracker.log_artifact(output)
+    console.notice(f"MLflow model of {checkpoint.name}: mlflow models serve --env-manager local -m {output}")
 
 
 def memory_line(config: TrainConfig, peak_gb: float) -> str:

@@ -16,6 +16,7 @@ from gpt2x.config.schema import (
     ModelConfig,
     PredictConfig,
     ScheduleConfig,
+    TrackerConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -120,6 +121,11 @@ def validate_inference(config: CommonConfig, script: str) -> None:
         f"parallel.sequence_parallel=true (parallel={parallel.name}): {layouts}; use parallel.sequence_parallel=false.",
     )
     require(
+        not config.tracker.log_model and config.tracker.registered_model is None,
+        f"tracker.log_model and tracker.registered_model are for train.py; {script} trains nothing. Write a model with "
+        "gpt2x convert --to mlflow --output DIR LOAD.",
+    )
+    require(
         not config.tokenizer.extend,
         f"tokenizer.extend=true adds rows to the embedding that must be trained, but {script} trains nothing; use "
         "train.py, and load= the checkpoint that it writes.",
@@ -194,12 +200,31 @@ def validate_train(config: TrainConfig) -> None:
         f"trainer.seq_len={trainer.seq_len} exceeds model.max_seq_len={config.model.max_seq_len}: "
         f"use trainer.seq_len={config.model.max_seq_len} or less.",
     )
+    validate_tracker(config.tracker)
     validate_schedule(config.schedule, trainer.max_steps)
     validate_profile(trainer, 0, trainer.max_steps)
     require(
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face "
         "directory), or use task=pretrain.",
+    )
+
+
+def validate_tracker(tracker: TrackerConfig) -> None:
+    """Check that a model that is to be logged has a tracker for it, and a name that its registry takes."""
+    name = tracker.registered_model
+    require(
+        not tracker.log_model or tracker.name == "mlflow",
+        f"tracker.log_model=true logs an MLflow model, but tracker={tracker.name}; use tracker=mlflow, or write the "
+        "model later: gpt2x convert --to mlflow --output DIR RUN.",
+    )
+    require(
+        name is None or tracker.log_model,
+        f"tracker.registered_model={name} registers the model of tracker.log_model=true, which is false; give both.",
+    )
+    require(
+        name is None or (bool(name.strip()) and not set("/:") & set(name)),
+        f"tracker.registered_model={name!r}: MLflow takes no empty name and none with / or :; give a different one.",
     )
 
 

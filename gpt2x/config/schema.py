@@ -270,6 +270,9 @@ class TrackerConfig:
     experiment: str | None = key("group of runs", HOST, None, null="task.name")
     run_name: str | None = key("name of the run", HOST, None,
                                null="model.name/dataset.name; an evaluation's also names the checkpoint")  # fmt: skip
+    log_model: bool = key("MLflow gets the best checkpoint, else the newest, at the end of a training as a model that "
+                          "`mlflow models serve` serves", HOST, False)  # fmt: skip
+    registered_model: str | None = key("name under which log_model registers it", HOST, None, null="not registered")
     system_metrics: bool = key("MLflow samples CPU, memory and disk", HOST, True)
     settings: dict[str, Any] = key(SETTINGS, HOST, {})
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
 from gpt2x.tracking import jsonl
+from gpt2x.tracking.mlflow_model import is_mlflow_model, log_model
 from gpt2x.tracking.parameters import clean_key
 from gpt2x.tracking.tracker import STATUSES
 
@@ -114,8 +115,10 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=batch)
 
     def log_artifact(self, path: Path) -> None:
-        """Send a file, or a directory under its name."""
-        if path.is_dir():
+        """Send a file, or a directory under its name; an MLflow model becomes the run's output."""
+        if is_mlflow_model(path):
+            log_model(self._client, self.run_id, path)
+        elif path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
         else:
             self._client.log_artifact(self.run_id, str(path))
@@ -285,6 +288,7 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         import mlflow.tracking.client  # noqa: F401
     except Exception as error:
