@@ -23,7 +23,7 @@ CONFIGURED = {  # composed by Hydra from conf/NAME.yaml
 }
 OTHERS = {  # modules with a `main`
     "plan": "memory, traffic and speed of a layout, or a search for the best; runs nothing",
-    "convert": "write a model as a Hugging Face, gpt2x or PEFT directory",
+    "convert": "write a model as a Hugging Face, gpt2x, PEFT or MLflow directory",
     "checkpoint": "inspect, verify, merge or reshard a checkpoint",
     "doctor": "check this machine, from versions to a short training run, and write a report",
     "harness": "run tasks of lm-evaluation-harness on a trained model",
