@@ -234,6 +234,6 @@ def end_sweep(name: str, sweep_dir: Path, jobs: list[SweepJob]) -> None:
 
 def close_tracking(run_dir: Path, status: str) -> None:
     """End the MLflow run of a rank 0 that could not."""
-    from gpt2x.tracking.mlflow_run import end_abandoned
+    from gpt2x.tracking.mlflow_sync import end_abandoned
 
     end_abandoned(run_dir, status)

@@ -32,7 +32,7 @@ from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.registry import inference_for
-from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, run_tags, tracked
+from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, describe_run, tracked
 from gpt2x.tracking.provenance import package_versions
 
 
@@ -138,12 +138,13 @@ def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapp
 def run_info(decision: Decision, pretrained: Pretrained) -> RunInfo:
     """Return the evaluation as a tracker shows it."""
     config = decision.config
-    return RunInfo(
-        experiment=config.tracker.experiment or "evaluate",
-        run_name=config.tracker.run_name or f"{display_name(pretrained)}/{config.dataset.name}",
-        run_dir=decision.run_dir,
-        params=asdict(config),
-        tags=run_tags(config.hardware, layout=config.parallel.name, data_hash=decision.measurement.data_hash),
+    return describe_run(
+        config,
+        decision.run_dir,
+        experiment="evaluate",
+        name=f"{display_name(pretrained)}/{config.dataset.name}",
+        data_hash=decision.measurement.data_hash,
+        inputs=decision.measurement.inputs,
     )
 
 

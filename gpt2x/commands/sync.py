@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt2x.commands.arguments import Parser, path
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime.console import console, show_error
-from gpt2x.tracking.mlflow_run import sync
+from gpt2x.tracking.mlflow_sync import sync
 
 
 def main(arguments: list[str]) -> None:

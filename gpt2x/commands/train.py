@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from gpt2x.checkpoint.store import list_checkpoints
@@ -20,7 +19,16 @@ from gpt2x.runtime.device import measure_peak_tflops
 from gpt2x.runtime.memory import peak_memory_gb
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Baseline
-from gpt2x.tracking import NoTracker, RunInfo, Tracker, create_tracker, run_tags, tracked
+from gpt2x.tracking import (
+    DataInput,
+    NoTracker,
+    RunInfo,
+    Tracker,
+    create_tracker,
+    data_source,
+    describe_run,
+    tracked,
+)
 from gpt2x.tracking.plots import plot_loss
 from gpt2x.train import decision as decisions
 from gpt2x.train.build import build_trainer
@@ -73,13 +81,24 @@ def run(decision: Decision, mesh: Mesh) -> None:
 def run_info(decision: Decision) -> RunInfo:
     """Return the run as a tracker shows it."""
     config = decision.resolved
-    return RunInfo(
-        experiment=config.tracker.experiment or config.task.name,
-        run_name=config.tracker.run_name or f"{config.model.name}/{config.dataset.name}",
-        run_dir=decision.run_dir,
-        params=asdict(config),
-        tags=run_tags(config.hardware, layout=config.parallel.name, data_hash=decision.data.fingerprint)
-        | ({"profile": str(decision.run_dir / FOLDER)} if config.trainer.profile_steps else {}),
+    return describe_run(
+        config,
+        decision.run_dir,
+        experiment=config.task.name,
+        name=f"{config.model.name}/{config.dataset.name}",
+        data_hash=decision.data.fingerprint,
+        tags={"profile": str(decision.run_dir / FOLDER)} if config.trainer.profile_steps else {},
+        inputs=[
+            DataInput(
+                config.dataset.name,
+                split.sha256,
+                "train" if name == "train" else "validation",
+                data_source(config.dataset, name),
+                num_rows=split.num_blocks,
+                num_tokens=split.num_tokens,
+            )
+            for name, split in decision.data.splits().items()
+        ],
     )
 
 

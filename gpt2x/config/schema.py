@@ -268,8 +268,10 @@ class TrackerConfig:
     name: str = key("the tracker", HOST, extensions="gpt2x.tracking.trackers")
     uri: str | None = key("where it mirrors to", HOST, None, null="an sqlite file in paths.outputs")
     experiment: str | None = key("group of runs", HOST, None, null="task.name")
-    run_name: str | None = key("name of the run", HOST, None,
-                               null="model.name/dataset.name; an evaluation's also names the checkpoint")  # fmt: skip
+    run_name: str | None = key("name of the run; of a sweep's runs, before what they vary", HOST, None,
+                               null="model, dataset and overrides; of a sweep's runs, what they vary")  # fmt: skip
+    tags: dict[str, Any] = key("tags of your own, as tags.KEY=VALUE", HOST, {})
+    description: str | None = key("text that is shown above the run", HOST, None, null="none")
     log_model: bool = key("MLflow gets the best checkpoint, else the newest, at the end of a training as a model that "
                           "`mlflow models serve` serves", HOST, False)  # fmt: skip
     registered_model: str | None = key("name under which log_model registers it", HOST, None, null="not registered")

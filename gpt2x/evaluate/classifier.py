@@ -24,6 +24,7 @@ from gpt2x.generate.class_scorer import ClassScorer
 from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval
+from gpt2x.tracking import DataInput, data_source
 from gpt2x.tracking.confusion import plot_confusion
 
 
@@ -33,6 +34,7 @@ class ClassMeasurement:
     Attributes:
         evaluation: nulls replaced by what they stand for.
         data_sha256: fingerprint of the data, as is data_hash.
+        inputs: the split, for a tracker.
         extent: what the results cover, for a title.
         notes: what a user should know before reading the numbers.
 
@@ -58,6 +60,13 @@ class ClassMeasurement:
         split = data.val if self.evaluation.split == "val" else data.train
         assert split is not None
         self.split, self.data_sha256, self.data_hash = split, data.fingerprint, data.fingerprint
+        source = data_source(config.dataset, self.evaluation.split)
+        self.inputs = [
+            DataInput(
+                config.dataset.name, split.sha256, "evaluation", source,
+                num_rows=split.num_blocks, num_tokens=split.num_tokens,
+            )
+        ]  # fmt: skip
         self.extent = f"{split.num_blocks:,} texts"
         self.notes = [f"note: {note}" for note in data.summary.notes]
 

@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
 from gpt2x.runtime.sweep import SweepJob
-from gpt2x.tracking import RunInfo, create_tracker, jsonl, run_tags
+from gpt2x.tracking import jsonl, run_tags
+from gpt2x.tracking.sweep_run import end_sweep_run
 
 FAILED = "failed"
 
@@ -223,18 +224,13 @@ def remarks(rows: Sequence[Row], outcomes: dict[int, Outcome]) -> list[str]:
 
 
 def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[SweepJob], files: Iterable[Path]) -> None:
-    """Track the comparison as a run beside the runs of its jobs."""
-    settings = replace(config.tracker, run_name=None, system_metrics=False)
-    tracker = create_tracker(settings, Path(config.paths.outputs).expanduser())
-    tracker.start(
-        RunInfo(
-            experiment=settings.experiment or "evaluate",
-            run_name=f"comparison {sweep_dir.name}",
-            run_dir=sweep_dir,
-            params={"job": {str(job.number): " ".join(job.overrides) for job in jobs}},
-            tags=run_tags(config.hardware, layout=config.parallel.name),
-        )
+    """Track the comparison in the parent run of the sweep."""
+    end_sweep_run(
+        sweep_dir,
+        config.tracker,
+        Path(config.paths.outputs).expanduser(),
+        experiment="evaluate",
+        artifacts=files,
+        params={"job": {str(job.number): " ".join(job.overrides) for job in jobs}},
+        tags=run_tags(config.hardware, layout=config.parallel.name),
     )
-    for file in files:
-        tracker.log_artifact(file)
-    tracker.finish("FINISHED")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from gpt2x.config import EvaluationConfig
 from gpt2x.evaluate.bootstrap import Intervals, Scores
 from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import Pretrained
+from gpt2x.tracking import DataInput
 
 
 class Measured(Protocol):
@@ -41,6 +42,10 @@ class Measurement(Protocol):
     @property
     def notes(self) -> Iterable[str]:
         """What a user should know before reading the numbers."""
+
+    @property
+    def inputs(self) -> Sequence[DataInput]:
+        """The texts that are read, for a tracker."""
 
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> Mapping[str, Any]:
         """Measure the model; return a `Measured` per name."""

@@ -20,6 +20,7 @@ from gpt2x.evaluate.text import TokenStream, Window, open_texts
 from gpt2x.parallel.replica_batches import ALONE, ReplicaBatches
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval
+from gpt2x.tracking import DataInput, data_source
 
 Texts = Mapping[str, TokenStream | Split]  # by protocol
 
@@ -44,12 +45,25 @@ class PerplexityMeasurement:
         check_texts(self.texts, self.evaluation)
         self.data_sha256 = {protocol: content_hash(text) for protocol, text in self.texts.items()}
         self.data_hash = "+".join(dict.fromkeys(self.data_sha256.values()))
+        self.dataset = config.dataset
         self.extent = f"seq_len {self.evaluation.seq_len}, stride {self.evaluation.stride}"
 
     @property
     def notes(self) -> Iterator[str]:
         """What a user should know about the texts."""
         return notes(self.texts, self.evaluation)
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """Each text once."""
+        source = data_source(self.dataset, self.evaluation.split)
+        return [
+            DataInput(
+                getattr(text, "form", self.dataset.name), digest, "evaluation", source,
+                num_rows=text.num_blocks if isinstance(text, Split) else None, num_tokens=text.num_tokens,
+            )
+            for digest, text in {self.data_sha256[protocol]: text for protocol, text in self.texts.items()}.items()
+        ]  # fmt: skip
 
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Result]:
         """Return the results by protocol."""

@@ -1,15 +1,28 @@
 """Metrics of a run: `metrics.jsonl` is the truth, a tracker mirrors it (docs/tracking.md).
 
-`jsonl` writes and reads `metrics.jsonl`; `tracker` is what a run tells a tracker; `trackers/` holds the trackers, one
-file each. `mlflow_run` talks to MLflow and waits for it, `trackers/mlflow` is the mirror that never waits.
-`mlflow_model` logs a model and registers it. `provenance` says where a run comes from; `best` finds the best value of
-a metric; `plots` and `confusion` draw pictures.
+`jsonl` writes and reads `metrics.jsonl`; `tracker` is what a run tells a tracker, and `description` says what that is;
+`trackers/` holds the trackers, one file each. `trackers/mlflow` is the mirror that never waits: `mlflow_run` talks to
+MLflow and waits for it, `mlflow_record` is what a run directory knows of it, `mlflow_store` finds the store and its
+pages, `mlflow_model` logs a model and registers it, and `mlflow_sync` sends what is missing. `sweep_run` ends the parent run of a multirun. `provenance` says where a
+run comes from; `best` finds the best value of a metric; `plots` and `confusion` draw pictures.
 """
 
+from gpt2x.tracking.description import data_source, describe_run
 from gpt2x.tracking.jsonl import MetricsLog
 from gpt2x.tracking.provenance import run_tags
 from gpt2x.tracking.registry import create_tracker
-from gpt2x.tracking.tracker import RunInfo, Tracker, tracked
+from gpt2x.tracking.tracker import DataInput, RunInfo, Tracker, tracked
 from gpt2x.tracking.trackers.none import NoTracker
 
-__all__ = ["MetricsLog", "NoTracker", "RunInfo", "Tracker", "create_tracker", "run_tags", "tracked"]
+__all__ = [
+    "DataInput",
+    "MetricsLog",
+    "NoTracker",
+    "RunInfo",
+    "Tracker",
+    "create_tracker",
+    "data_source",
+    "describe_run",
+    "run_tags",
+    "tracked",
+]

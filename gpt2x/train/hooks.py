@@ -91,7 +91,10 @@ class Record:
 
 
 class SaveCheckpoint:
-    """Write `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation."""
+    """Write `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation; tell the tracker."""
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True every trainer.checkpoint_every_steps, when the run stops, and for a new best evaluation."""
@@ -103,6 +106,8 @@ class SaveCheckpoint:
         """Write it, then remove what keep_last and keep_best do not keep."""
         with progress.busy("saving"):
             save_checkpoint(trainer)
+        if trainer.mesh.is_main:
+            self.tracker.set_tags(checkpoint_tags(trainer))
 
 
 class DrawSamples:
@@ -150,7 +155,7 @@ def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[H
     """Return the hooks of a run in the order in which they are called."""
     decision = trainer.decision
     validation = decision.task.validation(decision, trainer.net, trainer.mesh) if decision.data.val else None
-    return [ShowStep(), Evaluate(validation), Record(log, tracker), SaveCheckpoint(), DrawSamples(trainer)]
+    return [ShowStep(), Evaluate(validation), Record(log, tracker), SaveCheckpoint(tracker), DrawSamples(trainer)]
 
 
 def remember(trainer: Trainer, value: float) -> None:
@@ -179,6 +184,13 @@ def save_checkpoint(trainer: Trainer) -> None:
     )
     if mesh.is_main:
         checkpoint.prune(trainer.run_dir, options.keep_last, trainer.state.best_step if options.keep_best else None)
+
+
+def checkpoint_tags(trainer: Trainer) -> dict[str, str]:
+    """Return the paths of the newest checkpoint and, if it is kept, of the best one."""
+    folder = (trainer.run_dir / "checkpoints").absolute()
+    paths = {"newest": folder / f"step_{trainer.state.step}", "best": folder / f"step_{trainer.state.best_step}"}
+    return {f"checkpoint.{name}": str(path) for name, path in paths.items() if path.is_dir()}
 
 
 def step_report(trainer: Trainer, metrics: Metrics) -> StepReport:

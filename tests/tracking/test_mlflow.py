@@ -13,7 +13,8 @@ import pytest
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, RunInfo
-from gpt2x.tracking.mlflow_run import resolve_uri, sync
+from gpt2x.tracking.mlflow_store import resolve_uri
+from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
 from tests.commands import sync as main
 
@@ -104,7 +105,10 @@ def test_a_run_is_mirrored_whole(tmp_path, outputs, monkeypatch, capfd):
     assert [f.path for f in client(outputs).list_artifacts(run.info.run_id)] == ["loss.png"]
     assert run.info.artifact_uri.startswith(f"file://{outputs}/mlartifacts/pretrain/")
     assert sync(tmp_path) == 0
-    assert capfd.readouterr() == ("", "")
+    printed = capfd.readouterr()
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/model-metrics?workflowType=machine_learning"
+    command = f"mlflow ui --backend-store-uri sqlite:///{outputs}/mlflow.db"
+    assert printed == (f"MLflow: http://127.0.0.1:5000/{page} after: {command}\n", "")
 
 
 @pytest.mark.run

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from gpt2x import checkpoint
-from gpt2x.tracking.mlflow_run import RunRecord, end_abandoned
+from gpt2x.tracking.mlflow_record import RunRecord
+from gpt2x.tracking.mlflow_sync import end_abandoned
 from tests.runtime.running import Running
 from tests.support.layout_jobs import resumed
 from tests.support.layout_runs import LAUNCHED

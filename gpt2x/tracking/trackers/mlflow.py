@@ -8,25 +8,21 @@ bounded queue that a background thread empties. What MLflow misses (a dead serve
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from gpt2x.config import TrackerConfig
 from gpt2x.runtime.console import console
-from gpt2x.tracking.mlflow_run import (
-    BATCH_METRICS,
-    Line,
-    MlflowRun,
-    RunRecord,
-    first_line,
-    import_mlflow,
-    require_mlflow,
-    resolve_uri,
-)
-from gpt2x.tracking.parameters import MAX_VALUE_CHARS, shortened_for_mlflow
+from gpt2x.tracking.mlflow_record import RunRecord, hold_live
+from gpt2x.tracking.mlflow_run import BATCH_METRICS, NOTE, Line, MlflowRun, open_run
+from gpt2x.tracking.mlflow_store import first_line, import_mlflow, require_mlflow, resolve_uri, where_to_look
+from gpt2x.tracking.parameters import checked_tags, shortened_for_mlflow, tags_for_mlflow
 from gpt2x.tracking.tracker import STATUSES, RunInfo
 
 QUEUE_LINES = 10_000
@@ -36,12 +32,14 @@ FINISH_WAIT_S = 15.0
 IMPORT_WAIT_S = 60.0  # the import only reads files
 FIRST_LINE_WAIT_S = 60.0  # a run whose first step takes longer is shown before it
 
+Item = Line | Path | dict[str, str]  # metrics, an artifact, tags
+
 
 class MlflowTracker:
     """`tracker=mlflow`. Only `finish` takes time: at most 15 s once MLflow is imported."""
 
     def __init__(self, config: TrackerConfig, outputs: Path, warn: Callable[[str], None] | None = None) -> None:
-        """Check `config.uri`; nothing is created or contacted yet.
+        """Check `config.uri` and `config.tags`; nothing is created or contacted yet.
 
         Args:
             config: the group `tracker`.
@@ -49,13 +47,16 @@ class MlflowTracker:
             warn: called with each warning, from any thread; None: the console.
 
         Raises:
-            UserError: the URI cannot be used.
+            UserError: the URI or a tag cannot be used.
         """
         self._config = config
+        self._tags = checked_tags(config.tags) | ({NOTE: config.description} if config.description else {})
         self._uri, self._artifact_root = resolve_uri(config.uri, Path(outputs).absolute())
         self._warn = warn or console.warn
-        self._queue: queue.Queue[Line | Path] = queue.Queue(QUEUE_LINES)
+        self._queue: queue.Queue[Item] = queue.Queue(QUEUE_LINES)
         self._thread: threading.Thread | None = None
+        self._live: IO[str] | None = None
+        self._page = ""  # of the run, once MLflow has answered
         self._closing = threading.Event()
         self._has_begun, self._is_imported = threading.Event(), threading.Event()
         self._has_warned = self._is_behind = False
@@ -71,21 +72,27 @@ class MlflowTracker:
         Raises:
             UserError: MLflow is not installed, or `mlflow_run.json` is damaged.
         """
-        self._run_dir = Path(run.run_dir)
+        self._run_dir, self._is_sweep = Path(run.run_dir), run.is_sweep
         earlier = RunRecord.load(self._run_dir)
-        run_id = run.resume_id or (earlier.run_id if earlier and earlier.uri == self._uri else None)
+        is_same_store = earlier is not None and earlier.uri == self._uri
+        is_job = run.sweep_dir is not None
         self._record = RunRecord(
             uri=self._uri,
             artifact_root=self._artifact_root,
             experiment=self._config.experiment or run.experiment,
-            run_name=self._config.run_name or run.run_name,
+            run_name=run.run_name if is_job else self._config.run_name or run.run_name,
+            is_name_fixed=bool(self._config.run_name) and not is_job,
             params=shortened_for_mlflow(run.params),
-            tags={key: value[:MAX_VALUE_CHARS] for key, value in run.tags.items()},
-            start_time_s=time.time(),
-            run_id=run_id,
+            tags=(earlier.tags if earlier and run.is_sweep else {}) | tags_for_mlflow(run.tags) | self._tags,
+            inputs=[{key: value for key, value in asdict(each).items() if value is not None} for each in run.inputs],
+            start_time_s=earlier.start_time_s if earlier and is_same_store else time.time(),
+            run_id=run.resume_id or (earlier.run_id if earlier and is_same_store else None),
             artifacts=earlier.artifacts if earlier else [],
+            sweep_dir=os.path.relpath(run.sweep_dir, self._run_dir) if run.sweep_dir else None,
+            sweep_name=run.sweep_name,
         )
         self._record.save(self._run_dir)
+        self._live = hold_live(self._run_dir)
         require_mlflow()
         self._thread = threading.Thread(target=self._mirror, name="mlflow-mirror", daemon=True)
         self._thread.start()
@@ -105,8 +112,15 @@ class MlflowTracker:
             self._record.save(self._run_dir)
         self._put(path)
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Queue tags."""
+        tags = tags_for_mlflow(tags)
+        self._record.tags |= tags
+        self._record.save(self._run_dir)
+        self._put(tags)
+
     def finish(self, status: str) -> None:
-        """Close the run, after at most 15 s for what is queued; a second call does nothing.
+        """Close the run, after at most 15 s for what is queued, and print its page; a second call does nothing.
 
         Raises:
             ValueError: the status is not FINISHED, FAILED or KILLED.
@@ -115,7 +129,7 @@ class MlflowTracker:
             raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
         if self._thread is None:
             return
-        self._record.status = status
+        self._record.status, self._record.end_time_s = status, time.time()
         self._record.save(self._run_dir)
         self._closing.set()
         self._has_begun.set()
@@ -126,9 +140,13 @@ class MlflowTracker:
                 f"MLflow ({self._uri}) lacks a part of this run, which metrics.jsonl has. Send it later: "
                 f"gpt2x sync {self._run_dir}"
             )
+        elif self._record.sweep_dir is None:  # the page of a sweep shows its jobs
+            console.notice(self._page)
         self._thread = None
+        if self._live is not None:
+            self._live.close()
 
-    def _put(self, item: Line | Path) -> None:
+    def _put(self, item: Item) -> None:
         try:
             self._queue.put_nowait(item)
         except queue.Full:
@@ -138,7 +156,7 @@ class MlflowTracker:
         """Run the background thread: gather and send, and try again later if MLflow does not answer."""
         run: MlflowRun | None = None
         end_system_metrics: Callable[[], None] | None = None
-        pending: list[Line | Path] = []
+        pending: list[Item] = []
         self._has_begun.wait(FIRST_LINE_WAIT_S)  # until then the run's start needs the processor
         while True:
             is_last = self._closing.is_set()  # read before the queue, so that nothing stays in it
@@ -153,7 +171,7 @@ class MlflowTracker:
                 if is_last and self._queue.empty():
                     if end_system_metrics is not None:
                         end_system_metrics()
-                    run.terminate(self._record.status)
+                    run.terminate()
                     return
             except Exception as error:  # whatever MLflow raises must not end a training run
                 self._warn_once(error)
@@ -162,9 +180,9 @@ class MlflowTracker:
                     return
                 self._closing.wait(RETRY_S)
 
-    def _gather(self) -> list[Line | Path]:
+    def _gather(self) -> list[Item]:
         self._closing.wait(GATHER_S)
-        items: list[Line | Path] = []
+        items: list[Item] = []
         with contextlib.suppress(queue.Empty):
             while len(items) < BATCH_METRICS:
                 items.append(self._queue.get_nowait())
@@ -176,13 +194,15 @@ class MlflowTracker:
         finally:
             self._is_imported.set()
         earlier_id = self._record.run_id
-        run = MlflowRun(self._record, self._run_dir)
+        run = open_run(self._record, self._run_dir, self._warn, is_live=True)
         if earlier_id not in (None, run.run_id):
             self._warn(f"MLflow ({self._uri}) has no run {earlier_id}; the resumed part becomes a new run")
+        self._page = where_to_look(self._uri, run.experiment_id, run.run_id, is_sweep=self._is_sweep)
         return run
 
-    def _send(self, run: MlflowRun, items: list[Line | Path]) -> None:
-        run.log_lines(item for item in items if not isinstance(item, Path))
+    def _send(self, run: MlflowRun, items: list[Item]) -> None:
+        run.log_lines(item for item in items if isinstance(item, tuple))
+        run.set_tags({key: value for item in items if isinstance(item, dict) for key, value in item.items()})
         for path in dict.fromkeys(item for item in items if isinstance(item, Path)):
             if path.exists():
                 run.log_artifact(path)
@@ -197,6 +217,6 @@ def create(config: TrackerConfig, outputs: Path) -> MlflowTracker:
     """Return the mirror in MLflow.
 
     Raises:
-        UserError: `config.uri` cannot be used.
+        UserError: `config.uri` or `config.tags` cannot be used.
     """
     return MlflowTracker(config, outputs)

@@ -21,6 +21,9 @@ class NoTracker:
     def log_artifact(self, path: Path) -> None:
         """Do nothing."""
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
     def finish(self, status: str) -> None:
         """Do nothing."""
 

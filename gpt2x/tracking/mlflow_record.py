@@ -1,0 +1,124 @@
+"""`mlflow_run.json`: what a run directory knows about its MLflow run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO
+
+from gpt2x.errors import UserError
+from gpt2x.tracking.tracker import STATUSES
+
+RECORD_NAME = "mlflow_run.json"
+LIVE_NAME = ".mlflow_run.live"  # locked by the process of a run as long as it lives, on whatever signal it ends
+SWEEP_LOCK_NAME = ".mlflow_run.lock"  # in the directory of a sweep: one process at a time creates the parent run
+
+_saving = threading.Lock()  # the trainer's thread and the mirror both save the record
+
+
+@dataclass
+class RunRecord:
+    """What `resume` and `sync` need to find or create the MLflow run of a directory.
+
+    Attributes:
+        uri: the store.
+        artifact_root: the folder of artifacts; None: the server decides.
+        experiment: by name.
+        run_name: by which MLflow lists the run.
+        is_name_fixed: the user chose the name, so that no number tells it from an equal one.
+        params: the configuration, by dotted keys.
+        tags: in the form in which MLflow gets them.
+        inputs: the data sets, as `gpt2x.tracking.tracker.DataInput`.
+        start_time_s: unix seconds.
+        end_time_s: unix seconds; 0: it has not ended.
+        run_id: None if MLflow has not answered yet.
+        artifacts: files, relative to the run directory if they are in it.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        sweep_dir: of a job, relative to the run directory; its record is that of the parent run. None: no job.
+        sweep_name: of a job: how the parent run is called.
+    """
+
+    uri: str
+    artifact_root: str | None
+    experiment: str
+    run_name: str
+    is_name_fixed: bool = False
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[dict[str, str | int]] = field(default_factory=list)
+    start_time_s: float = 0.0
+    end_time_s: float = 0.0
+    run_id: str | None = None
+    artifacts: list[str] = field(default_factory=list)
+    status: str = "RUNNING"
+    sweep_dir: str | None = None
+    sweep_name: str = ""
+
+    @classmethod
+    def load(cls, run_dir: Path) -> RunRecord | None:
+        """Return the record of a run directory, or None.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = run_dir / RECORD_NAME
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = {each.name for each in fields(cls)}
+            return cls(**{key: value for key, value in values.items() if key in names})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run.") from error
+
+    def save(self, run_dir: Path) -> None:
+        """Replace the file atomically."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        part = run_dir / f"{RECORD_NAME}.part"
+        with _saving:
+            part.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, run_dir / RECORD_NAME)
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the run was closed."""
+        return self.status in STATUSES
+
+
+def hold_live(run_dir: Path) -> IO[str] | None:
+    """Mark a directory as that of a living process until the file is closed or the process ends, however it ends.
+
+    Returns:
+        The open file; None if the file system has no locks.
+    """
+    file = (run_dir / LIVE_NAME).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for nobody but `is_dead`
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def is_dead(run_dir: Path) -> bool:
+    """Return True if a process held the directory by `hold_live` and is gone; False if that cannot be known."""
+    try:
+        with (run_dir / LIVE_NAME).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def sweep_lock(sweep_dir: Path) -> Iterator[None]:
+    """Let one process at a time find or create the parent run of a sweep."""
+    with (sweep_dir / SWEEP_LOCK_NAME).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
