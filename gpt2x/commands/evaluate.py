@@ -143,6 +143,7 @@ def run_info(decision: Decision, pretrained: Pretrained) -> RunInfo:
         decision.run_dir,
         experiment="evaluate",
         name=f"{display_name(pretrained)}/{config.dataset.name}",
+        named=("load",),
         data_hash=decision.measurement.data_hash,
         inputs=decision.measurement.inputs,
     )

@@ -25,6 +25,7 @@ def describe_run(
     *,
     experiment: str,
     name: str,
+    named: Sequence[str] = (),
     data_hash: str,
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[DataInput] = (),
@@ -36,6 +37,7 @@ def describe_run(
         run_dir: the run directory; its `job.json` and `command.txt` are read, if there are any.
         experiment: the group of runs if `tracker.experiment` is null.
         name: model and data set; the overrides are appended.
+        named: further keys that `name` shows.
         data_hash: fingerprint of the data.
         tags: further ones.
         inputs: the data sets that the run reads.
@@ -43,7 +45,7 @@ def describe_run(
     job, command = read_job(run_dir), read_command(run_dir) or typed_command()
     chosen = config.tracker.run_name
     if job is None:
-        run_name = chosen or joined(name, spelled(typed_overrides(command)))
+        run_name = chosen or joined(name, spelled(typed_overrides(command, named)))
     else:
         run_name = joined(chosen or "", spelled(job.varied) or f"job {job.number}")
     origin = {"command": command, "run_dir": str(run_dir.absolute())}
@@ -99,14 +101,20 @@ def spelled(overrides: Iterable[str]) -> str:
     )
 
 
-def typed_overrides(command: str) -> list[str]:
-    """Return the overrides in a command line that change the run beside its model and data set."""
+def typed_overrides(command: str, named: Sequence[str] = ()) -> list[str]:
+    """Return the overrides in a command line that change the run beside its model and data set.
+
+    Args:
+        command: as typed.
+        named: further keys that are left out.
+    """
     try:
         words = shlex.split(command)
     except ValueError:  # a quote that is not closed
         return []
     overrides = [word for word in words[1:] if word.startswith("~") or ("=" in word and not word.startswith("-"))]
-    return [each for each in overrides if not _is_unnamed(each.lstrip("+~").partition("=")[0].partition("@")[0])]
+    keys = [each.lstrip("+~").partition("=")[0].partition("@")[0] for each in overrides]
+    return [each for each, key in zip(overrides, keys, strict=True) if not (key in named or _is_unnamed(key))]
 
 
 def source_name(command: str) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt2x.config import TrackerConfig
-from gpt2x.runtime.jobs import Job, write_job
+from gpt2x.runtime.jobs import JOB, Job, read_job
 from gpt2x.tracking import MetricsLog, RunInfo
 from gpt2x.tracking.description import spelled, sweep_name
 from gpt2x.tracking.mlflow_record import RunRecord
@@ -31,10 +31,13 @@ def config(**values):
     return TrackerConfig(**({"name": "mlflow", "system_metrics": False} | values))
 
 
-def job_of(sweep_dir, number, **varied):
+def job_of(sweep_dir, number, **varied) -> Job:
+    run_dir = sweep_dir / str(number)
     overrides = [f"{key}={value}" for key, value in varied.items()]
-    write_job(sweep_dir / str(number), job := Job(number, overrides, overrides, str(sweep_dir)))
-    return job
+    job = {"number": number, "overrides": overrides, "varied": overrides, "sweep_dir": str(sweep_dir)}
+    run_dir.mkdir(parents=True)
+    (run_dir / JOB).write_text(json.dumps(job | {"run_dir": str(run_dir)}))
+    return read_job(run_dir)
 
 
 def begin(sweep_dir, outputs, job, **settings):
