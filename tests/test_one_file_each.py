@@ -314,7 +314,7 @@ def test_the_schedule_gives_the_rates_and_the_tracker_wrote_them(copy, rows):
     expected = [0.01 / update**0.5 for update in range(1, 5)]
     assert [row["train/lr"] for row in rows] == pytest.approx(expected)
     lines = (copy / "outputs" / "tracked.txt").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "start gpt2_micro/counted"
+    assert lines[0].startswith("start gpt2_micro/counted parallel=halves ")
     assert [float(line.split()[1]) for line in lines[1:-1]] == pytest.approx(expected)
     assert lines[-1] == "finish FINISHED"
 

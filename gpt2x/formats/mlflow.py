@@ -21,7 +21,7 @@ from gpt2x.formats.base import Change, describe, open_model
 from gpt2x.formats.gpt2x import write_checkpoint
 from gpt2x.runtime.files import new_directory
 from gpt2x.tracking.mlflow_model import REGISTERED
-from gpt2x.tracking.mlflow_run import import_mlflow
+from gpt2x.tracking.mlflow_store import import_mlflow
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 
-from gpt2x.tracking.mlflow_run import sync
+from gpt2x.tracking.mlflow_sync import sync
 from tests.commands import convert
 from tests.support.decide import refusal
 
