@@ -36,11 +36,13 @@ ARROWS = {
     "evaluate": "config convert data errors generate model parallel pretrained runtime tracking",
     "tasks": "config data errors evaluate generate model",
     "planner": "config errors model optim parallel runtime trainable",
+    # curves and tables of runs that have ended or run; reads run directories only, and imports no mindspore
+    "reports": "config errors runtime tracking trainable",
     "train": "checkpoint config convert data errors generate lora model ops optim parallel planner "
     "pretrained runtime tasks tracking trainable",
     "doctor": "config generate model native ops optim parallel runtime",
     "commands": "checkpoint config convert data doctor errors evaluate formats generate lora model parallel planner "
-    "pretrained runtime tasks tracking train",
+    "pretrained reports runtime tasks tracking train",
     "__main__": "commands",
 }
 

@@ -26,6 +26,7 @@ OTHERS = {  # modules with a `main`
     "convert": "write a model as a Hugging Face, gpt2x, PEFT or MLflow directory",
     "checkpoint": "inspect, verify, merge or reshard a checkpoint",
     "doctor": "check this machine, from versions to a short training run, and write a report",
+    "compare": "runs, a sweep or an experiment side by side, on the terminal and as a report",
     "harness": "run tasks of lm-evaluation-harness on a trained model",
     "sync": "send to MLflow what it lacks of finished runs",
 }

@@ -13,6 +13,7 @@ from gpt2x.formats.mlflow import MODEL_FOLDER, export_checkpoint
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
 from gpt2x.planner.roofline import plan_run
+from gpt2x.reports import report_run
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops
@@ -65,7 +66,7 @@ def run(decision: Decision, mesh: Mesh) -> None:
     trainer = build_trainer(decision, mesh, tracker, peak_tflops)
     baseline = decision.task.baseline(decision)
     show_panel(decision, peak_tflops, baseline)
-    with tracked(tracker, run_info(decision), files_at_end=("loss.png", "samples.txt")):
+    with tracked(tracker, run_info(decision), files_at_end=("loss.png", "samples.txt", "report.html")):
         try:
             trainer.fit()
         except KeyboardInterrupt:
@@ -103,11 +104,12 @@ def run_info(decision: Decision) -> RunInfo:
 
 
 def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
-    """Draw the loss curve and print how the run ended; `peak_gb` is the memory of the fullest process."""
+    """Draw the losses, write the report, print how the run ended; `peak_gb` is the memory of the fullest process."""
     run_dir, state = trainer.run_dir, trainer.state
     references = {baseline.name: baseline.loss} if baseline else {}
     title = f"{trainer.decision.model.name} on {trainer.config.dataset.name}"
     plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
+    report_run(run_dir)
     metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
     if trainer.has_stopped_early:
         console.notice(f"stopped early at step {state.step}: {patience} evaluations in a row without a better {metric}")

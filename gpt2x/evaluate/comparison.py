@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from gpt2x.config.files import load_config
 from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
+from gpt2x.runtime.files import shortened
 from gpt2x.runtime.sweep import SweepJob
 from gpt2x.tracking import jsonl, run_tags
 from gpt2x.tracking.sweep_run import end_sweep_run
@@ -157,19 +157,6 @@ def labels(jobs: Sequence[SweepJob]) -> list[tuple[str, str]]:
     return [
         (" ".join(checkpoint), " ".join(dataset)) for checkpoint, dataset in zip(checkpoints, datasets, strict=True)
     ]
-
-
-def shortened(values: list[str]) -> list[str]:
-    """Return the shortest ends of paths that no other path shares; return other values as they are."""
-    if not any(os.sep in value for value in values):
-        return values
-    paths = [Path(value).expanduser().absolute().parts for value in values]
-
-    def name(path: tuple[str, ...]) -> str:
-        lengths = range(1, len(path) + 1)
-        return os.path.join(*next(path[-n:] for n in lengths if all(p == path for p in paths if p[-n:] == path[-n:])))
-
-    return [name(path) for path in paths]
 
 
 def write_csv(target: Path, rows: Iterable[Row]) -> None:

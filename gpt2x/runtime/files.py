@@ -125,3 +125,16 @@ def remove_empty(directory: Path) -> None:
             path.rmdir()
         except OSError:
             return
+
+
+def shortened(values: list[str]) -> list[str]:
+    """Return the shortest ends of paths that no other path shares; return other values as they are."""
+    if not any(os.sep in value for value in values):
+        return values
+    paths = [Path(value).expanduser().absolute().parts for value in values]
+
+    def name(path: tuple[str, ...]) -> str:
+        lengths = range(1, len(path) + 1)
+        return os.path.join(*next(path[-n:] for n in lengths if all(p == path for p in paths if p[-n:] == path[-n:])))
+
+    return [name(path) for path in paths]

@@ -59,6 +59,7 @@ OTHER_MISTAKES = {
     ],
     "checkpoint": [[], ["look", "x"], ["inspect", "/nowhere"], ["reshard", "/nowhere", "x", "--parallel", "dp77"]],
     "doctor": [["--hardware", "gpu"], ["--processes", "3"], ["--nonsense"]],
+    "compare": [[], ["/nowhere"], ["--nonsense"], ["x", "--out", "y.pdf"]],
     "harness": [[], ["--load", "x", "--tasks", "y", "--limit", "many"], ["--nonsense"]],
     "sync": [[], ["/nowhere"], ["--nonsense"]],
 }

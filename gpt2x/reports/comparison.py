@@ -1,0 +1,255 @@
+"""Several runs beside each other: names, groups over seeds, and the tables of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from gpt2x.errors import UserError, did_you_mean
+from gpt2x.reports import naming, statistics
+from gpt2x.reports.curves import axis_values, final_train_loss, smoothing_width
+from gpt2x.reports.run import EVALUATE, TRAIN, Run, is_lower_better
+from gpt2x.reports.tables import Cell, Table, duration, metric_text, number, scientific, text
+from gpt2x.runtime.console import format_interval
+
+OF_STATISTICS = (
+    "Runs that differ only in their seed are one group. Interval: 95 % of the mean by Student's t over n seeds "
+    "(n >= 2). Difference: from the first group, with Welch's 95 % interval."
+)
+TRAIN_LOSS, SPEED = "train/loss, end", "perf/tokens_per_s, median"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        name: what its runs have in common and other groups do not.
+        members: positions of its runs in `Comparison.runs`.
+        counted: those whose values count in means: finished, and the last one of each seed.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    counted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: in the order of the rows; the first one's group is the baseline.
+        names: of the runs, all different.
+        groups: in the order of their first runs.
+        differing: the keys in which configurations differ.
+        values: the configuration of each run, as text.
+        metric: what best values are compared by.
+    """
+
+    runs: list[Run]
+    names: list[str]
+    groups: list[Group]
+    differing: list[str]
+    values: list[dict[str, str]]
+    metric: str
+
+    @cached_property
+    def width(self) -> int:
+        """Steps over which training losses are averaged."""
+        return smoothing_width(self.runs)
+
+    @property
+    def title(self) -> str:
+        """What the report is called."""
+        return f"{len(self.runs)} runs" if len(self.runs) != 1 else self.names[0]
+
+    @cached_property
+    def group_of(self) -> list[int]:
+        """The number of each run's group."""
+        numbers = {run: number for number, group in enumerate(self.groups) for run in group.members}
+        return [numbers[index] for index in range(len(self.runs))]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether any mean is over several runs."""
+        return any(len(group.counted) > 1 for group in self.groups)
+
+    @cached_property
+    def validated(self) -> list[str]:
+        """The metrics of validations and evaluations, without the ends of intervals."""
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
+        return [name for name in names if name.startswith(("val/", "eval/")) and not name.endswith(("_low", "_high"))]
+
+    @property
+    def excluded(self) -> list[str]:
+        """What does not count in means, in words."""
+        counted = {index for group in self.groups for index in group.counted}
+        return [
+            f"{self.names[index]} ({run.status if not run.has_finished else 'its seed ran again'})"
+            for index, run in enumerate(self.runs)
+            if index not in counted
+        ]
+
+    def measured(self) -> dict[str, list[float | None]]:
+        """Return what groups are compared by: its name -> a value per run."""
+        best = [pair.value if (pair := run.best(self.metric)) else None for run in self.runs]
+        measured = {f"{self.metric}, best": best}
+        measured |= {f"{name}, last": [run.last(name) for run in self.runs] for name in self.validated}
+        measured[TRAIN_LOSS] = [final_train_loss(run, self.width) for run in self.runs]
+        measured[SPEED] = [run.median("perf/tokens_per_s") for run in self.runs]
+        if all(run.kind == EVALUATE for run in self.runs):  # measured once: nothing is best or last
+            del measured[f"{self.metric}, best"]
+        return {name: values for name, values in measured.items() if any(value is not None for value in values)}
+
+
+def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
+    """Return runs side by side.
+
+    Args:
+        runs: at least one.
+        metric: what best values are compared by; None: the first run's `trainer.best_metric`, or objective.
+
+    Raises:
+        UserError: no run has metrics, or none has this one.
+    """
+    runs = list(runs)
+    available = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    if not available:
+        states = "; ".join(f"{run.path}: {run.status}{run.message and f' ({run.message})'}" for run in runs[:5])
+        raise UserError(f"there is nothing to compare yet, since no run has metrics ({states}).")
+    chosen = metric or next((run.best_metric for run in runs if run.best_metric in run.metrics), available[0])
+    if chosen not in available:
+        raise UserError(
+            f"--metric {chosen}: no run has it; {did_you_mean(chosen, available)}metrics: {', '.join(available)}."
+        )
+    values = [naming.values_of(run) for run in runs]
+    keys = naming.naming_keys(values)
+    of_groups = naming.labels(values, keys) if keys else [naming.default_name(runs[0])] * len(runs)
+    of_groups = [name or naming.default_name(run) for name, run in zip(of_groups, runs, strict=True)]
+    by_values: dict[tuple[str, ...], list[int]] = {}
+    for index, each in enumerate(values):
+        by_values.setdefault(tuple(each.get(key, "") for key in keys), []).append(index)
+    groups = [
+        Group(of_groups[members[0]], tuple(members), tuple(_counted(runs, members))) for members in by_values.values()
+    ]
+    has_seeds = len({run.seed for run in runs if run.config}) > 1
+    names = [
+        f"{name} seed={run.seed}" if has_seeds and run.config else name
+        for name, run in zip(of_groups, runs, strict=True)
+    ]
+    return Comparison(runs, naming.unique(names, runs), groups, naming.differing_keys(values), values, chosen)
+
+
+def _counted(runs: list[Run], members: list[int]) -> list[int]:
+    by_seed = {runs[index].seed: index for index in members if runs[index].has_finished}
+    return sorted(by_seed.values())
+
+
+# ---- tables
+
+
+def results(comparison: Comparison) -> Table:
+    """Return what the runs reached."""
+    metric, rows = comparison.metric, []
+    others = [name for name in comparison.validated if name != metric]
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        best = run.best(metric)
+        tokens = axis_values(run, "tokens")
+        rows.append(
+            [
+                text(name),
+                text(run.status),
+                number(run.step, ",d"),
+                number(best.value if best else None, metric_text),
+                number(best.step if best else None, ",d"),
+                number(run.last(metric) if run.kind == TRAIN else None, metric_text),
+                *[number(run.last(other), metric_text) for other in others],
+                number(final_train_loss(run, comparison.width), metric_text),
+                number(float(tokens[-1]) if tokens is not None else None, ",.0f"),
+            ]
+        )
+    columns = ["run", "status", "step", f"best {metric}", "at step", f"last {metric}", *[f"last {n}" for n in others]]
+    note = "" if comparison.width <= 1 else f"train/loss: mean of the last {comparison.width} steps. "
+    note += f"Best: the {'lowest' if is_lower_better(metric) else 'highest'} value over all validations."
+    table = Table("Results", [*columns, "train/loss", "tokens"], rows, note, comparison.group_of)
+    return table.without_empty_columns()
+
+
+def speed(comparison: Comparison) -> Table:
+    """Return how fast the runs were and what they took."""
+    rows = []
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        elapsed, flops = axis_values(run, "seconds"), axis_values(run, "flops")
+        rows.append(
+            [
+                text(name),
+                number(run.median("perf/tokens_per_s"), ",.0f"),
+                number(run.median("perf/mfu"), ".1%"),
+                number(run.median("perf/step_time_s"), lambda seconds: f"{1000 * seconds:,.1f} ms"),
+                number(run.most("perf/memory_gb"), ".2f"),
+                number(run.most("perf/device_memory_peak_gb"), ".2f"),
+                number(run.first("perf/startup_time_s"), duration),
+                number(run.first("perf/compile_time_s"), duration),
+                number(float(elapsed[-1]) if elapsed is not None else None, duration),
+                number(float(flops[-1]) if flops is not None else None, scientific),
+            ]
+        )
+    columns = [
+        "run",
+        "tokens/s",
+        "MFU",
+        "step time",
+        "memory GB",
+        "device GB",
+        "start-up",
+        "compile",
+        "training",
+        "FLOPs",
+    ]
+    note = (
+        "Medians over all steps; memory: the most after a step, of rank 0; start-up: from the command to the end of "
+        "the first step; training: without start-up and pauses."
+    )
+    return Table("Speed", columns, rows, note, comparison.group_of).without_empty_columns()
+
+
+def seeds(comparison: Comparison, measured: str | None = None) -> list[Table]:
+    """Return a table per measured value, or only that of `measured`: means over seeds, differences from the first."""
+    tables = []
+    for name, values in comparison.measured().items():
+        if measured not in (None, name):
+            continue
+        of_groups = [
+            [value for index in group.counted if (value := values[index]) is not None] for group in comparison.groups
+        ]
+        rows = [_seed_row(group.name, each, of_groups[0], is_first=index == 0)
+                for index, (group, each) in enumerate(zip(comparison.groups, of_groups, strict=True))]  # fmt: skip
+        columns = ["group", "n", "mean", "spread", "95 % interval", "difference", "its 95 % interval"]
+        note = f"Not counted: {'; '.join(comparison.excluded)}." if comparison.excluded else ""
+        tables.append(Table(name, columns, rows, note, list(range(len(rows)))).without_empty_columns())
+    return tables
+
+
+def _seed_row(name: str, values: list[float], baseline: list[float], *, is_first: bool) -> list[Cell]:
+    mean = statistics.estimate(values)
+    change = None if is_first else statistics.difference(values, baseline)
+    interval = mean.interval if mean else None
+    change_interval = change.interval if change else None
+    return [
+        text(name),
+        number(mean.n if mean else 0, "d"),
+        number(mean.mean if mean else None, metric_text),
+        number(mean.spread if mean else None, metric_text),
+        Cell(format_interval(interval), interval[0] if interval else None),
+        number(change.value if change else None, lambda value: f"{'+' if value >= 0 else ''}{metric_text(value)}"),
+        Cell(format_interval(change_interval), change_interval[0] if change_interval else None),
+    ]
+
+
+def differences(comparison: Comparison) -> Table:
+    """Return the keys whose values differ: a row per key, a column per run."""
+    rows = [[text(key), *[text(each.get(key, "")) for each in comparison.values]] for key in comparison.differing]
+    note = "Keys that are equal in all runs are left out." if rows else "The configurations are equal."
+    return Table("Configuration", ["key", *comparison.names], rows, note)
