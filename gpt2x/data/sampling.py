@@ -29,6 +29,11 @@ class Inputs(NamedTuple):
     starts: np.ndarray | None = None
 
 
+def num_tokens(batch: Batch, seq_len: int) -> int:
+    """Return the tokens that a model reads of a batch, at most seq_len of each row, without padding."""
+    return int(np.minimum((batch["attention_mask"] != 0).sum(axis=1), seq_len).sum())
+
+
 def num_batches(split: Split, batch_size: int, *, drop_last: bool) -> int:
     """Return the number of batches in one pass over `split`."""
     return split.num_blocks // batch_size if drop_last else -(-split.num_blocks // batch_size)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -82,6 +83,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of `ids`. Special tokens are included unless skipped; invalid bytes become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_bytes(self) -> np.ndarray:
+        """Return how many bytes of UTF-8 text each id stands for, int64 (vocab_size,); 0 for special tokens.
+
+        In byte-level BPE a character of a token's name is one byte. With a normalizer or a prefix space, these are the
+        bytes of the text that the model reads, after them.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._backend.get_vocab(with_added_tokens=True).items():
+            if number >= len(sizes):  # ids with gaps
+                sizes = np.pad(sizes, (0, number + 1 - len(sizes)))
+            if number not in added:
+                sizes[number] = len(token)
+            elif not added[number].special:
+                sizes[number] = len(token.encode())
+        return sizes
 
     def extends(self, other: Tokenizer) -> bool:
         """Return True if every token of `other` has the same id here, and both end a text with the same token."""

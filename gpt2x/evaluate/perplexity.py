@@ -22,6 +22,7 @@ from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.console import console, format_interval
 from gpt2x.tracking import DataInput, data_source
 
+UNITS = {"batch": "batches", "original word": "words"}  # in the plural, for the table
 Texts = Mapping[str, TokenStream | Split]  # by protocol
 
 
@@ -82,16 +83,19 @@ class PerplexityMeasurement:
         return []
 
     def show(self, title: str, measured: Mapping[str, Result], intervals: Mapping[str, Intervals]) -> None:
-        """Print one row per protocol, with what its loss is a mean over."""
-        columns = ("protocol", "loss", "PPL", "95 % interval", "mean over", "windows")
+        """Print one row per protocol: what its loss is a mean over, and beside it the perplexity per token."""
+        columns = ("protocol", "loss", "PPL", "95 % interval", "mean over", "token PPL")
         rows = [
             (
                 protocol, result.loss, result.ppl, format_interval(intervals[protocol].get("ppl")),
-                f"{result.num_units:,} {result.unit}s".replace("original ", ""), result.num_windows,
+                f"{result.num_units:,} {UNITS.get(result.unit, result.unit + 's')}", result.token_ppl,
             )
             for protocol, result in measured.items()
         ]  # fmt: skip
         console.table(title, columns, rows)
+        for protocol, result in measured.items():
+            bits = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f} bits per byte, "
+            console.notice(f"{protocol}: {bits}{result.num_tokens:,} tokens in {result.num_windows:,} windows")
 
 
 def evaluate(
@@ -100,15 +104,17 @@ def evaluate(
     """Return the results in the order of `evaluation.protocols`, whose seq_len and stride `resolve` has set."""
     scorer = Scorer(pretrained.net, evaluation.batch_size)
     length, stride = evaluation.seq_len, evaluation.stride
+    token_bytes = pretrained.tokenizer.token_bytes()
     results = []
     for protocol, text in texts.items():
         track = progress(protocol)
         if protocol == "reference":
-            results.append(reference(scorer, text, length, track, replicas))
+            results.append(reference(scorer, text, length, track, replicas, token_bytes))
         elif protocol == "strided":
-            results.append(strided(scorer, text, length, stride, track, replicas))
+            results.append(strided(scorer, text, length, stride, track, replicas, token_bytes))
         else:
-            results.append(word(scorer, text, length, stride, pretrained.tokenizer.eos_id, track, replicas))
+            eos_id = pretrained.tokenizer.eos_id
+            results.append(word(scorer, text, length, stride, eos_id, track, replicas, token_bytes))
     return results
 
 
@@ -153,6 +159,9 @@ def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
             used_by = ", ".join(protocol for protocol, other in texts.items() if other is text)
             yield f"text of {used_by}: {text.form}, {text.num_tokens:,} tokens"
             yield from text.notes
+    if "reference" in texts:
+        size = evaluation.batch_size
+        yield f"reference is the mean over batches of {size} windows, as MindFormers computes it; token PPL over tokens"
     if isinstance(stream := texts.get("reference"), TokenStream) and (tail := stream.num_tokens % evaluation.seq_len):
         yield f"reference drops the last {tail:,} tokens, which fill no block of {evaluation.seq_len:,}"
 

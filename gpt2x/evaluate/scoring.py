@@ -173,9 +173,3 @@ def negative_log_likelihoods(logits: np.ndarray, targets: np.ndarray) -> np.ndar
         total = np.exp(rows - largest).sum(axis=1, dtype=np.float64)
         nll[start : start + ROWS_AT_ONCE] = np.log(total) - chosen[:, 0]
     return nll
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss), or infinity if it overflows."""
-    with np.errstate(over="ignore"):
-        return float(np.exp(np.float64(loss)))

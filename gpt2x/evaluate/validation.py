@@ -10,11 +10,12 @@ from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import micro_batch_size
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.sampling import Batch, Inputs, evaluation_batches, evaluation_rows
-from gpt2x.evaluate.scoring import Scorer, StageScorer, perplexity
+from gpt2x.evaluate.scoring import Scorer, StageScorer
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.pipeline import StageLinks
 from gpt2x.parallel.replica_batches import ReplicaBatches, exact_sum
+from gpt2x.tracking.units import bits_per_byte, perplexity
 
 Targets = Callable[[Batch], Inputs]
 """batch -> what a scorer reads of it, and which targets count."""
@@ -26,7 +27,13 @@ def all_targets(batch: Batch) -> Inputs:
 
 
 def build_validation(
-    config: TrainConfig, model: ModelConfig, split: Split | None, net: GPT2, mesh: Mesh, targets: Targets
+    config: TrainConfig,
+    model: ModelConfig,
+    split: Split | None,
+    net: GPT2,
+    mesh: Mesh,
+    targets: Targets,
+    token_bytes: np.ndarray | None = None,
 ) -> Validation:
     """Return a language model's validation by all processes, in any layout.
 
@@ -37,6 +44,7 @@ def build_validation(
         net: the part of the model on this process.
         mesh: the processes.
         targets: which tokens of a batch count.
+        token_bytes: what `Tokenizer.token_bytes` returns, for `val/bits_per_byte`; None: without it.
     """
     assert split is not None
     max_rows = config.trainer.max_eval_rows
@@ -46,7 +54,7 @@ def build_validation(
     if config.parallel.pipeline > 1 or net.sharded_blocks is not None:
         links = StageLinks(mesh, model, config.hardware, batch_size, config.trainer.seq_len)
         scorer = StageScorer(net, links, batch_size, mesh)
-    return Validation(net, split, batch_size, max_rows=max_rows, mesh=mesh, scorer=scorer, targets=targets)
+    return Validation(net, split, batch_size, max_rows, mesh, scorer, targets, token_bytes)
 
 
 class Validation:
@@ -60,6 +68,7 @@ class Validation:
         mesh: the processes, whose replicas take turns at batches; None for one process.
         scorer: scores the blocks; None for a `Scorer` of `net`.
         targets: which tokens of a batch count.
+        token_bytes: bytes of each id's text, for `val/bits_per_byte`; None: without it.
     """
 
     def __init__(
@@ -71,30 +80,39 @@ class Validation:
         mesh: Mesh | None = None,
         scorer: Scorer | StageScorer | None = None,
         targets: Targets = all_targets,
+        token_bytes: np.ndarray | None = None,
     ):
         self.split, self.batch_size, self.max_rows = split, batch_size, max_rows
         self.replicas = ReplicaBatches(mesh)
-        self.scorer, self.targets = scorer or Scorer(net, batch_size), targets
+        self.scorer, self.targets, self.token_bytes = scorer or Scorer(net, batch_size), targets, token_bytes
         self.num_tokens = 0  # counted by the last run
 
     def run(self) -> dict[str, float]:
         """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential.
 
+        With `token_bytes`, `val/bits_per_byte` is the same sum in bits by the bytes of the tokens' text.
+
         Losses are added row by row and then over rows, both without rounding on the way, so that neither batches nor
         replicas change the sum.
         """
         nll_of_rows: list[float] = []
-        count = 0
+        count = num_bytes = 0
         blocks = evaluation_batches(self.split, self.batch_size, self.max_rows)
         for batch, is_local in self.replicas.rounds(blocks):
             ids, counted, starts = self.targets(batch)
-            nll = self.scorer.score(ids, starts)
+            scores = self.scorer.score(ids, starts)
             if is_local:
-                nll_of_rows += row_sums(nll, counted)
+                nll_of_rows += row_sums(scores, counted)
                 count += int(counted.sum())
+                if self.token_bytes is not None:
+                    num_bytes += int(self.token_bytes[ids[:, 1:][counted > 0]].sum())
         self.num_tokens = int(self.replicas.total(count))
-        loss = self.replicas.total(nll_of_rows) / self.num_tokens
-        return {"val/loss": loss, "val/ppl": perplexity(loss)}
+        nll = self.replicas.total(nll_of_rows)
+        loss = nll / self.num_tokens
+        values = {"val/loss": loss, "val/ppl": perplexity(loss)}
+        if self.token_bytes is not None:
+            values["val/bits_per_byte"] = bits_per_byte(nll, int(self.replicas.total(num_bytes)))
+        return values
 
 
 def row_sums(nll: np.ndarray, counted: np.ndarray) -> list[float]:

@@ -281,11 +281,14 @@ class GPT2(nn.Cell):
         return logits if self.padding is None else logits + ops.cast(self.padding, logits.dtype)
 
 
-def dropout_randomness(has_dropout: bool, key, first_row, batch_size: int, length: int):
-    """Return the dropout key and the logical positions (B * T, 1) of B rows of T tokens; None without dropout."""
+def dropout_randomness(has_dropout: bool, key, first_row, batch_size: int, length: int, row_length: int | None = None):
+    """Return the dropout key and the logical positions (B * T, 1) of B rows of T tokens; None without dropout.
+
+    row_length: the positions of a row, at least T, so that masks do not depend on the padding; None: T.
+    """
     if not has_dropout:
         return None
-    rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * length
+    rows = (first_row + ops.arange(batch_size).astype(ms.int32)).reshape(-1, 1) * (row_length or length)
     return key, (rows + ops.arange(length).astype(ms.int32).reshape(1, -1)).reshape(-1, 1)
 
 

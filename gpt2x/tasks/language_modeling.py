@@ -77,7 +77,7 @@ class LanguageModeling(Task):
 
     unit = "token"
     rows = "blocks"
-    metrics: ClassVar[Mapping[str, Direction]] = {"val/loss": "lower", "val/ppl": "lower"}
+    metrics: ClassVar[Mapping[str, Direction]] = {"val/loss": "lower", "val/ppl": "lower", "val/bits_per_byte": "lower"}
     samples_text = True
     inference = LanguageModelInference()
     settings = NoSettings
@@ -117,10 +117,12 @@ class LanguageModeling(Task):
         return config.trainer.batch * config.trainer.seq_len
 
     def validation(self, run: Run, net: Any, mesh: Mesh) -> Validates:
-        """Compute loss and perplexity over all targets."""
+        """Compute loss, perplexity and bits per byte over all targets."""
         from gpt2x.evaluate.validation import build_validation
 
-        return build_validation(run.config, run.model, run.data.val, net, mesh, partial(self.inputs, run.config))
+        token_bytes = run.data.tokenizer.token_bytes()
+        targets = partial(self.inputs, run.config)
+        return build_validation(run.config, run.model, run.data.val, net, mesh, targets, token_bytes)
 
     def describe(self, split: Split) -> str:
         """Return tokens, blocks and words."""
@@ -144,7 +146,9 @@ class LanguageModeling(Task):
         )
 
     def summary(self, metric: str, best: float) -> str:
-        """Return the perplexity, to which both metrics convert."""
+        """Return the perplexity, to which the loss converts, or the bits per byte."""
+        if metric == "val/bits_per_byte":
+            return f"best validation bits per byte {best:.4f}"
         return f"best validation perplexity {math.exp(best) if metric == 'val/loss' else best:.2f}"
 
 

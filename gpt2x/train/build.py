@@ -109,7 +109,7 @@ def build_step(
         assert loss is not None
         return TrainStep(
             loss, parameters, optimizer, num_micro_batches(parallel, trainer),
-            trainer.grad_clip, has_dropout, reduction, all_gather, parallel.splits_gradients,
+            trainer.grad_clip, has_dropout, reduction, all_gather, parallel.splits_gradients, trainer.seq_len,
         )  # fmt: skip
     assert reduction is not None
     links = StageLinks(mesh, decision.model, config.hardware, micro_batch_size(parallel, trainer), trainer.seq_len)

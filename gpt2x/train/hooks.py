@@ -50,7 +50,7 @@ class ShowStep:
 
 
 class Evaluate:
-    """Validate every trainer.eval_every_steps and at the end, and remember the best value of trainer.best_metric.
+    """Validate every trainer.eval_every_steps and at the end, and remember the best value of each metric.
 
     Args:
         validation: of the task, computed by all ranks; None if there are no validation rows.
@@ -64,13 +64,13 @@ class Evaluate:
         return self.validation is not None and trainer.is_due(trainer.config.trainer.eval_every_steps)
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
-        """Add the validation's metrics."""
+        """Add the validation's metrics, and the best value so far of each with its step."""
         assert self.validation is not None
         with progress.busy("evaluating"):
             values = self.validation.run()
-        metrics |= values
         progress.evaluation(trainer.state.step, values)
-        remember(trainer, values[trainer.config.trainer.best_metric])
+        remember(trainer, values)
+        metrics |= values | best_so_far(trainer.state.bests)
 
 
 class Record:
@@ -158,14 +158,27 @@ def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[H
     return [ShowStep(), Evaluate(validation), Record(log, tracker), SaveCheckpoint(tracker), DrawSamples(trainer)]
 
 
-def remember(trainer: Trainer, value: float) -> None:
-    """Note whether an evaluation's best_metric is the best so far, in the direction of the task."""
+def remember(trainer: Trainer, values: Metrics) -> None:
+    """Note which values of an evaluation are the best so far, in the directions of the task."""
     state, metric = trainer.state, trainer.config.trainer.best_metric
-    is_first = state.best_value is None
+    for name in trainer.task.metrics:
+        value, best = values[name], state.bests.get(name)
+        if math.isfinite(value) and (best is None or trainer.task.is_better(name, value, best[0])):
+            state.bests[name] = value, state.step
+    value, is_first = values[metric], state.best_value is None
     if math.isfinite(value) and (is_first or trainer.task.is_better(metric, value, state.best_value)):
         state.best_step, state.best_value, state.evaluations_without_gain = state.step, value, 0
     else:
         state.evaluations_without_gain += 1
+
+
+def best_so_far(bests: dict[str, tuple[float, int]]) -> Metrics:
+    """Return `best/METRIC` and `best/METRIC_step` of each metric."""
+    return {
+        name: float(number)
+        for metric, (value, step) in bests.items()
+        for name, number in ((f"best/{metric}", value), (f"best/{metric}_step", step))
+    }
 
 
 def save_checkpoint(trainer: Trainer) -> None:

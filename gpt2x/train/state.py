@@ -23,6 +23,7 @@ class LoopState:
         loss_scale: of fp16; constantly 1 in other precisions.
         best_step: the step of the best evaluation.
         best_value: the best value of trainer.best_metric.
+        bests: best value and its step of every metric of the validations, by name.
         evaluations_without_gain: evaluations in a row without a better value, for early stopping.
         data_sha256: hash of the training rows that `batch` refers to; "" in checkpoints of older versions.
         base_path: the frozen weights that adapters stand beside; None if there are none.
@@ -38,6 +39,7 @@ class LoopState:
     loss_scale: LossScale = field(default_factory=lambda: LossScale(1.0, 1.0, 1))
     best_step: int | None = None
     best_value: float | None = None
+    bests: dict[str, tuple[float, int]] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     data_sha256: str = ""
     base_path: str | None = None
@@ -63,22 +65,28 @@ def initial_state(decision: Decision) -> LoopState:
 
 
 def resumed_state(
-    decision: Decision, loop_state: dict[str, Any], stored_precision: str, forgets_best: bool
+    decision: Decision, loop_state: dict[str, Any], stored: dict[str, Any], is_branch: bool, is_comparable: bool
 ) -> LoopState:
     """Return the state of a run that continues from a checkpoint.
 
     Args:
         decision: of the continued run.
         loop_state: what the checkpoint holds.
-        stored_precision: of the run that wrote it; a different precision begins with its own loss scale.
-        forgets_best: whether the best evaluation so far is that of a different run, or of different rows.
+        stored: the configuration of the run that wrote it. A different precision begins with its own loss scale; under
+            a different trainer.global_batch_size the epoch continues after the rows that were read.
+        is_branch: whether the run continues in a new directory, where it has a best checkpoint of its own.
+        is_comparable: whether later validations compare with those so far.
     """
     initial, state = initial_state(decision), LoopState.from_dict(loop_state)
     state.data_sha256 = initial.data_sha256
     state.base_path, state.base_fingerprint = initial.base_path, initial.base_fingerprint
-    if stored_precision != decision.config.hardware.precision:
+    if stored["hardware"]["precision"] != decision.config.hardware.precision:
         state.loss_scale = initial.loss_scale
-    if forgets_best:
+    batch = decision.config.trainer.batch
+    state.batch = -(-state.batch * (stored["trainer"]["global_batch_size"] or batch) // batch)
+    if is_branch or not is_comparable:
         state.best_step = state.best_value = None
         state.evaluations_without_gain = 0
+    if not is_comparable:
+        state.bests = {}
     return state

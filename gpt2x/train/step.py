@@ -170,6 +170,7 @@ class TrainStep(GraphStep):
         num_micro_batches: A, forward passes per update.
         has_dropout: whether the loss draws random numbers.
         splits_gradients: sum gradients over the processes in each micro batch, and keep this process' shards (ZeRO-2).
+        row_length: tokens of the longest row, by which dropout counts positions; None: of the rows given.
     """
 
     def __init__(
@@ -183,12 +184,13 @@ class TrainStep(GraphStep):
         reduction: GradientReduction | None = None,
         all_gather: nn.Cell | None = None,
         splits_gradients: bool = False,
+        row_length: int | None = None,
     ):
         reduces_each = splits_gradients and num_micro_batches > 1
         assert reduction is not None or not reduces_each
         totals = ReductionTotals(reduction) if reduction is not None and reduces_each else reduction
         super().__init__(optimizer, grad_clip, totals, all_gather)
-        gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout)
+        gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout, row_length)
         self.from_batch = self.accumulation = self.from_sums = None
         if num_micro_batches == 1:
             self.from_batch = UpdateFromBatch(self.update, gradients)

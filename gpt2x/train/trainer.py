@@ -11,17 +11,19 @@ from mindspore import Tensor
 
 from gpt2x.checkpoint import Checkpoint
 from gpt2x.config.layout import num_micro_batches
-from gpt2x.data.sampling import Batch, batches
+from gpt2x.data.sampling import Batch, batches, num_tokens
 from gpt2x.errors import UserError
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.optim.base import Optimizer
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
+from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.runtime import clock, heartbeat
 from gpt2x.runtime.console import Progress, console
 from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
 from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.hooks import default_hooks
@@ -86,9 +88,8 @@ class Trainer:
         self.tensors.load(saved.tensors(self.tensors.group))
         self.tensors.load_states(saved.tensors("optimizer"))
         is_branch = saved.path.parent.parent != self.run_dir
-        is_incomparable = bool(best_is_of_other_rows(self.config, saved.run_config))
-        precision = saved.run_config["hardware"]["precision"]
-        self.state = resumed_state(self.decision, saved.loop_state, precision, is_branch or is_incomparable)
+        is_comparable = not best_is_of_other_rows(self.config, saved.run_config)
+        self.state = resumed_state(self.decision, saved.loop_state, saved.run_config, is_branch, is_comparable)
         if self.mesh.is_main:
             self.log.rewind(self.state.step)
             rewind_samples(self.run_dir / "samples.txt", self.state.step)
@@ -120,7 +121,7 @@ class Trainer:
             while not self.is_stopping:
                 heartbeat.does(f"reading the batch of update {self.state.step + 1}")
                 with self.profile.update(self.state.step + 1, progress):
-                    metrics = self.timed_update(next(source), progress)
+                    metrics = self.timed_update(source, progress)
                 for hook in self.hooks:
                     if hook.is_due(self):
                         heartbeat.does(f"{type(hook).__name__} after update {self.state.step}")
@@ -145,10 +146,10 @@ class Trainer:
                 yield batch
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
-    def timed_update(self, batch: Batch, progress: Progress) -> dict[str, float]:
-        """Make an optimizer update; return its metrics, with its speed."""
+    def timed_update(self, source: Iterator[Batch], progress: Progress) -> dict[str, float]:
+        """Read a batch and make an optimizer update; return its metrics, with its speed."""
         started = time.perf_counter()
-        metrics, num_tokens = self.update(batch, progress)
+        metrics, num_tokens = self.update(next(source), progress)
         seconds = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
         metrics |= self.speed(num_tokens / seconds, seconds)
         metrics["perf/memory_gb"] = process_memory_gb()
@@ -169,7 +170,7 @@ class Trainer:
         """Make an optimizer update.
 
         Returns:
-            Its metrics, and the tokens that went through the model on all replicas, padding included.
+            Its metrics, and the tokens of the global batch, without padding.
         """
         state, metrics = self.state, {}
         rate = learning_rate(
@@ -188,12 +189,25 @@ class Trainer:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
         else:
             self.skip(norm, scale)
-        metrics |= {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}
+        metrics["train/loss"] = loss
+        if self.task.unit == "token":
+            metrics["train/ppl"] = perplexity(loss)
+        metrics |= {"train/lr": rate, "train/grad_norm": norm}
         if self.config.hardware.precision == "fp16":
             metrics["train/loss_scale"] = scale
         metrics["train/epoch"] = state.epoch + state.batch / self.decision.steps.per_epoch
         metrics[f"train/{self.task.unit}s"] = float(state.units_seen)
-        return metrics, self.config.trainer.batch * inputs.weights.shape[-1]
+        return metrics, self.num_tokens(batch)
+
+    def num_tokens(self, batch: Batch) -> int:
+        """Return the tokens of a global batch, of which this rank has `batch`, without padding.
+
+        They depend on neither the layout nor the length that a replica pads its rows to. Every rank calls this.
+        """
+        trainer = self.config.trainer
+        if self.task.row_form(self.config).has_full_rows:
+            return trainer.batch * trainer.seq_len
+        return int(ReplicaBatches(self.mesh).total(float(num_tokens(batch, trainer.seq_len))))
 
     def step_inputs(self, batch: Batch, rate: float) -> StepInputs:
         """Return the inputs of an update for this rank's rows of a global batch."""

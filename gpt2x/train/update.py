@@ -39,15 +39,17 @@ class Gradients(nn.Cell):
         loss: a Cell of (ids, weights, randomness, starts) -> scalar fp32.
         parameters: the parameters to differentiate by.
         has_dropout: whether the loss draws random numbers.
+        row_length: as in `dropout_randomness`.
     """
 
-    def __init__(self, loss: nn.Cell, parameters: ms.ParameterTuple, has_dropout: bool):
+    def __init__(self, loss: nn.Cell, parameters: ms.ParameterTuple, has_dropout: bool, row_length: int | None = None):
         super().__init__(auto_prefix=False)
-        self.loss, self.parameters, self.has_dropout = loss, parameters, has_dropout
+        self.loss, self.parameters = loss, parameters
+        self.has_dropout, self.row_length = has_dropout, row_length
 
     def scaled_loss(self, ids, weights, starts, key, first_row, loss_scale):
         """Return the loss of one micro batch, multiplied by the loss scale."""
-        randomness = dropout_randomness(self.has_dropout, key, first_row, *weights.shape)
+        randomness = dropout_randomness(self.has_dropout, key, first_row, *weights.shape, self.row_length)
         return self.loss(ids, weights, randomness, starts) * loss_scale
 
     def construct(self, ids, weights, starts, key, first_row, loss_scale):

@@ -78,6 +78,22 @@ def test_trained_tokenizer_reaches_every_byte(trained):
     assert trained.decode(trained.encode(rare)) == rare
 
 
+def test_the_bytes_of_tokens_are_those_of_their_text(trained, tmp_path):
+    """A special token has none; one that was added to be written in texts has its own."""
+    special = "<|endoftext|>"
+    sizes = trained.token_bytes()
+    assert sizes.shape == (trained.vocab_size,)
+    assert sizes[trained.encode(TEXT)].sum() == len(TEXT.encode()) - len(special)
+    assert sizes[trained.eos_id] == 0
+    trained.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    added = {**content["added_tokens"][0], "id": trained.vocab_size, "content": "<ü>", "special": False}
+    content["added_tokens"].append(added)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    grown = Tokenizer.load(tmp_path)
+    assert grown.token_bytes()[-1] == len("<ü>".encode()) == 4
+
+
 def test_configured_training():
     """What `tokenizer.kind=byte_level_bpe` does: the same, by the configuration's keys."""
     config = TokenizerConfig(name="bpe", vocab_size=280, eos_token="<end>")

@@ -5,8 +5,9 @@ import pytest
 
 from gpt2x.config import DatasetConfig, TokenizerConfig
 from gpt2x.evaluate.protocols import reference, strided, word
-from gpt2x.evaluate.scoring import GreedyScorer, Scorer, perplexity
+from gpt2x.evaluate.scoring import GreedyScorer, Scorer
 from gpt2x.evaluate.text import TokenStream
+from gpt2x.tracking.units import perplexity
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,55 @@ def test_reference_is_the_mean_over_batches():
     result = reference(CountedNll(), Numbers(18), 4)  # blocks 1-4, 5-8, 9-12 | 13-16, tail 17 18
     first, second = np.mean([2, 3, 4, 6, 7, 8, 10, 11, 12]), np.mean([14, 15, 16])
     assert result.loss == pytest.approx((first + second) / 2)
+    assert (result.unit, result.num_units) == ("batch", 2)
+    assert result.token_loss == pytest.approx((9 * first + 3 * second) / 12)
+    assert result.token_ppl == pytest.approx(math.exp(result.token_loss))
     assert (result.num_tokens, result.num_windows, result.dropped_tokens) == (12, 4, 2)
+    assert result.metrics.keys() == {"loss", "ppl"}, "the bytes are not known"
 
 
 def test_strided_weighs_windows_as_hugging_face_does():
     result = strided(CountedNll(), Numbers(9), 4, 2)  # new: 1-4 | 5 6 | 7 8 | 9
     assert result.loss == pytest.approx((3 * 3.0 + 1 * 5.5 + 1 * 7.5 + 0 * 9.0) / 5)
     assert (result.num_tokens, result.num_windows, result.total_nll) == (8, 4, 44.0)
+
+
+class Rounding(CountedNll):
+    """Gives tokens losses whose sums depend on the order in which they are added."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+
+    def score(self, ids):
+        return np.sin(ids[:, 1:].astype(np.float64)) ** 2 * 10.0 ** (ids[:, 1:] % 17)
+
+
+def test_no_batch_size_changes_a_digit_but_of_the_mean_over_batches():
+    for protocol in (
+        lambda scorer: strided(scorer, Numbers(2000), 24, 5),
+        lambda scorer: word(scorer, Numbers(2000), 24, 7, eos_id=0),
+    ):
+        assert len({(result.loss, result.total_nll) for result in map(protocol, map(Rounding, (1, 2, 3, 7, 100)))}) == 1
+    results = [reference(Rounding(size), Numbers(2000), 24) for size in (1, 2, 3, 7, 100)]
+    assert len({result.token_loss for result in results}) == 1
+    assert len({result.loss for result in results}) > 1
+
+
+def test_bits_per_byte_are_those_of_the_scored_tokens():
+    sizes = np.arange(100) % 3
+    result = word(CountedNll(), Numbers(20), 4, 2, eos_id=0, token_bytes=sizes)
+    assert result.num_bytes == sizes[1:21].sum()
+    assert result.bits_per_byte == pytest.approx(210 / math.log(2) / result.num_bytes)
+    assert result.metrics["bits_per_byte"] == result.bits_per_byte
+    nothing = word(CountedNll(), Numbers(20), 4, 2, eos_id=0, token_bytes=np.zeros(100, int))
+    assert nothing.bits_per_byte is None
+
+
+def test_the_bytes_of_a_text_are_those_of_its_file(shakespeare, stream, text_file):
+    """`word` scores every token of it."""
+    result = word(CountedNll(), stream, 64, 32, shakespeare.tokenizer.eos_id,
+                  token_bytes=shakespeare.tokenizer.token_bytes())  # fmt: skip
+    assert result.num_bytes == text_file.stat().st_size
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 9, 20])

@@ -49,8 +49,11 @@ def test_results_and_table(config, tmp_path, capsys):
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["eval/strided/loss"] == results["strided"]["loss"]
     assert (tmp_path / "run" / "config.yaml").is_file()
+    assert line["eval/word/bits_per_byte"] == results["word"]["bits_per_byte"]
     printed = capsys.readouterr().out
-    for text in ("reference", "strided", "word", f"{results['word']['num_units']:,} words", "results: "):
+    words, batches = f"{results['word']['num_units']:,} words", f"{results['reference']['num_units']} batches"
+    notice, bits = "reference is the mean over batches of 8 windows", f"{results['word']['bits_per_byte']:.4f} bits"
+    for text in ("strided", "word", words, "results: ", notice, batches, "token PPL", bits):
         assert text in printed
 
 

@@ -41,6 +41,16 @@ def test_no_batch_size_changes_a_digit(shakespeare, split):
     assert len(losses) == 1, losses
 
 
+def test_bits_per_byte_are_those_of_the_text(shakespeare, split, text_file):
+    """All of it but its first token, which has no prediction."""
+    sizes = shakespeare.tokenizer.token_bytes()
+    values = Validation(shakespeare.net, split, batch_size=16, token_bytes=sizes).run()
+    text = text_file.read_text(encoding="utf-8")
+    num_bytes = len(text.encode()) - sizes[shakespeare.tokenizer.encode(text)[0]]
+    nll = values["val/loss"] * (split.num_tokens - 1)
+    assert values["val/bits_per_byte"] == pytest.approx(nll / math.log(2) / num_bytes)
+
+
 def test_a_second_run_sees_new_weights_and_the_old_ones_again(shakespeare, split):
     validation = Validation(shakespeare.net, split, batch_size=16, max_rows=32)
     before = validation.run()

@@ -44,9 +44,13 @@ def check(run_dir, single):
 
 
 def check_same_state(run_dir, single, step):
-    """The position of both runs is equal; the best loss, a sum in another order, up to rounding."""
+    """The position of both runs is equal; the best values, sums in another order, up to rounding."""
     mine, theirs = (saved(path, step).loop_state for path in (run_dir, single))
     assert mine.pop("best_value") == pytest.approx(theirs.pop("best_value"), rel=1e-5)
+    bests, expected = mine.pop("bests"), theirs.pop("bests")
+    assert bests.keys() == expected.keys()
+    for metric, (value, at) in bests.items():
+        assert (value, at) == (pytest.approx(expected[metric][0], rel=1e-5), expected[metric][1])
     assert mine == theirs
 
 

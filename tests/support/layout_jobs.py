@@ -259,6 +259,8 @@ CLASSIFIED = [
     variant("classes in zero2", "classes", 2, "parallel=zero2"),
     variant("classes in dp2_zero3", "classes", 2, "parallel=dp2_zero3"),
 ]
+add("classes with dropout", 1, *JOBS["classes"].overrides, "model.dropout=0.2", before=write_class_texts)
+CLASSIFIED.append(variant("classes with dropout in dp2", "classes with dropout", 2, "parallel=dp2"))
 for _packing, _form in (("true", "packed"), ("false", "padded")):
     add(f"{_form} instructions", 1, *INSTRUCTIONS, *WRITTEN, "dataset.path={folder}/instructions",
         "dataset.template={folder}/instructions/template.yaml", f"dataset.packing={_packing}",

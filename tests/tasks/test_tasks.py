@@ -77,7 +77,7 @@ def test_a_metric_is_better_in_its_own_direction():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.best_metric=val/f1"], "trainer.best_metric=val/f1 does not exist; choose one of: val/loss, val/ppl"),
+        (["trainer.best_metric=val/f1"], "trainer.best_metric=val/f1 does not exist; choose one of: val/loss, val/pp"),
         (["task.objective=clasification"], "task.objective=clasification does not exist; did you mean classification?"),
         (["+task.settings.foo=1"], "task.settings.foo does not exist; it has no settings"),
         (["task=classification", "load=x"], "dataset=pydocs has no labels, which task=classification needs"),

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gpt2x import checkpoint
+from gpt2x.tracking.best import best_value
 from tests.commands import convert
 from tests.support.decide import refusal
 from tests.support.in_process import train
@@ -31,6 +32,12 @@ def test_what_a_run_leaves(zoo):
         assert all(isinstance(line[key], float) for line in lines), key
     assert [line["step"] for line in lines if "val/loss" in line] == [5, 10, 15, 16]
     assert all(line["val/ppl"] == pytest.approx(np.exp(line["val/loss"])) for line in lines if "val/loss" in line)
+    assert all(line["train/ppl"] == pytest.approx(np.exp(line["train/loss"])) for line in lines)
+    for metric in ("val/loss", "val/ppl", "val/bits_per_byte"):
+        for number, line in enumerate(lines, 1):
+            if metric in line:
+                best = best_value(lines[:number], metric, "lower")
+                assert (line[f"best/{metric}"], line[f"best/{metric}_step"]) == best
     assert lines[-1]["train/epoch"] > 1, "the run is meant to pass an epoch boundary"
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["vocab_size"] == 300

@@ -64,6 +64,7 @@ class RowForm(ABC):
         noun: What a split consists of, for messages.
         description: Stored in the MindRecord files.
         exports: True if `open` reads rows that were written elsewhere.
+        has_full_rows: True if all rows but a last one have seq_len tokens.
     """
 
     seq_len: int
@@ -71,6 +72,7 @@ class RowForm(ABC):
     noun: ClassVar[str]
     description: ClassVar[str]
     exports: ClassVar[bool] = True
+    has_full_rows: ClassVar[bool] = False
 
     @property
     @abstractmethod

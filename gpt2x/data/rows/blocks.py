@@ -27,6 +27,7 @@ class Blocks(RowForm):
 
     noun = "text"
     description = "gpt2x language model blocks"
+    has_full_rows = True
 
     def __post_init__(self) -> None:
         if self.seq_len < 1:
