@@ -78,10 +78,17 @@ class Extensions:
         Raises:
             UserError: there is no such option, or as `settings`.
         """
-        self.load(name)
-        module = importlib.import_module(f"{self.package}.{name}")
         group = self.key.rpartition(".")[0] or self.key
-        return settings(getattr(module, "Settings", NoSettings), mapping, f"{group}.settings")
+        return settings(self.settings_class(name), mapping, f"{group}.settings")
+
+    def settings_class(self, name: str) -> type:
+        """Return the dataclass `Settings` of the option `name`, or `NoSettings`.
+
+        Raises:
+            UserError: there is no such option.
+        """
+        self.load(name)
+        return getattr(importlib.import_module(f"{self.package}.{name}"), "Settings", NoSettings)
 
     def _folder(self) -> Path:
         """The package's directory, located without importing the packages above it."""

@@ -12,7 +12,7 @@ from tests.support import kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "tests").rglob("*.py"))
-PACKAGES = {"torch", "transformers", "peft", "sklearn", "lm_eval"}  # of the extras [parity] and [lm-eval]
+PACKAGES = {"torch", "transformers", "peft", "sklearn", "lm_eval", "tensorboard", "wandb"}  # of the extras
 # A skip depends on what a machine may lack. One that depends on a file of the repository hides a test for good when
 # the file is renamed: `not (ROOT / "gpt2x" / "build.py").exists()` did so.
 SKIPS = {

@@ -263,9 +263,10 @@ class EvaluationConfig:
 
 @dataclass
 class TrackerConfig:
-    """A mirror of metrics.jsonl, which is always written to the run directory."""
+    """Mirrors of metrics.jsonl, which is always written to the run directory."""
 
     name: str = key("the tracker", HOST, extensions="gpt2x.tracking.trackers")
+    also: list[str] = key("further trackers of the same run", HOST, [], extensions="gpt2x.tracking.trackers")
     uri: str | None = key("where it mirrors to", HOST, None, null="an sqlite file in paths.outputs")
     experiment: str | None = key("group of runs", HOST, None, null="task.name")
     run_name: str | None = key("name of the run; of a sweep's runs, before what they vary", HOST, None,
@@ -275,7 +276,7 @@ class TrackerConfig:
     log_model: bool = key("MLflow gets the best checkpoint, else the newest, at the end of a training as a model that "
                           "`mlflow models serve` serves", HOST, False)  # fmt: skip
     registered_model: str | None = key("name under which log_model registers it", HOST, None, null="not registered")
-    system_metrics: bool = key("MLflow samples CPU, memory and disk", HOST, True)
+    system_metrics: bool = key("MLflow and W&B sample CPU, memory and disk", HOST, True)
     settings: dict[str, Any] = key(SETTINGS, HOST, {})
 
 

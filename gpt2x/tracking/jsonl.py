@@ -98,6 +98,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(_rows(path))
 
 
+def last_step(path: Path) -> int | None:
+    """Return the step of the last line of a `metrics.jsonl`; None if there is no line.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as `read`.
+    """
+    rows = read(path) if path.exists() else []
+    return int(rows[-1]["step"]) if rows else None
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     lines = Path(path).read_bytes().splitlines(keepends=True)
     for number, raw in enumerate(lines, 1):

@@ -20,8 +20,10 @@ HEAVY = (
     "mlflow",
     "pandas",
     "sklearn",
+    "tensorboard",
     "torch",
     "transformers",
+    "wandb",
 )  # to import
 
 _current: list[str] = []  # kind and name of the test that runs

@@ -51,8 +51,8 @@ def test_tracker_none_takes_every_call(tmp_path):
 
 
 def test_an_unknown_tracker_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"tracker=wandb does not exist; choose one of: mlflow, none"):
-        create_tracker(TrackerConfig(name="wandb"), tmp_path)
+    with pytest.raises(UserError, match=r"tracker=mlfow does not exist; did you mean mlflow\? choose one of: csv, "):
+        create_tracker(TrackerConfig(name="mlfow"), tmp_path)
 
 
 def test_git_state(tmp_path):
