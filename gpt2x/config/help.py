@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2x.config.keys import Leaf, groups, leaves, spell
 from gpt2x.config.options import SCHEMAS, chosen_options, composed_defaults, experiments, option_comment, options
-from gpt2x.config.schema import CommonConfig
+from gpt2x.config.schema import TrackedConfig
 from gpt2x.errors import UserError, did_you_mean
 
 KEY_COLUMN, COMMAND_COLUMN, COMMENT_COLUMN = 36, 44, 26  # where right columns begin
@@ -37,7 +37,7 @@ EXAMPLES = {
         ("gpt2x prepare dataset=wikitext2 dataset.path=FOLDER output=FOLDER", "write MindRecord files"),
     ],
 }
-COMMON = groups(CommonConfig)  # shown after the groups of one entry point
+COMMON = groups(TrackedConfig)  # shown after the groups of one entry point
 FLAGS = [
     ("--help GROUP", "the options and keys of one group"),
     ("--cfg job", "show the composed configuration and run nothing"),

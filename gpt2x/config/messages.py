@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gpt2x.config.keys import REPLACED, all_keys
+from gpt2x.config.keys import REPLACED, all_keys, groups
 from gpt2x.config.options import unknown_option
 from gpt2x.errors import did_you_mean
 
@@ -36,6 +36,8 @@ def message_of(error: BaseException, root: type) -> str:
             key = full_key.group(1)
         if key in REPLACED:
             return REPLACED[key]
+        if "tracker" not in groups(root) and key.partition(".")[0] == "tracker":
+            return f"{key}: this command has no tracker; train.py and evaluate.py have one. Leave it out."
         return f"{key} is not a key or a group of the configuration; {similar_keys(key, root)}"
     return _about_a_value(message, full_key.group(1) if full_key else "")
 

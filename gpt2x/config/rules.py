@@ -121,11 +121,6 @@ def validate_inference(config: CommonConfig, script: str) -> None:
         f"parallel.sequence_parallel=true (parallel={parallel.name}): {layouts}; use parallel.sequence_parallel=false.",
     )
     require(
-        not config.tracker.log_model and config.tracker.registered_model is None,
-        f"tracker.log_model and tracker.registered_model are for train.py; {script} trains nothing. Write a model with "
-        "gpt2x convert --to mlflow --output DIR LOAD.",
-    )
-    require(
         not config.tokenizer.extend,
         f"tokenizer.extend=true adds rows to the embedding that must be trained, but {script} trains nothing; use "
         "train.py, and load= the checkpoint that it writes.",
@@ -214,7 +209,7 @@ def validate_tracker(tracker: TrackerConfig) -> None:
     """Check that a model that is to be logged has a tracker for it, and a name that its registry takes."""
     name = tracker.registered_model
     require(
-        not tracker.log_model or tracker.name == "mlflow",
+        not tracker.log_model or "mlflow" in (tracker.name, *tracker.also),
         f"tracker.log_model=true logs an MLflow model, but tracker={tracker.name}; use tracker=mlflow, or write the "
         "model later: gpt2x convert --to mlflow --output DIR RUN.",
     )
@@ -339,6 +334,11 @@ def validate_evaluate(config: EvaluateConfig) -> None:
     """Check the configuration of `evaluate.py` across fields."""
     validate_common(config)
     validate_inference(config, "evaluate.py")
+    require(
+        not config.tracker.log_model and config.tracker.registered_model is None,
+        "tracker.log_model and tracker.registered_model are for train.py; evaluate.py trains nothing. Write a model "
+        "with gpt2x convert --to mlflow --output DIR LOAD.",
+    )
     require(
         config.load is not None,
         "load=null: evaluate.py evaluates trained weights, never random ones; give load=DIR "

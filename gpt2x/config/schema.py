@@ -303,12 +303,18 @@ class CommonConfig:
     hardware: HardwareConfig = group(HardwareConfig)
     parallel: ParallelConfig = group(ParallelConfig)
     launch: LaunchConfig = group(LaunchConfig)
-    tracker: TrackerConfig = group(TrackerConfig)
     paths: PathsConfig = group(PathsConfig)
 
 
 @dataclass
-class TrainConfig(CommonConfig):
+class TrackedConfig(CommonConfig):
+    """Keys that train and evaluate have."""
+
+    tracker: TrackerConfig = group(TrackerConfig)
+
+
+@dataclass
+class TrainConfig(TrackedConfig):
     """Train GPT-2 from random weights or from load=, the whole model or adapters beside it."""
 
     resume: str | None = key("auto, for the newest run with this configuration, or a checkpoint directory", HOST, None,
@@ -325,7 +331,7 @@ class TrainConfig(CommonConfig):
 
 
 @dataclass
-class EvaluateConfig(CommonConfig):
+class EvaluateConfig(TrackedConfig):
     """Evaluate load= on a data set, with the checkpoint's model and tokenizer."""
 
     dataset: DatasetConfig = group(DatasetConfig)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from gpt2x.config import CommonConfig, DatasetConfig
+from gpt2x.config import DatasetConfig, TrackedConfig
 from gpt2x.runtime.jobs import Job, read_command, read_job, typed_command
 from gpt2x.tracking.provenance import run_tags
 from gpt2x.tracking.tracker import DataInput, RunInfo
@@ -20,7 +20,7 @@ UNNAMED = ("model", "dataset", "resume", "paths", "tracker", "launch", "hydra", 
 
 
 def describe_run(
-    config: CommonConfig,
+    config: TrackedConfig,
     run_dir: Path,
     *,
     experiment: str,

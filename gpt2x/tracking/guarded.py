@@ -68,7 +68,7 @@ class Guarded:
 
 
 class Several:
-    """Several trackers as one; each is told the same, in order."""
+    """Several trackers as one; each gets the same calls, in order."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers

@@ -41,8 +41,8 @@ def create_tracker(config: TrackerConfig, outputs: Path) -> Tracker:
 
 def check_settings(config: TrackerConfig, keys: dict[str, list[str]]) -> None:
     """Raise UserError for a setting that none of the chosen trackers has; `keys` are those of each."""
-    known = sorted({key for names in keys.values() for key in names})
+    choices = sorted({key for names in keys.values() for key in names})
     for key in config.settings:
-        if key not in known:
-            allowed = f"settings are: {', '.join(known)}" if known else f"tracker={config.name} has no settings"
-            raise UserError(f"tracker.settings.{key} does not exist; {did_you_mean(key, known)}{allowed}.")
+        if key not in choices:
+            allowed = f"settings are: {', '.join(choices)}" if choices else f"tracker={config.name} has no settings"
+            raise UserError(f"tracker.settings.{key} does not exist; {did_you_mean(key, choices)}{allowed}.")

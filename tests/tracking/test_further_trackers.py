@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, RunInfo, create_tracker, jsonl
@@ -251,13 +252,13 @@ def test_a_package_that_is_missing_is_said_before_any_work(monkeypatch, tmp_path
     ("options", "message"),
     [
         (["tracker.also=[tensorbord]"], "tracker.also=tensorbord does not exist; did you mean tensorboard?"),
-        (["tracker=csv", "+tracker.settings.mode=online"], "tracker.settings.mode does not exist; tracker=csv has no"),
+        (["tracker=csv", "tracker.settings.mode=online"], "tracker.settings.mode does not exist; tracker=csv has no"),
         (
-            ["tracker=mlflow", "tracker.also=[wandb]", "+tracker.settings.mod=online"],
+            ["tracker=mlflow", "tracker.also=[wandb]", "tracker.settings.mod=online"],
             "tracker.settings.mod does not exist; did you mean mode? settings are: mode.",
         ),
-        (["tracker=wandb", "+tracker.settings.mode=on"], "tracker.settings.mode=on does not exist; "),
-        (["tracker=wandb", "+tracker.settings.mode=online"], "tracker=wandb cannot be online (nobody has logged in): "),
+        (["tracker=wandb", "tracker.settings.mode=on"], "tracker.settings.mode=on does not exist; "),
+        (["tracker=wandb", "tracker.settings.mode=online"], "tracker=wandb cannot be online (nobody has logged in): "),
     ],
 )
 def test_mistakes_are_answered_before_any_work(options, message, monkeypatch):
@@ -266,6 +267,14 @@ def test_mistakes_are_answered_before_any_work(options, message, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "")  # restored after the test
     monkeypatch.setattr("wandb.login", lambda **options: False)
     assert refusal("train", *options).startswith(message)
+
+
+@pytest.mark.parametrize("typed", ["tracker=mlflow", "tracker.name=csv", "tracker.also=[csv]"])
+def test_prompts_are_not_tracked(typed):
+    with pytest.raises(UserError, match=r"^tracker[.a-z]*: this command has no tracker; train\.py and evaluate\.py"):
+        compose_config("predict", ["load=x", "prompts=[a]", typed])
+    with pytest.raises(UserError, match=r"tracker\.nmae is not a key"):
+        compose_config("train", ["tracker.nmae=csv"])
 
 
 def test_the_environment_chooses_the_mode_of_wandb(monkeypatch, tmp_path):

@@ -80,7 +80,7 @@ def test_keys_that_would_do_nothing_are_rejected():
     assert "but tracker=none; use tracker=mlflow" in refusal("train", "tracker=none", model)
     assert "tracker.log_model=true, which is false" in refusal("train", "tracker=mlflow", f"{name}=a")
     assert "none with / or :" in refusal("train", "tracker=mlflow", model, f"{name}=a/b")
-    assert "are for train.py; predict.py trains nothing" in refusal("predict", "load=x", "prompts=[a]", model)
+    assert "are for train.py; evaluate.py trains nothing" in refusal("evaluate", "load=x", model)
 
 
 def free_port():

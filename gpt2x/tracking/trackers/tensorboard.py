@@ -36,7 +36,9 @@ class TensorBoardTracker:
     event tells TensorBoard to drop what was logged after the checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrackerConfig) -> None:
+        self._about = {"description": config.description} if config.description else {}
+        self._about |= {str(key): str(value) for key, value in config.tags.items()}
         self._writer: Any = None
         self._early: list[Path] = []  # artifacts before the first line
         self._tags: dict[str, str] = {}
@@ -44,7 +46,7 @@ class TensorBoardTracker:
 
     def start(self, run: RunInfo) -> None:
         """Note what is to be written with the first line."""
-        self._run, self._tags = run, dict(run.tags)
+        self._run, self._tags = run, self._about | dict(run.tags)
 
     def log_metrics(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """Write one event with all scalars of a line."""
@@ -187,4 +189,4 @@ def create(config: TrackerConfig, outputs: Path) -> Guarded:
         UserError: the package `tensorboard` is not installed.
     """
     require_package("tensorboard", "tensorboard")
-    return Guarded("tensorboard", TensorBoardTracker())
+    return Guarded("tensorboard", TensorBoardTracker(config))

@@ -24,11 +24,12 @@ from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError, require_choice
 from gpt2x.extensions import settings
 from gpt2x.runtime.console import console
-from gpt2x.runtime.jobs import read_job
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.guarded import require_package
+from gpt2x.tracking.mlflow_model import is_mlflow_model
 from gpt2x.tracking.tracker import STATUSES, RunInfo
 
+MAX_TAG_CHARS = 64  # W&B's limit
 MODES = ("offline", "online", "disabled")
 RECORD = "wandb_run.json"  # in the run directory: id and mode of its W&B run
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
@@ -51,7 +52,7 @@ class Settings:
 
 
 class WandbTracker:
-    """Queues what it is told for the thread that talks to W&B; `finish` waits for it."""
+    """Queues each call for the thread that talks to W&B; `finish` waits for it."""
 
     def __init__(self, config: TrackerConfig, mode: str, warn: Callable[[str], None] | None = None) -> None:
         self._config, self._mode, self._warn = config, mode, warn or console.warn
@@ -179,11 +180,14 @@ class WandbTracker:
         return {}
 
     def _init(self, run_id: str, mode: Any) -> Any:
-        wandb, info, config, job = _wandb(), self._run, self._config, read_job(self._run.run_dir)
+        wandb, info, config = _wandb(), self._run, self._config
+        sweep_dir = info.run_dir if info.is_sweep else info.sweep_dir
         return wandb.init(
             project=info.experiment if config.experiment else _unless("WANDB_PROJECT", info.experiment),
             name=info.run_name if config.run_name else _unless("WANDB_NAME", info.run_name),
-            group=_unless("WANDB_RUN_GROUP", Path(job.sweep_dir).name) if job else None,
+            group=_unless("WANDB_RUN_GROUP", sweep_dir.name) if sweep_dir else None,
+            tags=[f"{key}:{value}"[:MAX_TAG_CHARS] for key, value in config.tags.items()] or None,
+            notes=config.description,
             id=run_id,
             resume="allow" if mode == "online" else None,
             config=dict(info.params) | {"tags": dict(info.tags)},
@@ -216,6 +220,8 @@ def _wandb() -> Any:
 def _send_file(run: Any, path: Path, step: int, time_s: float) -> None:
     if path.suffix == ".png":
         run.log({path.stem: _wandb().Image(str(path)), "_timestamp": time_s}, step=step)
+        return
+    if is_mlflow_model(path):  # has the weights
         return
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     for file in files:
