@@ -24,10 +24,13 @@ VALIDATIONS: dict[str, Callable[[Any], None]] = {
 
 
 def schema_node(name: str) -> Any:
-    """Return the schema of entry point `name` for Hydra. Extensions check the keys in `settings` of a group."""
+    """Return the schema of entry point `name` for Hydra; the keys in `settings` and `tags` of a group are free.
+
+    Extensions check those of `settings`, the tracker those of `tags`.
+    """
     node = OmegaConf.structured(SCHEMAS[name])
     for key in leaves(SCHEMAS[name]):
-        if key.endswith(".settings"):
+        if key.endswith((".settings", ".tags")):
             OmegaConf.set_struct(OmegaConf.select(node, key), False)
     return node
 

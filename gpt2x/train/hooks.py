@@ -202,8 +202,10 @@ def save_checkpoint(trainer: Trainer) -> None:
 def checkpoint_tags(trainer: Trainer) -> dict[str, str]:
     """Return the paths of the newest checkpoint and, if it is kept, of the best one."""
     folder = (trainer.run_dir / "checkpoints").absolute()
-    paths = {"newest": folder / f"step_{trainer.state.step}", "best": folder / f"step_{trainer.state.best_step}"}
-    return {f"checkpoint.{name}": str(path) for name, path in paths.items() if path.is_dir()}
+    steps = {"newest": trainer.state.step}
+    if trainer.config.trainer.keep_best and trainer.state.best_value is not None:
+        steps["best"] = trainer.state.best_step
+    return {f"checkpoint.{name}": str(folder / f"step_{step}") for name, step in steps.items()}
 
 
 def step_report(trainer: Trainer, metrics: Metrics) -> StepReport:

@@ -12,8 +12,9 @@ import pytest
 
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
-from gpt2x.tracking import MetricsLog, RunInfo
-from gpt2x.tracking.mlflow_store import resolve_uri
+from gpt2x.tracking import DataInput, MetricsLog, RunInfo
+from gpt2x.tracking.mlflow_record import hold_live
+from gpt2x.tracking.mlflow_store import resolve_uri, where_to_look
 from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
 from tests.commands import sync as main
@@ -136,6 +137,77 @@ def test_resume_id_and_names_in_config_rule(tmp_path, outputs):
     assert run.data.metrics["train/loss"] == 5.0
 
 
+def test_equal_names_get_numbers_and_a_given_name_does_not(tmp_path, outputs):
+    for name in ("a", "b", "c"):
+        train(MlflowTracker(config(), outputs), tmp_path / name, [1], run_name="gpt2_tiny/it's")
+    for name in ("d", "e"):
+        train(MlflowTracker(config(run_name="mine"), outputs), tmp_path / name, [1])
+    names = [client(outputs).get_run(record(tmp_path / name)["run_id"]).info.run_name for name in "abcde"]
+    assert names == ["gpt2_tiny/it's", "gpt2_tiny/it's (2)", "gpt2_tiny/it's (3)", "mine", "mine"]
+
+
+def test_tags_data_sets_and_a_description(tmp_path, outputs):
+    inputs = [
+        DataInput("pydocs", "a" * 64, "train", "/texts", 10, 320),
+        DataInput("pydocs", "b" * 64, "validation", "/texts", 2),
+    ]
+    settings = config(tags={"team": "nlp", "seed": 3, "none": None}, description="**Why** it was run")
+    tracker = MlflowTracker(settings, outputs)
+    tags = {"command": "/usr/bin/python train.py seed=1", "git.sha": "abc"}
+    tracker.start(info(tmp_path, inputs=inputs, tags=tags))
+    tracker.set_tags({"checkpoint.newest": "step_1"})
+    tracker.set_tags({"checkpoint.newest": "step_2", "checkpoint.best": "step_1"})
+    tracker.finish("FINISHED")
+    run = client(outputs).get_run(record(tmp_path)["run_id"])
+    shown = {"team": "nlp", "seed": "3", "mlflow.note.content": "**Why** it was run", "mlflow.source.name": "train.py"}
+    shown |= {"checkpoint.newest": "step_2", "checkpoint.best": "step_1"}
+    assert shown.items() <= run.data.tags.items()
+    assert "none" not in run.data.tags
+    read = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert (read["train"].name, read["train"].digest) == ("pydocs", "a" * 36)
+    assert json.loads(read["train"].profile) == {"num_rows": 10, "num_tokens": 320}
+    assert json.loads(read["validation"].profile) == {"num_rows": 2}
+    assert json.loads(read["validation"].source) == {"uri": "/texts"}
+    experiment = client(outputs).get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+    client(outputs).set_tag(run.info.run_id, "mlflow.note.content", "by hand")
+    again = MlflowTracker(settings, outputs)
+    again.start(info(tmp_path, inputs=inputs, tags={"command": "python train.py resume=auto", "git.sha": "abc"}))
+    again.finish("FINISHED")
+    run = client(outputs).get_run(run.info.run_id)
+    assert run.data.tags["mlflow.note.content"] == "by hand"
+    assert run.data.tags["command"] == "/usr/bin/python train.py seed=1"
+    assert run.data.tags["resumed/command"] == "python train.py resume=auto"
+    assert len(run.inputs.dataset_inputs) == 2
+
+
+def test_labels_that_mlflow_rejects_stay_apart(tmp_path, outputs):
+    tracker = MlflowTracker(config(), outputs)
+    tracker.start(info(tmp_path))
+    values = {"f1/a+b": 1.0, "f1/a*b": 2.0, "f1/..": 3.0, "f1//x": 4.0, f"f1/{'k' * 300}": 5.0}
+    tracker.log_metrics(1, MetricsLog(tmp_path / "metrics.jsonl").append(1, values), values)
+    tracker.finish("FINISHED")
+    metrics = client(outputs).get_run(record(tmp_path)["run_id"]).data.metrics
+    assert sorted(metrics.values()) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert {"f1/a_b": 1.0, "f1/a_b 2": 2.0, "f1/__": 3.0, "f1/_/x": 4.0}.items() <= metrics.items()
+    assert sync(tmp_path) == 0
+
+
+def test_sync_closes_the_run_of_a_killed_process_and_leaves_a_living_one(tmp_path, outputs):
+    train(MlflowTracker(config(), outputs), tmp_path, [1, 2])
+    noted = record(tmp_path) | {"status": "RUNNING", "end_time_s": 0.0}  # as kill -9 leaves it
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(noted))
+    living = hold_live(tmp_path)
+    sync(tmp_path)
+    assert client(outputs).get_run(noted["run_id"]).info.status == "RUNNING"
+    living.close()
+    sync(tmp_path)
+    closed = client(outputs).get_run(noted["run_id"]).info
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["time"]
+    assert (closed.status, closed.end_time) == ("KILLED", round(last * 1000))
+
+
 def test_a_lost_run_is_replaced_and_said(tmp_path, outputs):
     warnings = []
     train(MlflowTracker(config(), outputs, warn=warnings.append), tmp_path, [1], resume_id="0" * 32)
@@ -222,6 +294,33 @@ def test_three_first_users_at_once(tmp_path):
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert len({run.info.experiment_id for run in runs}) == 1
     assert not any("does not answer" in text or "Traceback" in text for text in printed), printed
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"mlflow.user": "x"}, r"tracker\.tags\.mlflow\.user is reserved by MLflow; .*tracker\.description"),
+        ({"a*b": 1}, r"MLflow does not accept the key 'a\*b'"),
+        ({"a//b": 1}, r"MLflow does not accept the key 'a//b'"),
+        ({"k" * 251: 1}, "at most 250 characters"),
+        ({"a": [1, 2]}, r"tracker\.tags\.a=\[1, 2\] is not a single value"),
+        ({"a": "x" * 5001}, r"tracker\.tags\.a has 5001 characters, and MLflow accepts 5000"),
+    ],
+)
+def test_a_tag_that_mlflow_rejects_is_the_users_mistake(tags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        MlflowTracker(config(tags=tags), tmp_path)
+
+
+def test_the_line_that_says_where_to_look():
+    line = where_to_look("https://user:secret@host:8080/mlflow/", "3", "abc")
+    assert (
+        line == "MLflow: https://host:8080/mlflow/#/experiments/3/runs/abc/model-metrics?workflowType=machine_learning"
+    )
+    line = where_to_look("postgresql://user:secret@host/db", "3", "abc", is_sweep=True)
+    assert "secret" not in line
+    assert "tags.mlflow.parentRunId%20%3D%20%27abc%27 after: mlflow ui --backend-store-uri postgresql://user" in line
+    assert where_to_look("sqlite:////a b.db", "3", "abc").endswith("--backend-store-uri 'sqlite:////a b.db'")
 
 
 @pytest.mark.parametrize(
