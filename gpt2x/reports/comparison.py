@@ -11,12 +11,13 @@ from gpt2x.reports import naming, statistics
 from gpt2x.reports.curves import axis_values, final_train_loss, smoothing_width
 from gpt2x.reports.run import EVALUATE, TRAIN, Run, is_lower_better
 from gpt2x.reports.tables import Cell, Table, duration, metric_text, number, scientific, text
-from gpt2x.runtime.console import format_interval
+from gpt2x.runtime.console import format_estimate, format_interval
 
 OF_STATISTICS = (
     "Runs that differ only in their seed are one group. Interval: 95 % of the mean by Student's t over n seeds "
     "(n >= 2). Difference: from the first group, with Welch's 95 % interval."
 )
+MANY_RUNS = 6  # which do not fit beside each other as columns
 TRAIN_LOSS, SPEED = "train/loss, end", "perf/tokens_per_s, median"
 
 
@@ -92,6 +93,28 @@ class Comparison:
             if index not in counted
         ]
 
+    @cached_property
+    def best(self) -> int | None:
+        """The position of the run with the best value, finished ones first; None if no run has one."""
+        pairs = [(index, best.value) for index, run in enumerate(self.runs) if (best := run.best(self.metric))]
+        finished = [pair for pair in pairs if self.runs[pair[0]].has_finished] or pairs
+        choose = min if is_lower_better(self.metric) else max
+        return choose(finished, key=lambda pair: pair[1])[0] if finished else None
+
+    @property
+    def summary(self) -> str:
+        """Which run is the best, in words; "" if there is only one."""
+        if self.best is None or len(self.runs) < 2:
+            return ""
+        best = self.runs[self.best].best(self.metric)
+        assert best is not None
+        where = f" at step {best.step:,}" if self.runs[self.best].kind == TRAIN else ""
+        return f"best {self.metric}: {metric_text(best.value)}{where}, {self.names[self.best]}"
+
+    def counted(self, values: Sequence[float | None]) -> list[list[float]]:
+        """Return of a value per run those that count, by group."""
+        return [[value for i in group.counted if (value := values[i]) is not None] for group in self.groups]
+
     def measured(self) -> dict[str, list[float | None]]:
         """Return what groups are compared by: its name -> a value per run."""
         best = [pair.value if (pair := run.best(self.metric)) else None for run in self.runs]
@@ -119,7 +142,8 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     if not available:
         states = "; ".join(f"{run.path}: {run.status}{run.message and f' ({run.message})'}" for run in runs[:5])
         raise UserError(f"there is nothing to compare yet, since no run has metrics ({states}).")
-    chosen = metric or next((run.best_metric for run in runs if run.best_metric in run.metrics), available[0])
+    trained_first = sorted(runs, key=lambda run: run.kind == EVALUATE)  # stable
+    chosen = metric or next((run.best_metric for run in trained_first if run.best_metric in run.metrics), available[0])
     if chosen not in available:
         raise UserError(
             f"--metric {chosen}: no run has it; {did_you_mean(chosen, available)}metrics: {', '.join(available)}."
@@ -142,6 +166,11 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     return Comparison(runs, naming.unique(names, runs), groups, naming.differing_keys(values), values, chosen)
 
 
+def baseline_of(of_groups: Sequence[Sequence[float]]) -> int:
+    """Return the number of the group from which differences are taken: the first that has a value."""
+    return next((number for number, values in enumerate(of_groups) if values), 0)
+
+
 def _counted(runs: list[Run], members: list[int]) -> list[int]:
     by_seed = {runs[index].seed: index for index in members if runs[index].has_finished}
     return sorted(by_seed.values())
@@ -151,11 +180,12 @@ def _counted(runs: list[Run], members: list[int]) -> list[int]:
 
 
 def results(comparison: Comparison) -> Table:
-    """Return what the runs reached."""
+    """Return what the runs reached; of evaluations all metrics with the intervals that they have."""
     metric, rows = comparison.metric, []
-    others = [name for name in comparison.validated if name != metric]
+    is_evaluated = all(run.kind == EVALUATE for run in comparison.runs)  # once, so nothing is best or last
+    others = [name for name in comparison.validated if is_evaluated or name != metric]
     for name, run in zip(comparison.names, comparison.runs, strict=True):
-        best = run.best(metric)
+        best = None if is_evaluated else run.best(metric)
         tokens = axis_values(run, "tokens")
         rows.append(
             [
@@ -165,16 +195,27 @@ def results(comparison: Comparison) -> Table:
                 number(best.value if best else None, metric_text),
                 number(best.step if best else None, ",d"),
                 number(run.last(metric) if run.kind == TRAIN else None, metric_text),
-                *[number(run.last(other), metric_text) for other in others],
+                *[_measured(run, other) for other in others],
                 number(final_train_loss(run, comparison.width), metric_text),
                 number(float(tokens[-1]) if tokens is not None else None, ",.0f"),
             ]
         )
-    columns = ["run", "status", "step", f"best {metric}", "at step", f"last {metric}", *[f"last {n}" for n in others]]
-    note = "" if comparison.width <= 1 else f"train/loss: mean of the last {comparison.width} steps. "
+    columns = ["run", "status", "step", f"best {metric}", "at step", f"last {metric}"]
+    columns += [name if name.startswith("eval/") else f"last {name}" for name in others]
+    note = f"train/loss: mean of the last {comparison.width} steps. " if comparison.width > 1 else ""
     note += f"Best: the {'lowest' if is_lower_better(metric) else 'highest'} value over all validations."
+    if is_evaluated:
+        note = "Intervals: 95 %, over windows or texts (docs/evaluation.md). Step: of the checkpoint."
     table = Table("Results", [*columns, "train/loss", "tokens"], rows, note, comparison.group_of)
     return table.without_empty_columns()
+
+
+def _measured(run: Run, metric: str) -> Cell:
+    """Return the newest value of a metric, with its interval if the evaluation has one."""
+    value, low, high = (run.last(f"{metric}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return number(value, metric_text)
+    return Cell(format_estimate(value, (low, high)), value)
 
 
 def speed(comparison: Comparison) -> Table:
@@ -208,6 +249,8 @@ def speed(comparison: Comparison) -> Table:
         "training",
         "FLOPs",
     ]
+    if all(not cell.text for row in rows for cell in row[1:]):
+        return Table("Speed", [], [])
     note = (
         "Medians over all steps; memory: the most after a step, of rank 0; start-up: from the command to the end of "
         "the first step; training: without start-up and pauses."
@@ -221,20 +264,26 @@ def seeds(comparison: Comparison, measured: str | None = None) -> list[Table]:
     for name, values in comparison.measured().items():
         if measured not in (None, name):
             continue
-        of_groups = [
-            [value for index in group.counted if (value := values[index]) is not None] for group in comparison.groups
+        of_groups = comparison.counted(values)
+        baseline = baseline_of(of_groups)
+        shown = [
+            number
+            for number, group in enumerate(comparison.groups)
+            if any(values[index] is not None for index in group.members)  # others do not measure it
         ]
-        rows = [_seed_row(group.name, each, of_groups[0], is_first=index == 0)
-                for index, (group, each) in enumerate(zip(comparison.groups, of_groups, strict=True))]  # fmt: skip
+        rows = [
+            _seed_row(comparison.groups[number].name, of_groups[number], of_groups[baseline], number == baseline)
+            for number in shown
+        ]
         columns = ["group", "n", "mean", "spread", "95 % interval", "difference", "its 95 % interval"]
         note = f"Not counted: {'; '.join(comparison.excluded)}." if comparison.excluded else ""
-        tables.append(Table(name, columns, rows, note, list(range(len(rows)))).without_empty_columns())
+        tables.append(Table(name, columns, rows, note, shown).without_empty_columns())
     return tables
 
 
-def _seed_row(name: str, values: list[float], baseline: list[float], *, is_first: bool) -> list[Cell]:
+def _seed_row(name: str, values: list[float], baseline: list[float], is_baseline: bool) -> list[Cell]:
     mean = statistics.estimate(values)
-    change = None if is_first else statistics.difference(values, baseline)
+    change = None if is_baseline else statistics.difference(values, baseline)
     interval = mean.interval if mean else None
     change_interval = change.interval if change else None
     return [
@@ -249,7 +298,14 @@ def _seed_row(name: str, values: list[float], baseline: list[float], *, is_first
 
 
 def differences(comparison: Comparison) -> Table:
-    """Return the keys whose values differ: a row per key, a column per run."""
-    rows = [[text(key), *[text(each.get(key, "")) for each in comparison.values]] for key in comparison.differing]
-    note = "Keys that are equal in all runs are left out." if rows else "The configurations are equal."
+    """Return the keys whose values differ: a column per run; of many runs a row."""
+    keys, values = comparison.differing, comparison.values
+    note = "Keys that are equal in all runs are left out." if keys else "The configurations are equal."
+    if len(comparison.runs) > MANY_RUNS:
+        rows = [
+            [text(name), *[text(each.get(key, "")) for key in keys]]
+            for name, each in zip(comparison.names, values, strict=True)
+        ]
+        return Table("Configuration", ["run", *keys], rows if keys else [], note, comparison.group_of)
+    rows = [[text(key), *[text(each.get(key, "")) for each in values]] for key in keys]
     return Table("Configuration", ["key", *comparison.names], rows, note)

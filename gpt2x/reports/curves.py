@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -42,8 +44,8 @@ AXES = (
     Axis(
         "flops",
         "model FLOPs",
-        "F x tokens through the model, padding included, where F is the model's FLOPs per token of forward and "
-        "backward (docs/training.md, MFU); recomputation does not count",
+        "F x tokens of the batches, as MFU counts them: without padding; F is the model's FLOPs per token of forward "
+        "and backward (docs/training.md, MFU), and recomputation does not count",
     ),
 )
 
@@ -59,7 +61,7 @@ def axis_values(run: Run, axis: str) -> np.ndarray | None:
     if axis == "seconds":
         return seconds(run)
     per_token = flops_per_token(run)
-    return None if per_token is None else per_token * tokens_through_model(run)
+    return None if per_token is None else per_token * tokens_of_batches(run)
 
 
 def seconds(run: Run) -> np.ndarray:
@@ -79,8 +81,11 @@ def seconds(run: Run) -> np.ndarray:
     return np.array(result)
 
 
-def tokens_through_model(run: Run) -> np.ndarray:
-    """Return the tokens that went through the model up to each row, padding included, shape (rows,)."""
+def tokens_of_batches(run: Run) -> np.ndarray:
+    """Return the tokens of all batches up to each row, shape (rows,), from the speed and the time of each step.
+
+    A step without a speed, such as a profiled one, counts as a batch of full rows.
+    """
     per_step = float((run.config.get("trainer.global_batch_size") or 0) * (run.config.get("trainer.seq_len") or 0))
     steps = np.array([row["step"] for row in run.rows], dtype=float)
     updates = np.diff(steps, prepend=0.0)
@@ -90,8 +95,14 @@ def tokens_through_model(run: Run) -> np.ndarray:
 
 def flops_per_token(run: Run) -> float | None:
     """Return the model FLOPs per token of a training run; None if its configuration cannot be read any more."""
+    path = run.path / CONFIG
+    return _flops_per_token(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@cache
+def _flops_per_token(path: Path, _mtime_ns: int) -> float | None:
     try:
-        config = load_config(TRAIN, run.path / CONFIG)
+        config = load_config(TRAIN, path)
     except (UserError, OSError):
         return None
     assert isinstance(config, TrainConfig)

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from gpt2x.reports import statistics
-from gpt2x.reports.comparison import Comparison
+from gpt2x.reports.comparison import Comparison, baseline_of
 from gpt2x.reports.curves import AXES, axis_values, final_train_loss
 from gpt2x.reports.run import TRAIN
 
@@ -55,9 +55,10 @@ def to_json(comparison: Comparison) -> str:
         entry: dict[str, Any] = {"name": group.name, "runs": [comparison.names[index] for index in group.members]}
         entry["counted"] = [comparison.names[index] for index in group.counted]
         for name, values in measured.items():
-            counted = [[value for i in each.counted if (value := values[i]) is not None] for each in comparison.groups]
+            counted = comparison.counted(values)
+            baseline = baseline_of(counted)
             mean = statistics.estimate(counted[number])
-            change = statistics.difference(counted[number], counted[0]) if number else None
+            change = statistics.difference(counted[number], counted[baseline]) if number != baseline else None
             entry[name] = {
                 **(vars(mean) if mean else {}),
                 **({"difference": change.value, "difference_interval": change.interval} if change else {}),

@@ -18,12 +18,20 @@ def to_html(comparison: Comparison) -> str:
     drawn = figures(comparison)
     parts = [head(comparison), section("Results", table(tables.results(comparison), of_runs)), messages(comparison)]
     if comparison.has_seeds:
-        first, *others = [f"<h3>{words(each.title)}</h3>{table(each, keys)}" for each in tables.seeds(comparison)]
+        first, *others = [
+            f"<h3>{words(each.title)}</h3>{table(each, [keys[number] for number in each.groups])}"
+            for each in tables.seeds(comparison)
+        ]
         more = f"<details><summary>other values</summary>{''.join(others)}</details>" if others else ""
         parts.append(section("Over seeds", f"<p class=note>{words(OF_STATISTICS)}</p>{first}{more}"))
     parts += [multirun(comparison), curves(comparison, drawn, keys)]
-    parts.append(section("Speed and memory", table(tables.speed(comparison), of_runs)))
-    parts.append(section("Configuration", table(tables.differences(comparison), is_sortable=False)))
+    speed = tables.speed(comparison)
+    if speed.rows:
+        parts.append(section("Speed and memory", table(speed, of_runs)))
+    changes = tables.differences(comparison)
+    parts.append(
+        section("Configuration", table(changes, of_runs if changes.groups else None, is_sortable=bool(changes.groups)))
+    )
     parts += [samples(comparison, of_runs), directories(comparison)]
     return page(f"gpt2x: {comparison.title}", "\n".join(filter(None, parts)), style=rules(comparison, drawn))
 
@@ -49,10 +57,8 @@ def head(comparison: Comparison) -> str:
         states[run.status] = states.get(run.status, 0) + 1
     counts = ", ".join(f"{count} {status}" for status, count in states.items())
     baseline = f"; the baseline is {comparison.groups[0].name}" if len(comparison.groups) > 1 else ""
-    return (
-        f"<h1>{words(comparison.title)}</h1><p class=soft>{words(counts)}; compared by {words(comparison.metric)}"
-        f"{words(baseline)}</p>"
-    )
+    lines = [f"{counts}; compared by {comparison.metric}{baseline}", comparison.summary]
+    return f"<h1>{words(comparison.title)}</h1>" + "".join(f"<p class=soft>{words(line)}</p>" for line in lines if line)
 
 
 def messages(comparison: Comparison) -> str:

@@ -27,12 +27,13 @@ def write_markdown(comparison: Comparison, target: Path) -> None:
 
 def to_markdown(comparison: Comparison, picture: Path | None = None) -> str:
     """Return the report; `picture` is linked by its name."""
-    parts = [f"# {escaped(comparison.title)}", to_table(tables.results(comparison))]
+    parts = [f"# {escaped(comparison.title)}", escaped(comparison.summary), to_table(tables.results(comparison))]
     if picture:
         parts.append(f"![curves of the losses against steps]({picture.name.replace(' ', '%20')})")
     if comparison.has_seeds:
         parts += ["## Over seeds", OF_STATISTICS, *[to_table(table, "###") for table in tables.seeds(comparison)]]
-    parts += [to_table(tables.speed(comparison)), to_table(tables.differences(comparison))]
+    speed = tables.speed(comparison)
+    parts += [to_table(speed) if speed.rows else "", to_table(tables.differences(comparison))]
     samples = [(name, run.samples) for name, run in zip(comparison.names, comparison.runs, strict=True) if run.samples]
     if samples:
         parts.append("## Samples")
@@ -42,7 +43,7 @@ def to_markdown(comparison: Comparison, picture: Path | None = None) -> str:
         parts += [fenced(each) for each in drawn[1]]
     lines = [f"- {escaped(name)}: `{run.path}`" for name, run in zip(comparison.names, comparison.runs, strict=True)]
     parts += ["## Run directories", "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def to_table(table: Table, head: str = "##") -> str:

@@ -84,7 +84,7 @@ def labels(values: Sequence[Values], keys: Sequence[str]) -> list[str]:
         parts = [
             columns[key][index] if key == COMMAND else f"{short[key]}={columns[key][index]}"
             for key in keys
-            if key in each
+            if key in each and (key, each[key]) != ("load", "null")
         ]
         names.append(" ".join(parts))
     return names

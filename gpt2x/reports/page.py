@@ -30,7 +30,7 @@ tbody tr:last-child>*{border-bottom:0}thead th{background:var(--card);font-weigh
 th.n,td.n{text-align:right}td.long{white-space:normal;min-width:14em;overflow-wrap:anywhere}
 table.sortable thead th{cursor:pointer}th[aria-sort=ascending]::after{content:" \\25B4"}
 th[aria-sort=descending]::after{content:" \\25BE"}
-tbody th{font-weight:500;position:sticky;left:0;background:var(--page);max-width:26em;white-space:normal;min-width:13em}
+tbody th{font-weight:500;position:sticky;left:0;background:var(--page);max-width:30em;white-space:normal;min-width:13em}
 .key{display:inline-block;width:26px;height:10px;margin-right:7px;vertical-align:middle}
 .key line{stroke-width:2.5}
 .status{border-radius:4px;padding:0 6px;background:var(--card)}
@@ -118,8 +118,8 @@ def table(content: Table, keys: list[str] | None = None, *, is_sortable: bool = 
         for index in range(len(content.columns))
     ]
     heads = "".join(
-        f"<th{' class=n' if is_number else ''}>{words(column)}</th>"
-        for column, is_number in zip(content.columns, numeric, strict=True)
+        f"<th{' class=n' if is_number and index else ''}>{words(column)}</th>"
+        for index, (column, is_number) in enumerate(zip(content.columns, numeric, strict=True))
     )
     rows = []
     for position, row in enumerate(content.rows):

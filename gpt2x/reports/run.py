@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gpt2x.config.keys import defaults, flatten
+from gpt2x.config.keys import defaults, flatten, leaves
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
 from gpt2x.runtime.jobs import FAILED, FINISHED, KILLED, RUNNING, Job, read_command, read_job
@@ -185,7 +185,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     if not kind:
         raise ValueError(f"{path}: neither a training nor an evaluation")
     root = SCHEMAS[kind]
-    return kind, defaults(root) | flatten(values, root)
+    flat = defaults(root) | flatten(values, root)
+    return kind, {key: flat[key] for key in [*leaves(root), *flat] if key in flat}  # in the schema's order
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

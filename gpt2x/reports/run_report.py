@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt2x.config.keys import spell
@@ -43,13 +44,17 @@ def run_page(run: Run) -> str:
     """
     comparison = compare([run])
     png = run.path / PICTURE
+
+    def facts(title: str, build: Callable[[Comparison], Table]) -> str:
+        content = build(comparison)
+        return section(title, table(transposed(content), is_sortable=False)) if content.rows else ""
+
     parts = [
         f"<h1>{words(comparison.title)}</h1><p class=soft>{words(run.status)} at step {run.step:,}</p>",
         messages(comparison),
-        section("Results", table(transposed(tables.results(comparison)), is_sortable=False)),
+        f"<div class=panels>{facts('Results', tables.results)}{facts('Speed and memory', tables.speed)}</div>",
         picture(png.read_bytes(), "training and validation loss") if png.is_file() else "",
         section("Validations", table(validations(comparison))) if comparison.validated else "",
-        section("Speed and memory", table(transposed(tables.speed(comparison)), is_sortable=False)),
         samples(run),
         configuration(run),
         directories(comparison),

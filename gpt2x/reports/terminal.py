@@ -17,11 +17,15 @@ def show(comparison: Comparison) -> None:
     console.table("Runs", ["", "run", "status"], [[str(i), name, run.status] for i, (name, run) in enumerate(rows, 1)])
     show_differences(comparison)
     show_table(numbered(tables.results(comparison)))
-    show_table(numbered(tables.speed(comparison)))
+    speed = tables.speed(comparison)
+    if speed.rows:
+        show_table(numbered(speed))
     if comparison.has_seeds:
         for table in tables.seeds(comparison, next(iter(comparison.measured()))):
-            show_table(table)
+            show_table(with_run_numbers(table, comparison))
         console.notice(OF_STATISTICS)
+    if comparison.summary:
+        console.notice(comparison.summary)
     for name, run in zip(comparison.names, comparison.runs, strict=True):
         if run.status == DAMAGED:
             console.warn(f"{name}: {run.message}")
@@ -34,6 +38,15 @@ def numbered(table: Table) -> Table:
     kept = [index for index, name in enumerate(table.columns) if index and name not in LEFT_OUT | {"status"}]
     rows = [[tables.text(number), *[row[index] for index in kept]] for number, row in enumerate(table.rows, 1)]
     return Table(table.title, ["", *[table.columns[index] for index in kept]], rows, table.note)
+
+
+def with_run_numbers(table: Table, comparison: Comparison) -> Table:
+    """Return a table of groups with the numbers of their runs instead of their names."""
+    rows = [
+        [tables.text(", ".join(str(index + 1) for index in comparison.groups[number].members)), *row[1:]]
+        for number, row in zip(table.groups, table.rows, strict=True)
+    ]
+    return Table(table.title, ["runs", *table.columns[1:]], rows, table.note)
 
 
 def show_table(table: Table) -> None:

@@ -17,7 +17,7 @@ from gpt2x.reports.figures import new_figure, save_png, style
 from gpt2x.reports.find import below
 from gpt2x.reports.run import is_lower_better
 from gpt2x.reports.trials import Trial, Trials, is_log, is_numeric, trials_of
-from gpt2x.runtime.jobs import PRUNED
+from gpt2x.runtime.jobs import FINISHED, PRUNED
 
 MANY_LINES = 6
 MANY_PANELS = 6
@@ -78,8 +78,7 @@ class _Picture:
         self.trials, self.ink, self.grid, self.color = trials, ink, grid, color
         self.is_lower = is_lower_better(trials.metric)
         choose = min if self.is_lower else max
-        finished = [trial for trial in trials.measured if trial.status != PRUNED] or trials.measured
-        self.best = choose(finished, key=lambda trial: trial.value or 0.0)
+        self.best = choose(trials.counted, key=lambda trial: trial.value or 0.0)
 
     def over_seeds(self) -> None:
         axes = self.plots(1)[0]
@@ -110,7 +109,7 @@ class _Picture:
     def heat_map(self, over: str, each: str) -> None:
         columns, rows = self.trials.levels(over), self.trials.levels(each)
         cells: dict[tuple[int, int], list[float]] = {}
-        for trial in self.trials.measured:
+        for trial in self.trials.counted:
             place = rows.index(trial.values.get(each, "")), columns.index(trial.values.get(over, ""))
             cells.setdefault(place, []).append(float(trial.value or 0.0))
         means = np.full((len(rows), len(columns)), np.nan)
@@ -138,12 +137,11 @@ class _Picture:
         numbers = np.array([trial.number for trial in measured])
         self.points(axes, measured, numbers, 0)
         best = np.minimum.accumulate if self.is_lower else np.maximum.accumulate
-        counted = [trial for trial in measured if trial.status != PRUNED]
-        if counted:
-            so_far = best(np.array([trial.value for trial in counted], dtype=float))
-            x = [trial.number for trial in counted]
-            axes.step(x, so_far, where="post", color=self.color(1), linewidth=1.6, label="best so far")
-            axes.legend(frameon=False, fontsize=9, labelcolor=self.ink)
+        counted = self.trials.counted
+        so_far = best(np.array([trial.value for trial in counted], dtype=float))
+        x = [trial.number for trial in counted]
+        axes.step(x, so_far, where="post", color=self.color(1), linewidth=1.6, label="best so far")
+        axes.legend(frameon=False, fontsize=9, labelcolor=self.ink)
         self.limit(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
         self.finish(axes, "trial")
@@ -188,11 +186,12 @@ class _Picture:
         label: str = "", with_line: bool = True, with_mean: bool = True,
     ) -> None:  # fmt: skip
         """Draw jobs over a key: a dot each, and the mean of those with one value."""
-        x = np.array([positions[trial.values.get(key, "")] for trial in chosen])
-        y = np.array([trial.value for trial in chosen], dtype=float)
-        self.points(axes, chosen, x, number)
-        if not with_mean:
+        self.points(axes, chosen, np.array([positions[trial.values.get(key, "")] for trial in chosen]), number)
+        counted = [trial for trial in chosen if trial in self.trials.counted]
+        if not with_mean or not counted:
             return
+        x = np.array([positions[trial.values.get(key, "")] for trial in counted])
+        y = np.array([trial.value for trial in counted], dtype=float)
         places = np.unique(x)
         means = [y[x == place].mean() for place in places]
         if with_line:
@@ -201,10 +200,12 @@ class _Picture:
             axes.plot(places, means, "_", color=self.color(number), markersize=26, markeredgewidth=2)
 
     def points(self, axes: Any, chosen: Sequence[Trial], x: np.ndarray, number: int) -> None:
-        """Draw a dot per job, a ring if it was pruned; the best one is marked."""
+        """Draw a dot per job, a ring if it was pruned, a cross if it has not finished; the best one is marked."""
         for trial, place in zip(chosen, x, strict=True):
-            face = "none" if trial.status == PRUNED else self.color(number)
-            axes.plot(place, trial.value, "o", color=self.color(number), markerfacecolor=face, markersize=5, alpha=0.85)
+            tone = self.color(number)
+            face = "none" if trial.status == PRUNED else tone
+            mark = "o" if trial.status in (FINISHED, PRUNED) else "x"
+            axes.plot(place, trial.value, mark, color=tone, markerfacecolor=face, markersize=5, alpha=0.85)
             if trial is self.best:
                 axes.plot(place, trial.value, "o", color=self.ink, markerfacecolor="none", markersize=11)
 
@@ -224,15 +225,12 @@ class _Picture:
         axes.set_xlabel(x_label, parse_math=False)
         axes.set_ylabel(y_label or trials.metric, parse_math=False)
         if has_title:
-            better = "lower" if self.is_lower else "higher"
-            what = " ".join(f"{trials.short(key)}={_short(value)}" for key, value in self.best.values.items())
+            states = ", ".join(f"{count} {status}" for status, count in trials.states.items())
+            what = " ".join(f"{trials.short(key)}={_short(self.best.values.get(key, ''))}" for key in trials.keys)
             if len({trial.seed for trial in trials.trials}) > 1:
                 what = f"{what} seed={self.best.seed}".strip()
-            lines = [f"{trials.metric} of {len(trials.measured)} jobs, {better} is better"]
+            lines = [f"{trials.metric}, {'lower' if self.is_lower else 'higher'} is better: {states}"]
             lines.append(f"best {self.best.value:.4f}: {what or f'job {self.best.number}'}")
-            missing = ", ".join(f"{count} {status}" for status, count in trials.missing.items())
-            if missing:
-                lines[0] += f"; without a value: {missing}"
             axes.set_title("\n".join(lines), loc="left", fontsize=10, parse_math=False)
         style(axes, self.ink, self.grid)
         axes.set_title(axes.get_title(loc="left"), loc="left", color=self.ink, fontsize=10, parse_math=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gpt2x.config.keys import spell
 from gpt2x.reports.naming import SEED, naming_keys, overrides_of, short_keys, values_of
 from gpt2x.reports.run import Run, finite
+from gpt2x.runtime.jobs import FINISHED
 
 SHARE_OF_GRID = 0.6  # of all combinations of values; searches try fewer
 
@@ -52,12 +53,16 @@ class Trials:
         return [trial for trial in self.trials if trial.value is not None]
 
     @property
-    def missing(self) -> dict[str, int]:
-        """The number of jobs without a value, by status."""
+    def counted(self) -> list[Trial]:
+        """Those whose values count in means and as the best: finished ones, or all before any has finished."""
+        return [trial for trial in self.measured if trial.status == FINISHED] or self.measured
+
+    @property
+    def states(self) -> dict[str, int]:
+        """The number of jobs by status."""
         counts: dict[str, int] = {}
         for trial in self.trials:
-            if trial.value is None:
-                counts[trial.status] = counts.get(trial.status, 0) + 1
+            counts[trial.status] = counts.get(trial.status, 0) + 1
         return counts
 
     @property

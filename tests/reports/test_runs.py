@@ -1,16 +1,19 @@
 """Which directories are runs, how they ended, in what they differ and what they are called by it."""
 
+import json
 import os
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from gpt2x.errors import UserError
-from gpt2x.reports.comparison import compare
+from gpt2x.reports.comparison import compare, differences, results
 from gpt2x.reports.find import find_runs
 from gpt2x.reports.run import is_lower_better, read_run
 from gpt2x.tasks.registry import TASKS
 from tests.reports.conftest import write_job
+from tests.support.configs import typed
 
 
 def paths(runs, root):
@@ -140,3 +143,33 @@ def test_nothing_to_compare_is_an_error(write_run):
         compare([read_run(write_run("empty", ()))])
     with pytest.raises(UserError, match=r"--metric val/los: no run has it; did you mean val/loss"):
         compare([read_run(write_run("run", val={3: 1.0}))], "val/los")
+
+
+# ---- tables
+
+
+def test_configurations_of_many_runs_are_rows(write_run):
+    runs = [read_run(write_run(str(n), model__num_heads=n, val={3: 9.0 - n})) for n in (1, 2, 4, 8, 16, 32, 64)]
+    few, many = compare(runs[:3]), compare(runs)
+    assert [cell.text for cell in differences(few).rows[0]] == ["model.num_heads", "1", "2", "4"]
+    assert [[cell.text for cell in row] for row in differences(many).rows][3] == ["num_heads=8", "8"]
+    assert differences(many).columns == ["run", "model.num_heads"]
+    assert few.summary == "best val/loss: 5.0000 at step 3, num_heads=4"
+
+
+def test_evaluations_have_their_own_intervals_and_nothing_best(tmp_path):
+    values = OmegaConf.to_container(OmegaConf.structured(typed("evaluate", "load=x", "dataset.path=y")))
+    metrics = {"eval/ppl": 20.5, "eval/ppl_low": 20.25, "eval/ppl_high": 20.75}
+    for load in ("runs/a/checkpoints/step_1", "runs/b/checkpoints/step_1"):
+        path = tmp_path / load.replace("/", "_")
+        path.mkdir()
+        (path / "config.yaml").write_text(OmegaConf.to_yaml(values | {"load": load}), encoding="utf-8")
+        line = json.dumps({"step": 1, "time": 1.0, **metrics})
+        (path / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+        (path / "results.json").write_text("{}", encoding="utf-8")
+    comparison = compare(find_runs([str(tmp_path)], tmp_path))
+    assert comparison.names == ["load=a/checkpoints/step_1", "load=b/checkpoints/step_1"]
+    table = results(comparison)
+    assert table.columns == ["run", "status", "step", "eval/ppl"]
+    assert table.rows[0][3].text == "20.50 [20.25, 20.75]"
+    assert list(comparison.measured()) == ["eval/ppl, last"]

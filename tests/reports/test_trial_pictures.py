@@ -56,7 +56,7 @@ def test_a_search_has_the_best_so_far_and_a_plot_per_key(tmp_path):
     best = next(line for line in first.lines if line.get_label() == "best so far")
     assert best.get_ydata().tolist() == [5.0, 4.0, 4.0, 3.0]  # a pruned job is not the best
     assert (rate.get_xlabel(), decay.get_xlabel()) == ("learning_rate", "weight_decay")
-    assert "without a value: 1 failed" in first.get_title(loc="left")
+    assert "4 finished, 1 failed, 1 pruned" in first.get_title(loc="left")
 
 
 def test_a_sweep_without_values_has_no_picture(tmp_path):

@@ -22,6 +22,7 @@ def test_what_a_run_leaves(zoo):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         "command.txt", "config.yaml", "run.log", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png",
+        "report.html",
     }  # fmt: skip
     log = (run_dir / "run.log").read_text(encoding="utf-8")
     assert log.startswith("--- ")
