@@ -25,8 +25,9 @@ class RunError(Exception):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return 'did you mean X? ' for the choice that is spelled most like `word`, or '' if none is similar."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.75)
-    return f"did you mean {close[0]}? " if close else ""
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.75)
+    return f"did you mean {lowered[close[0]]}? " if close else ""
 
 
 def require(holds: bool, message: str) -> None:

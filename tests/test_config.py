@@ -155,7 +155,10 @@ def test_mistakes_elsewhere(name, overrides, parts):
         ("model=gpt2_smal", "error: model=gpt2_smal is not an option; did you mean gpt2_small?"),
         ("trainer.seqlen=3", "error: trainer.seqlen is not a key or a group of the configuration; did you mean"),
         ("modell=gpt2_small", "error: modell is not a key or a group of the configuration; did you mean model?"),
-        ("trainer.max_steps=many", "error: trainer.max_steps=many: Value 'many' of type 'str'"),
+        (
+            "trainer.max_steps=many",
+            "error: trainer.max_steps=many must be a whole number, at least 1; null means max_epochs.",
+        ),
         ("model.num_heads=3", "error: model.hidden_size=128 is not divisible by model.num_heads=3"),
     ],
 )

@@ -32,6 +32,7 @@ OTHERS = {  # modules with a `main`
 }
 COMMANDS = CONFIGURED | OTHERS
 HELP = {"-h", "--help"}
+COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main() -> None:
@@ -64,6 +65,8 @@ def gpt2x(arguments: Sequence[str]) -> None:
         console.notice(overview())
     elif first == "--version":
         console.notice(f"gpt2x {__version__}")
+    elif first in COMPLETION:
+        complete_or_install("train", list(arguments))
     elif first in COMMANDS:
         run_command(first, list(arguments[1:]), f"gpt2x {first}")
     else:
@@ -94,10 +97,12 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
     """
     if name in OTHERS:
         import_module(f"gpt2x.commands.{name}").main(arguments)
-    elif arguments == ["--version"]:
+    elif "--version" in arguments:
         console.notice(f"gpt2x {__version__}")
     elif HELP & set(arguments):
         show_help(name, arguments)
+    elif COMPLETION & set(arguments):
+        complete_or_install(name, arguments)
     else:
         compose_and_start(name, arguments)
 
@@ -112,6 +117,28 @@ def show_help(name: str, arguments: list[str]) -> None:
 
     words = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
     console.plain(help_text(name, console.rich.width, console.is_interactive, words[0] if words else None))
+
+
+def complete_or_install(name: str, arguments: list[str]) -> None:
+    """Print what can follow in the line that a shell asks about, or the script that makes a shell ask.
+
+    Args:
+        name: of the command that was typed, or any.
+        arguments: those after the command's name.
+
+    Raises:
+        UserError: the arguments are not one of install=, uninstall= and query= with a shell that Hydra knows.
+    """
+    import os
+
+    line = os.environ.get("COMP_LINE")
+    query = next((word.partition("=")[2] for word in arguments if word.startswith("query=")), None)
+    if query and line is not None:
+        from gpt2x.commands.completion import candidates
+
+        console.plain(("\n" if query == "fish" else " ").join(candidates(line, list(COMMANDS))))
+    else:
+        compose_and_start(name, arguments)
 
 
 def compose_and_start(name: str, arguments: list[str]) -> None:

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.commands.configuration import typed_config
+from gpt2x.commands.hydra_flags import plain_answers, read_arguments
+from gpt2x.commands.hydra_grammar import read_overrides
 from gpt2x.config import CommonConfig
 from gpt2x.config.files import SCHEMAS, schema_node
 from gpt2x.config.messages import message_of
@@ -46,9 +48,10 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
         UserError: for anything that is wrong with a key, an option or a value.
     """
     register_schemas()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    overrides = read_overrides(name, overrides)
+    with plain_answers(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            values = hydra.compose(name, overrides=list(overrides))
+            values = hydra.compose(name, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(message_of(error, SCHEMAS[name])) from None
         return typed_config(name, values)
@@ -66,31 +69,21 @@ def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here, where they become messages
     register_schemas()
-    check_flags(sys.argv[1:])
+    sys.argv[1:] = read_arguments(name, sys.argv[1:])
     role = read_role(os.environ)
     if role.is_under_msrun:
         if {"-m", "--multirun"} & set(sys.argv):
             raise UserError("a multirun (-m) starts its processes itself: run it without msrun.")
         if role.is_scheduler or role.rank:
             sys.argv.append("hydra.run.dir=.")  # makes no directory
-    sweep_dir, jobs = compose_and_run(name, run, role)
+    with plain_answers():
+        sweep_dir, jobs = compose_and_run(name, run, role)
     if sweep_dir:
         end_sweep(name, sweep_dir, jobs)
     failures = [job.failure for job in jobs if job.failure]
     if failures:
         message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
         raise RunError(message, min(failure.status for failure in failures))
-
-
-def check_flags(arguments: list[str]) -> None:
-    """Raise UserError for a flag that Hydra does not have, before Hydra answers it in its own way."""
-
-    def error(message: str) -> NoReturn:
-        raise UserError(f"{message}; keys are typed as KEY=VALUE, and --help lists them.")
-
-    parser = get_args_parser()
-    parser.error = error
-    parser.parse_args(arguments)
 
 
 def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[SweepJob]]:
@@ -120,7 +113,8 @@ def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[
         if is_sweeping:
             sweep_dirs.append(Path(os.path.abspath(settings.sweep.dir)))
         number = settings.job.num if is_sweeping else 0
-        overrides, choices = list(settings.overrides.task), dict(settings.runtime.choices)
+        overrides = list(OmegaConf.to_container(settings.overrides.task, resolve=False))
+        choices = dict(settings.runtime.choices)
         jobs.append(SweepJob(number, overrides, choices, values, run_dir, failure))
 
     try:

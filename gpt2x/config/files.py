@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,10 @@ def to_typed(name: str, values: Any) -> Any:
         UserError: a missing value, an unknown key, a wrong type, a value that is not allowed, or values that do not fit
             each other.
     """
-    container = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), container)
-    except OmegaConfBaseException as error:  # `+model.foo=1` slips past composition, not past this
+        container = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
+        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), escaped(container))
+    except OmegaConfBaseException as error:  # references, and `+model.foo=1`, come here
         raise UserError(message_of(error, SCHEMAS[name])) from None
     missing = sorted(OmegaConf.missing_keys(typed))
     if missing:
@@ -58,7 +60,16 @@ def to_typed(name: str, values: Any) -> Any:
 def save_config(config: Any, path: Path) -> None:
     """Write a typed configuration as YAML; create the directories above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))), encoding="utf-8")
+
+
+def escaped(value: Any) -> Any:
+    """Return values whose texts OmegaConf reads as they are: ${ in them begins no reference."""
+    if isinstance(value, dict):
+        return {key: escaped(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escaped(one) for one in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def load_config(name: str, path: Path) -> Any:

@@ -40,13 +40,16 @@ EXAMPLES = {
 COMMON = groups(TrackedConfig)  # shown after the groups of one entry point
 FLAGS = [
     ("--help GROUP", "the options and keys of one group"),
-    ("--cfg job", "show the composed configuration and run nothing"),
-    ("-m, --multirun", "one run for each combination: seed=1,2"),
+    ("--cfg job [-p GROUP]", "show the composed configuration, or one group of it, and run nothing"),
+    ("-m, --multirun", "one run for each combination: seed=1,2 'seed=range(0,5)' 'model=glob(gpt2_s*)'"),
     ("--config-dir DIR", "options of your own, in DIR/GROUP/NAME.yaml"),
+    ("--info defaults", "the files that are composed, in their order"),
+    ("-sc install=bash", 'completion by the Tab key (also zsh, fish): eval "$(gpt2x -sc install=bash)"'),
+    ("hydra.run.dir=DIR", "the run directory; hydra.sweep.dir=DIR that of a sweep"),
 ]
 NOTE = (
     'Write lists in quotes: \'trainer.sample_prompts=["a","b"]\'. null means that there is no value; its meaning is '
-    "given per key. docs/configuration.md explains how a configuration is composed."
+    "given per key. docs/configuration.md explains how a configuration is composed, docs/hydra.md Hydra's features."
 )
 
 
@@ -75,7 +78,7 @@ def help_text(entry: str, width: int, color: bool, group: str | None = None) -> 
         page.section("Options, as GROUP=OPTION; * is the default", _option_rows(entry, page)),
         page.section("Keys, as KEY=VALUE; shown with their defaults", _key_rows(top_level, values, page)),
         *(_keys_of_group(entry, name, page) for name in sorted(groups(root), key=COMMON.__contains__)),
-        page.section("Flags", [row for flag, text in FLAGS for row in page.row(flag, text, 22)]),
+        page.section("Flags", [row for flag, text in FLAGS for row in page.row(flag, text, 24)]),
         page.paragraph(NOTE),
     ]
     return "\n\n".join(blocks) + "\n"

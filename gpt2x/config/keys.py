@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
+from math import isfinite
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING
@@ -111,6 +112,8 @@ def check_values(config: Any, prefix: str = "") -> None:
 
 def _check(name: str, value: Any, facts: Key) -> None:
     null = f"; null means {facts.null}" if facts.null else ""
+    if isinstance(value, float) and not isfinite(value):
+        raise UserError(f"{name}={spell(value)} must be a finite number{null}.")
     if isinstance(value, int | float) and not facts.is_in_bounds(value):
         raise UserError(f"{name}={spell(value)} must be {facts.bounds()}{null}.")
     words = facts.names()
