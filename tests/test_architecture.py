@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2x.formats.mlflow import CODE
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gpt2x"
 
@@ -106,6 +108,14 @@ def test_the_table_has_no_circle_and_no_unused_arrow():
     unused = [f"{name} -> {other}" for name, text in ARROWS.items() for other in text.split()
               if (name, other) not in used]  # fmt: skip
     assert not unused
+
+
+def test_a_served_model_holds_all_that_its_loader_may_import():
+    needed, open_names = set(), {"serve"}
+    while open_names:
+        needed.add(name := open_names.pop())
+        open_names |= set(ARROWS[name].split()) - needed
+    assert set(CODE) == needed | {"__init__", "extensions"}
 
 
 def test_no_circle_of_files():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 MODEL_FOLDER = "mlflow_model"  # in the directory of a run with tracker.log_model=true
 DATA = "checkpoint"  # the folder within `data`
 LOADER = "gpt2x.serve.pyfunc"  # imported by MLflow when it loads the model, not here
+# What the loader imports, by package or module, and the groups of conf/ that it reads
+CODE = ("__init__", "checkpoint", "config", "convert", "data", "errors", "extensions", "generate", "lora", "model",
+        "native", "ops", "parallel", "pretrained", "runtime", "serve")  # fmt: skip
+OPTIONS = ("hardware", "model")
 # Decoding options that a caller may set. The others cost the server memory or read its files.
 PARAMS = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",
           "eos_ids", "seed")  # fmt: skip
@@ -131,14 +136,14 @@ def write_model(model: WeightsSource, tokenizer_dir: Path, output: Path, facts: 
     has_template = stored_template(tokenizer_dir) is not None
     hardware = facts.get("hardware")
     written = Model(metadata={"model": model.model.name, **facts})
-    with new_directory(output) as temporary, TemporaryDirectory() as empty:
-        (Path(empty) / DATA).mkdir()
+    with new_directory(output) as temporary, TemporaryDirectory() as scratch:
+        (Path(scratch) / DATA).mkdir()
         save_model(
             temporary,
             mlflow_model=written,
             loader_module=LOADER,
-            data_path=f"{empty}/{DATA}",  # the checkpoint is written there, not copied
-            code_paths=code_paths(),
+            data_path=f"{scratch}/{DATA}",  # the checkpoint is written there, not copied
+            code_paths=copy_code(Path(scratch)),
             signature=signature_of(model.model.is_classifier, has_template, model.model.max_seq_len),
             input_example=example(model.model.is_classifier, has_template),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
@@ -149,10 +154,21 @@ def write_model(model: WeightsSource, tokenizer_dir: Path, output: Path, facts: 
         written.save(temporary / "MLmodel")
 
 
-def code_paths() -> list[str]:
-    """Return the folders that the loader needs: gpt2x, and its options if they are not within."""
-    package = Path(gpt2x.__path__[0])
-    return [str(package), *([] if CONF.is_relative_to(package) else [str(CONF)])]
+def copy_code(folder: Path) -> list[str]:
+    """Copy what the loader runs of gpt2x, and the options that it reads, into a folder; return the paths of both.
+
+    Training, planning and the commands are left out: artifacts are sent to MLflow's server one file per request.
+    """
+    package, served = Path(gpt2x.__path__[0]), folder / "gpt2x"
+    served.mkdir()
+    for name in CODE:
+        if (package / name).is_dir():
+            copytree(package / name, served / name, ignore=ignore_patterns("__pycache__", "src"))
+        else:
+            copyfile(package / f"{name}.py", served / f"{name}.py")
+    for group in OPTIONS:
+        copytree(CONF / group, folder / "conf" / group)
+    return [str(served), str(folder / "conf")]
 
 
 def signature_of(is_classifier: bool, has_template: bool, max_seq_len: int) -> ModelSignature:

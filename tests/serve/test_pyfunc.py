@@ -17,7 +17,6 @@ SAMPLED = {"max_new_tokens": 6, "temperature": 0.9, "top_k": 40, "repetition_pen
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the model's code before it
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
@@ -26,7 +25,11 @@ def load(directory, source):
     from mlflow.pyfunc import load_model
 
     assert convert(["--to", "mlflow", "--output", str(directory / "written"), str(source)]) == 0
-    return load_model(str((directory / "written").rename(directory / "moved")))
+    search_path = [*sys.path]
+    try:
+        return load_model(str((directory / "written").rename(directory / "moved")))
+    finally:
+        sys.path[:] = search_path  # MLflow has put the model's code before it
 
 
 @pytest.fixture(scope="module")
