@@ -158,10 +158,11 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     groups = [
         Group(of_groups[members[0]], tuple(members), tuple(_counted(runs, members))) for members in by_values.values()
     ]
-    has_seeds = len({run.seed for run in runs if run.config}) > 1
+    seeds = [each.get(naming.SEED) for each in values]
+    has_seeds = len({seed for seed in seeds if seed is not None}) > 1
     names = [
-        f"{name} seed={run.seed}" if has_seeds and run.config else name
-        for name, run in zip(of_groups, runs, strict=True)
+        f"{name} seed={seed}" if has_seeds and seed is not None else name
+        for name, seed in zip(of_groups, seeds, strict=True)
     ]
     return Comparison(runs, naming.unique(names, runs), groups, naming.differing_keys(values), values, chosen)
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
-from gpt2x.config import TrainConfig
-from gpt2x.config.files import load_config
-from gpt2x.errors import UserError
-from gpt2x.reports.run import CONFIG, TRAIN, Run
-from gpt2x.trainable import trainable_of
+from gpt2x.reports.run import TRAIN, Run
 
 POINTS = 300  # per curve, at most; more are not seen and make files large
 SMOOTHED = {"train/loss", "train/grad_norm"}
@@ -60,7 +54,7 @@ def axis_values(run: Run, axis: str) -> np.ndarray | None:
         return _column(run, "train/tokens", "train/texts")
     if axis == "seconds":
         return seconds(run)
-    per_token = flops_per_token(run)
+    per_token = run.flops_per_token
     return None if per_token is None else per_token * tokens_of_batches(run)
 
 
@@ -91,27 +85,6 @@ def tokens_of_batches(run: Run) -> np.ndarray:
     updates = np.diff(steps, prepend=0.0)
     speeds = [row.get("perf/tokens_per_s", np.nan) * row.get("perf/step_time_s", np.nan) for row in run.rows]
     return np.cumsum(updates * np.where(np.isfinite(speeds), speeds, per_step))
-
-
-def flops_per_token(run: Run) -> float | None:
-    """Return the model FLOPs per token of a training run; None if its configuration cannot be read any more."""
-    path = run.path / CONFIG
-    return _flops_per_token(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@cache
-def _flops_per_token(path: Path, _mtime_ns: int) -> float | None:
-    try:
-        config = load_config(TRAIN, path)
-    except (UserError, OSError):
-        return None
-    assert isinstance(config, TrainConfig)
-    if config.model.vocab_size is None:
-        return None
-    try:
-        return trainable_of(config, config.model).flops_per_token(config.trainer.seq_len)
-    except UserError:
-        return None
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -23,9 +23,9 @@ Values = Mapping[str, str]
 def values_of(run: Run) -> dict[str, str]:
     """Return the configuration of a run by dotted key, values as the command line spells them.
 
-    A job that failed before it had a configuration has only its overrides.
+    A job that failed before it had a configuration has only what it varied.
     """
-    config = run.config or (overrides_of(run.job.overrides) if run.job else {})
+    config = run.config or (overrides_of(run.job.varied) if run.job else {})
     return {COMMAND: run.kind or TRAIN} | {key: spell(value) for key, value in config.items()}
 
 

@@ -14,17 +14,22 @@ from typing import Any
 
 import numpy as np
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from gpt2x.config import TrainConfig
 from gpt2x.config.keys import defaults, flatten, leaves
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
-from gpt2x.runtime.jobs import FAILED, FINISHED, KILLED, RUNNING, Job, read_command, read_job
+from gpt2x.runtime.jobs import FAILED, FINISHED, JOB, KILLED, RUNNING, Job, read_command, read_job
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.best import Best, best_value
+from gpt2x.trainable import trainable_of
 
 STOPPED, EMPTY, DAMAGED = "stopped", "no metrics yet", "damaged"
 CONFIG, METRICS, PICTURE, RESULTS = "config.yaml", "metrics.jsonl", "loss.png", "results.json"
 TRAIN, EVALUATE = "train", "evaluate"
+OF_MULTIRUN = ("sweep.json", "multirun.yaml")  # in the directory of a multirun
 QUIET_S = 300.0  # a run that wrote nothing for so long is not called running
 
 _SAMPLE = re.compile(r"^=== step (\d+) ===\n", re.MULTILINE)
@@ -83,6 +88,25 @@ class Run:
         names = dict.fromkeys(name for row in self.rows for name in row)
         return [name for name in names if name not in ("step", "time")]
 
+    @cached_property
+    def flops_per_token(self) -> float | None:
+        """The model FLOPs per token of a training run; None if its configuration does not say them.
+
+        Keys that this version does not have are passed over, so that runs of other versions can be compared.
+        """
+        if self.kind != TRAIN:
+            return None
+        schema, keys = OmegaConf.structured(TrainConfig), leaves(TrainConfig)
+        try:
+            for key, value in self.config.items():
+                if key in keys:
+                    OmegaConf.update(schema, key, value)
+            config = OmegaConf.to_object(schema)
+            assert isinstance(config, TrainConfig)
+            return trainable_of(config, config.model).flops_per_token(config.trainer.seq_len)
+        except (OmegaConfBaseException, UserError, AssertionError):  # such as a vocabulary that is not known yet
+            return None
+
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows that have a metric, and its values; non-finite ones are NaN."""
         pairs = [(index, row[metric]) for index, row in enumerate(self.rows) if _is_number(row.get(metric))]
@@ -138,8 +162,12 @@ def is_lower_better(metric: str) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a directory is that of a run, or of a job that ended before it became one."""
-    return any((path / name).is_file() for name in (CONFIG, METRICS, "job.json"))
+    """Return whether a directory is that of a run, or of a job that ended before it became one.
+
+    A multirun's has metrics of its jobs together, which are no run.
+    """
+    has_jobs = any((path / name).is_file() for name in OF_MULTIRUN)
+    return not has_jobs and any((path / name).is_file() for name in (CONFIG, METRICS, JOB))
 
 
 def read_run(path: Path) -> Run:
@@ -208,7 +236,7 @@ def status_of(path: Path, kind: str, rows: list[dict[str, Any]], job: Job | None
 
     A job's `job.json` says it. Other runs draw `loss.png`, or write `results.json`, when they end as they should.
     """
-    newest = max((file.stat().st_mtime for file in (path / METRICS, path / "job.json") if file.is_file()), default=0.0)
+    newest = max((file.stat().st_mtime for file in (path / METRICS, path / JOB) if file.is_file()), default=0.0)
     is_quiet = time.time() - newest > QUIET_S
     if job and not (job.status == RUNNING and is_quiet):
         return job.status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2x.config.keys import spell
@@ -14,6 +15,7 @@ from gpt2x.reports.page import page, picture, table, words
 from gpt2x.reports.run import PICTURE, Run, read_run
 from gpt2x.reports.tables import Table, metric_text, number, text
 from gpt2x.runtime.console import console
+from gpt2x.runtime.jobs import FINISHED, RUNNING
 
 REPORT = "report.html"
 MOST_VALIDATIONS = 40  # rows of the table; more are thinned
@@ -28,7 +30,9 @@ def report_run(run_dir: Path) -> Path | None:
     try:
         target = run_dir / REPORT
         part = target.with_name(f".{REPORT}.part")
-        part.write_text(run_page(read_run(run_dir)), encoding="utf-8")
+        run = read_run(run_dir)
+        run = replace(run, status=FINISHED) if run.status == RUNNING else run  # this is its last work
+        part.write_text(run_page(run), encoding="utf-8")
         os.replace(part, target)
     except Exception as error:  # a full disk, metrics that somebody edited, a fault of this module
         console.warn(f"no {REPORT} of this run ({' '.join(str(error).split()) or type(error).__name__})")

@@ -40,7 +40,7 @@ class Trials:
     Attributes:
         metric: the objective.
         trials: in the order of their numbers.
-        keys: what was varied apart from the seed, and has more than one value.
+        keys: what was varied apart from the seed, and has more than one value among jobs that reached any.
     """
 
     metric: str
@@ -68,12 +68,12 @@ class Trials:
     @property
     def is_grid(self) -> bool:
         """Whether most combinations of values were tried, as no search does."""
-        combinations = {tuple(trial.values.get(key, "") for key in self.keys) for trial in self.trials}
+        combinations = {tuple(trial.values.get(key, "") for key in self.keys) for trial in self.measured}
         return len(combinations) >= SHARE_OF_GRID * math.prod(len(self.levels(key)) for key in self.keys)
 
     def levels(self, key: str) -> list[str]:
         """Return the values of a key: numbers ascending, words as they first appear."""
-        values = list(dict.fromkeys(trial.values.get(key, "") for trial in self.trials))
+        values = list(dict.fromkeys(trial.values.get(key, "") for trial in self.measured))
         return sorted(values, key=float) if is_numeric(values) else values
 
     def short(self, key: str) -> str:
@@ -98,7 +98,8 @@ def trials_of(runs: Sequence[Run]) -> Trials:
         seed = values.pop(SEED, str(run.seed))
         trials.append(Trial(number, values, seed, finite(value), run.status))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    keys = [key for key in keys if len({trial.values.get(key, "") for trial in trials}) > 1]
+    drawn = [trial for trial in trials if trial.value is not None] or trials
+    keys = [key for key in keys if len({trial.values.get(key, "") for trial in drawn}) > 1]
     return Trials(metric, sorted(trials, key=lambda trial: trial.number), keys)
 
 

@@ -33,6 +33,11 @@ def test_flops_are_those_of_the_mfu(write_run):
     assert axis_values(adapters, "flops")[-1] < axis_values(run, "flops")[-1]
 
 
+def test_runs_of_other_versions_have_flops_too(write_run):
+    path = write_run("run", trainer__a_key_of_tomorrow=1)
+    assert axis_values(read_run(path), "flops") is not None
+
+
 def test_a_step_without_a_speed_counts_the_whole_batch(write_run):
     path = write_run("run", ())
     values = line(1, 5.0)

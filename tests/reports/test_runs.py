@@ -30,6 +30,8 @@ def test_a_folder_has_the_runs_below_it_by_job_and_no_copies(write_run, tmp_path
     write_run("outputs/pretrain/gpt2_tiny/2026-01-01")
     write_run("outputs/pretrain/gpt2_tiny/2026-01-01/checkpoints/step_3", ())
     write_run("outputs/mlartifacts/1/abc/artifacts", ())
+    for name in ("sweep.json", "metrics.jsonl"):  # of the multirun as a whole
+        (tmp_path / "outputs/pretrain/sweep" / name).write_text('{"step": 1, "time": 1}\n', encoding="utf-8")
     outputs = tmp_path / "outputs"
     expected = ["gpt2_tiny/2026-01-01", "sweep/2", "sweep/3", "sweep/10"]
     assert paths(find_runs([str(outputs)], outputs), outputs / "pretrain") == expected
@@ -132,10 +134,11 @@ def test_only_finished_runs_count_and_one_per_seed(write_run):
 
 def test_a_job_that_never_started_is_listed_by_its_overrides(write_run, tmp_path):
     run = read_run(write_run("sweep/0", model__num_heads=2, job={"number": 0, "varied": ["model.num_heads=2"]}))
-    write_job(tmp_path / "sweep/1", 1, ["model.num_heads=5"], status="failed", message="5 does not divide 32.")
+    write_job(tmp_path / "sweep/1", 1, ["model.num_heads=5", "seed=7"], status="failed", message="no.")
     comparison = compare([run, read_run(tmp_path / "sweep/1")])
-    assert comparison.names == ["num_heads=2", "num_heads=5"]
+    assert comparison.names == ["num_heads=2 seed=0", "num_heads=5 seed=7"]
     assert [run.status for run in comparison.runs] == ["finished", "failed"]
+    assert comparison.differing == ["seed", "model.num_heads"]
 
 
 def test_nothing_to_compare_is_an_error(write_run):

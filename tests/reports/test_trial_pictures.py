@@ -59,6 +59,16 @@ def test_a_search_has_the_best_so_far_and_a_plot_per_key(tmp_path):
     assert "4 finished, 1 failed, 1 pruned" in first.get_title(loc="left")
 
 
+def test_a_value_that_no_job_survives_is_not_drawn(tmp_path):
+    rates, heads = ("1e-3", "1e-2"), ("2", "3")
+    folder = sweep(tmp_path / "s", [([f"optimizer.learning_rate={rate}", f"model.num_heads={number}"],
+                                     *((4.0,) if number == "2" else (None, "failed")))
+                                    for rate in rates for number in heads])  # fmt: skip
+    (axes,) = plots(folder)
+    assert axes.get_xlabel() == "learning_rate"
+    assert "2 finished, 2 failed" in axes.get_title(loc="left")
+
+
 def test_a_sweep_without_values_has_no_picture(tmp_path):
     folder = sweep(tmp_path / "s", [(["seed=1"], None, "failed"), (["seed=2"], None, "running")])
     assert not sweep_picture(folder, tmp_path / "p.png")
