@@ -88,6 +88,7 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         return
     if role.is_sweeping:
         clock.begin_job()
+        run_log.close()  # a job that is rejected before it has a directory may have left lines
     deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
     if is_plan(config):
         show(config)

@@ -34,7 +34,7 @@ class RunLog:
         Returns:
             The error, if the file cannot be written.
         """
-        self.close()
+        self._end()
         head = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {command}\n" if command else ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,11 @@ class RunLog:
         return None
 
     def close(self) -> None:
-        """End the log; what is written next belongs to the log that is opened next."""
+        """End the log, and forget what is kept for it; what is written next belongs to the log that is opened next."""
+        self._end()
+        self._early.clear()
+
+    def _end(self) -> None:
         with self._lock:
             file, self._file, self._has_failed = self._file, None, False
         if file is not None:

@@ -22,6 +22,8 @@ def test_early_lines_come_first_and_a_resumed_part_is_appended(tmp_path):
     assert log.open(path, "python train.py seed=1") is None
     log.write("step 1/2\n")
     log.close()
+    log.write("of a job without a directory")
+    log.close()
     log.write("reading")
     log.open(path, "python train.py resume=auto")
     log.open(path)  # a different process of the same part
