@@ -127,6 +127,8 @@ class _Picture:
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=tone)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_parse_math(False)
         self.finish(axes, self.trials.short(over), self.trials.short(each))
         axes.grid(visible=False)
 
