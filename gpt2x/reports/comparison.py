@@ -10,7 +10,7 @@ from gpt2x.errors import UserError, did_you_mean
 from gpt2x.reports import naming, statistics
 from gpt2x.reports.curves import axis_values, final_train_loss, smoothing_width
 from gpt2x.reports.run import EVALUATE, TRAIN, Run, is_lower_better
-from gpt2x.reports.tables import Cell, Table, duration, metric_text, number, scientific, text
+from gpt2x.reports.tables import Cell, Table, duration, metric_text, number, scientific, state, text
 from gpt2x.runtime.console import format_estimate, format_interval
 
 OF_STATISTICS = (
@@ -191,7 +191,7 @@ def results(comparison: Comparison) -> Table:
         rows.append(
             [
                 text(name),
-                text(run.status),
+                state(run.status),
                 number(run.step, ",d"),
                 number(best.value if best else None, metric_text),
                 number(best.step if best else None, ",d"),

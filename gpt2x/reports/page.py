@@ -33,7 +33,6 @@ th[aria-sort=descending]::after{content:" \\25BE"}
 tbody th{font-weight:500;position:sticky;left:0;background:var(--page);max-width:30em;white-space:normal;min-width:13em}
 .key{display:inline-block;width:26px;height:10px;margin-right:7px;vertical-align:middle}
 .key line{stroke-width:2.5}
-.status{border-radius:4px;padding:0 6px;background:var(--card)}
 .failed,.killed,.damaged{color:var(--bad)}.running{color:var(--link)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;margin:.6em 0;font-size:.87rem}
 .legend label,.axes label{cursor:pointer}.legend input{margin:0 5px 0 0;vertical-align:middle}
@@ -133,7 +132,7 @@ def table(content: Table, keys: list[str] | None = None, *, is_sortable: bool = 
 
 
 def _cell(cell: Cell, is_number: bool) -> str:
-    kind = "n" if is_number else "long" if len(cell.text) > 60 else ""
+    kind = cell.kind or ("n" if is_number else "long" if len(cell.text) > 60 else "")
     value = "" if cell.value is None else f' data-v="{words(cell.value)}"'
     return f"<td{f' class={kind}' if kind else ''}{value}>{words(cell.text)}</td>"
 

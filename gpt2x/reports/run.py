@@ -33,7 +33,7 @@ OF_MULTIRUN = ("sweep.json", "multirun.yaml")  # in the directory of a multirun
 QUIET_S = 300.0  # a run that wrote nothing for so long is not called running
 
 _SAMPLE = re.compile(r"^=== step (\d+) ===\n", re.MULTILINE)
-_LOWER = re.compile(r"(loss|ppl|perplexity|bits_per_byte|bpb|grad_norm|_s|_gb)$")
+_LOWER = re.compile(r"(loss|ppl|perplexity|bits_per_byte|bpb|grad_norm|(?<!_per)_s|_gb)$")
 
 
 @dataclass(frozen=True)

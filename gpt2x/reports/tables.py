@@ -11,10 +11,17 @@ from gpt2x.runtime.console import format_duration
 
 @dataclass(frozen=True)
 class Cell:
-    """An entry of a table: what is shown, and the value that rows are sorted by and that data files hold."""
+    """An entry of a table.
+
+    Attributes:
+        text: what is shown.
+        value: what rows are sorted by.
+        kind: a class of the style sheet, such as `failed`; "" for none.
+    """
 
     text: str
     value: float | str | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Table:
 def text(value: object) -> Cell:
     """Return a cell of words."""
     return Cell(str(value), str(value))
+
+
+def state(status: str) -> Cell:
+    """Return a cell of a run's status."""
+    return Cell(status, status, status.split()[0])
 
 
 def number(value: float | None, form: Callable[[float], str] | str = ".4f") -> Cell:

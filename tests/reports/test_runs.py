@@ -95,6 +95,8 @@ def test_the_better_value_is_that_of_every_task():
     for name in TASKS.names():
         for metric, direction in TASKS.load(name).metrics.items():
             assert is_lower_better(metric) == (direction == "lower"), metric
+    assert not is_lower_better("perf/tokens_per_s")
+    assert is_lower_better("perf/step_time_s")
 
 
 # ---- names and groups
