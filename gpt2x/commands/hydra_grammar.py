@@ -40,7 +40,13 @@ def read_overrides(entry: str, overrides: Sequence[str], extra_dirs: Sequence[Pa
         UserError: an override cannot be read, or cannot work whatever the configuration is.
     """
     parser = OverridesParser.create()
-    return [_read(parser, entry, override, extra_dirs) for override in overrides]
+    return [_read(parser, entry, override, extra_dirs) for override in with_words(overrides)]
+
+
+def with_words(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which the option `debug=nan` is a word; Hydra reads a bare `nan` as a number."""
+    is_debug = re.compile(r"\+{0,2}debug=")
+    return [re.sub(r"(?<=[=,])nan\b", "'nan'", text) if is_debug.match(text) else text for text in overrides]
 
 
 def _read(parser: OverridesParser, entry: str, argument: str, extra_dirs: Sequence[Path]) -> str:
@@ -54,8 +60,8 @@ def _read(parser: OverridesParser, entry: str, argument: str, extra_dirs: Sequen
         raise UserError(f"{shown(argument)} has no key; type KEY=VALUE.")
     if len(override.key_or_group) > LONGEST_NAME:
         raise UserError(f"{shown(argument)}: no key is that long; type KEY=VALUE.")
-    if override.key_or_group == "experiment" and override.value() is None and not override.is_delete():
-        return "~experiment"  # Hydra does not read null as an option
+    if override.key_or_group in ("experiment", "debug") and override.value() is None and not override.is_delete():
+        return f"~{override.key_or_group}"  # Hydra does not read null as an option
     _check_group(entry, override)
     _check_sweep(override, extra_dirs)
     _check_hydra(override)

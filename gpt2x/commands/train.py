@@ -34,6 +34,7 @@ from gpt2x.tracking.plots import plot_loss
 from gpt2x.train import decision as decisions
 from gpt2x.train.build import build_trainer
 from gpt2x.train.decision import Decision
+from gpt2x.train.lr_find import find_rate
 from gpt2x.train.profiling import FOLDER
 from gpt2x.train.resume import copy_history
 from gpt2x.train.start_panel import show_panel
@@ -66,6 +67,9 @@ def run(decision: Decision, mesh: Mesh) -> None:
     trainer = build_trainer(decision, mesh, tracker, peak_tflops)
     baseline = decision.task.baseline(decision)
     show_panel(decision, peak_tflops, baseline)
+    if config.lr_find.num_steps is not None:
+        find_rate(trainer)
+        return
     with tracked(tracker, run_info(decision), files_at_end=("loss.png", "samples.txt", "report.html")):
         try:
             trainer.fit()
@@ -77,6 +81,7 @@ def run(decision: Decision, mesh: Mesh) -> None:
             finish(trainer, baseline, peak_gb)
             if config.tracker.log_model:
                 log_model(trainer, tracker)
+        require_loss(trainer)
 
 
 def run_info(decision: Decision) -> RunInfo:
@@ -113,7 +118,7 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
     metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
     if trainer.has_stopped_early:
         console.notice(f"stopped early at step {state.step}: {patience} evaluations in a row without a better {metric}")
-    elif state.step < trainer.total_steps:
+    elif state.step < trainer.total_steps and not trainer.has_reached_loss:
         console.notice(f"stopped after step {state.step} of {trainer.total_steps}; continue with resume=auto")
     if state.best_value is not None and (trainer.has_stopped_early or state.step == trainer.total_steps):
         against = f"; {baseline.comparison}" if baseline else ""
@@ -136,6 +141,25 @@ def log_model(trainer: Trainer, tracker: Tracker) -> None:
         return
     tracker.log_artifact(output)
     console.notice(f"MLflow model of {checkpoint.name}: mlflow models serve --env-manager local -m {output}")
+
+
+def require_loss(trainer: Trainer) -> None:
+    """Check that the training loss has fallen as trainer.required_loss says, at the end of a run.
+
+    Raises:
+        UserError: it has not.
+    """
+    required, state = trainer.config.trainer.required_loss, trainer.state
+    if required is None or trainer.last_loss is None:
+        return
+    fall = f"from {trainer.first_loss:.4f} to {trainer.last_loss:.4f} in {state.step} steps"
+    if trainer.has_reached_loss:
+        console.notice(f"train/loss fell {fall}: trainer.required_loss={required:g} is reached")
+    elif state.step == trainer.total_steps:
+        raise UserError(
+            f"train/loss went {fall} and did not reach trainer.required_loss={required:g}. If it still falls, raise "
+            "trainer.max_steps or optimizer.learning_rate; if it does not, look at the data, the mask and the loss."
+        )
 
 
 def memory_line(config: TrainConfig, peak_gb: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from gpt2x.config.keys import check_values
 from gpt2x.config.layout import divisors, stage_layers, validate_batch, validate_layout, validate_parallel, world_size
 from gpt2x.config.patterns import adapted_modules
+from gpt2x.config.rules_inspection import validate_inspection
 from gpt2x.config.schema import (
     CommonConfig,
     EvaluateConfig,
@@ -198,6 +199,7 @@ def validate_train(config: TrainConfig) -> None:
     validate_tracker(config.tracker)
     validate_schedule(config.schedule, trainer.max_steps)
     validate_profile(trainer, 0, trainer.max_steps)
+    validate_inspection(config)
     require(
         config.load is not None or config.resume is not None or not config.task.requires_load or is_plan(config),
         f"task={config.task.name} starts from trained weights; give load=DIR (a gpt2x checkpoint or a Hugging Face "

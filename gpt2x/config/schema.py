@@ -20,6 +20,7 @@ from omegaconf import MISSING
 from gpt2x.config.metadata import HOST, LAYOUT, NAME, RUN, STEP, group, key
 from gpt2x.config.schema_devices import HardwareConfig, LaunchConfig, ParallelConfig
 
+STATS = ("weights", "gradients", "updates", "activations", "attention")  # of trainer.stats
 SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
 
 
@@ -209,6 +210,16 @@ class TrainerConfig:
     loss_scale_factor: float = key("fp16: up after a window of finite updates, down after one that is not", STEP, 2.0,
                                    at_least=1)  # fmt: skip
     loss_scale_window: int = key("fp16: finite updates in a row", STEP, 1000, above=0)
+    max_train_rows: int | None = key("training rows to use, from the start of the split", RUN, None, at_least=1,
+                                     null="all")  # fmt: skip
+    required_loss: float | None = key("end when train/loss is as low; fail if it never is", HOST, None, null="off")
+    stop_on_nonfinite: bool = key(
+        "end at the first loss or gradient that is not finite, and name its origin (docs/debugging.md)", HOST, False
+    )
+    stats_every_steps: int | None = key("steps between statistics of layers (docs/debugging.md)", HOST, None,
+                                        at_least=1, null="off")  # fmt: skip
+    stats: list[str] = key("which statistics", HOST, list(STATS), choices=STATS)
+    stats_per: str = key("one norm per layer or per tensor", HOST, "layer", choices=("layer", "tensor"))
     max_skipped_steps: int = key("end after more non-finite gradients in a row", RUN, 10, at_least=0)
     profile_steps: list[int] | None = key("first and last update to profile, such as [11,13] (docs/training.md)", HOST,
                                           None, at_least=1, null="off")  # fmt: skip
@@ -281,6 +292,18 @@ class TrackerConfig:
 
 
 @dataclass
+class LrFindConfig:
+    """A sweep of the learning rate over the first steps of a run, by debug=lr_find (docs/debugging.md)."""
+
+    num_steps: int | None = key("updates of the sweep, after which the run ends", HOST, None, at_least=10,
+                                null="no sweep, the run trains")  # fmt: skip
+    min_rate: float = key("the first rate", HOST, 1e-7, above=0)
+    max_rate: float = key("the last rate, if the loss does not diverge before", HOST, 10.0, above=0)
+    smoothing: float = key("decay of the mean of losses, whose bias is corrected", HOST, 0.9, at_least=0, below=1)
+    stop_factor: float = key("end when the mean is this many times its minimum", HOST, 2.0, above=1)
+
+
+@dataclass
 class PathsConfig:
     """Directories. Only this group, tracker and hydra may read the environment."""
 
@@ -328,6 +351,7 @@ class TrainConfig(TrackedConfig):
     schedule: ScheduleConfig = group(ScheduleConfig)
     trainer: TrainerConfig = group(TrainerConfig)
     generation: GenerationConfig = group(GenerationConfig)
+    lr_find: LrFindConfig = group(LrFindConfig)
 
 
 @dataclass

@@ -41,6 +41,14 @@ class Split:
     num_words: int | None  # original words (wikitext), one <eos> per line included
     sha256: str  # of all columns of all rows, see `RowHash`
 
+    def first(self, num_rows: int) -> Split:
+        """Return the first rows, with a hash of their own; tokens are in proportion, documents and words not counted."""
+        if num_rows >= self.num_blocks:
+            return self
+        num_tokens = round(self.num_tokens * num_rows / self.num_blocks)
+        sha256 = hashlib.sha256(f"the first {num_rows} rows of {self.sha256}".encode()).hexdigest()
+        return Split(self.files, num_rows, self.block_len, num_tokens, 0, 0, None, sha256)
+
 
 class RecordFiles(NamedTuple):
     """MindRecord files that a configuration names directly.

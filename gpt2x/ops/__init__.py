@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from gpt2x.config import HardwareConfig
 from gpt2x.extensions import Extensions
+from gpt2x.ops._attention import hidden_keys
 from gpt2x.ops._dropout import Dropout
 from gpt2x.ops.base import DTYPES, Backend
 
-__all__ = ["DTYPES", "Backend", "Dropout", "backend_of"]
+__all__ = ["DTYPES", "Backend", "Dropout", "backend_of", "hidden_keys"]
 
 BACKENDS = Extensions("gpt2x.ops", "create", "backend of hardware.device_target")
 

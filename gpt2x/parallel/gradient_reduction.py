@@ -75,6 +75,10 @@ class LocalParameter:
         """Return which part of the logical tensor `trained` is."""
         return self.placement if self.rows is None else self.placement.rows(self.rows.start, self.rows.stop)
 
+    def counts_in_norm(self, mesh: Mesh) -> bool:
+        """Return whether this copy counts within `mesh.norm`: sharded tensors on every shard, others on the first."""
+        return self.is_owned and (self.rows is not None or mesh.coordinates.shard == 0)
+
 
 def local_parameters(
     net: GPT2, model: ModelConfig, mesh: Mesh, trained: Mapping[str, Placement]
@@ -207,11 +211,8 @@ class GradientReduction(nn.Cell):
             self.sum = Buckets(AllReduce(mesh.data), sizes[num_sharded:])
         self.sum_data = AllReduce(mesh.data) if mesh.data else None
         self.sum_norm = AllReduce(mesh.norm) if mesh.norm else None
-        # Each value counts once in the norm's group: sharded tensors on every shard, others on the first.
-        first = coordinates.shard == 0
-        counts = [each.is_owned and (each.rows is not None or first) for each in local_parameters]
-        self.counts = (*counts, *reduced)
-        self.counts_loss = coordinates.is_last_stage and coordinates.tensor == 0 and first
+        self.counts = (*(each.counts_in_norm(mesh) for each in local_parameters), *reduced)
+        self.counts_loss = coordinates.is_last_stage and coordinates.tensor == 0 and coordinates.shard == 0
 
     def construct(self, gradients, loss, counted_fraction):
         """-> gradients of the trained parameters; the sum of squares of all gradients; loss and counted fraction of the

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpt2x.parallel.mesh import Mesh
     from gpt2x.pretrained import Pretrained
 
+MAX_EXPONENT = 700  # of a float
 UNIGRAM_MAX_TOKENS = 50_000_000  # counting more tokens would delay the start
 
 
@@ -149,7 +150,9 @@ class LanguageModeling(Task):
         """Return the perplexity, to which the loss converts, or the bits per byte."""
         if metric == "val/bits_per_byte":
             return f"best validation bits per byte {best:.4f}"
-        return f"best validation perplexity {math.exp(best) if metric == 'val/loss' else best:.2f}"
+        if metric == "val/loss":
+            best = math.exp(best) if best < MAX_EXPONENT else math.inf
+        return f"best validation perplexity {best:.2f}"
 
 
 TASK = LanguageModeling()

@@ -21,6 +21,7 @@ from gpt2x.tracking import Tracker
 from gpt2x.train.block_step import StageOfBlocks
 from gpt2x.train.decision import Decision
 from gpt2x.train.initial_values import initial_values, loaded_weights
+from gpt2x.train.inspection import build_nonfinite, build_statistics
 from gpt2x.train.pipeline_step import PipelineStep, StageProgram, WholeStage
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.step import GraphStep, TrainStep
@@ -55,7 +56,11 @@ def build_trainer(decision: Decision, mesh: Mesh, tracker: Tracker, peak_tflops:
         read_weights(net, base, model, mesh.coordinates)
         tensors.load_frozen(base)
     train_step = build_step(decision, net, mesh, trained, optimizer, blocks)
-    trainer = Trainer(decision, net, mesh, optimizer, tensors, train_step, tracker, peak_tflops)
+    inside = decision, net, mesh, trained, tensors, train_step, blocks
+    trainer = Trainer(
+        decision, net, mesh, optimizer, tensors, train_step, tracker, peak_tflops,
+        build_statistics(*inside), build_nonfinite(*inside),
+    )  # fmt: skip
     if decision.source.resumption:
         trainer.restore(decision.source.resumption.saved)
     else:

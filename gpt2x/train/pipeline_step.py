@@ -16,7 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from gpt2x.model.gpt2 import dropout_randomness
 from gpt2x.optim.base import Optimizer
 from gpt2x.parallel.pipeline import Stage, StageLinks, operations
-from gpt2x.train.step import Graph, GraphStep, MicroBatch, StepInputs
+from gpt2x.train.step import BeforeUpdate, Graph, GraphStep, MicroBatch, StepInputs
 from gpt2x.train.update import GradientSums, UpdateFromSums
 
 
@@ -189,14 +189,14 @@ class PipelineStep(GraphStep):
     ):
         super().__init__(optimizer, grad_clip, reduction, all_gather)
         self.program, self.links, self.stage_index, self.num_stages = program, links, stage_index, num_stages
-        self.from_sums = UpdateFromSums(self.update, sums)
+        self.sums, self.from_sums = sums, UpdateFromSums(self.update, sums)
 
     def update_graphs(self, inputs: StepInputs) -> list[Graph]:
         """Return the graphs of this stage and that of the update."""
         graphs = self.program.graphs(self.links.example(), inputs.micro_batch(0))
         return [*graphs, (self.from_sums, inputs.update_scalars())]
 
-    def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+    def run(self, inputs: StepInputs, before_update: BeforeUpdate | None = None) -> tuple[Tensor, ...]:
         """Run forward and backward of every micro batch in 1F1B order, then the update."""
         program, links, micro_batches = self.program, self.links, list(inputs.micro_batches())
         order = list(operations(self.stage_index, self.num_stages, len(micro_batches)))
@@ -215,4 +215,6 @@ class PipelineStep(GraphStep):
                 dx = program.backward(index, dy, micro_batches[index])
             else:
                 links.send_backward(dx)
+        if before_update is not None:
+            before_update(inputs)
         return self.from_sums(*inputs.update_scalars())

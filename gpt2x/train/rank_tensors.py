@@ -98,25 +98,33 @@ class RankTensors:
 
         Each value is written by exactly one rank of the layout.
         """
-        coordinates, shards = self.coordinates, self.coordinates.parallel.shards
-        weights, states = {}, {}
+        return {self.group: self.weights(), "optimizer": self.states()}
+
+    def weights(self) -> dict[str, Sliced]:
+        """Return the weights or adapters that this rank writes."""
+        coordinates, weights = self.coordinates, {}
         for name, placement in self.placements.items():
             if name in self.parameters and owns(name, coordinates) and coordinates.data == 0:
                 boxes = placement.parts(self.parameters[name].asnumpy())
                 weights[name] = Sliced(placement.logical_shape, boxes)
+        for stack in self.stacks:
+            if stack.members[0].names[0] in self.placements:
+                weights |= self.stack_slices(stack, stack.parameter, "")
+        return weights
+
+    def states(self) -> dict[str, Sliced]:
+        """Return the optimizer states that this rank writes."""
+        coordinates, shards, states = self.coordinates, self.coordinates.parallel.shards, {}
         for index, local in enumerate(self.local_parameters):
             shape = local.placement.logical_shape
             if local.is_owned and coordinates.data < (1 if local.rows is None else shards):
                 for state_name, parameters in self.optimizer.states.items():
                     boxes = local.trained_placement.parts(parameters[index].asnumpy())
                     states[f"{state_name}.{local.name}"] = Sliced(shape, boxes)
-        for stack in self.stacks:
-            if stack.members[0].names[0] in self.placements:
-                weights |= self.stack_slices(stack, stack.parameter, "")
         for index, stack in enumerate(self.trained_stacks, start=len(self.local_parameters)):
             for state_name, parameters in self.optimizer.states.items():
                 states |= self.stack_slices(stack, parameters[index], f"{state_name}.")
-        return {self.group: weights, "optimizer": states}
+        return states
 
     def stack_slices(self, stack: Stack, parameter: Parameter, prefix: str) -> dict[str, Sliced]:
         """Return what this rank writes of a stack: its rows of each block, once among the replicas."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import mindspore as ms
@@ -90,6 +90,9 @@ class StepInputs(NamedTuple):
         return Tensor(self.counted_fraction, ms.float32), self.loss_scale, *self.scalars
 
 
+BeforeUpdate = Callable[[StepInputs], None]
+
+
 class UpdateResult(NamedTuple):
     """Result of an update on the host.
 
@@ -120,12 +123,21 @@ class GraphStep(ABC):
         grad_clip: largest global gradient norm, None for no clipping.
         reduction: sums gradients over processes; None if there is only one process.
         all_gather: run after each update, if the optimizer updates shards of the model's parameters.
+
+    Attributes:
+        gradients: forward and backward of a batch that is one micro batch; None if there are `sums`.
+        sums: of the gradients of micro batches; None if the batch is one micro batch.
+        open_reduction: what gradients, or their sums, have yet to go through; None: nothing.
     """
+
+    gradients: Gradients | None = None
+    sums: GradientSums | None = None
 
     def __init__(
         self, optimizer: Optimizer, grad_clip: float | None, reduction: nn.Cell | None, all_gather: nn.Cell | None
     ):
         self.all_gather = all_gather
+        self.open_reduction = reduction if isinstance(reduction, GradientReduction) else None
         self.update = Update(optimizer, reduction, grad_clip)
         self.is_compiled = False
 
@@ -134,8 +146,8 @@ class GraphStep(ABC):
         """Return the graphs from a batch to updated parameters, with example inputs."""
 
     @abstractmethod
-    def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
-        """Run these graphs and return the outputs of `Update`."""
+    def run(self, inputs: StepInputs, before_update: BeforeUpdate | None = None) -> tuple[Tensor, ...]:
+        """Run these graphs and return the outputs of `Update`; `before_update` as in `__call__`."""
 
     def graphs(self, inputs: StepInputs) -> list[Graph]:
         """Return all graphs of an update, with example inputs."""
@@ -148,9 +160,15 @@ class GraphStep(ABC):
             compile_graph(cell, *example)
         self.is_compiled = True
 
-    def __call__(self, inputs: StepInputs) -> UpdateResult:
-        """Update the parameters by one global batch."""
-        outputs = self.run(inputs)
+    def __call__(self, inputs: StepInputs, before_update: BeforeUpdate | None = None) -> UpdateResult:
+        """Update the parameters by one global batch.
+
+        Args:
+            inputs: the batch.
+            before_update: is called when the sums of the gradients, if there are any, are complete, and no parameter
+                has changed.
+        """
+        outputs = self.run(inputs, before_update)
         if self.all_gather is not None:
             self.all_gather()
         return UpdateResult.from_outputs(outputs)
@@ -193,9 +211,9 @@ class TrainStep(GraphStep):
         gradients = Gradients(loss, ms.ParameterTuple(parameters), has_dropout, row_length)
         self.from_batch = self.accumulation = self.from_sums = None
         if num_micro_batches == 1:
-            self.from_batch = UpdateFromBatch(self.update, gradients)
+            self.gradients, self.from_batch = gradients, UpdateFromBatch(self.update, gradients)
         else:
-            sums = GradientSums.of(list(optimizer.parameters) if reduces_each else parameters)
+            self.sums = sums = GradientSums.of(list(optimizer.parameters) if reduces_each else parameters)
             self.accumulation = Accumulation(gradients, sums, reduction if reduces_each else None)
             self.from_sums = UpdateFromSums(self.update, sums)
 
@@ -205,12 +223,15 @@ class TrainStep(GraphStep):
             return [(self.from_batch, self.batch_inputs(inputs))]
         return [(self.accumulation, inputs.micro_batch(0)), (self.from_sums, inputs.update_scalars())]
 
-    def run(self, inputs: StepInputs) -> tuple[Tensor, ...]:
+    def run(self, inputs: StepInputs, before_update: BeforeUpdate | None = None) -> tuple[Tensor, ...]:
         """Run forward and backward of every micro batch, then the update."""
+        if self.accumulation is not None:
+            for micro_batch in inputs.micro_batches():
+                self.accumulation(*micro_batch)
+        if before_update is not None:
+            before_update(inputs)
         if self.from_batch is not None:
             return self.from_batch(*self.batch_inputs(inputs))
-        for micro_batch in inputs.micro_batches():
-            self.accumulation(*micro_batch)
         return self.from_sums(*inputs.update_scalars())
 
     def batch_inputs(self, inputs: StepInputs) -> tuple[Tensor | None, ...]:

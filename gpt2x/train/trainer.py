@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import mindspore as ms
 import numpy as np
@@ -26,13 +28,16 @@ from gpt2x.tracking import MetricsLog, Tracker
 from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
-from gpt2x.train.hooks import default_hooks
+from gpt2x.train.hooks import default_hooks, save_checkpoint
+from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.resume import best_is_of_other_rows
 from gpt2x.train.samples import rewind_samples
 from gpt2x.train.state import initial_state, resumed_state
-from gpt2x.train.step import GraphStep, StepInputs
+from gpt2x.train.statistics.measure import TIME as STATS_TIME
+from gpt2x.train.statistics.measure import Statistics
+from gpt2x.train.step import GraphStep, StepInputs, UpdateResult
 
 
 class Trainer:
@@ -47,6 +52,8 @@ class Trainer:
         train_step: the update.
         tracker: mirrors the metrics.
         peak_tflops: of one device at the precision used, for MFU.
+        statistics: measures some of the updates; None: none.
+        nonfinite: says why an update is left out, and ends the run; None: training continues.
     """
 
     def __init__(
@@ -59,6 +66,8 @@ class Trainer:
         train_step: GraphStep,
         tracker: Tracker,
         peak_tflops: float,
+        statistics: Statistics | None = None,
+        nonfinite: NonFinite | None = None,
     ):
         config = decision.config
         self.decision, self.config, self.task, self.run_dir = decision, config, decision.task, decision.run_dir
@@ -70,8 +79,12 @@ class Trainer:
         self.batch_units = self.task.global_units(config)
         groups = [f"{axis} {ranks}" for axis, ranks in mesh.groups.items() if axis != "world"]
         self.communication = f" (collectives over {', '.join(groups)})" if groups else ""
+        self.statistics, self.nonfinite = statistics, nonfinite
         self.flops_per_token = decision.trainable.flops_per_token(config.trainer.seq_len)
         self.state = initial_state(decision)
+        self.rate: Callable[[int], float] = self.scheduled_rate  # of an update, counted from 1
+        self.first_loss: float | None = None  # of this start
+        self.last_loss: float | None = None
         self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         self.hooks = default_hooks(self, tracker, self.log)
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
@@ -108,9 +121,15 @@ class Trainer:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
     @property
+    def has_reached_loss(self) -> bool:
+        """True if the last update's loss was trainer.required_loss or less."""
+        required = self.config.trainer.required_loss
+        return required is not None and self.last_loss is not None and self.last_loss <= required
+
+    @property
     def is_stopping(self) -> bool:
-        """True after the last step, at stop_after_steps, or if the run stops early."""
-        return self.state.step >= self.stop_step or self.has_stopped_early
+        """True after the last step, at stop_after_steps, or if the run stops early or has reached required_loss."""
+        return self.state.step >= self.stop_step or self.has_stopped_early or self.has_reached_loss
 
     # ---- loop
 
@@ -150,7 +169,8 @@ class Trainer:
         """Read a batch and make an optimizer update; return its metrics, with its speed."""
         started = time.perf_counter()
         metrics, num_tokens = self.update(next(source), progress)
-        seconds = time.perf_counter() - started - metrics.get("perf/compile_time_s", 0.0)
+        seconds = time.perf_counter() - started
+        seconds -= metrics.get("perf/compile_time_s", 0.0) + metrics.get(STATS_TIME, 0.0)
         metrics |= self.speed(num_tokens / seconds, seconds)
         metrics["perf/memory_gb"] = process_memory_gb()
         metrics |= {f"perf/device_memory_{name}_gb": size for name, size in device_memory_gb().items()}
@@ -166,6 +186,10 @@ class Trainer:
         mfu = tokens_per_s * self.flops_per_token / peak_flops
         return {"perf/tokens_per_s": tokens_per_s, "perf/mfu": mfu, "perf/step_time_s": seconds}
 
+    def scheduled_rate(self, step: int) -> float:
+        """Return the schedule's learning rate of update `step`, counted from 1."""
+        return learning_rate(self.config.schedule, self.config.optimizer.learning_rate, step, self.total_steps)
+
     def update(self, batch: Batch, progress: Progress) -> tuple[dict[str, float], int]:
         """Make an optimizer update.
 
@@ -173,15 +197,20 @@ class Trainer:
             Its metrics, and the tokens of the global batch, without padding.
         """
         state, metrics = self.state, {}
-        rate = learning_rate(
-            self.config.schedule, self.config.optimizer.learning_rate, state.step + 1, self.total_steps
-        )
+        rate = self.rate(state.step + 1)
         inputs = self.step_inputs(batch, rate)
         if not self.train_step.is_compiled:
             metrics["perf/compile_time_s"] = self.compile(inputs, progress)
         scale = state.loss_scale.scale
         heartbeat.meets(f"update {state.step + 1}{self.communication}")
-        loss, norm, finite, counted_fraction = self.train_step(inputs)
+        if self.statistics is not None and self.statistics.is_due(state.step + 1):
+            result, measured = self.statistics.update(self.train_step, inputs, batch)
+            metrics |= measured
+        else:
+            result = self.train_step(inputs)
+        loss, norm, finite, counted_fraction = result
+        if self.nonfinite is not None and not finite and not (math.isfinite(loss) and scale > 1):
+            self.end_nonfinite(self.nonfinite, inputs, result)
         state.step += 1
         state.units_seen += round(counted_fraction * self.batch_units)
         state.loss_scale.update(finite)
@@ -189,6 +218,7 @@ class Trainer:
             state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
         else:
             self.skip(norm, scale)
+        self.first_loss, self.last_loss = loss if self.first_loss is None else self.first_loss, loss
         metrics["train/loss"] = loss
         if self.task.unit == "token":
             metrics["train/ppl"] = perplexity(loss)
@@ -234,6 +264,24 @@ class Trainer:
                 self.train_step.compile(inputs)
         self.tensors.has_run = True
         return time.perf_counter() - started
+
+    def end_nonfinite(self, nonfinite: NonFinite, inputs: StepInputs, result: UpdateResult) -> NoReturn:
+        """Say why an update was left out, and keep its inputs and the checkpoint before it.
+
+        Raises:
+            UserError: always.
+        """
+        number = self.state.step + 1
+        origin = nonfinite.origin(self.train_step, inputs, result.loss)
+        self.state.batch -= 1  # it was read for this update
+        folder = self.run_dir / "checkpoints" / f"step_{self.state.step}"
+        if self.mesh.agree(not folder.exists()):
+            save_checkpoint(self)
+        path = save_inputs(self.run_dir, number, self.mesh.rank, inputs)
+        raise UserError(
+            f"update {number}: loss {result.loss:g}, gradient norm {result.norm:g}: {origin}.\n"
+            f"  its batch: {path}\n  the run before it, which repeats it: resume={folder}"
+        )
 
     def skip(self, norm: float, scale: float) -> None:
         """Say that an update was left out.

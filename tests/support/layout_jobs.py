@@ -136,6 +136,23 @@ TRAINED_EXHAUSTIVE = [
             "parallel=dp2_tp2_pp2", "parallel.optimizer_shards=2", "parallel.sequence_parallel=true",
             "parallel.recompute=block", "model.pad_vocab_multiple=512"),
 ]  # fmt: skip
+
+# ---- statistics, per tensor; those of activations where a process has all of them
+
+WITHOUT_ACTIVATIONS = "trainer.stats=[weights,gradients,updates]"
+add("measured", 1, *TINY, "trainer.max_steps=2", "trainer.stats_every_steps=2", "trainer.stats_per=tensor",
+    "trainer.max_eval_rows=8")  # fmt: skip
+MEASURED = [
+    variant("measured in zero2, by accumulation", "measured", 2, "parallel=zero2", "trainer.micro_batch_size=2"),
+    variant("measured in pp2", "measured", 2, "parallel=pp2", WITHOUT_ACTIVATIONS),
+]
+MEASURED_EXHAUSTIVE = [
+    variant("measured in dp2", "measured", 2, "parallel=dp2"),
+    variant("measured in tp2", "measured", 2, "parallel=tp2"),
+    variant("measured in dp2_zero3", "measured", 2, "parallel=dp2_zero3", WITHOUT_ACTIVATIONS),
+    variant("measured in dp2_tp2_pp2", "measured", 8, "parallel=dp2_tp2_pp2", WITHOUT_ACTIVATIONS),
+]
+
 variant("fp16 in tp2_pp2", "fp16", 4, "parallel=tp2_pp2")
 variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
 variant("fp16 in dp2_zero3", "fp16", 2, "parallel=dp2_zero3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt2x.config import TrainConfig
 from gpt2x.config.rules import validate_profile, validate_warmup
@@ -37,11 +37,19 @@ def decide_data(config: TrainConfig, task: Task, source: RunSource) -> tuple[Pre
     if source.tokenizer:
         max_seq_len = (source.loaded_model or config.model).max_seq_len
         plan_samples(config, None, source.tokenizer, max_seq_len)  # rejects too long a prompt before the data are read
-    data = task.prepare(config, source.tokenizer)
+    data = limited(config, task.prepare(config, source.tokenizer))
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
     check_end(config, steps, source.resumption)
     return data, steps
+
+
+def limited(config: TrainConfig, data: PreparedData) -> PreparedData:
+    """Return the data with trainer.max_train_rows of their training rows at most."""
+    limit = config.trainer.max_train_rows
+    if limit is None or data.train is None:
+        return data
+    return replace(data, train=data.train.first(limit))
 
 
 def count_steps(config: TrainConfig, data: PreparedData) -> Steps:
@@ -59,8 +67,9 @@ def count_steps(config: TrainConfig, data: PreparedData) -> Steps:
         )
     per_epoch = num_batches(data.train, trainer.batch, drop_last=True)
     if per_epoch == 0:
+        limit = f"trainer.max_train_rows={trainer.max_train_rows}: " if trainer.max_train_rows else ""
         raise UserError(
-            f"trainer.global_batch_size={trainer.batch} exceeds the {data.train.num_blocks} training "
+            f"{limit}trainer.global_batch_size={trainer.batch} exceeds the {data.train.num_blocks} training "
             f"blocks of {trainer.seq_len} tokens. Use a smaller batch, a shorter trainer.seq_len or more text."
         )
     total = trainer.max_steps or per_epoch * (trainer.max_epochs or 1)
