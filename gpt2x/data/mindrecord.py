@@ -42,7 +42,7 @@ class Split:
     sha256: str  # of all columns of all rows, see `RowHash`
 
     def first(self, num_rows: int) -> Split:
-        """Return the first rows, with a hash of their own; tokens are in proportion, documents and words not counted."""
+        """Return the first rows, with a hash of their own; tokens in proportion, documents and words not counted."""
         if num_rows >= self.num_blocks:
             return self
         num_tokens = round(self.num_tokens * num_rows / self.num_blocks)
