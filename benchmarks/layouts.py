@@ -70,6 +70,10 @@ CASES = [
     Case("dp2, fp16, equal micro batches", ("parallel=dp2", ZERO3, "parallel.reduce_dtype=fp32"),
          (*FP16, "trainer.micro_batch_size=4")),
 ]  # fmt: skip
+SPLITS = [
+    *(("single", size) for size in (12, 1, 2, 3, 4)), ("dp2", 6), ("dp2", 1), ("dp4", 3), ("pp2", 3), ("tp2", 3),
+    ("zero2", 2), ("dp2_zero3", 2), ("dp2_tp2", 3),
+]  # fmt: skip
 LEVELS = {
     "single": ("parallel=single",),
     **{f"dp2 {stage}": ("parallel=dp2", f"parallel.zero_stage={stage}") for stage in range(4)},
@@ -242,6 +246,23 @@ def memory(runs: Runs, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def validation(runs: Runs, options: argparse.Namespace) -> dict[str, Any]:
+    """val/loss of the same weights, in every split of the work; an update by 1e-30 changes none of their bits."""
+    base = runs.of(*SMALL, "parallel=single").folder
+    same = (*SMALL, f"load={base}", f"dataset.val_path={runs.folder}/corpus.txt", "trainer.max_steps=1",
+            "trainer.global_batch_size=12", "trainer.max_eval_rows=41", "optimizer.learning_rate=1e-30",
+            "optimizer.weight_decay=0")  # fmt: skip
+    result: dict[str, Any] = {}
+    for layout, micro in SPLITS:
+        last = runs.of(*same, f"parallel={layout}", f"trainer.micro_batch_size={micro}").curve()[-1]
+        first = next(iter(result.values()), last)
+        result[f"{layout}, micro batches of {micro}"] = {
+            "val/loss": last["val/loss"],
+            "difference": abs(last["val/loss"] - first["val/loss"]) / first["val/loss"],
+        }
+    return result
+
+
 # ---- answers
 
 
@@ -263,10 +284,16 @@ def show_memory(title: str, result: dict[str, Any]) -> None:
     side_by_side.table(title, ("", "peak, GB", "planned, GB", "ratio", "compilation, s", "step, s"), rows)
 
 
+def show_validation(title: str, result: dict[str, Any]) -> None:
+    rows = [(name, repr(each["val/loss"]), f"{each['difference']:.1e}") for name, each in result.items()]
+    side_by_side.table(title, ("", "val/loss", "difference"), rows)
+
+
 Show = Callable[[str, dict[str, Any]], None]
 QUESTIONS: dict[str, tuple[Callable[[Runs, argparse.Namespace], dict[str, Any]], str, Show]] = {
     "training": (training, "Largest relative differences from one process", show_differences),
     "resuming": (resuming, "Continued after 10 of 20 updates: differences from one process", show_differences),
+    "validation": (validation, "val/loss of the same weights on 41 rows", show_validation),
     "memory": (memory, "Largest memory of a process", show_memory),
 }
 

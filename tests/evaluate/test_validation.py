@@ -1,14 +1,18 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gpt2x.config import DatasetConfig, TokenizerConfig
+from gpt2x.config import DatasetConfig, ParallelConfig, TokenizerConfig
 from gpt2x.data.prepare import prepare
 from gpt2x.data.rows.blocks import Blocks
 from gpt2x.data.sampling import batches
 from gpt2x.evaluate.scoring import Scorer
 from gpt2x.evaluate.validation import Validation
+from gpt2x.parallel.mesh import Mesh
+from gpt2x.pretrained import load_pretrained
+from tests.support.decide import decide
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,31 @@ def test_no_batch_size_changes_a_digit(shakespeare, split):
     losses = {validation.run()["val/loss"] for validation in validations}
     assert {validation.num_tokens for validation in validations} == {41 * 32}
     assert len(losses) == 1, losses
+
+
+def validated(run, hardware, sizes, *overrides):
+    """Return the values of a run's last weights by batches of each size, on 13 rows of different lengths."""
+    decision = decide("train", *run.options, *overrides, "trainer.max_eval_rows=13")
+    pretrained = load_pretrained(str(run.run_dir), hardware, TokenizerConfig(name="checkpoint"))
+    values = []
+    for size in sizes:
+        trainer = replace(decision.config.trainer, micro_batch_size=size, global_batch_size=size)
+        now = replace(decision, config=replace(decision.config, trainer=trainer))
+        values.append(decision.task.validation(now, pretrained.net, Mesh(ParallelConfig(name="single"))).run())
+    return values
+
+
+def test_no_batch_size_changes_the_values_of_a_classifier(zoo, hardware):
+    """Though a batch is padded to its longest text. Only the product of one row with the head rounds differently."""
+    one, all_at_once = validated(zoo.classifier, hardware, (1, 13))
+    assert one.keys() == {"val/loss", "val/accuracy", "val/f1", "val/mcc"}
+    assert one == all_at_once | {"val/loss": pytest.approx(all_at_once["val/loss"], rel=1e-6)}
+
+
+def test_no_batch_size_changes_the_loss_of_responses(zoo, hardware):
+    """Though a batch is padded to its longest example."""
+    one, all_at_once = validated(zoo.instructions, hardware, (1, 13), "dataset.packing=false")
+    assert one == all_at_once
 
 
 def test_bits_per_byte_are_those_of_the_text(shakespeare, split, text_file):
