@@ -42,6 +42,7 @@ class RunRecord:
         status: RUNNING, FINISHED, FAILED or KILLED.
         sweep_dir: of a job, relative to the run directory; its record is that of the parent run. None: no job.
         sweep_name: of a job: how the parent run is called.
+        is_sweep: it is such a parent run.
     """
 
     uri: str
@@ -59,6 +60,7 @@ class RunRecord:
     status: str = "RUNNING"
     sweep_dir: str | None = None
     sweep_name: str = ""
+    is_sweep: bool = False
 
     @classmethod
     def load(cls, run_dir: Path) -> RunRecord | None:

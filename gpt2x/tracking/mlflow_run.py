@@ -16,7 +16,7 @@ from gpt2x.errors import UserError
 from gpt2x.tracking.description import source_name
 from gpt2x.tracking.mlflow_model import is_mlflow_model, log_model
 from gpt2x.tracking.mlflow_record import RunRecord, sweep_lock
-from gpt2x.tracking.mlflow_store import store_lock
+from gpt2x.tracking.mlflow_store import store_lock, sweep_view
 from gpt2x.tracking.parameters import clean_key, tags_for_mlflow
 
 BATCH_METRICS = 1000  # MLflow's limits for one request
@@ -59,6 +59,8 @@ class MlflowRun:
             run = self._client.create_run(self.experiment_id, start_ms, tags=tags, run_name=record.run_name)
             record.run_id = run.info.run_id
             record.save(run_dir)
+            if record.is_sweep:
+                self._client.set_experiment_tag(self.experiment_id, *sweep_view(run.info.run_id))
         self.run_id: str = run.info.run_id
         self.experiment_id = run.info.experiment_id
         if self.is_resumed:
@@ -254,6 +256,7 @@ def _parent_id(record: RunRecord, run_dir: Path, is_live: bool) -> str | None:
             tags={key: value for key, value in record.tags.items() if key.startswith(OF_SWEEP)}
             | {"run_dir": str(sweep_dir)},
             start_time_s=record.start_time_s,
+            is_sweep=True,
         )
         if parent.uri != record.uri:
             return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -89,37 +90,50 @@ def store_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def where_to_look(uri: str, experiment_id: str, run_id: str, *, is_sweep: bool = False) -> str:
-    """Return one line for a user: the page of a run, and the command that serves it unless a server runs.
+def where_to_look(uri: str, page: str) -> str:
+    """Return one line for a user: the address of a page, and the command that serves it unless a server runs.
 
     Args:
         uri: the store.
-        experiment_id: as MLflow numbers it.
-        run_id: likewise.
-        is_sweep: the run is the parent of a sweep; the page overlays the curves of its jobs.
+        page: what `curves_page`, `run_page` or `sweep_page` returns.
     """
     parts = urlsplit(uri)
-    page = sweep_page(experiment_id, run_id) if is_sweep else run_page(experiment_id, run_id)
     if parts.scheme in ("http", "https"):
         server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a password
         return f"MLflow: {server}/{page}"
     if parts.scheme.partition("+")[0] == "databricks":
-        return f"MLflow: run {run_id} of experiment {experiment_id} on Databricks"
+        return f"MLflow: on Databricks, {page}"
     store = parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":PASSWORD@", 1)).geturl()
     store = uri if parts.password is None else store
     return f"MLflow: http://127.0.0.1:{UI_PORT}/{page} after: mlflow ui --backend-store-uri {shlex.quote(store)}"
 
 
+def curves_page(experiment_id: str, run_id: str, metrics: Sequence[str]) -> str:
+    """Return the part of the address after the server: some metrics of a run over steps, in one picture."""
+    values = {"runs": [run_id], "experiments": [experiment_id], "metric": metrics[0], "plot_metric_keys": [*metrics]}
+    query = "&".join(f"{key}={quote(json.dumps(value, separators=(',', ':')))}" for key, value in values.items())
+    return f"#/metric?{query}&x_axis=step&{MODEL_TRAINING}"
+
+
 def run_page(experiment_id: str, run_id: str) -> str:
-    """Return the part of the address after the server: the curves of one run."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}/model-metrics?{MODEL_TRAINING}"
+    """Return the part of the address after the server: everything about one run."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
 
 
 def sweep_page(experiment_id: str, parent_id: str) -> str:
-    """Return the part of the address after the server: the curves of a sweep's jobs, overlaid."""
-    condition = quote(f"tags.mlflow.parentRunId = '{parent_id}'")
-    order = f"orderByKey={quote('tags.`mlflow.runName`')}&orderByAsc=true"  # by time, the parent would hide its jobs
-    return f"#/experiments/{experiment_id}/runs?{MODEL_TRAINING}&compareRunsMode=CHART&{order}&searchFilter={condition}"
+    """Return the part of the address after the server: the losses of a sweep's jobs, overlaid; see `sweep_view`."""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={parent_id}&{MODEL_TRAINING}&compareRunsMode=CHART"
+
+
+def sweep_view(parent_id: str) -> tuple[str, str]:
+    """Return a tag of the experiment, by which `sweep_page` knows its jobs: what MLflow's button *Share* stores."""
+    state = {
+        "searchFilter": f"tags.mlflow.parentRunId = '{parent_id}'",
+        "orderByKey": "tags.`mlflow.runName`",  # by time, jobs would be hidden below their parent
+        "orderByAsc": True,
+        "chartsSearchFilter": "loss",  # charts are sorted by name, and `perf` would come first
+    }
+    return f"mlflow.sharedViewState.{parent_id}", json.dumps(state)
 
 
 def first_line(error: BaseException) -> str:

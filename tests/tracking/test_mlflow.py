@@ -14,7 +14,7 @@ from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import DataInput, MetricsLog, RunInfo
 from gpt2x.tracking.mlflow_record import hold_live
-from gpt2x.tracking.mlflow_store import resolve_uri, where_to_look
+from gpt2x.tracking.mlflow_store import curves_page, resolve_uri, run_page, sweep_page, where_to_look
 from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
 from tests.commands import sync as main
@@ -107,7 +107,7 @@ def test_a_run_is_mirrored_whole(tmp_path, outputs, monkeypatch, capfd):
     assert run.info.artifact_uri.startswith(f"file://{outputs}/mlartifacts/pretrain/")
     assert sync(tmp_path) == 0
     printed = capfd.readouterr()
-    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/model-metrics?workflowType=machine_learning"
+    page = curves_page(run.info.experiment_id, run.info.run_id, ["train/loss"])
     command = f"mlflow ui --backend-store-uri sqlite:///{outputs}/mlflow.db"
     assert printed == (f"MLflow: http://127.0.0.1:5000/{page} after: {command}\n", "")
 
@@ -313,14 +313,17 @@ def test_a_tag_that_mlflow_rejects_is_the_users_mistake(tags, message, tmp_path)
 
 
 def test_the_line_that_says_where_to_look():
-    line = where_to_look("https://user:secret@host:8080/mlflow/", "3", "abc")
-    assert (
-        line == "MLflow: https://host:8080/mlflow/#/experiments/3/runs/abc/model-metrics?workflowType=machine_learning"
-    )
-    line = where_to_look("postgresql://user:secret@host/db", "3", "abc", is_sweep=True)
+    line = where_to_look("https://user:secret@host:8080/mlflow/", run_page("3", "abc"))
+    assert line == "MLflow: https://host:8080/mlflow/#/experiments/3/runs/abc?workflowType=machine_learning"
+    line = where_to_look("postgresql://user:secret@host/db", sweep_page("3", "abc"))
     assert "secret" not in line
-    assert "tags.mlflow.parentRunId%20%3D%20%27abc%27 after: mlflow ui --backend-store-uri postgresql://user" in line
-    assert where_to_look("sqlite:////a b.db", "3", "abc").endswith("--backend-store-uri 'sqlite:////a b.db'")
+    assert "viewStateShareKey=abc" in line
+    assert line.endswith(" after: mlflow ui --backend-store-uri postgresql://user:PASSWORD@host/db")
+    assert where_to_look("sqlite:////a b.db", "").endswith("--backend-store-uri 'sqlite:////a b.db'")
+    assert curves_page("3", "abc", ["train/loss", "val/loss"]) == (
+        "#/metric?runs=%5B%22abc%22%5D&experiments=%5B%223%22%5D&metric=%22train/loss%22"
+        "&plot_metric_keys=%5B%22train/loss%22%2C%22val/loss%22%5D&x_axis=step&workflowType=machine_learning"
+    )
 
 
 @pytest.mark.parametrize(

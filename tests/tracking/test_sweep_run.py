@@ -77,7 +77,10 @@ def test_jobs_are_below_one_parent_which_ends_with_the_sweep(tmp_path, outputs, 
     assert run.data.metrics == metrics
     assert run.data.tags["git.sha"] == "abc"
     assert [file.path for file in client(outputs).list_artifacts(parent)] == ["sweep.csv"]
-    assert f"parentRunId%20%3D%20%27{parent}%27" in capfd.readouterr().out
+    assert f"viewStateShareKey={parent}" in capfd.readouterr().out
+    views = client(outputs).get_experiment(run.info.experiment_id).tags
+    view = json.loads(views[f"mlflow.sharedViewState.{parent}"])
+    assert len(client(outputs).search_runs([run.info.experiment_id], view["searchFilter"])) == 2
     assert run_of(outputs, sweep_dir / "1").info.run_name == "seed=1"
 
 

@@ -21,7 +21,16 @@ from gpt2x.config import TrackerConfig
 from gpt2x.runtime.console import console
 from gpt2x.tracking.mlflow_record import RunRecord, hold_live
 from gpt2x.tracking.mlflow_run import BATCH_METRICS, NOTE, Line, MlflowRun, open_run
-from gpt2x.tracking.mlflow_store import first_line, import_mlflow, require_mlflow, resolve_uri, where_to_look
+from gpt2x.tracking.mlflow_store import (
+    curves_page,
+    first_line,
+    import_mlflow,
+    require_mlflow,
+    resolve_uri,
+    run_page,
+    sweep_page,
+    where_to_look,
+)
 from gpt2x.tracking.parameters import checked_tags, shortened_for_mlflow, tags_for_mlflow
 from gpt2x.tracking.tracker import STATUSES, RunInfo
 
@@ -31,6 +40,7 @@ RETRY_S = 15.0
 FINISH_WAIT_S = 15.0
 IMPORT_WAIT_S = 60.0  # the import only reads files
 FIRST_LINE_WAIT_S = 60.0  # a run whose first step takes longer is shown before it
+LOSSES = ("train/loss", "val/loss")  # the page that is printed shows them
 
 Item = Line | Path | dict[str, str]  # metrics, an artifact, tags
 
@@ -56,7 +66,8 @@ class MlflowTracker:
         self._queue: queue.Queue[Item] = queue.Queue(QUEUE_LINES)
         self._thread: threading.Thread | None = None
         self._live: IO[str] | None = None
-        self._page = ""  # of the run, once MLflow has answered
+        self._experiment_id = ""  # until MLflow has answered
+        self._curves: dict[str, None] = {}  # metrics of LOSSES that the run has
         self._closing = threading.Event()
         self._has_begun, self._is_imported = threading.Event(), threading.Event()
         self._has_warned = self._is_behind = False
@@ -72,7 +83,7 @@ class MlflowTracker:
         Raises:
             UserError: MLflow is not installed, or `mlflow_run.json` is damaged.
         """
-        self._run_dir, self._is_sweep = Path(run.run_dir), run.is_sweep
+        self._run_dir = Path(run.run_dir)
         earlier = RunRecord.load(self._run_dir)
         is_same_store = earlier is not None and earlier.uri == self._uri
         is_job = run.sweep_dir is not None
@@ -90,6 +101,7 @@ class MlflowTracker:
             artifacts=earlier.artifacts if earlier else [],
             sweep_dir=os.path.relpath(run.sweep_dir, self._run_dir) if run.sweep_dir else None,
             sweep_name=run.sweep_name,
+            is_sweep=run.is_sweep,
         )
         self._record.save(self._run_dir)
         self._live = hold_live(self._run_dir)
@@ -100,6 +112,7 @@ class MlflowTracker:
     def log_metrics(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """Queue one line; a full queue drops it, and `gpt2x sync` sends it later."""
         self._has_begun.set()
+        self._curves |= dict.fromkeys(key for key in LOSSES if key in metrics)
         self._put((int(step), time_s, {key: float(value) for key, value in metrics.items()}))
 
     def log_artifact(self, path: Path) -> None:
@@ -141,10 +154,17 @@ class MlflowTracker:
                 f"gpt2x sync {self._run_dir}"
             )
         elif self._record.sweep_dir is None:  # the page of a sweep shows its jobs
-            console.notice(self._page)
+            console.notice(where_to_look(self._uri, self._page()))
         self._thread = None
         if self._live is not None:
             self._live.close()
+
+    def _page(self) -> str:
+        assert self._record.run_id is not None
+        ids = self._experiment_id, self._record.run_id
+        if self._record.is_sweep:
+            return sweep_page(*ids)
+        return curves_page(*ids, list(self._curves)) if self._curves else run_page(*ids)
 
     def _put(self, item: Item) -> None:
         try:
@@ -197,7 +217,7 @@ class MlflowTracker:
         run = open_run(self._record, self._run_dir, self._warn, is_live=True)
         if earlier_id not in (None, run.run_id):
             self._warn(f"MLflow ({self._uri}) has no run {earlier_id}; the resumed part becomes a new run")
-        self._page = where_to_look(self._uri, run.experiment_id, run.run_id, is_sweep=self._is_sweep)
+        self._experiment_id = run.experiment_id
         return run
 
     def _send(self, run: MlflowRun, items: list[Item]) -> None:
