@@ -19,6 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.errors import UserError, did_you_mean, require_choice
 
+TYPES = {  # of keys and of settings, in words
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "list[int]": "a list of whole numbers such as [1,2]",
+    "list[str]": "a list of texts such as [a,b]",
+    "dict[str, str]": "a mapping such as {a:b} (one by one if a name is a number: KEY.1=b)",
+    "dict[str, Any]": "a mapping such as {a:1}",
+}
+
 Settings = TypeVar("Settings")
 HELPERS = ("base", "registry")  # modules beside the options; so is every module whose name starts with "_"
 
@@ -118,11 +129,18 @@ def settings(cls: type[Settings], mapping: Mapping[str, Any] | None, key: str) -
             raise UserError(f"{key}.{name} does not exist; {did_you_mean(name, names)}{allowed}.")
         try:
             values[name] = value
-        except OmegaConfBaseException as error:
-            raise UserError(f"{key}.{name}={value}: {str(error).splitlines()[0]}.") from None
+        except OmegaConfBaseException:
+            raise UserError(f"{key}.{name}={'null' if value is None else value} must be {_type(cls, name)}.") from None
     missing = sorted(OmegaConf.missing_keys(values))
     if missing:
         raise UserError(f"{key}.{missing[0]} has no value; give {key}.{missing[0]}=VALUE.")
     result = OmegaConf.to_object(values)
     assert isinstance(result, cls)
     return result
+
+
+def _type(cls: type, name: str) -> str:
+    """The type of a field in words."""
+    hint = next(entry.type for entry in fields(cls) if entry.name == name)
+    text = hint if isinstance(hint, str) else str(hint).removeprefix("<class '").removesuffix("'>")
+    return TYPES.get(text.removesuffix(" | None"), text)

@@ -73,9 +73,9 @@ def test_settings_are_typed():
     ("cls", "mapping", "message"),
     [
         (Settings, {"gama": 1.0}, "a.b.gama does not exist; did you mean gamma? settings are: gamma, steps, kind."),
-        (Settings, {"gamma": "high"}, "a.b.gamma=high: Value 'high' of type 'str' could not be converted to Float."),
-        (Settings, {"gamma": None}, "a.b.gamma=None: "),
-        (Settings, {"gamma": 1.0, "steps": 3}, "a.b.steps=3: "),
+        (Settings, {"gamma": "high"}, "a.b.gamma=high must be a number."),
+        (Settings, {"gamma": None}, "a.b.gamma=null must be a number."),
+        (Settings, {"gamma": 1.0, "steps": 3}, "a.b.steps=3 must be a list of whole numbers such as [1,2]."),
         (Settings, {}, "a.b.gamma has no value; give a.b.gamma=VALUE."),
         (NoSettings, {"gamma": 1.0}, "a.b.gamma does not exist; it has no settings."),
     ],

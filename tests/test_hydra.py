@@ -7,19 +7,21 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 
 from gpt2x.commands import cli, entry
 from gpt2x.commands.completion import candidates
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.commands.hydra_flags import read_arguments
 from gpt2x.commands.hydra_grammar import read_overrides
-from gpt2x.config.files import SCHEMAS
+from gpt2x.config.files import SCHEMAS, load_config, save_config
 from gpt2x.config.keys import all_keys, flatten, leaves, spell
+from gpt2x.config.messages import message_of
 from gpt2x.config.options import chosen_options
 from gpt2x.config.similar import SYNONYMS
 from gpt2x.errors import UserError
@@ -130,7 +132,7 @@ HEADS = [
     "optimizer.learning_rate=", "dataset.label_names=", "trainer=", "+", "++", "~", "hydra.run.dir=", "hydra/launcher=",
     "hydra.", "experiment=", "trainer.frozen.", "model@", "plan=", "resume=",
 ]  # fmt: skip
-STRINGS, COMPOSED = 4000, 60  # to be read, and of the readable ones to be composed, which takes 0.1 s each
+STRINGS, COMPOSED = 3000, 40  # to be read, and of the readable ones to be composed, which takes 0.1 s each
 
 
 @pytest.mark.run  # over 2 s
@@ -211,6 +213,14 @@ def test_a_text_that_looks_like_a_number_stays_as_typed(text):
     assert compose_config("train", [f"tracker.run_name={text}"]).tracker.run_name == text
 
 
+@pytest.mark.parametrize("text", ["${x}", "\\${x}", "a ${oc.env:HOME} b", "\\"])
+def test_a_text_with_a_dollar_survives_a_file(text, tmp_path):
+    """The configuration that workers read from config.yaml is the one that was typed."""
+    config = replace(compose_config("train"), load=text)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config("train", tmp_path / "config.yaml") == config
+
+
 def test_null_and_empty_texts():
     assert compose_config("train", ["tracker.run_name=null"]).tracker.run_name is None
     assert compose_config("train", ['tracker.run_name="null"']).tracker.run_name == "null"
@@ -232,6 +242,26 @@ def test_words_of_other_programs_lead_to_keys():
     keys = {*all_keys(SCHEMAS["train"]), *all_keys(SCHEMAS["predict"]), *chosen_options("train")}
     assert set(SYNONYMS.values()) <= keys
     assert not set(SYNONYMS) & keys
+
+
+@pytest.mark.parametrize(
+    ("choice", "parts"),
+    [
+        ("hydra/launcher/joblib", ["is not installed", "pip install 'gpt2x[sweep]'", "Installed: basic."]),
+        ("hydra/sweeper/optuna", ["is not installed", "pip install 'gpt2x[sweep]'"]),
+        ("hydra/launcher/ray", ["is not installed", "hydra-ray-launcher", "does not test"]),
+        ("hydra/job_logging/colorlog", ["is not installed", "hydra-colorlog"]),
+        ("hydra/launcher/basik", ["is not an option; did you mean basic?"]),
+    ],
+)
+def test_plugins_that_are_not_installed(choice, parts):
+    """As on a machine without them, which this one may not be."""
+    group = choice.rpartition("/")[0]
+    error = HydraException(
+        f"Could not find '{choice}'\n\nAvailable options in '{group}':\n\tbasic\nConfig search path:"
+    )
+    message = message_of(error, SCHEMAS["train"])
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize("key", leaves(SCHEMAS["train"]))

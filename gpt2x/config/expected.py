@@ -6,17 +6,7 @@ import re
 from math import isfinite
 
 from gpt2x.config.keys import leaves
-
-TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "list[int]": "a list of whole numbers such as [1,2]",
-    "list[str]": "a list of texts such as [a,b]",
-    "dict[str, str]": "a mapping such as {a:b} (one by one if a name is a number: KEY.1=b)",
-    "dict[str, Any]": "a mapping such as {a:1}",
-}
+from gpt2x.extensions import TYPES
 
 
 def type_of(key: str, root: type) -> str:
