@@ -39,7 +39,7 @@ def test_every_option_composes(group, option):
     if group == "parallel":  # a model and a batch that every layout divides
         overrides += ["model.num_layers=16", "model.num_heads=8", "trainer.global_batch_size=512"]
     config = typed(entry_of(group, option), *overrides)
-    if group not in ("experiment", "debug", "paths"):
+    if group not in ("experiment", "debug", "paths", "hparams_search"):
         assert getattr(config, group).name == option
 
 

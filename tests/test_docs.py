@@ -66,6 +66,8 @@ def overrides_of(command: str) -> tuple[str, list[str]] | None:
         return None
     overrides = [word for word in words if "=" in word]
     if "-m" in words and name != "prepare":
+        first = r"=(?:tag\([^,]*, *)?(?:interval|choice|range)\(([^,)]+).*"
+        overrides = [re.sub(first, r"=\1", word) for word in overrides]
         overrides = [re.sub(r"=([^,\[]+),.*", r"=\1", word) for word in overrides]
     return name, overrides
 

@@ -143,10 +143,10 @@ def complete_or_install(name: str, arguments: list[str]) -> None:
 
 def compose_and_start(name: str, arguments: list[str]) -> None:
     """Have Hydra compose the configuration of a command, and run it."""
-    from gpt2x.commands.entry import end_sweep, start
+    from gpt2x.commands.entry import start
     from gpt2x.commands.hydra_entry import hydra_main
     from gpt2x.runtime.jobs import note_command
 
     note_command()
     sys.argv[1:] = arguments  # what Hydra reads
-    hydra_main(name, start, end_sweep)
+    hydra_main(name, start)

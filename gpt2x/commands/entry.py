@@ -28,7 +28,6 @@ from gpt2x.runtime.interrupt import deliver_interrupts
 from gpt2x.runtime.jobs import typed_command, write_command
 from gpt2x.runtime.role import Role
 from gpt2x.runtime.run_log import RUN_LOG, run_log
-from gpt2x.runtime.sweep import SweepJob
 
 if TYPE_CHECKING:
     from gpt2x.parallel.mesh import Mesh
@@ -223,14 +222,6 @@ def open_log(name: str, decision: Decision, typed: str = "") -> None:
         error = run_log.open(decision.run_dir / RUN_LOG, typed)
         if error:
             console.warn(f"{decision.run_dir / RUN_LOG} cannot be written ({error.strerror}); the run has no log")
-
-
-def end_sweep(name: str, sweep_dir: Path, jobs: list[SweepJob]) -> None:
-    """After a multirun of evaluations, compare what its jobs measured."""
-    if name == "evaluate":
-        from gpt2x.evaluate.comparison import compare
-
-        compare(sweep_dir, jobs)
 
 
 def close_tracking(run_dir: Path, status: str) -> None:

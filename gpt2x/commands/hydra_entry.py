@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.commands.configuration import typed_config
 from gpt2x.commands.hydra_flags import plain_answers, read_arguments
 from gpt2x.commands.hydra_grammar import read_overrides
-from gpt2x.config import CommonConfig
+from gpt2x.commands.sweep_end import end_sweep
+from gpt2x.commands.sweep_jobs import HydraJob, Run
+from gpt2x.commands.sweep_start import SweepRefused, SweepStart
 from gpt2x.config.files import SCHEMAS, schema_node
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
-from gpt2x.errors import RunError, UserError
-from gpt2x.runtime import launch, scheduler
-from gpt2x.runtime.files import remove_empty
-from gpt2x.runtime.role import Role, read_role
-from gpt2x.runtime.sweep import SweepJob
-
-Run = Callable[[str, Any, Role, Path], None]  # name of the entry, configuration, role of the process, run directory
-EndSweep = Callable[[str, Path, list[SweepJob]], None]  # name of the entry, directory of the sweep, its jobs
+from gpt2x.errors import UserError
+from gpt2x.runtime.jobs import typed_command
+from gpt2x.runtime.role import read_role
 
 
 def register_schemas() -> None:
@@ -57,15 +49,15 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
         return typed_config(name, values)
 
 
-def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
+def hydra_main(name: str, run: Run) -> None:
     """Compose `conf/<name>.yaml` with the command line (`sys.argv`) and hand the typed configuration to `run`.
 
-    If a job of a multirun fails, the others run nevertheless. Under the user's own msrun every process composes: one
-    leaves a run directory, and the scheduler serves the others.
+    If a job of a sweep (Hydra's multirun) fails, the others run nevertheless. Under the user's own msrun every process
+    composes: one leaves a run directory, and the scheduler serves the others.
 
     Raises:
         UserError: for anything that is wrong with the command line.
-        RunError: jobs failed; the message tells why, unless that has been shown.
+        RunError: the run or jobs of a sweep failed; the message tells why, unless that has been shown.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here, where they become messages
     register_schemas()
@@ -76,88 +68,40 @@ def hydra_main(name: str, run: Run, end_sweep: EndSweep) -> None:
             raise UserError("a multirun (-m) starts its processes itself: run it without msrun.")
         if role.is_scheduler or role.rank:
             sys.argv.append("hydra.run.dir=.")  # makes no directory
-    with plain_answers():
-        sweep_dir, jobs = compose_and_run(name, run, role)
-    if sweep_dir:
-        end_sweep(name, sweep_dir, jobs)
-    failures = [job.failure for job in jobs if job.failure]
-    if failures:
-        message = "; ".join(dict.fromkeys(str(failure) for failure in failures if str(failure)))
-        raise RunError(message, min(failure.status for failure in failures))
+    job = HydraJob(name, run, role, typed_command())
+    SweepStart.sweep_dir = None
+    try:
+        with plain_answers():
+            compose_and_run(name, job)
+    except BaseException as error:
+        if SweepStart.sweep_dir is None or not end_sweep(name, SweepStart.sweep_dir, error):
+            raise
+    else:
+        if SweepStart.sweep_dir is not None:
+            end_sweep(name, SweepStart.sweep_dir)
+    if job.failure:
+        raise job.failure
 
 
-def compose_and_run(name: str, run: Run, role: Role) -> tuple[Path | None, list[SweepJob]]:
-    """Have Hydra compose the command line and run its job, or the jobs of its multirun.
-
-    A job's failure is not passed to Hydra, which would print a line about it and end the multirun.
-
-    Returns:
-        The directory of the multirun, or None; what was run.
+def compose_and_run(name: str, job: HydraJob) -> None:
+    """Have Hydra compose the command line and call `job`, once or for each job of a sweep.
 
     Raises:
         UserError: for anything that is wrong with the command line.
     """
-    jobs: list[SweepJob] = []
-    sweep_dirs: list[Path] = []
-    has_started = False
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
-    def job(values: Any) -> None:
-        nonlocal has_started
-        has_started = True
-        settings = HydraConfig.get()
-        is_sweeping = settings.mode == RunMode.MULTIRUN
-        run_dir = Path(settings.runtime.output_dir)
-        label = f"job {settings.job.num} ({settings.job.override_dirname})" if is_sweeping else ""
-        failure = run_job(name, run, replace(role, is_sweeping=is_sweeping), values, run_dir, label)
-        if is_sweeping:
-            sweep_dirs.append(Path(os.path.abspath(settings.sweep.dir)))
-        number = settings.job.num if is_sweeping else 0
-        overrides = list(OmegaConf.to_container(settings.overrides.task, resolve=False))
-        choices = dict(settings.runtime.choices)
-        jobs.append(SweepJob(number, overrides, choices, values, run_dir, failure))
-
     try:
-        job()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+    except SweepRefused as refused:
+        raise refused.error from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(message_of(error, SCHEMAS[name])) from None
     except ValueError as error:  # such as model=3
-        if has_started:
+        if job.has_started or SweepStart.sweep_dir:
             raise
         raise UserError(f"the command line cannot be read ({error}); type GROUP=OPTION or KEY=VALUE.") from None
     except OSError as error:
-        if has_started or error.filename is None:
+        if job.has_started or error.filename is None:
             raise
         raise UserError(
             f"cannot write {error.filename}: {error.strerror}; give paths.outputs=DIRECTORY that is writable."
         ) from None
-    return next(iter(sweep_dirs), None), jobs
-
-
-def run_job(name: str, run: Run, role: Role, values: Any, run_dir: Path, label: str) -> RunError | None:
-    """Run one composed configuration; return its failure.
-
-    Args:
-        name: the entry.
-        run: what runs it.
-        role: of this process.
-        values: the composed configuration.
-        run_dir: the directory that Hydra made; it is removed if nothing was written.
-        label: what a failure that has been shown is called in the messages of a multirun, else "".
-    """
-    try:
-        config = typed_config(name, values)
-        if isinstance(config, CommonConfig):  # `prepare` has no processes
-            launch.require_worker_num(config, role)
-        if role.is_scheduler:
-            scheduler.end_with_siblings()
-            scheduler.serve()
-        else:
-            run(name, config, role, run_dir)
-    except UserError as error:
-        return RunError(str(error), status=2)
-    except RunError as error:
-        return RunError(f"{label} failed" if label else "", error.status)
-    finally:
-        remove_empty(run_dir)
-    return None

@@ -118,7 +118,7 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
     metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
     if trainer.has_stopped_early:
         console.notice(f"stopped early at step {state.step}: {patience} evaluations in a row without a better {metric}")
-    elif state.step < trainer.total_steps and not trainer.has_reached_loss:
+    elif state.step < trainer.total_steps and not (trainer.has_reached_loss or trainer.is_pruned):
         console.notice(f"stopped after step {state.step} of {trainer.total_steps}; continue with resume=auto")
     if state.best_value is not None and (trainer.has_stopped_early or state.step == trainer.total_steps):
         against = f"; {baseline.comparison}" if baseline else ""

@@ -1,6 +1,6 @@
 """The typed configuration: keys, rules across keys, and the options of `conf/` (imports no mindspore).
 
-- `schema`, `schema_devices`: every key as a field of a dataclass. `metadata`: what is recorded about a key.
+- `schema`, `schema_devices`, `schema_sweeps`: every key as a field of a dataclass. `metadata`: what is recorded about a key.
 - `keys`: dotted keys, and checks of single values. `rules`: what must fit together.
 - `options`: the YAML files of `conf/`. `files`: configurations to and from YAML.
 - `help`, `reference`: `--help`, and the tables of docs/configuration.md.
@@ -25,6 +25,7 @@ from gpt2x.config.schema import (
     PredictConfig,
     PrepareConfig,
     ScheduleConfig,
+    SweepConfig,
     TaskConfig,
     TokenizerConfig,
     TrackedConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "ScheduleConfig",
+    "SweepConfig",
     "TaskConfig",
     "TokenizerConfig",
     "TrackedConfig",

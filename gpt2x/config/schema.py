@@ -19,6 +19,7 @@ from omegaconf import MISSING
 
 from gpt2x.config.metadata import HOST, LAYOUT, NAME, RUN, STEP, group, key
 from gpt2x.config.schema_devices import HardwareConfig, LaunchConfig, ParallelConfig
+from gpt2x.config.schema_sweeps import LrFindConfig, SweepConfig
 
 STATS = ("weights", "gradients", "updates", "activations", "attention")  # of trainer.stats
 SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
@@ -292,18 +293,6 @@ class TrackerConfig:
 
 
 @dataclass
-class LrFindConfig:
-    """A sweep of the learning rate over the first steps of a run, by debug=lr_find (docs/debugging.md)."""
-
-    num_steps: int | None = key("updates of the sweep, after which the run ends", HOST, None, at_least=10,
-                                null="no sweep, the run trains")  # fmt: skip
-    min_rate: float = key("the first rate", HOST, 1e-7, above=0)
-    max_rate: float = key("the last rate, if the loss does not diverge before", HOST, 10.0, above=0)
-    smoothing: float = key("decay of the mean of losses, whose bias is corrected", HOST, 0.9, at_least=0, below=1)
-    stop_factor: float = key("end when the mean is this many times its minimum", HOST, 2.0, above=1)
-
-
-@dataclass
 class PathsConfig:
     """Directories. Only this group, tracker and hydra may read the environment."""
 
@@ -352,6 +341,7 @@ class TrainConfig(TrackedConfig):
     trainer: TrainerConfig = group(TrainerConfig)
     generation: GenerationConfig = group(GenerationConfig)
     lr_find: LrFindConfig = group(LrFindConfig)
+    sweep: SweepConfig = group(SweepConfig)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from gpt2x.evaluate.bootstrap import Scores, differences, load_scores
 from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
 from gpt2x.runtime.files import shortened
-from gpt2x.runtime.sweep import SweepJob
+from gpt2x.runtime.jobs import Job
 from gpt2x.tracking import jsonl, run_tags
 from gpt2x.tracking.sweep_run import end_sweep_run
 
@@ -79,16 +79,16 @@ class Outcome:
         return self.results["data_sha256"], self.results["tokenizer_fingerprint"]
 
 
-def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
+def compare(sweep_dir: Path, jobs: Sequence[Job]) -> None:
     """Print the table, write `comparison.json` and `comparison.csv` into `sweep_dir`, and track them as a run.
 
     Do nothing if no job has finished.
     """
-    finished = [job for job in jobs if job.failure is None]
+    finished = [job for job in jobs if job.has_succeeded]
     if not finished:
         return
-    config = load_config("evaluate", finished[0].run_dir / "config.yaml")
-    outcomes = {job.number: Outcome.read(job.run_dir) for job in finished}
+    config = load_config("evaluate", finished[0].path / "config.yaml")
+    outcomes = {job.number: Outcome.read(job.path) for job in finished}
     rows = rows_of(jobs, outcomes, config)
     report = {
         "rows": [asdict(row) for row in rows],
@@ -96,8 +96,8 @@ def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
             {
                 "job": job.number,
                 "overrides": job.overrides,
-                "run_dir": str(job.run_dir),
-                "error": str(job.failure or ""),
+                "run_dir": job.run_dir,
+                "error": job.message,
             }
             for job in jobs
         ],
@@ -114,7 +114,7 @@ def compare(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
     track(config, sweep_dir, jobs, files)
 
 
-def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
+def rows_of(jobs: Sequence[Job], outcomes: dict[int, Outcome], config: EvaluateConfig) -> list[Row]:
     """Return the metrics of all jobs, each with its difference from the first job with the same windows."""
     rows: list[Row] = []
     firsts: dict[tuple[str, str], tuple[object, Scores]] = {}  # by data set and protocol
@@ -139,14 +139,14 @@ def rows_of(jobs: Sequence[SweepJob], outcomes: dict[int, Outcome], config: Eval
     return rows
 
 
-def labels(jobs: Sequence[SweepJob]) -> list[tuple[str, str]]:
+def labels(jobs: Sequence[Job]) -> list[tuple[str, str]]:
     """Return the names of each job's checkpoint and data set, as short as they stay different.
 
     Keys that differ between jobs are appended: those of `dataset` to the data set, the others to the checkpoint.
     """
     overrides = [dict(override.partition("=")[::2] for override in job.overrides) for job in jobs]
     keys = dict.fromkeys(key for keys in overrides for key in keys if key not in ("load", "dataset"))
-    checkpoints = [[name] for name in shortened([str(job.values.load) for job in jobs])]
+    checkpoints = [[name] for name in shortened([job.load for job in jobs])]
     datasets = [[job.choices["dataset"]] for job in jobs]
     for key in keys:
         values = [keys_of_job.get(key, "") for keys_of_job in overrides]
@@ -210,7 +210,7 @@ def remarks(rows: Sequence[Row], outcomes: dict[int, Outcome]) -> list[str]:
     return notes
 
 
-def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[SweepJob], files: Iterable[Path]) -> None:
+def track(config: EvaluateConfig, sweep_dir: Path, jobs: Sequence[Job], files: Iterable[Path]) -> None:
     """Track the comparison in the parent run of the sweep."""
     end_sweep_run(
         sweep_dir,

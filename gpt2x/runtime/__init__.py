@@ -7,5 +7,5 @@
 - `console`: results, notices, errors, the live bar.
 - `device`: MindSpore's device, mode, threads and seed; the measured peak. `memory`: of the process and the machine.
 - `files`: directories that appear complete or not at all.
-- `sweep`: the jobs of a multirun.
+- `jobs`: what is written down about a sweep (a Hydra multirun) and its jobs. `shares`: a job's share of the cores.
 """

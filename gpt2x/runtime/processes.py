@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from gpt2x.errors import RunError
 from gpt2x.runtime import heartbeat
 from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.hangs import Report, describe, find_hang
+from gpt2x.runtime.shares import PREFIX, prefixed
 
 DONE = "GPT2X_DONE"  # in a process: the descriptor of its mark
 
+STDOUT, STDERR = 1, 2  # descriptors
 POLL_S = 0.1
 HANG_POLL_S = 1.0
 STACK_S = 0.5  # for a late process to write its stacks
@@ -134,6 +137,7 @@ class World:
     timeout_s: float = float("inf")
     size: int = 1
     processes: list[Process] = field(default_factory=list)
+    copies: list[threading.Thread] = field(default_factory=list)  # of what processes print, if it needs a prefix
 
     def start(
         self, name: str, command: Sequence[str], variables: Mapping[str, str], log: Path | None,
@@ -154,16 +158,21 @@ class World:
             opened.callback(os.close, writing)
             beats = opened.enter_context(tempfile.TemporaryFile())
             output = opened.enter_context(log.open("wb")) if log else None
+            prefix = os.environ.get(PREFIX) if log is None else None
+            piped = subprocess.PIPE if prefix else output
             popen = subprocess.Popen(
                 command,
                 env=os.environ | dict(variables) | {DONE: str(writing), heartbeat.HEARTBEAT: str(beats.fileno())},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=piped,
+                stderr=piped,
                 pass_fds=[*descriptors, writing, beats.fileno()],
                 process_group=0,  # a terminal's Ctrl-C reaches only the launcher
             )
             mark, beat = os.fdopen(reading, "rb"), os.fdopen(os.dup(beats.fileno()), "rb")
+            if prefix:  # beside other jobs
+                pipes = (popen.stdout, STDOUT), (popen.stderr, STDERR)
+                self.copies += [prefixed(source, target, prefix) for source, target in pipes if source]
         self.processes.append(Process(name, popen, log, mark, beat))
 
     @property
@@ -241,6 +250,8 @@ class World:
             for process in self.processes:
                 process.send(number)
             self._leave(TERMINATE_S)
+        for copy in self.copies:  # they end with the processes
+            copy.join(TERMINATE_S)
         for process in self.processes:
             process.mark.close()
             process.heartbeat.close()

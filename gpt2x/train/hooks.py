@@ -1,4 +1,4 @@
-"""What the loop does after each update, in this order: show, evaluate, record, save, sample.
+"""What the loop does after each update, in this order: show, evaluate, record, prune, save, sample.
 
 A hook sees the trainer after an update and the metrics of that update, to which it may add. To add one, write a class
 with `is_due` and `run`, and put it into `default_hooks` where its turn is.
@@ -16,6 +16,7 @@ from gpt2x.generate import Generator
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.tasks.base import Validates
 from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.train.pruning import Prune
 from gpt2x.train.samples import SAMPLE_HEAD, can_sample
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Evaluate:
         assert self.validation is not None
         with progress.busy("evaluating"):
             values = self.validation.run()
+        trainer.has_evaluated = True
         progress.evaluation(trainer.state.step, values)
         remember(trainer, values)
         metrics |= values | best_so_far(trainer.state.bests)
@@ -155,7 +157,15 @@ def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[H
     """Return the hooks of a run in the order in which they are called."""
     decision = trainer.decision
     validation = decision.task.validation(decision, trainer.net, trainer.mesh) if decision.data.val else None
-    return [ShowStep(), Evaluate(validation), Record(log, tracker), SaveCheckpoint(tracker), DrawSamples(trainer)]
+    pruning = [Prune(trainer)] if decision.config.sweep.pruner else []
+    return [
+        ShowStep(),
+        Evaluate(validation),
+        Record(log, tracker),
+        *pruning,
+        SaveCheckpoint(tracker),
+        DrawSamples(trainer),
+    ]
 
 
 def remember(trainer: Trainer, values: Metrics) -> None:

@@ -85,6 +85,7 @@ class Trainer:
         self.rate: Callable[[int], float] = self.scheduled_rate  # of an update, counted from 1
         self.first_loss: float | None = None  # of this start
         self.last_loss: float | None = None
+        self.is_pruned = self.has_evaluated = False  # a job of a sweep that ends early; the last update was evaluated
         self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         self.hooks = default_hooks(self, tracker, self.log)
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
@@ -128,8 +129,9 @@ class Trainer:
 
     @property
     def is_stopping(self) -> bool:
-        """True after the last step, at stop_after_steps, or if the run stops early or has reached required_loss."""
-        return self.state.step >= self.stop_step or self.has_stopped_early or self.has_reached_loss
+        """True after the last step, at stop_after_steps, or if the run ends before: early, pruned, or at its loss."""
+        ends_before = self.has_stopped_early or self.has_reached_loss or self.is_pruned
+        return self.state.step >= self.stop_step or ends_before
 
     # ---- loop
 
@@ -141,6 +143,7 @@ class Trainer:
                 heartbeat.does(f"reading the batch of update {self.state.step + 1}")
                 with self.profile.update(self.state.step + 1, progress):
                     metrics = self.timed_update(source, progress)
+                self.has_evaluated = False
                 for hook in self.hooks:
                     if hook.is_due(self):
                         heartbeat.does(f"{type(hook).__name__} after update {self.state.step}")

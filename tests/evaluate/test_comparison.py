@@ -3,17 +3,14 @@
 import csv
 import json
 import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from gpt2x.config import EvaluateConfig
-from gpt2x.errors import RunError
 from gpt2x.evaluate.bootstrap import TextScores, WindowScores, load_scores
 from gpt2x.evaluate.comparison import Outcome, labels, remarks, rows_of, show
-from gpt2x.runtime.sweep import SweepJob
+from gpt2x.runtime.jobs import Job
 from tests.support.processes import start
 
 DATASET = "defaults: [text]\nname: {name}\nval_path: {path}\n"
@@ -44,7 +41,7 @@ def sweep(zoo, tmp_path_factory):
 def test_the_table_has_every_job_and_the_failed_ones_say_so(sweep):
     _, sweep_dir, done = sweep
     assert done.returncode == 2
-    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("error: ") == 3  # where it happens, and all reasons at the end
     assert "step_30" in done.stderr
     out = done.stdout[done.stdout.index("Comparison, with 95 % intervals") :]
     assert "reference/ppl" in out
@@ -116,18 +113,19 @@ def test_one_output_for_all_jobs_is_refused(sweep, tmp_path):
     done = start("evaluate.py", "--config-dir", f"{root}/conf", "-m", f"load={root},{root}/conf", "dataset=hills",
                  f"output={tmp_path}/all.json", "tracker=none", f"paths.outputs={tmp_path}", check=False)  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("would be written by every job of the sweep; leave output out") == 1
+    assert "2 of 2 jobs failed:" in done.stderr
+    assert "would be written by every job of the sweep; leave output out" in done.stderr
     assert "Comparison" not in done.stdout
-    assert not list(tmp_path.rglob("*.json"))
+    assert {path.name for path in tmp_path.rglob("*.json")} == {"sweep.json", "job.json"}
 
 
 # ---- what jobs may leave behind
 
 
 def job(number, load, dataset, *others, failed=False):
-    return SweepJob(
-        number, [f"load={load}", f"dataset={dataset}", *others], {"dataset": dataset},
-        OmegaConf.create({"load": load}), Path("nowhere"), RunError("no", 2) if failed else None,
+    return Job(
+        number, [f"load={load}", f"dataset={dataset}", *others], [], "nowhere", f"nowhere/{number}",
+        status="failed" if failed else "finished", choices={"dataset": dataset}, load=load,
     )  # fmt: skip
 
 

@@ -1,0 +1,122 @@
+"""What is settled before the first job of a sweep: its directory, its objective, and what it goes on with."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
+from gpt2x.commands.sweep_jobs import ATTEMPTS, LOCK, owned, prepare_directory, same_overrides
+from gpt2x.commands.sweep_start import new_directory, newest_sweep, require_same_sweep
+from gpt2x.errors import UserError
+from gpt2x.runtime.jobs import Job, Sweep, read_job, read_jobs, read_sweep, typed_command, write_job, write_sweep
+
+SWEEP = Sweep("python train.py -m seed=1,2", ["seed=1,2"], ["seed"], 2, 1, "val/loss", "lower")
+
+
+def job(folder, number=0, **values):
+    overrides = [f"seed={number}"]
+    return Job(number, overrides, overrides, str(folder), str(folder / str(number)), objective="val/loss", **values)
+
+
+def test_sweeps_that_start_in_one_instant_have_directories_of_their_own(tmp_path):
+    wanted = tmp_path / "sweep_2026-01-01_00-00-00"
+    found = [new_directory(wanted) for _ in range(3)]
+    assert len(set(found)) == 3
+    assert all(path.is_dir() and not any(path.iterdir()) for path in found)
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    require_same_sweep(tmp_path / "new", SWEEP)
+    require_same_sweep(tmp_path, SWEEP)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"has files, but no sweep\.json"):
+        require_same_sweep(tmp_path, SWEEP)
+
+
+def test_a_directory_of_another_sweep_is_refused_with_the_difference(tmp_path):
+    write_sweep(tmp_path, SWEEP)
+    require_same_sweep(tmp_path, replace(SWEEP, command="python train.py -m hydra/launcher=joblib seed=1,2"))
+    with pytest.raises(UserError, match=r"holds a different sweep \(seed=1,2; seed=3\)"):
+        require_same_sweep(tmp_path, replace(SWEEP, overrides=["seed=3"]))
+
+
+def test_the_newest_sweep_with_the_same_overrides_is_found(tmp_path):
+    assert newest_sweep(tmp_path, SWEEP) is None
+    for number, name in enumerate(("b", "a", "c")):
+        write_sweep(tmp_path / name, SWEEP if name != "c" else replace(SWEEP, overrides=["seed=3"]))
+        os.utime(tmp_path / name / "sweep.json", (number, number))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "sweep.json").write_text("{damaged")
+    assert newest_sweep(tmp_path, SWEEP) == tmp_path / "a"
+
+
+def test_records_read_back_and_damaged_ones_are_none(tmp_path):
+    write_job(job(tmp_path, 1, value=2.5, step=3))
+    write_job(job(tmp_path, 0))
+    assert [each.number for each in read_jobs(tmp_path)] == [0, 1]
+    assert read_job(tmp_path / "1") == job(tmp_path, 1, value=2.5, step=3)
+    (tmp_path / "1" / "job.json").write_text("[1]")
+    assert read_job(tmp_path / "1") is None
+    assert read_sweep(tmp_path) is None
+
+
+def test_a_job_without_a_checkpoint_begins_anew_and_keeps_what_it_left(tmp_path):
+    one = job(tmp_path)
+    write_job(one)
+    (one.path / "metrics.jsonl").write_text("x")
+    assert prepare_directory(one, one) is None
+    assert [path.name for path in one.path.iterdir()] == [ATTEMPTS]
+    assert (one.path / ATTEMPTS / "1" / "metrics.jsonl").read_text() == "x"
+    (one.path / "metrics.jsonl").write_text("y")
+    prepare_directory(one, one)
+    assert (one.path / ATTEMPTS / "2" / "metrics.jsonl").read_text() == "y"
+    assert prepare_directory(one, one) is None
+    assert not (one.path / ATTEMPTS / "3").exists()
+
+
+def test_how_a_job_resumes_is_no_part_of_it(tmp_path):
+    one, other = job(tmp_path), job(tmp_path)
+    assert same_overrides(one, replace(other, overrides=["seed=0", "resume=auto"]))
+    assert not same_overrides(one, replace(other, overrides=["seed=1"]))
+
+
+def test_a_job_that_runs_is_not_run_twice(tmp_path):
+    one = job(tmp_path)
+    with owned(one) as nobody, owned(one) as owner:
+        assert nobody == ""
+        assert owner == str(os.getpid())
+    with owned(one) as nobody:
+        assert nobody == ""
+    assert (one.path / LOCK).exists()
+
+
+def test_jobs_are_ranked_by_the_direction_of_the_objective(tmp_path):
+    jobs = [job(tmp_path, 0, value=2.0), job(tmp_path, 1), job(tmp_path, 2, value=1.0), job(tmp_path, 3, value=2.0)]
+    assert [each.number for each in ranking(jobs, SWEEP)] == [2, 0, 3, 1]
+    assert [each.number for each in ranking(jobs, replace(SWEEP, direction="higher"))] == [0, 3, 2, 1]
+
+
+def test_a_job_that_ended_without_a_word_was_killed(tmp_path):
+    write_job(job(tmp_path))
+    assert closed(read_job(tmp_path / "0")).status == "killed"
+    assert read_job(tmp_path / "0").status == "killed"
+
+
+def test_the_table_has_whole_numbers(tmp_path):
+    write_csv(tmp_path / "sweep.csv", SWEEP, [job(tmp_path, 0, value=1 / 3, step=7, status="finished")], ["seed"])
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert lines == [
+        "job,seed,val/loss,step,seconds,status,message,run_dir",
+        f"0,0,{1 / 3!r},7,0.0,finished,,{tmp_path}/0",
+    ]
+
+
+def test_the_command_is_quoted_as_a_shell_needs_it(monkeypatch):
+    monkeypatch.delenv("GPT2X_COMMAND", raising=False)
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "train.py", "-m", "x=interval(1, 2)"])
+    assert typed_command() == "python3 train.py -m 'x=interval(1, 2)'"
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "/env/bin/gpt2x", "train", "seed=1"])
+    assert typed_command() == "gpt2x train seed=1"
+    assert again(replace(SWEEP, command="x -m hydra.sweep.dir=a"), "b") == "x -m hydra.sweep.dir=a"
+    assert again(SWEEP, "b") == "python train.py -m seed=1,2 hydra.sweep.dir=b"
