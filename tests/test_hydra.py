@@ -230,12 +230,19 @@ def test_null_and_empty_texts():
 # ---- flags and names
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_overrides_and_flags_may_be_typed_in_any_order(name):
-    words = ["-m", "paths.outputs=a", "--config-dir", ".", "paths.cache=b", "--info", "plugins"]
-    assert read_arguments(name, [word for word in words if word not in ("--info", "plugins")]) == [
-        "paths.outputs=a", "paths.cache=b", "-m", "--config-dir", ".",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["-m", "seed=1", "--config-dir", ".", "load=b"], ["-m", "--config-dir", ".", "seed=1", "load=b"]),
+        (["seed=1", "--info", "load=b"], ["--info=all", "seed=1", "load=b"]),
+        (["--info", "plugins", "seed=1"], ["--info=plugins", "seed=1"]),
+        (["seed=1", "-c", "job", "--", "load=b"], ["-c", "job", "seed=1", "load=b"]),
+        (["--cfg=job", "seed=1"], ["--cfg=job", "seed=1"]),
+    ],
+)
+def test_overrides_and_flags_may_be_typed_in_any_order(typed, read):
+    """Overrides come last, since Hydra reads only those that are side by side, and more may be appended."""
+    assert read_arguments("train", typed) == read
 
 
 def test_words_of_other_programs_lead_to_keys():

@@ -27,7 +27,7 @@ SHELLS = ("bash", "fish", "zsh")
 
 
 def read_arguments(name: str, arguments: Sequence[str]) -> list[str]:
-    """Return a command line as Hydra should get it: overrides, then flags, wherever they were typed.
+    """Return a command line as Hydra should get it: flags, then overrides, wherever they were typed.
 
     Args:
         name: of the entry: `train`, `evaluate`, `predict` or `prepare`.
@@ -43,11 +43,11 @@ def read_arguments(name: str, arguments: Sequence[str]) -> list[str]:
     if args.shell_completion:
         _check_commands(name, args)
         _check_completion(name, overrides)
-        return [*overrides, *flags]
+        return [*flags, *overrides]
     flags = _with_config(name, args, flags)
     args.overrides = read_overrides(name, overrides, [Path(args.config_dir)] if args.config_dir else [])
     _check_commands(name, args)
-    return [*args.overrides, *flags]
+    return [*flags, *args.overrides]
 
 
 def split(name: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,11 +69,13 @@ def split(name: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) 
         flag = word.partition("=")[0]
         if flag not in actions:
             raise UserError(_unknown_flag(name, word, rest, list(actions)))
-        flags.append(word)
         action, has_value = actions[flag], "=" in word
         follows = bool(rest) and not has_value and not rest[0].startswith("-")
-        if follows and (action.nargs is None or (action.nargs == "?" and not re.search("[=~]", rest[0]))):
-            flags.append(rest.pop(0))
+        if action.nargs == "?" and not has_value:  # joined, so that no override is taken for its value
+            value = rest.pop(0) if follows and not re.search("[=~]", rest[0]) else action.const
+            flags.append(f"{flag}={value}")
+        else:
+            flags += [word, *([rest.pop(0)] if follows and action.nargs is None else [])]
     return overrides, flags
 
 
