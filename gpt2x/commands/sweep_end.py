@@ -68,7 +68,7 @@ def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
     """Print the table and the best job; write `sweep.csv` and the picture."""
     ranked = ranking(ended_jobs, sweep)
     keys = list(dict.fromkeys(key for job in ranked for key in varied(job)))
-    columns = ["job", *keys, sweep.objective, "step", "time", "status"]
+    columns = ["job", *short(keys), sweep.objective, "step", "time", "status"]
     rows = [
         [
             job.number, *(varied(job).get(key, "") for key in keys), "" if job.value is None else f"{job.value:.6g}",
@@ -135,6 +135,12 @@ def varied(job: Job) -> dict[str, str]:
     """Return what the job varies, by key."""
     pairs = (each.partition("=") for each in job.varied)
     return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def short(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each key, as far as they stay different."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for end, key in zip(ends, keys, strict=True)]
 
 
 def write_csv(path: Path, sweep: Sweep, ranked: Sequence[Job], keys: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The typed configuration: keys, rules across keys, and the options of `conf/` (imports no mindspore).
 
-- `schema`, `schema_devices`, `schema_sweeps`: every key as a field of a dataclass. `metadata`: what is recorded about a key.
+- `schema`, `schema_devices`, `schema_sweeps`: every key as a field of a dataclass.
+- `metadata`: what is recorded about a key.
 - `keys`: dotted keys, and checks of single values. `rules`: what must fit together.
 - `options`: the YAML files of `conf/`. `files`: configurations to and from YAML.
 - `help`, `reference`: `--help`, and the tables of docs/configuration.md.

@@ -105,7 +105,6 @@ def scalars(tensors, tag):
 
 @pytest.mark.run
 def test_tensorboard_shows_the_run_by_its_name_and_a_resumed_one_once(tmp_path):
-    pytest.importorskip("tensorboard")
     killed_and_resumed(tmp_path / "outputs" / "2026-01-31", "tensorboard")
     name, plugins, tensors = events(tmp_path / "outputs")
     assert name == "2026-01-31/tensorboard/gpt2_tiny-pydocs", "also of the part that has a different name"
@@ -141,7 +140,6 @@ def board_hparams(folder):
 
 def test_a_branch_brings_its_history_to_tensorboard_and_to_the_table(zoo, tmp_path):
     """train.py itself: the steps before the checkpoint are those of the run that it branches from."""
-    pytest.importorskip("tensorboard")
     start = zoo.plain.checkpoint(12)
     zoo.plain.again(tmp_path, f"resume={start}", "tracker=csv", "tracker.also=[tensorboard]")
     (run_dir,) = run_dirs(tmp_path)
@@ -185,7 +183,6 @@ def history(found):
 
 @pytest.mark.run
 def test_wandb_is_offline_and_its_newest_directory_has_the_whole_run(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("wandb")
     for variable in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP"):
         monkeypatch.delenv(variable, raising=False)
     run_dir = tmp_path / "a run"
@@ -226,7 +223,6 @@ print(list(history(records(file))))
 
 @pytest.mark.launch
 def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path):
-    pytest.importorskip("wandb")
     server = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", OFFLINE, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | server, check=True)
@@ -262,8 +258,6 @@ def test_a_package_that_is_missing_is_said_before_any_work(monkeypatch, tmp_path
     ],
 )
 def test_mistakes_are_answered_before_any_work(options, message, monkeypatch):
-    pytest.importorskip("wandb")
-    pytest.importorskip("tensorboard")
     monkeypatch.setenv("WANDB_MODE", "")  # restored after the test
     monkeypatch.setattr("wandb.login", lambda **options: False)
     assert refusal("train", *options).startswith(message)
@@ -278,7 +272,6 @@ def test_prompts_are_not_tracked(typed):
 
 
 def test_the_environment_chooses_the_mode_of_wandb(monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "shared")
     with pytest.raises(UserError, match="the environment variable WANDB_MODE=shared does not exist; choose one of: "):
         create_tracker(TrackerConfig(name="wandb"), tmp_path)
