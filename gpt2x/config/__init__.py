@@ -2,7 +2,7 @@
 
 - `schema`, `schema_devices`, `schema_sweeps`: every key as a field of a dataclass.
 - `metadata`: what is recorded about a key.
-- `keys`: dotted keys, and checks of single values. `rules`: what must fit together.
+- `keys`: dotted keys, and checks of single values. `rules`, `rules_inspection`: what must fit together.
 - `options`: the YAML files of `conf/`. `files`: configurations to and from YAML.
 - `help`, `reference`: `--help`, and the tables of docs/configuration.md.
 - `messages`: Hydra's errors for the user. `expected`: what a value must be. `similar`: the key that a name means.

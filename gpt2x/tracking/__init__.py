@@ -5,7 +5,7 @@
 MLflow and waits for it, `mlflow_record` is what a run directory knows of it, `mlflow_store` finds the store and its
 pages, `mlflow_model` logs a model and registers it, and `mlflow_sync` sends what is missing. `sweep_run` ends the
 parent run of a multirun. `provenance` says where a run comes from; `best` finds the best value of a metric, `units`
-converts a loss; `plots` and `confusion` draw pictures.
+converts a loss; `plots`, `plot_lr_find` and `confusion` draw pictures.
 """
 
 from gpt2x.tracking.description import data_source, describe_run

@@ -12,6 +12,10 @@ rank_tensors.py      the tensors of a rank that checkpoints hold
 update.py            gradients, clipping, guard and optimizer as cells
 step.py              an update as graphs: of the whole model, in micro batches
 pipeline_step.py     an update by pipeline stages
+inspection.py        builds what looks inside of a run:
+statistics/          norms, update ratios, activations and attention of layers
+nonfinite.py         where a loss or a gradient that is not finite comes from
+lr_find.py           a sweep of the learning rate
 compile_cache.py     compiled graphs that are kept for the next start
 samples.py           prompts of the samples that are drawn while training
 """
