@@ -13,7 +13,7 @@ import pytest
 from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import DataInput, MetricsLog, RunInfo
-from gpt2x.tracking.mlflow_record import hold_live
+from gpt2x.tracking.mlflow_record import hold_live, is_dead
 from gpt2x.tracking.mlflow_store import curves_page, resolve_uri, run_page, sweep_page, where_to_look
 from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
@@ -206,6 +206,26 @@ def test_sync_closes_the_run_of_a_killed_process_and_leaves_a_living_one(tmp_pat
     closed = client(outputs).get_run(noted["run_id"]).info
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["time"]
     assert (closed.status, closed.end_time) == ("KILLED", round(last * 1000))
+
+
+@pytest.mark.launch
+def test_a_process_that_is_killed_outright_is_known_to_be_dead(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from gpt2x.config import TrackerConfig\n"
+        "from gpt2x.tracking import RunInfo, create_tracker\n"
+        "tracker = create_tracker(TrackerConfig(name='mlflow', system_metrics=False), Path(sys.argv[1]))\n"
+        "tracker.start(RunInfo('pretrain', 'a/b', Path(sys.argv[1])))\n"
+        "print('started', flush=True); sys.stdin.read(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert run.stdout.readline() == "started\n"
+    assert not is_dead(tmp_path)
+    run.communicate()
+    assert is_dead(tmp_path)
+    assert record(tmp_path)["status"] == "RUNNING"
+    assert not is_dead(tmp_path / "other"), "a directory of an older version, where nobody can know"
 
 
 def test_a_lost_run_is_replaced_and_said(tmp_path, outputs):
