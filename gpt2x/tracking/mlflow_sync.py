@@ -19,8 +19,8 @@ from gpt2x.tracking.mlflow_store import first_line, import_mlflow
 def sync(run_dir: Path) -> int:
     """Send what `metrics.jsonl` has and MLflow lacks, then the artifacts, the tags and the status.
 
-    A run whose process is gone without having closed it is KILLED. In the directory of a sweep, its parent run and
-    the runs of all jobs below it are sent.
+    A run whose process is gone without having closed it is KILLED. In the directory of a sweep, the runs of all jobs
+    below it are sent, then their parent run; if it is open and no job is running, it is KILLED as well.
 
     Args:
         run_dir: a directory with `mlflow_run.json`, or that of a sweep.
@@ -36,8 +36,15 @@ def sync(run_dir: Path) -> int:
     if not jobs and not (run_dir / RECORD_NAME).exists():
         raise UserError(f"{run_dir} has no {RECORD_NAME}; give the directory of a run with tracker=mlflow.")
     import_mlflow()
-    sent = sync_one(run_dir) if (run_dir / RECORD_NAME).exists() else 0
-    return sent + sum(sync_one(job_dir) for job_dir in jobs)
+    sent = sum(sync_one(job_dir) for job_dir in jobs)
+    parent = RunRecord.load(run_dir)
+    if parent is None:
+        return sent
+    if jobs and not parent.has_ended:  # a next job, or the end of the sweep, would take this back
+        records = [record for job_dir in jobs if (record := RunRecord.load(job_dir))]
+        if all(record.has_ended for record in records):
+            close(parent, run_dir, "KILLED", max(record.end_time_s for record in records))
+    return sent + sync_one(run_dir)
 
 
 def job_dirs(sweep_dir: Path) -> list[Path]:
