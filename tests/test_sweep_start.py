@@ -4,10 +4,11 @@ import os
 from dataclasses import replace
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
+from gpt2x.commands.sweep_end import again, closed, ranking, rounded, short, write_csv
 from gpt2x.commands.sweep_jobs import ATTEMPTS, LOCK, owned, prepare_directory, same_overrides
-from gpt2x.commands.sweep_start import new_directory, newest_sweep, require_same_sweep
+from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_jobs, read_sweep, typed_command, write_job, write_sweep
 
@@ -49,6 +50,40 @@ def test_the_newest_sweep_with_the_same_overrides_is_found(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "sweep.json").write_text("{damaged")
     assert newest_sweep(tmp_path, SWEEP) == tmp_path / "a"
+
+
+@pytest.mark.parametrize(
+    ("words", "varied", "count"),
+    [
+        (["seed=1,2", "model.num_layers=2"], ["seed"], 2),
+        (["seed=1,2", "model=gpt2_tiny,gpt2_small", "+x=range(3)"], ["seed", "model", "x"], 12),
+        (["seed=1", "resume=auto"], [], 1),
+    ],
+)
+def test_what_varies_and_how_many_jobs_there_are(words, varied, count):
+    overrides = [each for each in parse(words) if each.get_key_element() != "resume"]
+    require_once(overrides)
+    assert [each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()] == varied
+    assert count_jobs(overrides) == count
+
+
+@pytest.mark.parametrize("words", [["seed=1,2", "seed=3"], ["seed=3", "seed=choice(1,2)"], ["seed=1,2", "seed=1,3"]])
+def test_a_key_with_several_values_is_given_once(words):
+    with pytest.raises(UserError, match="seed is given 2 times"):
+        require_once(parse(words))
+
+
+def parse(words):
+    return OverridesParser.create().parse_overrides(words)
+
+
+def test_long_numbers_are_rounded_in_the_table_only():
+    assert [rounded(value) for value in ("0.006431172050131994", "0.01", "gpt2_small_and_more", "1e-4")] == [
+        "0.006431", "0.01", "gpt2_small_and_more", "1e-4",
+    ]  # fmt: skip
+    assert short(["optimizer.learning_rate", "model.name", "dataset.name", "seed"]) == [
+        "learning_rate", "model.name", "dataset.name", "seed",
+    ]  # fmt: skip
 
 
 def test_records_read_back_and_damaged_ones_are_none(tmp_path):

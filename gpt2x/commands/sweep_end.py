@@ -15,6 +15,7 @@ from gpt2x.runtime import jobs
 from gpt2x.runtime.console import console, format_duration
 from gpt2x.runtime.jobs import Job, Sweep, read_jobs, read_sweep, write_job
 
+LONG_NUMBER = 10  # characters; searches have numbers of 20
 CSV, PICTURE = "sweep.csv", "sweep.png"  # in the directory of a sweep
 
 
@@ -71,11 +72,15 @@ def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
     columns = ["job", *short(keys), sweep.objective, "step", "time", "status"]
     rows = [
         [
-            job.number, *(varied(job).get(key, "") for key in keys), "" if job.value is None else f"{job.value:.6g}",
-            "" if job.step is None else job.step, format_duration(job.seconds), job.status,
+            job.number,
+            *(rounded(varied(job).get(key, "")) for key in keys),
+            "" if job.value is None else f"{job.value:.6g}",
+            "" if job.step is None else job.step,
+            format_duration(job.seconds),
+            job.status,
         ]
         for job in ranked
-    ]  # fmt: skip
+    ]
     console.table(f"{sweep_dir.name}, by the best {sweep.objective}", columns, rows)
     write_csv(sweep_dir / CSV, sweep, ranked, keys)
     best = next((job for job in ranked if job.value is not None), None)
@@ -135,6 +140,14 @@ def varied(job: Job) -> dict[str, str]:
     """Return what the job varies, by key."""
     pairs = (each.partition("=") for each in job.varied)
     return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def rounded(value: str) -> str:
+    """Return a value, a long number with four digits; `sweep.csv` has it whole."""
+    try:
+        return value if len(value) <= LONG_NUMBER else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def short(keys: Sequence[str]) -> list[str]:

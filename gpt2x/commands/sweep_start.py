@@ -105,8 +105,10 @@ def sweep_of(config: DictConfig) -> Sweep:
     shared = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     params = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
     space = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    overrides = [*space, *(each for each in shared if each.get_key_element().lstrip("+~") != "resume")]
-    varied = list(dict.fromkeys(each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()))
+    shared = [each for each in shared if each.get_key_element().lstrip("+~") != "resume"]
+    require_once(shared)
+    overrides = list({each.get_key_element().lstrip("+"): each for each in [*space, *shared]}.values())
+    varied = [each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()]
     objective, direction = objective_of(config)
     is_optuna = "optuna" in str(config.hydra.sweeper.get("_target_", ""))
     if is_optuna:
@@ -115,6 +117,18 @@ def sweep_of(config: DictConfig) -> Sweep:
     parallel = min(parallel_jobs(config), num_jobs)
     texts = sorted(each.input_line or "" for each in overrides)
     return Sweep(typed_command(), texts, varied, num_jobs, parallel, objective, direction)
+
+
+def require_once(overrides: Sequence[Override]) -> None:
+    """Check that a key with several values is given once: Hydra takes the last, Optuna's sweeper the fixed one.
+
+    Raises:
+        UserError: it is given again.
+    """
+    keys = [each.get_key_element().lstrip("+") for each in overrides]
+    for each, name in zip(overrides, keys, strict=True):
+        if each.is_sweep_override() and keys.count(name) > 1:
+            raise UserError(f"{name} is given {keys.count(name)} times, with several values; give it once.")
 
 
 def count_jobs(overrides: Sequence[Override]) -> int:
