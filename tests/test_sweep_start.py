@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gpt2x.commands.sweep_end import again, closed, ranking, rounded, short, write_csv
+from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
 from gpt2x.commands.sweep_jobs import ATTEMPTS, LOCK, owned, prepare_directory, same_overrides
 from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
@@ -75,15 +75,6 @@ def test_a_key_with_several_values_is_given_once(words):
 
 def parse(words):
     return OverridesParser.create().parse_overrides(words)
-
-
-def test_long_numbers_are_rounded_in_the_table_only():
-    assert [rounded(value) for value in ("0.006431172050131994", "0.01", "gpt2_small_and_more", "1e-4")] == [
-        "0.006431", "0.01", "gpt2_small_and_more", "1e-4",
-    ]  # fmt: skip
-    assert short(["optimizer.learning_rate", "model.name", "dataset.name", "seed"]) == [
-        "learning_rate", "model.name", "dataset.name", "seed",
-    ]  # fmt: skip
 
 
 def test_records_read_back_and_damaged_ones_are_none(tmp_path):

@@ -15,7 +15,6 @@ from gpt2x.runtime import jobs
 from gpt2x.runtime.console import console, format_duration
 from gpt2x.runtime.jobs import Job, Sweep, read_jobs, read_sweep, write_job
 
-LONG_NUMBER = 10  # characters; searches have numbers of 20
 CSV, PICTURE = "sweep.csv", "sweep.png"  # in the directory of a sweep
 
 
@@ -67,19 +66,22 @@ def closed(job: Job) -> Job:
 
 def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
     """Print the table and the best job; write `sweep.csv` and the picture."""
+    from gpt2x.reports.naming import rounded, short_keys
+
     ranked = ranking(ended_jobs, sweep)
     keys = list(dict.fromkeys(key for job in ranked for key in varied(job)))
-    columns = ["job", *short(keys), sweep.objective, "step", "time", "status"]
+    columns = ["job", *short_keys(keys).values(), sweep.objective, "step", "time", "status"]
+    cells = zip(*(rounded([varied(job).get(key, "") for job in ranked]) for key in keys), strict=True)
     rows = [
         [
             job.number,
-            *(rounded(varied(job).get(key, "")) for key in keys),
+            *cells_of_job,
             "" if job.value is None else f"{job.value:.6g}",
             "" if job.step is None else job.step,
             format_duration(job.seconds),
             job.status,
         ]
-        for job in ranked
+        for job, cells_of_job in zip(ranked, cells if keys else [()] * len(ranked), strict=True)
     ]
     console.table(f"{sweep_dir.name}, by the best {sweep.objective}", columns, rows)
     write_csv(sweep_dir / CSV, sweep, ranked, keys)
@@ -140,20 +142,6 @@ def varied(job: Job) -> dict[str, str]:
     """Return what the job varies, by key."""
     pairs = (each.partition("=") for each in job.varied)
     return {key.lstrip("+"): value for key, _, value in pairs}
-
-
-def rounded(value: str) -> str:
-    """Return a value, a long number with four digits; `sweep.csv` has it whole."""
-    try:
-        return value if len(value) <= LONG_NUMBER else f"{float(value):.4g}"
-    except ValueError:
-        return value
-
-
-def short(keys: Sequence[str]) -> list[str]:
-    """Return the last part of each key, as far as they stay different."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [end if ends.count(end) == 1 else key for end, key in zip(ends, keys, strict=True)]
 
 
 def write_csv(path: Path, sweep: Sweep, ranked: Sequence[Job], keys: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from gpt2x.config.options import SCHEMAS
 from gpt2x.reports.run import TRAIN, Run
 from gpt2x.runtime.files import shortened
 
+LONG_NUMBER = 10  # characters; numbers of a search have 20
 SEED, COMMAND = "seed", "command"
 # Keys that tell nothing about what a run computes: where it writes and how it is started
 UNNAMED = ("paths.", "tracker.", "launch.", "resume", "plan", "output", "num_devices")
@@ -78,7 +79,7 @@ def naming_keys(values: Sequence[Values]) -> list[str]:
 def labels(values: Sequence[Values], keys: Sequence[str]) -> list[str]:
     """Return what each run is called by `keys`: `model=gpt2_small learning_rate=0.001`; "" without keys."""
     short = short_keys(keys)
-    columns = {key: shortened([each.get(key, "") for each in values]) for key in keys}
+    columns = {key: rounded(shortened([each.get(key, "") for each in values])) for key in keys}
     names = []
     for index, each in enumerate(values):
         parts = [
@@ -88,6 +89,17 @@ def labels(values: Sequence[Values], keys: Sequence[str]) -> list[str]:
         ]
         names.append(" ".join(parts))
     return names
+
+
+def rounded(values: list[str]) -> list[str]:
+    """Return long numbers with four digits if they stay different, else the values as they are."""
+    short = []
+    for value in values:
+        try:
+            short.append(value if len(value) <= LONG_NUMBER else f"{float(value):.4g}")
+        except ValueError:
+            short.append(value)
+    return short if len(set(short)) == len(set(values)) else values
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:

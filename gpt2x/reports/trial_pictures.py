@@ -22,6 +22,7 @@ from gpt2x.runtime.jobs import FINISHED, PRUNED
 MANY_LINES = 6
 MANY_PANELS = 6
 NO_SEED = "job"
+MAX_TICK_CHARS = 40  # of all labels of an axis together; numbers of a search are longer
 
 
 def sweep_picture(sweep_dir: Path, png_path: Path) -> bool:
@@ -176,7 +177,7 @@ class _Picture:
             return {level: float(index) for index, level in enumerate(levels)}
         if is_log(levels, key):
             axes.set_xscale("log")
-        if len(levels) <= 8:
+        if len(levels) <= 8 and len("".join(levels)) <= MAX_TICK_CHARS:
             from matplotlib.ticker import NullLocator
 
             axes.set_xticks([float(level) for level in levels], levels)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from gpt2x.errors import UserError
 from gpt2x.reports.comparison import compare, differences, results
 from gpt2x.reports.find import find_runs
+from gpt2x.reports.naming import rounded
 from gpt2x.reports.run import is_lower_better, read_run
 from gpt2x.tasks.registry import TASKS
 from tests.reports.conftest import write_job
@@ -178,3 +179,13 @@ def test_evaluations_have_their_own_intervals_and_nothing_best(tmp_path):
     assert table.columns == ["run", "status", "step", "eval/ppl"]
     assert table.rows[0][3].text == "20.50 [20.25, 20.75]"
     assert list(comparison.measured()) == ["eval/ppl, last"]
+
+
+def test_long_numbers_are_rounded_if_they_stay_different():
+    assert rounded(["0.006431172050131994", "0.01", "gpt2_small_and_more"]) == [
+        "0.006431",
+        "0.01",
+        "gpt2_small_and_more",
+    ]
+    alike = ["0.00643117205", "0.00643117206"]
+    assert rounded(alike) == alike
