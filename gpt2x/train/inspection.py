@@ -49,7 +49,9 @@ def build_nonfinite(
     """Return what finds values that are not finite; None without trainer.stop_on_nonfinite."""
     if not decision.config.trainer.stop_on_nonfinite:
         return None
-    forward = Forward(net, decision.trainable.has_dropout()) if has_activations(decision.config.parallel) else None
-    choice = decision.trainable, decision.config.parallel
+    config, forward = decision.config, None
+    if has_activations(config.parallel):
+        forward = Forward(net, decision.trainable.has_dropout(), config.trainer.seq_len)
+    choice = decision.trainable, config.parallel
     gradients = GradientMeter(train_step, trained, mesh, blocks)
     return NonFinite(stored_names(*choice), trained_names(*choice), tensors, mesh, gradients, forward)

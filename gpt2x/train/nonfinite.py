@@ -30,18 +30,19 @@ class Forward(nn.Cell):
     Args:
         net: all layers and all tokens.
         has_dropout: whether the loss draws random numbers.
+        row_length: as in `dropout_randomness`.
     """
 
-    def __init__(self, net: GPT2, has_dropout: bool):
+    def __init__(self, net: GPT2, has_dropout: bool, row_length: int | None = None):
         super().__init__(auto_prefix=False)
-        self.net, self.has_dropout = net, has_dropout
+        self.net, self.has_dropout, self.row_length = net, has_dropout, row_length
         labels = [f"h.{layer}.{part}".rstrip(".") for layer in range(len(net.h)) for part in PARTS]
         self.labels = ["embedding", *labels, "ln_f"]
 
     def construct(self, ids, starts, key, first_row):
         """Arguments of `Gradients` -> (len(labels),) fp32."""
         net, tokens = self.net, ids[:, :-1]
-        randomness = dropout_randomness(self.has_dropout, key, first_row, *tokens.shape)
+        randomness = dropout_randomness(self.has_dropout, key, first_row, *tokens.shape, self.row_length)
         x, segments = net.begin(tokens, randomness, starts), net.segments(starts)
         counts = (self.count(x),)
         for block in net.h:
