@@ -121,6 +121,16 @@ def test_a_row_of_the_page(command, outcome, place, monkeypatch, capsys):
                 assert spell(config[key]) == value
 
 
+@pytest.mark.run  # composes five times
+def test_references_belong_to_each_job(place, monkeypatch, capsys):
+    """What is written down about a sweep does not resolve them, and a job resolves its own."""
+    words = "'tracker.run_name=${model.name}-${seed}' 'hydra.sweep.subdir=job_${hydra.job.num}' hydra.sweep.dir=s"
+    status, _, err = run(f"gpt2x train -m seed=1,2 {words}", monkeypatch, capsys)
+    assert (status, err) == (0, "")
+    assert [config.tracker.run_name for _, config in place] == ["gpt2_tiny-1", "gpt2_tiny-2"]
+    assert (Path("s") / "job_1").is_dir()
+
+
 # ---- no traceback, whatever is typed
 
 ALPHABET = [

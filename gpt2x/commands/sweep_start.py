@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from gpt2x.errors import UserError, did_you_mean, require, require_choice
 from gpt2x.runtime.console import console
@@ -78,7 +78,7 @@ def start_sweep(config: DictConfig) -> Path | None:
         return None
     check_pruner(config)
     sweep = sweep_of(config)
-    has_directory = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+    has_directory = any(override.startswith("hydra.sweep.dir=") for override in as_typed(config.hydra.overrides.hydra))
     sweep_dir = Path(os.path.abspath(Path(config.hydra.sweep.dir).expanduser()))
     if has_directory:
         require_same_sweep(sweep_dir, sweep)
@@ -102,7 +102,7 @@ def sweep_of(config: DictConfig) -> Sweep:
     Raises:
         UserError: its objective or its search space cannot be used.
     """
-    shared = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    shared = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
     params = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
     space = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     shared = [each for each in shared if each.get_key_element().lstrip("+~") != "resume"]
@@ -129,6 +129,11 @@ def require_once(overrides: Sequence[Override]) -> None:
     for each, name in zip(overrides, keys, strict=True):
         if each.is_sweep_override() and keys.count(name) > 1:
             raise UserError(f"{name} is given {keys.count(name)} times, with several values; give it once.")
+
+
+def as_typed(overrides: ListConfig) -> list[str]:
+    """Return overrides with their ${…} as they are, which only the configuration that they belong to can resolve."""
+    return [str(each) for each in OmegaConf.to_container(overrides, resolve=False) or []]
 
 
 def count_jobs(overrides: Sequence[Override]) -> int:
@@ -260,7 +265,7 @@ def set_sweep_dir(config: DictConfig, sweep_dir: Path) -> None:
     text = str(sweep_dir).replace("\\", "\\\\").replace("'", "\\'")
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(sweep_dir)
-        others = [each for each in config.hydra.overrides.hydra if not each.startswith("hydra.sweep.dir=")]
+        others = [each for each in as_typed(config.hydra.overrides.hydra) if not each.startswith("hydra.sweep.dir=")]
         config.hydra.overrides.hydra = [*others, f"hydra.sweep.dir='{text}'"]
 
 
