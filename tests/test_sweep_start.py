@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
-from gpt2x.commands.sweep_jobs import ATTEMPTS, LOCK, owned, prepare_directory, same_overrides
+from gpt2x.commands.sweep_jobs import ATTEMPTS, owned, prepare_directory, same_overrides
 from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_jobs, read_sweep, typed_command, write_job, write_sweep
@@ -109,12 +109,14 @@ def test_how_a_job_resumes_is_no_part_of_it(tmp_path):
 
 def test_a_job_that_runs_is_not_run_twice(tmp_path):
     one = job(tmp_path)
-    with owned(one) as nobody, owned(one) as owner:
+    write_job(one)
+    with owned(one) as nobody, owned(one, wait_s=0.0) as owner:
         assert nobody == ""
-        assert owner == str(os.getpid())
+        assert owner.startswith(f"{os.getpid()} on ")
+        assert closed(one).status == "running"
+    assert closed(one).status == "killed"
     with owned(one) as nobody:
         assert nobody == ""
-    assert (one.path / LOCK).exists()
 
 
 def test_jobs_are_ranked_by_the_direction_of_the_objective(tmp_path):

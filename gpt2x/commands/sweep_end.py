@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpt2x.commands.sweep_jobs import owned
 from gpt2x.commands.sweep_start import remove_places, remove_unused
 from gpt2x.errors import RunError
 from gpt2x.runtime import jobs
@@ -48,10 +49,13 @@ def end_sweep(name: str, sweep_dir: Path, error: BaseException | None = None) ->
 
         compare(sweep_dir, ended_jobs)
     failed = [job for job in ended_jobs if job.status == jobs.FAILED]
+    running = [job.number for job in ended_jobs if job.status == jobs.RUNNING]
     if error is not None and not (failed and len(failed) == len(ended_jobs) and isinstance(error, Exception)):
         return False
     if failed:
         raise RunError(failures(failed, len(ended_jobs), sweep_dir, sweep), min(job.exit_status for job in failed))
+    if running:
+        raise RunError(f"other processes still run jobs {', '.join(map(str, running))} of this sweep.")
     return True
 
 
@@ -59,8 +63,10 @@ def closed(job: Job) -> Job:
     """Return the job; one whose process ended without a word is marked as killed."""
     if job.status != jobs.RUNNING:
         return job
-    job = replace(job, status=jobs.KILLED)
-    write_job(job)
+    with owned(job, wait_s=0.0) as owner:
+        if not owner:
+            job = replace(job, status=jobs.KILLED)
+            write_job(job)
     return job
 
 

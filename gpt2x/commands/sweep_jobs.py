@@ -7,14 +7,18 @@ over nothing in memory but its objective, which sweepers such as Optuna's read; 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import signal
+import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -33,6 +37,7 @@ from gpt2x.runtime.shares import share_of_cores
 Run = Callable[[str, Any, Role, Path], None]  # name of the entry, configuration, role of the process, run directory
 ATTEMPTS = "attempts"  # in a job's run directory: what earlier attempts left that cannot be continued
 LOCK = ".job.lock"
+OWNER_WAIT_S = 20.0  # for the processes of a sweep that was killed to end
 
 
 @dataclass
@@ -69,6 +74,8 @@ class HydraJob:
             self.failure = run_guarded(self.name, self.run, self.role, values, run_dir)
             return None
         role = replace(self.role, is_sweeping=True)
+        if "joblib" in str(settings.launcher.get("_target_", "")):
+            end_with_parent()
         sweep_dir = Path(os.path.abspath(settings.sweep.dir))
         sweep = read_sweep(sweep_dir)
         if sweep is None:  # plans
@@ -171,21 +178,43 @@ def run_guarded(
 
 
 @contextmanager
-def owned(job: Job) -> Iterator[str]:
-    """Hold the job's directory; yield "" if it is held, else the process that holds it."""
+def owned(job: Job, wait_s: float = OWNER_WAIT_S) -> Iterator[str]:
+    """Hold the job's directory; yield "" if it is held, else the process that holds it after `wait_s`."""
     job.path.mkdir(parents=True, exist_ok=True)
-    path = job.path / LOCK
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield file.read().strip() or "unknown"
-            return
+    with (job.path / LOCK).open("a+") as file:
+        deadline = time.monotonic() + wait_s
+        while not lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                yield file.read().strip() or "unknown"
+                return
+            time.sleep(0.2)
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield ""
+
+
+def lock(file: IO[str]) -> bool:
+    """Lock an open file; return False if another process has locked it. The lock ends with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """End this process of a launcher as SIGTERM does, when the process that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def same_overrides(earlier: Job, job: Job) -> bool:

@@ -63,6 +63,11 @@ class SweepStart(Callback):
             SweepStart.sweep_dir = start_sweep(config)
         except UserError as error:
             raise SweepRefused(error) from None
+        except OSError as error:
+            message = (
+                f"cannot write {error.filename}: {error.strerror}; give hydra.sweep.dir=DIRECTORY that is writable."
+            )
+            raise SweepRefused(UserError(message)) from None
 
 
 def start_sweep(config: DictConfig) -> Path | None:
