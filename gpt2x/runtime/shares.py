@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 PREFIX = "GPT2X_LINE_PREFIX"  # in a job beside others: what its lines begin with
 POLL_S = 0.2
@@ -71,7 +71,7 @@ def place(folder: Path, places: int) -> Iterator[int]:
         time.sleep(POLL_S)
 
 
-def prefixed(source: BinaryIO, descriptor: int, prefix: str) -> threading.Thread:
+def prefixed(source: IO[bytes], descriptor: int, prefix: str) -> threading.Thread:
     """Start a thread that copies lines from a pipe to an open file, each with `prefix`, until the pipe is closed."""
 
     def copy() -> None:
