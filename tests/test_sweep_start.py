@@ -82,6 +82,10 @@ def test_records_read_back_and_damaged_ones_are_none(tmp_path):
     write_job(job(tmp_path, 0))
     assert [each.number for each in read_jobs(tmp_path)] == [0, 1]
     assert read_job(tmp_path / "1") == job(tmp_path, 1, value=2.5, step=3)
+    deep = replace(job(tmp_path, 2), run_dir=str(tmp_path / "seed=2" / "lr=0.1"))
+    write_job(deep)
+    write_job(replace(deep, number=3, run_dir=f"{deep.run_dir}/{ATTEMPTS}/1"))
+    assert [each.number for each in read_jobs(tmp_path)] == [0, 1, 2]
     (tmp_path / "1" / "job.json").write_text("[1]")
     assert read_job(tmp_path / "1") is None
     assert read_sweep(tmp_path) is None

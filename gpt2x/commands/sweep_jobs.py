@@ -50,7 +50,7 @@ class HydraJob:
         role: of this process.
         command: as it was typed.
         has_started: True once Hydra has called; what it raised before is a mistake in the command line.
-        failure: of the only run; None if it succeeded, and for a sweep.
+        failure: of the only run, or the first of a sweep without records; None if there was none.
     """
 
     name: str
@@ -78,8 +78,11 @@ class HydraJob:
             end_with_parent()
         sweep_dir = Path(os.path.abspath(settings.sweep.dir))
         sweep = read_sweep(sweep_dir)
-        if sweep is None:  # plans
-            run_guarded(self.name, self.run, role, values, run_dir, shows_mistakes=True)
+        if sweep is None:  # plans and `prepare` leave no records
+            failure = run_guarded(self.name, self.run, role, values, run_dir, shows_mistakes=True)
+            if failure and "basic" not in str(settings.launcher.get("_target_", "")):
+                raise failure  # in a launcher's process, of which Hydra tells the user
+            self.failure = self.failure or (RunError(status=failure.status) if failure else None)
             return None
         job = job_of(settings, sweep, sweep_dir, values)
         try:

@@ -112,8 +112,13 @@ def write_job(job: Job) -> None:
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
-    """Return the jobs of a sweep that have begun, by their number."""
-    jobs = [read_job(path.parent) for path in sweep_dir.glob(f"*/{JOB}")]
+    """Return the jobs of a sweep that have begun, by their number; `hydra.sweep.subdir` says how deep they are."""
+    jobs = []
+    for folder, folders, files in os.walk(sweep_dir):
+        if JOB in files:
+            jobs.append(read_job(Path(folder)))
+            folders.clear()  # earlier attempts are below
+        folders[:] = [name for name in folders if not name.startswith(".")]
     return sorted((job for job in jobs if job), key=lambda job: job.number)
 
 
