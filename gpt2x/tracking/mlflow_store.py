@@ -83,11 +83,24 @@ def store_lock(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    path = Path(uri.removeprefix("sqlite:///") + ".lock")
+    path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.exists():
+            create_store(path)
         yield
+
+
+def create_store(path: Path) -> None:
+    """Create a sqlite store completely or not at all: MLflow cannot open one whose creation was interrupted."""
+    from mlflow.tracking.client import MlflowClient
+
+    part = path.with_name(f"{path.name}.part")
+    for left in (part, part.with_name(f"{part.name}-journal")):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    os.replace(part, path)
 
 
 def where_to_look(uri: str, page: str) -> str:

@@ -285,6 +285,24 @@ def test_a_full_queue_drops_lines_and_says_so(tmp_path, outputs, monkeypatch):
 
 
 @pytest.mark.launch
+def test_a_store_whose_creation_was_interrupted_is_created_anew(tmp_path):
+    """The process is killed as soon as the database has its first tables; MLflow cannot open such a file."""
+    code = "import sys; from pathlib import Path; from gpt2x.tracking.mlflow_store import *; import_mlflow(); "
+    code += "create_store(Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mlflow.db")])
+    part = tmp_path / "mlflow.db.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() != 0
+    assert not (tmp_path / "mlflow.db").exists()
+    run_dir = tmp_path / "run"
+    train(MlflowTracker(config(), tmp_path, print), run_dir, range(1, 3))
+    assert client(tmp_path).get_run(record(run_dir)["run_id"]).info.status == "FINISHED"
+    assert not part.exists()
+
+
+@pytest.mark.launch
 def test_three_first_users_at_once(tmp_path):
     code = (
         "import sys; from pathlib import Path; from gpt2x.config import TrackerConfig\n"
