@@ -40,7 +40,7 @@ def end_sweep(name: str, sweep_dir: Path, error: BaseException | None = None) ->
     if not ended_jobs:
         remove_unused(sweep_dir)
         return False
-    if ended_jobs and sweep.objective:
+    if sweep.objective:
         report(sweep_dir, sweep, ended_jobs)
         draw(sweep_dir)
         track(sweep_dir, sweep, ended_jobs, is_interrupted=isinstance(error, KeyboardInterrupt))
@@ -90,12 +90,15 @@ def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
         for job, cells_of_job in zip(ranked, cells if keys else [()] * len(ranked), strict=True)
     ]
     console.table(f"{sweep_dir.name}, by the best {sweep.objective}", columns, rows)
-    write_csv(sweep_dir / CSV, sweep, ranked, keys)
+    try:
+        write_csv(sweep_dir / CSV, sweep, ranked, keys)
+    except OSError as error:
+        console.warn(f"{sweep_dir / CSV} cannot be written: {error.strerror}")
     best = next((job for job in ranked if job.value is not None), None)
     if best:
         console.notice(f"best: job {best.number} ({best.name}), {sweep.objective} {best.value:.6g} at step {best.step}")
         console.notice(f"  {shown(best.path)}")
-    console.notice(f"sweep: {shown(sweep_dir / CSV)}")
+    console.notice(f"sweep: {shown(sweep_dir)}, with {CSV}")
     open_jobs = sweep.num_jobs - sum(job.has_succeeded for job in ended_jobs)
     if open_jobs and not any(job.status == jobs.FAILED for job in ended_jobs):
         console.notice(f"{open_jobs} of {sweep.num_jobs} jobs are not done; to continue: {again(sweep, sweep_dir)}")
@@ -107,7 +110,7 @@ def draw(sweep_dir: Path) -> None:
 
     try:
         if sweep_picture(sweep_dir, sweep_dir / PICTURE):
-            console.notice(f"sweep: {shown(sweep_dir / PICTURE)}")
+            console.notice(f"picture: {shown(sweep_dir / PICTURE)}")
     except (OSError, ValueError) as error:
         console.warn(f"{PICTURE} was not drawn: {error}")
 
