@@ -119,7 +119,8 @@ def sweep_of(config: DictConfig) -> Sweep:
     if is_optuna:
         check_optuna(config.hydra.sweeper, varied, objective, direction)
     num_jobs = int(config.hydra.sweeper.n_trials) if is_optuna else count_jobs(overrides)
-    parallel = min(parallel_jobs(config), num_jobs)
+    batch = config.hydra.sweeper.get("n_jobs" if is_optuna else "max_batch_size", None)  # started together
+    parallel = min(parallel_jobs(config), num_jobs, int(batch or num_jobs))
     texts = sorted(each.input_line or "" for each in overrides)
     return Sweep(typed_command(), texts, varied, num_jobs, parallel, objective, direction)
 
