@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class NothingLeftError(UserError):
+    """A run was resumed that has no step left."""
+
+
 class RunError(Exception):
     """A run failed, and the reason has been shown.
 

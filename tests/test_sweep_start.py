@@ -1,15 +1,21 @@
 """What is settled before the first job of a sweep: its directory, its objective, and what it goes on with."""
 
 import os
+import shlex
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from gpt2x.commands import cli, entry
 from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
 from gpt2x.commands.sweep_jobs import ATTEMPTS, owned, prepare_directory, same_overrides
 from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
+from gpt2x.runtime.exits import guarded
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_jobs, read_sweep, typed_command, write_job, write_sweep
 
 SWEEP = Sweep("python train.py -m seed=1,2", ["seed=1,2"], ["seed"], 2, 1, "val/loss", "lower")
@@ -35,11 +41,21 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
         require_same_sweep(tmp_path, SWEEP)
 
 
-def test_a_directory_of_another_sweep_is_refused_with_the_difference(tmp_path):
+def test_a_directory_of_a_sweep_over_other_keys_is_rejected_with_the_difference(tmp_path, capsys):
     write_sweep(tmp_path, SWEEP)
     require_same_sweep(tmp_path, replace(SWEEP, command="python train.py -m hydra/launcher=joblib seed=1,2"))
-    with pytest.raises(UserError, match=r"holds a different sweep \(seed=1,2; seed=3\)"):
-        require_same_sweep(tmp_path, replace(SWEEP, overrides=["seed=3"]))
+    assert not capsys.readouterr().out
+    require_same_sweep(tmp_path, replace(SWEEP, overrides=["seed=1,3"]))
+    assert "continues with a corrected command (seed=1,2; seed=1,3)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"holds a different sweep \(model=a,b; seed=1,2\)"):
+        require_same_sweep(tmp_path, replace(SWEEP, overrides=["model=a,b"]))
+
+
+def test_a_sweep_that_was_moved_is_read_where_it_is(tmp_path):
+    write_job(job(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    (moved,) = read_jobs(tmp_path / "new")
+    assert (moved.path, moved.sweep_dir) == (tmp_path / "new" / "0", str(tmp_path / "new"))
 
 
 def test_the_newest_sweep_with_the_same_overrides_is_found(tmp_path):
@@ -150,5 +166,41 @@ def test_the_command_is_quoted_as_a_shell_needs_it(monkeypatch):
     assert typed_command() == "python3 train.py -m 'x=interval(1, 2)'"
     monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "/env/bin/gpt2x", "train", "seed=1"])
     assert typed_command() == "gpt2x train seed=1"
-    assert again(replace(SWEEP, command="x -m hydra.sweep.dir=a"), "b") == "x -m hydra.sweep.dir=a"
-    assert again(SWEEP, "b") == "python train.py -m seed=1,2 hydra.sweep.dir=b"
+    assert again(replace(SWEEP, command="x -m hydra.sweep.dir=a"), Path("b")) == "x -m hydra.sweep.dir=b"
+    line = again(SWEEP, Path("/o ut/it's"))
+    (override,) = parse([shlex.split(line)[-1]])
+    assert str(override.value()) == "/o ut/it's"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep.direction=up"], "sweep.direction=up does not exist"),
+        (["sweep.direction=higher"], "sweep.direction=higher, but the better value of val/loss is the lower one"),
+        (["sweep.parallel_jobs=0"], "sweep.parallel_jobs=0 must be at least 1"),
+        (["sweep.pruner=median", "trainer.eval_every_steps=null"], "sweep.pruner=median compares jobs at their eval"),
+        (["sweep.pruner=threshold"], "Optuna's ThresholdPruner says"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 starts no job"),
+        (["hparams_search=learning_rate", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be at least 1"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna has nothing to search"),
+        (["hparams_search=learning_rate", "hydra.sweeper.direction=maximize"], "give hydra.sweeper.direction=minimize"),
+        (["sweep.objective=val/los"], "sweep.objective=val/los: gpt2x does not know whether"),
+    ],
+)
+def test_what_all_jobs_would_fail_with_is_said_before_the_first(words, message, tmp_path, monkeypatch, capsys):
+    varied = [] if "hydra/sweeper=optuna" in words else ["seed=1,2"]
+    monkeypatch.setattr("sys.argv", ["gpt2x", "train", "-m", *words, *varied, f"paths.outputs={tmp_path}/outputs"])
+    monkeypatch.setattr(entry, "start", lambda *arguments: pytest.fail("a job was started"))
+    GlobalHydra.instance().clear()
+    assert guarded(lambda: cli.gpt2x(sys.argv[1:])) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("word", ["hparams_search=learning_rate", "sweep.pruner=median"])
+def test_a_single_run_does_not_ignore_what_only_a_sweep_has(word, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpt2x", "train", word, f"paths.outputs={tmp_path}/outputs"])
+    monkeypatch.setattr(entry, "start", lambda *arguments: pytest.fail("the run was started"))
+    GlobalHydra.instance().clear()
+    assert guarded(lambda: cli.gpt2x(sys.argv[1:])) == 2
+    assert f"{word} is for a sweep, which -m starts; add -m" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from gpt2x.runtime import jobs
 from gpt2x.runtime.console import console, format_duration
 from gpt2x.runtime.jobs import Job, Sweep, read_jobs, read_sweep, write_job
 
+PLAIN_PATH = re.compile(r"[\w./:+-]+")  # needs no quotes in Hydra's grammar
 CSV, PICTURE = "sweep.csv", "sweep.png"  # in the directory of a sweep
 
 
@@ -42,6 +45,8 @@ def end_sweep(name: str, sweep_dir: Path, error: BaseException | None = None) ->
         return False
     if sweep.objective:
         report(sweep_dir, sweep, ended_jobs)
+        if error is None and not any(job.value is not None for job in ended_jobs):
+            console.warn(f"no job has a value of {sweep.objective}")
         draw(sweep_dir)
         track(sweep_dir, sweep, ended_jobs, is_interrupted=isinstance(error, KeyboardInterrupt))
     elif name == "evaluate" and error is None:
@@ -50,10 +55,15 @@ def end_sweep(name: str, sweep_dir: Path, error: BaseException | None = None) ->
         compare(sweep_dir, ended_jobs)
     failed = [job for job in ended_jobs if job.status == jobs.FAILED]
     running = [job.number for job in ended_jobs if job.status == jobs.RUNNING]
+    if isinstance(error, ValueError) and not any(job.value is not None for job in ended_jobs) and not failed:
+        raise RunError(f"no job has a value of {sweep.objective}, so there is no best one.") from None
     if error is not None and not (failed and len(failed) == len(ended_jobs) and isinstance(error, Exception)):
         return False
     if failed:
         raise RunError(failures(failed, len(ended_jobs), sweep_dir, sweep), min(job.exit_status for job in failed))
+    missing = sweep.num_jobs - len(ended_jobs)
+    if missing > 0:
+        raise RunError(f"{missing} of {sweep.num_jobs} jobs left no record; to run them: {again(sweep, sweep_dir)}")
     if running:
         raise RunError(f"other processes still run jobs {', '.join(map(str, running))} of this sweep.")
     return True
@@ -182,9 +192,11 @@ def failures(failed: Sequence[Job], count: int, sweep_dir: Path, sweep: Sweep) -
 
 def again(sweep: Sweep, sweep_dir: Path) -> str:
     """Return the command that continues a sweep; jobs that are done are left out."""
-    if "hydra.sweep.dir=" in sweep.command:
-        return sweep.command
-    return f"{sweep.command} hydra.sweep.dir={sweep_dir}"
+    words = [word for word in shlex.split(sweep.command) if not word.startswith("hydra.sweep.dir=")]
+    text = str(sweep_dir)
+    if not PLAIN_PATH.fullmatch(text):
+        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"  # for Hydra
+    return shlex.join([*words, f"hydra.sweep.dir={text}"])
 
 
 def shown(path: Path) -> str:

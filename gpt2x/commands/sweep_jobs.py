@@ -26,12 +26,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt2x.commands.configuration import typed_config
 from gpt2x.config import CommonConfig
-from gpt2x.errors import RunError, UserError
+from gpt2x.errors import NothingLeftError, RunError, UserError
 from gpt2x.runtime import jobs, launch, scheduler
 from gpt2x.runtime.console import console, show_error, stderr
 from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_sweep, write_job
+from gpt2x.runtime.processes import last_error
 from gpt2x.runtime.role import Role
+from gpt2x.runtime.run_log import RUN_LOG
 from gpt2x.runtime.shares import share_of_cores
 
 Run = Callable[[str, Any, Role, Path], None]  # name of the entry, configuration, role of the process, run directory
@@ -71,6 +73,10 @@ class HydraJob:
         settings = HydraConfig.get()
         run_dir = Path(settings.runtime.output_dir)
         if settings.mode != RunMode.MULTIRUN:
+            self.failure = needs_multirun(settings, values)
+            if self.failure:
+                remove_empty(run_dir)
+                return None
             self.failure = run_guarded(self.name, self.run, self.role, values, run_dir)
             return None
         role = replace(self.role, is_sweeping=True)
@@ -91,6 +97,15 @@ class HydraJob:
             stderr.plain(traceback.format_exc())
             write_job(replace(job, status=jobs.FAILED, exit_status=1, message=f"{type(error).__name__}: {error}"))
             return None
+
+
+def needs_multirun(settings: Any, values: DictConfig) -> RunError | None:
+    """Return the mistake of a single run that asks for what only a sweep has."""
+    search = settings.runtime.choices.get("hparams_search")
+    pruner = OmegaConf.select(values, "sweep.pruner", default=None)
+    for text in [f"hparams_search={search}"] * bool(search) + [f"sweep.pruner={pruner}"] * bool(pruner):
+        return RunError(f"{text} is for a sweep, which -m starts; add -m, or leave it out.", status=2)
+    return None
 
 
 def job_of(settings: Any, sweep: Sweep, sweep_dir: Path, values: DictConfig) -> Job:
@@ -118,6 +133,12 @@ def run_job(this: HydraJob, role: Role, values: DictConfig, job: Job, sweep: Swe
             show_error(f"job {job.number} ({job.name}) is being run by process {owner}; wait for it, or end it.")
             return None
         earlier = read_job(job.path)
+        if earlier and earlier.number != job.number:
+            show_error(
+                f"job {job.number} ({job.name}): {job.path} is the directory of job {earlier.number}; "
+                "give hydra.sweep.subdir a value that differs between jobs, such as '${hydra.job.num}'."
+            )
+            return None
         if earlier and same_overrides(earlier, job):
             if earlier.has_succeeded:
                 console.notice(f"job {job.number} ({job.name}) was {earlier.status} before: {result(earlier)}")
@@ -169,12 +190,16 @@ def run_guarded(
             scheduler.serve()
         else:
             run(name, config, role, run_dir)
+    except NothingLeftError as error:
+        if job is None:
+            return RunError(str(error), status=2)
+        finish_tracking(run_dir)  # it was interrupted after its last checkpoint
     except UserError as error:
         if shows_mistakes:
             show_error(f"{label}{error}")
         return RunError(str(error), status=2)
     except RunError as error:
-        return RunError("its processes failed" if job and not str(error) else str(error), error.status)
+        return RunError(reason(run_dir) if job and not str(error) else str(error), error.status)
     finally:
         remove_empty(run_dir)
     return None
@@ -249,6 +274,20 @@ def prepare_directory(job: Job, earlier: Job | None) -> Path | None:
         for path in left:
             path.rename(target / path.name)
     return None
+
+
+def reason(run_dir: Path) -> str:
+    """Return the error that ended a job's processes, as its log has it."""
+    log = run_dir / RUN_LOG
+    lines = last_error(log) if log.is_file() else []
+    return lines[0].strip().removeprefix("error: ") if lines else f"its processes failed, see {run_dir}"
+
+
+def finish_tracking(run_dir: Path) -> None:
+    """Send what the tracker lacks of a training that was interrupted after its last step."""
+    from gpt2x.tracking.mlflow_sync import end_abandoned
+
+    end_abandoned(run_dir, "FINISHED")
 
 
 def end_tracking(run_dir: Path) -> None:

@@ -5,9 +5,12 @@ Hydra calls `SweepStart` before the first job, in the process that the user star
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import shutil
+import signal
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from gpt2x.errors import UserError, did_you_mean, require, require_choice
+from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
 from gpt2x.runtime.jobs import COMMAND, SWEEP, Sweep, read_sweep, typed_command, write_command, write_sweep
 from gpt2x.tasks.registry import TASKS
@@ -80,9 +84,13 @@ def start_sweep(config: DictConfig) -> Path | None:
         UserError: for anything that is wrong with the sweep as a whole.
     """
     if str(OmegaConf.select(config, "plan", default=False)).lower() != "false":
+        folder = Path(tempfile.mkdtemp(prefix="gpt2x-plans-"))  # Hydra writes a file there
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        set_sweep_dir(config, folder)
         return None
-    check_pruner(config)
+    check_keys(config)
     sweep = sweep_of(config)
+    signal.signal(signal.SIGTERM, interrupt.terminate)  # the jobs' processes have handlers of their own
     has_directory = any(override.startswith("hydra.sweep.dir=") for override in as_typed(config.hydra.overrides.hydra))
     sweep_dir = Path(os.path.abspath(Path(config.hydra.sweep.dir).expanduser()))
     if has_directory:
@@ -114,6 +122,10 @@ def sweep_of(config: DictConfig) -> Sweep:
     require_once(shared)
     overrides = list({each.get_key_element().lstrip("+"): each for each in [*space, *shared]}.values())
     varied = [each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()]
+    require(
+        "output" in varied or not any(each.get_key_element() == "output" for each in overrides),
+        "output= would be written by every job of the sweep; give one per job (output=A,B), or leave it out.",
+    )
     objective, direction = objective_of(config)
     is_optuna = "optuna" in str(config.hydra.sweeper.get("_target_", ""))
     if is_optuna:
@@ -160,6 +172,7 @@ def parallel_jobs(config: DictConfig) -> int:
     target = str(launcher.get("_target_", ""))
     if "joblib" in target:
         number = int(launcher.n_jobs)
+        require(number != 0, "hydra.launcher.n_jobs=0 starts no job; give a number from 1 on, or -1 for all cores.")
         return cores if number == -1 else max(1, number if number > 0 else cores + 1 + number)
     return cores if target.endswith("submitit_launcher.LocalLauncher") else 1
 
@@ -177,6 +190,11 @@ def objective_of(config: DictConfig) -> tuple[str, str]:
     metrics: Mapping[str, str] = TASKS.load(kind).metrics if kind in TASKS.names() else {}
     directions = DIRECTIONS | dict(metrics)
     direction = config.sweep.direction or directions.get(metric)
+    require(
+        direction == directions.get(metric, direction),
+        f"sweep.direction={direction}, but the better value of {metric} is the {directions.get(metric)} one; leave "
+        "sweep.direction out.",
+    )
     if direction is None and config.sweep.objective is None:
         return metric, ""  # trainer.best_metric is wrong, which each job says
     require(
@@ -187,18 +205,27 @@ def objective_of(config: DictConfig) -> tuple[str, str]:
     return metric, str(direction)
 
 
-def check_pruner(config: DictConfig) -> None:
-    """Check what all jobs would fail with.
+def check_keys(config: DictConfig) -> None:
+    """Check the keys of the group `sweep`, with which all jobs would fail.
 
     Raises:
-        UserError: there is no such pruner, or it does not accept `sweep.settings`.
+        UserError: a value is not allowed, or there is no such pruner, or it does not accept `sweep.settings`.
     """
     from gpt2x.train.pruning import PRUNERS, create_pruner
 
-    name = OmegaConf.select(config, "sweep.pruner", default=None)
+    if "sweep" not in config:
+        return
+    name, direction, number = config.sweep.pruner, config.sweep.direction, config.sweep.parallel_jobs
+    require(number is None or number >= 1, f"sweep.parallel_jobs={number} must be at least 1.")
+    if direction is not None:
+        require_choice("sweep.direction", str(direction), tuple(OPTUNA_DIRECTIONS))
     if name is not None:
         require_choice("sweep.pruner", str(name), tuple(PRUNERS))
         create_pruner(str(name), OmegaConf.to_container(config.sweep.settings, resolve=True))
+        require(
+            OmegaConf.select(config, "trainer.eval_every_steps", default=None) is not None,
+            f"sweep.pruner={name} compares jobs at their evaluations; give trainer.eval_every_steps=STEPS.",
+        )
 
 
 def check_optuna(sweeper: DictConfig, varied: Sequence[str], objective: str, direction: str) -> None:
@@ -215,6 +242,7 @@ def check_optuna(sweeper: DictConfig, varied: Sequence[str], objective: str, dir
         "hydra/sweeper=optuna has nothing to search; give ranges such as "
         "'optimizer.learning_rate=interval(1e-4,1e-2)', or hparams_search=learning_rate.",
     )
+    require(int(sweeper.n_trials) >= 1, f"hydra.sweeper.n_trials={sweeper.n_trials} must be at least 1.")
     right = OPTUNA_DIRECTIONS.get(direction)
     direction_typed = str(getattr(sweeper.direction, "name", sweeper.direction))
     require(
@@ -225,7 +253,9 @@ def check_optuna(sweeper: DictConfig, varied: Sequence[str], objective: str, dir
 
 
 def require_same_sweep(sweep_dir: Path, sweep: Sweep) -> None:
-    """Check that a directory that was typed is new, or holds a sweep with the same overrides.
+    """Check that a directory that was typed is new, or holds a sweep over the same keys.
+
+    Values may have been corrected: which jobs run again is decided by their own overrides.
 
     Raises:
         UserError: it holds something else.
@@ -235,12 +265,15 @@ def require_same_sweep(sweep_dir: Path, sweep: Sweep) -> None:
     earlier = read_sweep(sweep_dir)
     if earlier is None:
         raise UserError(f"hydra.sweep.dir={sweep_dir} has files, but no {SWEEP}: give a new or empty directory.")
-    if earlier.overrides != sweep.overrides:
-        differing = sorted(set(earlier.overrides) ^ set(sweep.overrides))
+    differing = sorted(set(earlier.overrides) ^ set(sweep.overrides))
+    keys = ({each.partition("=")[0] for each in one.overrides} for one in (earlier, sweep))
+    if len(set(map(frozenset, keys))) > 1:
         raise UserError(
             f"hydra.sweep.dir={sweep_dir} holds a different sweep ({'; '.join(differing[:5])}): give a new directory, "
-            f"or the old command, which was: {earlier.command}"
+            f"or the keys of the old command, which was: {earlier.command}"
         )
+    if differing:
+        console.notice(f"the sweep continues with a corrected command ({'; '.join(differing[:5])})")
 
 
 def newest_sweep(folder: Path, sweep: Sweep) -> Path | None:

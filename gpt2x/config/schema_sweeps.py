@@ -33,4 +33,4 @@ class SweepConfig:
                                     null="the launcher's number")  # fmt: skip
     pruner: str | None = key("ends a job that does worse than others at a step, by Optuna's pruner", HOST, None,
                              choices=("median", "percentile", "threshold"), null="off")  # fmt: skip
-    settings: dict[str, Any] = key("arguments of Optuna's pruner, as +sweep.settings.n_warmup_steps=100", HOST, {})
+    settings: dict[str, Any] = key("arguments of Optuna's pruner, as sweep.settings.n_warmup_steps=100", HOST, {})

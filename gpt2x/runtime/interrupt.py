@@ -29,7 +29,7 @@ def deliver_interrupts(*signals: signal.Signals) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM}.difference(signals))
     if signal.SIGTERM in signals:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
 
     def wait() -> None:
         while True:
@@ -38,5 +38,10 @@ def deliver_interrupts(*signals: signal.Signals) -> None:
     threading.Thread(target=wait, name="interrupts", daemon=True).start()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM.
+
+    Raises:
+        Terminated: always.
+    """
     raise Terminated

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,8 +102,12 @@ class Job:
 
 
 def read_job(run_dir: Path) -> Job | None:
-    """Return what `job.json` says; None in the directory of a run that is no job, or if the file is damaged."""
-    return _read(run_dir / JOB, Job)
+    """Return what `job.json` says; None in the directory of a run that is no job, or if the file is damaged.
+
+    The directory may have been moved, so `run_dir` is where the file is now.
+    """
+    job = _read(run_dir / JOB, Job)
+    return replace(job, run_dir=os.path.abspath(run_dir)) if job else None
 
 
 def write_job(job: Job) -> None:
@@ -116,7 +120,8 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     jobs = []
     for folder, folders, files in os.walk(sweep_dir):
         if JOB in files:
-            jobs.append(read_job(Path(folder)))
+            job = read_job(Path(folder))
+            jobs.append(replace(job, sweep_dir=os.path.abspath(sweep_dir)) if job else None)
             folders.clear()  # earlier attempts are below
         folders[:] = [name for name in folders if not name.startswith(".")]
     return sorted((job for job in jobs if job), key=lambda job: job.number)

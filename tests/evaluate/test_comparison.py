@@ -113,10 +113,9 @@ def test_one_output_for_all_jobs_is_refused(sweep, tmp_path):
     done = start("evaluate.py", "--config-dir", f"{root}/conf", "-m", f"load={root},{root}/conf", "dataset=hills",
                  f"output={tmp_path}/all.json", "tracker=none", f"paths.outputs={tmp_path}", check=False)  # fmt: skip
     assert done.returncode == 2
-    assert "2 of 2 jobs failed:" in done.stderr
-    assert "would be written by every job of the sweep; leave output out" in done.stderr
+    assert done.stderr.count("output= would be written by every job of the sweep") == 1
     assert "Comparison" not in done.stdout
-    assert {path.name for path in tmp_path.rglob("*.json")} == {"sweep.json", "job.json"}
+    assert not list(tmp_path.rglob("*.json"))
 
 
 # ---- what jobs may leave behind

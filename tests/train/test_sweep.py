@@ -98,7 +98,7 @@ def search(directory: Path, launcher: str, *more: str):
         "train.py", "-m", *options(directory), "hydra/sweeper=optuna", f"hydra/launcher={launcher}",
         "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=4", "hydra/sweeper/sampler=random",
         "hydra.sweeper.sampler.seed=41", f"{RATE}=choice(0.01,1e-8)", "trainer.eval_every_steps=1",
-        "sweep.pruner=median", "+sweep.settings.n_startup_trials=2", *more,
+        "sweep.pruner=median", "sweep.settings.n_startup_trials=2", *more,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from gpt2x.config import TrainConfig
 from gpt2x.config.rules import validate_profile, validate_warmup
 from gpt2x.data.prepare import PreparedData
 from gpt2x.data.sampling import num_batches
-from gpt2x.errors import UserError
+from gpt2x.errors import NothingLeftError, UserError
 from gpt2x.tasks.base import Task
 from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import Resumption
@@ -108,7 +108,7 @@ def check_end(config: TrainConfig, steps: Steps, resumption: Resumption | None) 
     stop = min(steps.total, config.trainer.stop_after_steps or steps.total)
     if done >= stop:
         longer = "trainer.stop_after_steps" if stop < steps.total else "trainer.max_steps or trainer.max_epochs"
-        raise UserError(
+        raise NothingLeftError(
             f"resume={config.resume}: nothing to resume, since {resumption.saved.path} is at step {done} and the "
             f"run ends at step {stop}. Give resume={resumption.saved.path} and raise {longer}."
         )
