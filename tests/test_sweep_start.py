@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gpt2x.commands import cli, entry
-from gpt2x.commands.sweep_end import again, closed, ranking, write_csv
+from gpt2x.commands.sweep_end import again, best_job, closed, ranking, write_csv
 from gpt2x.commands.sweep_jobs import ATTEMPTS, owned, prepare_directory, same_overrides
 from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
@@ -143,6 +143,9 @@ def test_jobs_are_ranked_by_the_direction_of_the_objective(tmp_path):
     jobs = [job(tmp_path, 0, value=2.0), job(tmp_path, 1), job(tmp_path, 2, value=1.0), job(tmp_path, 3, value=2.0)]
     assert [each.number for each in ranking(jobs, SWEEP)] == [2, 0, 3, 1]
     assert [each.number for each in ranking(jobs, replace(SWEEP, direction="higher"))] == [0, 3, 2, 1]
+    assert best_job(ranking(jobs, SWEEP)) is None
+    ended = [replace(each, status="failed" if each.number == 2 else "finished") for each in jobs]
+    assert best_job(ranking(ended, SWEEP)).number == 0
 
 
 def test_a_job_that_ended_without_a_word_was_killed(tmp_path):

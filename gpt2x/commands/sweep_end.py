@@ -104,7 +104,7 @@ def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
         write_csv(sweep_dir / CSV, sweep, ranked, keys)
     except OSError as error:
         console.warn(f"{sweep_dir / CSV} cannot be written: {error.strerror}")
-    best = next((job for job in ranked if job.value is not None), None)
+    best = best_job(ranked)
     if best:
         console.notice(f"best: job {best.number} ({best.name}), {sweep.objective} {best.value:.6g} at step {best.step}")
         console.notice(f"  {shown(best.path)}")
@@ -136,8 +136,9 @@ def track(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job], *, is_interr
     config = load_config("train", started[0].path / "config.yaml")
     counts = Counter(job.status for job in ended_jobs)
     metrics = {f"jobs/{status}": float(number) for status, number in counts.items()}
-    if started[0].value is not None:
-        metrics |= {f"best/{sweep.objective}": started[0].value, "best/job": float(started[0].number)}
+    best = best_job(started)
+    if best and best.value is not None:
+        metrics |= {f"best/{sweep.objective}": best.value, "best/job": float(best.number)}
     end_sweep_run(
         sweep_dir,
         config.tracker,
@@ -145,7 +146,7 @@ def track(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job], *, is_interr
         experiment=config.task.name,
         status="KILLED" if is_interrupted else "FAILED" if counts[jobs.FAILED] else "FINISHED",
         metrics=metrics,
-        step=started[0].step or 0,
+        step=(best.step if best else None) or 0,
         artifacts=[path for name in (CSV, PICTURE) if (path := sweep_dir / name).is_file()],
         params={"sweep": {"overrides": sweep.overrides, "objective": sweep.objective}},
     )
@@ -155,6 +156,11 @@ def ranking(ended_jobs: Sequence[Job], sweep: Sweep) -> list[Job]:
     """Return the jobs, best objective first; those without one last, by number."""
     sign = -1 if sweep.direction == "higher" else 1
     return sorted(ended_jobs, key=lambda job: (job.value is None, sign * (job.value or 0.0), job.number))
+
+
+def best_job(ranked: Sequence[Job]) -> Job | None:
+    """Return the best job that has succeeded and has a value, or None."""
+    return next((job for job in ranked if job.value is not None and job.has_succeeded), None)
 
 
 def varied(job: Job) -> dict[str, str]:
