@@ -298,6 +298,7 @@ INSTRUCTED = [
 
 PROMPTS = ["the cat sat on", "", "then some dogs ran over this green hill and", "a mat", "the"]
 LOAD = ("load={odd vocabulary}", *PATHS)
+UNTRACKED = ("load={odd vocabulary}", *WRITTEN)  # predict has no tracker
 PREDICTION = (f"prompts={json.dumps(PROMPTS)}", "generation.max_new_tokens=10", "generation.batch_size=2")
 
 # an odd vocabulary has to be padded for two processes
@@ -311,9 +312,9 @@ EVALUATED = [
     variant("evaluated in tp2", "evaluated", 2, "parallel=tp2", "output={folder}/evaluated_tp2.json", is_typed=True),
     variant("evaluated in dp2_tp2", "evaluated", 4, "parallel=dp2_tp2", "output={folder}/evaluated_dp2_tp2.json"),
 ]
-add("greedy", 1, *LOAD, *PREDICTION, "generation.repetition_penalty=1.2", "output={folder}/greedy.jsonl",
+add("greedy", 1, *UNTRACKED, *PREDICTION, "generation.repetition_penalty=1.2", "output={folder}/greedy.jsonl",
     entry="predict")  # fmt: skip
-add("sampled", 1, *LOAD, *PREDICTION, "generation.temperature=1.0", "generation.top_p=0.95",
+add("sampled", 1, *UNTRACKED, *PREDICTION, "generation.temperature=1.0", "generation.top_p=0.95",
     "generation.min_new_tokens=3", "seed=3", "output={folder}/sampled.jsonl", entry="predict")  # fmt: skip
 PREDICTED = [
     variant("greedy in tp2", "greedy", 2, "parallel=tp2", "output={folder}/greedy_tp2.jsonl", is_typed=True),

@@ -32,8 +32,9 @@ def small(directory: Path) -> list[str]:
 
 
 def run_dirs(directory: Path) -> list[Path]:
-    """Return the run directories below `directory`/outputs, oldest first."""
-    return sorted(path.parent for path in (directory / "outputs").rglob("metrics.jsonl"))
+    """Return the run directories below `directory`/outputs, oldest first; the directory of a sweep is none."""
+    runs = sorted(path.parent for path in (directory / "outputs").rglob("metrics.jsonl"))
+    return [run for run in runs if not (run / "sweep.json").exists()]
 
 
 def curve(run_dir: Path, *keys: str) -> dict[int, tuple]:

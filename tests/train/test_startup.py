@@ -13,7 +13,7 @@ from tests.support.small_runs import curve, run_dirs, small
 SHORT = ["trainer.max_steps=3", "model.num_layers=1", "model.dropout=0.1"]
 FIRST_STEP = """
 import sys
-from gpt2x.commands.entry import end_sweep, start
+from gpt2x.commands.entry import start
 from gpt2x.commands.hydra_entry import hydra_main
 
 def run(name, config, role, run_dir):
@@ -30,7 +30,7 @@ def run(name, config, role, run_dir):
     ShowStep.run = stop
     start(name, config, role, run_dir)
 
-hydra_main("train", run, end_sweep)
+hydra_main("train", run)
 """
 
 
