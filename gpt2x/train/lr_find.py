@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpt2x.config import TrainConfig
-from gpt2x.config.schema import LrFindConfig
+from gpt2x.config.schema_sweeps import LrFindConfig
 from gpt2x.runtime.console import Progress, console
 from gpt2x.tracking import MetricsLog
 from gpt2x.tracking.plot_lr_find import plot_lr_find
@@ -23,7 +23,7 @@ NOISY_SHARE = 0.1  # of the sweep, at its start: the mean is still of few losses
 
 
 @dataclass
-class Sweep:
+class RateSweep:
     """The points of a sweep.
 
     Attributes:
@@ -83,12 +83,12 @@ class Sweep:
         return int(NOISY_SHARE * (self.options.num_steps or 0))
 
 
-def find_rate(trainer: Trainer) -> Sweep:
+def find_rate(trainer: Trainer) -> RateSweep:
     """Sweep the rate, and write `lr_find.jsonl` and `lr_find.png`; no checkpoint, no validation, no tracker."""
     config = trainer.config
     options, log = config.lr_find, MetricsLog(trainer.run_dir / "lr_find.jsonl")
     assert options.num_steps is not None
-    sweep, show = Sweep(options), ShowStep()
+    sweep, show = RateSweep(options), ShowStep()
     trainer.rate = sweep.rate
     with Progress(options.num_steps, 0, config.trainer.log_every_steps) as progress:
         source = trainer.batches()
@@ -113,7 +113,7 @@ def is_stuck(trainer: Trainer, config: TrainConfig) -> bool:
     return trainer.state.skipped_in_a_row >= max(limit, 1)
 
 
-def report(trainer: Trainer, sweep: Sweep) -> None:
+def report(trainer: Trainer, sweep: RateSweep) -> None:
     """Draw the sweep and print what it suggests."""
     path = trainer.run_dir / "lr_find.png"
     marks = {}
@@ -126,13 +126,13 @@ def report(trainer: Trainer, sweep: Sweep) -> None:
     console.notice(f"picture: {path}")
 
 
-def suggested(sweep: Sweep) -> float:
+def suggested(sweep: RateSweep) -> float:
     """Return a tenth of the rate at which the mean was lowest."""
     assert sweep.lowest is not None
     return sweep.rates[sweep.lowest] / 10
 
 
-def conclusions(sweep: Sweep) -> list[str]:
+def conclusions(sweep: RateSweep) -> list[str]:
     """Return what the sweep shows, in words."""
     options, last = sweep.options, sweep.rates[-1]
     end = f"diverged at the rate {last:.2e}" if sweep.has_diverged else f"has not diverged up to {last:.2e}"
@@ -146,5 +146,6 @@ def conclusions(sweep: Sweep) -> list[str]:
     steepest, lowest = sweep.rates[sweep.steepest], sweep.rates[sweep.lowest]
     lines.append(f"it falls most steeply at optimizer.learning_rate={steepest:.1e}")
     low = sweep.smoothed[sweep.lowest]
-    lines.append(f"it is lowest, {low:.4f}, at {lowest:.1e}: a tenth is optimizer.learning_rate={lowest / 10:.1e}")
+    tenth = suggested(sweep)
+    lines.append(f"it is lowest, {low:.4f}, at {lowest:.1e}: a tenth is optimizer.learning_rate={tenth:.1e}")
     return lines

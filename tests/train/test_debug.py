@@ -9,7 +9,7 @@ from gpt2x import checkpoint
 from gpt2x.commands.hydra_grammar import with_words
 from gpt2x.config.schema import LrFindConfig
 from gpt2x.errors import UserError
-from gpt2x.train.lr_find import Sweep, conclusions
+from gpt2x.train.lr_find import RateSweep, conclusions
 from tests.support.configs import typed
 from tests.support.decide import decide, refusal
 from tests.support.in_process import train
@@ -113,7 +113,7 @@ def test_lr_find_draws_a_curve_and_writes_no_checkpoint(tmp_path):
 
 
 def swept(losses, **options):
-    sweep = Sweep(LrFindConfig(num_steps=len(losses), min_rate=1e-4, max_rate=1.0, **options))
+    sweep = RateSweep(LrFindConfig(num_steps=len(losses), min_rate=1e-4, max_rate=1.0, **options))
     for loss in losses:
         sweep.add(float(loss))
         if sweep.has_diverged:
