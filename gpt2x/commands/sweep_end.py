@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shlex
 from collections import Counter
@@ -13,9 +12,11 @@ from pathlib import Path
 
 from gpt2x.commands.sweep_jobs import owned
 from gpt2x.commands.sweep_start import remove_places, remove_unused
+from gpt2x.config.messages import quoted
 from gpt2x.errors import RunError
 from gpt2x.runtime import jobs
 from gpt2x.runtime.console import console, format_duration
+from gpt2x.runtime.files import replaced
 from gpt2x.runtime.jobs import Job, Sweep, read_jobs, read_sweep, write_job
 
 PLAIN_PATH = re.compile(r"[\w./:+-]+")  # needs no quotes in Hydra's grammar
@@ -87,17 +88,17 @@ def report(sweep_dir: Path, sweep: Sweep, ended_jobs: Sequence[Job]) -> None:
     ranked = ranking(ended_jobs, sweep)
     keys = list(dict.fromkeys(key for job in ranked for key in varied(job)))
     columns = ["job", *short_keys(keys).values(), sweep.objective, "step", "time", "status"]
-    cells = zip(*(rounded([varied(job).get(key, "") for job in ranked]) for key in keys), strict=True)
+    values = {key: rounded([varied(job).get(key, "") for job in ranked]) for key in keys}
     rows = [
         [
             job.number,
-            *cells_of_job,
+            *(values[key][index] for key in keys),
             "" if job.value is None else f"{job.value:.6g}",
             "" if job.step is None else job.step,
             format_duration(job.seconds),
             job.status,
         ]
-        for job, cells_of_job in zip(ranked, cells if keys else [()] * len(ranked), strict=True)
+        for index, job in enumerate(ranked)
     ]
     console.table(f"{sweep_dir.name}, by the best {sweep.objective}", columns, rows)
     try:
@@ -171,8 +172,7 @@ def varied(job: Job) -> dict[str, str]:
 
 def write_csv(path: Path, sweep: Sweep, ranked: Sequence[Job], keys: Sequence[str]) -> None:
     """Write the table with whole numbers, and the run directories."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with replaced(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["job", *keys, sweep.objective, "step", "seconds", "status", "message", "run_dir"])
         for job in ranked:
@@ -180,7 +180,6 @@ def write_csv(path: Path, sweep: Sweep, ranked: Sequence[Job], keys: Sequence[st
             numbers = [value, "" if job.step is None else job.step, job.seconds]
             cells = [varied(job).get(key, "") for key in keys]
             writer.writerow([job.number, *cells, *numbers, job.status, job.message, job.run_dir])
-    os.replace(part, path)
 
 
 def failures(failed: Sequence[Job], count: int, sweep_dir: Path, sweep: Sweep) -> str:
@@ -199,10 +198,8 @@ def failures(failed: Sequence[Job], count: int, sweep_dir: Path, sweep: Sweep) -
 def again(sweep: Sweep, sweep_dir: Path) -> str:
     """Return the command that continues a sweep; jobs that are done are left out."""
     words = [word for word in shlex.split(sweep.command) if not word.startswith("hydra.sweep.dir=")]
-    text = str(sweep_dir)
-    if not PLAIN_PATH.fullmatch(text):
-        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"  # for Hydra
-    return shlex.join([*words, f"hydra.sweep.dir={text}"])
+    text, key = str(sweep_dir), "hydra.sweep.dir"
+    return shlex.join([*words, f"{key}={text}" if PLAIN_PATH.fullmatch(text) else quoted(key, text)])
 
 
 def shown(path: Path) -> str:

@@ -25,6 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gpt2x.commands.configuration import typed_config
+from gpt2x.commands.entry import close_tracking
+from gpt2x.commands.sweep_start import as_typed
 from gpt2x.config import CommonConfig
 from gpt2x.errors import NothingLeftError, RunError, UserError
 from gpt2x.runtime import jobs, launch, scheduler
@@ -103,14 +105,15 @@ def needs_multirun(settings: Any, values: DictConfig) -> RunError | None:
     """Return the mistake of a single run that asks for what only a sweep has."""
     search = settings.runtime.choices.get("hparams_search")
     pruner = OmegaConf.select(values, "sweep.pruner", default=None)
-    for text in [f"hparams_search={search}"] * bool(search) + [f"sweep.pruner={pruner}"] * bool(pruner):
-        return RunError(f"{text} is for a sweep, which -m starts; add -m, or leave it out.", status=2)
-    return None
+    if not (search or pruner):
+        return None
+    text = f"hparams_search={search}" if search else f"sweep.pruner={pruner}"
+    return RunError(f"{text} is for a sweep, which -m starts; add -m, or leave it out.", status=2)
 
 
 def job_of(settings: Any, sweep: Sweep, sweep_dir: Path, values: DictConfig) -> Job:
     """Return the job that Hydra has composed, not yet begun."""
-    overrides = [str(each) for each in OmegaConf.to_container(settings.overrides.task, resolve=False)]
+    overrides = as_typed(settings.overrides.task)
     return Job(
         number=settings.job.num,
         overrides=overrides,
@@ -193,7 +196,7 @@ def run_guarded(
     except NothingLeftError as error:
         if job is None:
             return RunError(str(error), status=2)
-        finish_tracking(run_dir)  # it was interrupted after its last checkpoint
+        close_tracking(run_dir, "FINISHED")  # it was interrupted after its last checkpoint
     except UserError as error:
         if shows_mistakes:
             show_error(f"{label}{error}")
@@ -267,7 +270,7 @@ def prepare_directory(job: Job, earlier: Job | None) -> Path | None:
         return job.path
     left = [path for path in job.path.iterdir() if path.name not in (LOCK, ATTEMPTS)]
     if left:
-        end_tracking(job.path)
+        close_tracking(job.path, "KILLED")
         numbers = [int(path.name) for path in (job.path / ATTEMPTS).glob("*") if path.name.isdigit()]
         target = job.path / ATTEMPTS / str(max(numbers, default=0) + 1)
         target.mkdir(parents=True)
@@ -281,20 +284,6 @@ def reason(run_dir: Path) -> str:
     log = run_dir / RUN_LOG
     lines = last_error(log) if log.is_file() else []
     return lines[0].strip().removeprefix("error: ") if lines else f"its processes failed, see {run_dir}"
-
-
-def finish_tracking(run_dir: Path) -> None:
-    """Send what the tracker lacks of a training that was interrupted after its last step."""
-    from gpt2x.tracking.mlflow_sync import end_abandoned
-
-    end_abandoned(run_dir, "FINISHED")
-
-
-def end_tracking(run_dir: Path) -> None:
-    """End the tracker's run of an attempt that was killed."""
-    from gpt2x.tracking.mlflow_sync import end_abandoned
-
-    end_abandoned(run_dir, "KILLED")
 
 
 def with_resume(values: DictConfig, resume: Path | None) -> DictConfig:

@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
+from gpt2x.config.messages import quoted
 from gpt2x.errors import UserError, did_you_mean, require, require_choice
 from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
@@ -301,11 +302,10 @@ def new_directory(first: Path) -> Path:
 
 def set_sweep_dir(config: DictConfig, sweep_dir: Path) -> None:
     """Make `sweep_dir` Hydra's directory of the sweep, also where a launcher composes again for each job."""
-    text = str(sweep_dir).replace("\\", "\\\\").replace("'", "\\'")
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(sweep_dir)
         others = [each for each in as_typed(config.hydra.overrides.hydra) if not each.startswith("hydra.sweep.dir=")]
-        config.hydra.overrides.hydra = [*others, f"hydra.sweep.dir='{text}'"]
+        config.hydra.overrides.hydra = [*others, quoted("hydra.sweep.dir", str(sweep_dir))]
 
 
 def remove_unused(sweep_dir: Path) -> None:

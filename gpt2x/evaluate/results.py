@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import Intervals, flat, intervals
 from gpt2x.evaluate.measurement import Measured
 from gpt2x.pretrained import Pretrained
+from gpt2x.runtime.files import replaced
 
 RESULTS, SCORES = "results.json", "scores.npz"
 
@@ -68,6 +68,6 @@ def check_target(target: Path) -> None:
 
 def write_json(target: Path, content: object, default: Callable[[Any], object] | None = None) -> None:
     """Replace `target` atomically; `default` converts values for which JSON has no form."""
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n", encoding="utf-8")
-    os.replace(part, target)
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n"
+    with replaced(target) as part:
+        part.write_text(text, encoding="utf-8")

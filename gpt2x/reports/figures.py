@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from gpt2x.reports.comparison import Comparison
 from gpt2x.reports.curves import AXES, SMOOTHED, Axis, curve
 from gpt2x.reports.run import is_lower_better
+from gpt2x.runtime.files import replaced
 
 # Okabe and Ito's colors for color-blind readers, without the yellow, then two more; light pages, dark pages
 PALETTE = (
@@ -199,6 +199,5 @@ def save_curves(comparison: Comparison, target: Path) -> None:
 def save_png(figure: Any, target: Path) -> None:
     """Write a picture, completely or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    figure.savefig(part, format="png")
-    os.replace(part, target)
+    with replaced(target) as part:
+        figure.savefig(part, format="png")

@@ -21,7 +21,7 @@ from gpt2x.config import TrainConfig
 from gpt2x.config.keys import defaults, flatten, leaves
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
-from gpt2x.runtime.jobs import FAILED, FINISHED, JOB, KILLED, RUNNING, Job, read_command, read_job
+from gpt2x.runtime.jobs import FAILED, FINISHED, JOB, KILLED, RUNNING, SWEEP, Job, read_command, read_job
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.best import Best, best_value
 from gpt2x.trainable import trainable_of
@@ -29,7 +29,7 @@ from gpt2x.trainable import trainable_of
 STOPPED, EMPTY, DAMAGED = "stopped", "no metrics yet", "damaged"
 CONFIG, METRICS, PICTURE, RESULTS = "config.yaml", "metrics.jsonl", "loss.png", "results.json"
 TRAIN, EVALUATE = "train", "evaluate"
-OF_MULTIRUN = ("sweep.json", "multirun.yaml")  # in the directory of a multirun
+OF_MULTIRUN = (SWEEP, "multirun.yaml")  # in the directory of a multirun
 QUIET_S = 300.0  # a run that wrote nothing for so long is not called running
 
 _SAMPLE = re.compile(r"^=== step (\d+) ===\n", re.MULTILINE)

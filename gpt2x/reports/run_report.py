@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from gpt2x.reports.page import page, picture, table, words
 from gpt2x.reports.run import PICTURE, Run, read_run
 from gpt2x.reports.tables import Table, metric_text, number, text
 from gpt2x.runtime.console import console
+from gpt2x.runtime.files import replaced
 from gpt2x.runtime.jobs import FINISHED, RUNNING
 
 REPORT = "report.html"
@@ -29,11 +29,11 @@ def report_run(run_dir: Path) -> Path | None:
     """
     try:
         target = run_dir / REPORT
-        part = target.with_name(f".{REPORT}.part")
         run = read_run(run_dir)
         run = replace(run, status=FINISHED) if run.status == RUNNING else run  # this is its last work
-        part.write_text(run_page(run), encoding="utf-8")
-        os.replace(part, target)
+        page = run_page(run)
+        with replaced(target) as part:
+            part.write_text(page, encoding="utf-8")
     except Exception as error:  # a full disk, metrics that somebody edited, a fault of this module
         console.warn(f"no {REPORT} of this run ({' '.join(str(error).split()) or type(error).__name__})")
         return None

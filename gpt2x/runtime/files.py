@@ -1,4 +1,4 @@
-"""Directories that appear complete or not at all: written next to the target, synced, renamed (POSIX rename(2))."""
+"""Directories and files that appear complete or not at all: written beside the target, renamed (POSIX rename(2))."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from uuid import uuid4
 from gpt2x.errors import UserError
 
 Agree = Callable[[bool], bool]  # collective: True if every process of the group passes True; also a barrier
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """Yield a file beside `target`, which becomes `target` when the block ends without an error; it is not synced."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    yield part
+    os.replace(part, target)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt2x.runtime.files import replaced
+
 SWEEP = "sweep.json"  # in the directory of a sweep
 JOB = "job.json"  # in the run directory of a job
 COMMAND = "command.txt"  # in every run directory, and in that of a sweep
@@ -121,10 +123,11 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     for folder, folders, files in os.walk(sweep_dir):
         if JOB in files:
             job = read_job(Path(folder))
-            jobs.append(replace(job, sweep_dir=os.path.abspath(sweep_dir)) if job else None)
+            if job is not None:  # else the file is damaged
+                jobs.append(replace(job, sweep_dir=os.path.abspath(sweep_dir)))
             folders.clear()  # earlier attempts are below
         folders[:] = [name for name in folders if not name.startswith(".")]
-    return sorted((job for job in jobs if job), key=lambda job: job.number)
+    return sorted(jobs, key=lambda job: job.number)
 
 
 def read_sweep(sweep_dir: Path) -> Sweep | None:
@@ -148,9 +151,8 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
 
 def _write(path: Path, record: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replaced(path) as part:
+        part.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
 def note_command() -> None:

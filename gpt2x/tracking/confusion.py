@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from gpt2x.runtime.files import replaced
 
 
 def plot_confusion(
@@ -53,9 +54,8 @@ def plot_confusion(
     table.set_fontsize(9)
 
     png_path.parent.mkdir(parents=True, exist_ok=True)
-    part = png_path.with_suffix(".png.part")
-    figure.savefig(part, format="png")
-    os.replace(part, png_path)
+    with replaced(png_path) as part:
+        figure.savefig(part, format="png")
 
 
 def _shown(value: np.generic) -> str:

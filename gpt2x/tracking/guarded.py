@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
-from gpt2x.tracking.tracker import STATUSES, RunInfo, Tracker
+from gpt2x.tracking.tracker import RunInfo, Tracker, require_status
 
 
 class Guarded:
@@ -50,8 +50,7 @@ class Guarded:
         Raises:
             ValueError: the status is not FINISHED, FAILED or KILLED.
         """
-        if status not in STATUSES:
-            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        require_status(status)
         self._try(lambda: self._tracker.finish(status))
 
     def _try(self, call: Callable[[], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import replaced
 from gpt2x.tracking.tracker import STATUSES
 
 RECORD_NAME = "mlflow_run.json"
@@ -82,10 +82,8 @@ class RunRecord:
     def save(self, run_dir: Path) -> None:
         """Replace the file atomically."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        part = run_dir / f"{RECORD_NAME}.part"
-        with _saving:
+        with _saving, replaced(run_dir / RECORD_NAME) as part:
             part.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, run_dir / RECORD_NAME)
 
     @property
     def has_ended(self) -> bool:

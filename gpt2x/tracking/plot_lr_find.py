@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from gpt2x.runtime.files import replaced
 
 COLORS = ("#d62728", "#2ca02c")
 
@@ -53,9 +54,8 @@ def plot_lr_find(
     axes.set_ylim(low, high)
     axes.grid(alpha=0.25, which="both")
     axes.legend(loc="upper left", fontsize=9, framealpha=0.9)
-    part = path.with_suffix(".png.part")
-    figure.savefig(part, format="png")
-    os.replace(part, path)
+    with replaced(path) as part:
+        figure.savefig(part, format="png")
 
 
 def gaps(values: Sequence[float]) -> list[float]:

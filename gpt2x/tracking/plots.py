@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gpt2x.runtime.files import replaced
 from gpt2x.tracking import jsonl
 
 _REFERENCE_COLORS = ("#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")
@@ -76,9 +76,8 @@ def plot_loss(
     figure.align_ylabels([top, bottom])
 
     png_path.parent.mkdir(parents=True, exist_ok=True)
-    part = png_path.with_suffix(".png.part")
-    figure.savefig(part, format="png")
-    os.replace(part, png_path)
+    with replaced(png_path) as part:
+        figure.savefig(part, format="png")
 
 
 def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], list[float]]:

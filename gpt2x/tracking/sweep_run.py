@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.config import TrackerConfig
-from gpt2x.runtime.jobs import JOB, Job, read_command, read_job, typed_command
+from gpt2x.runtime.jobs import read_command, read_jobs, typed_command
 from gpt2x.tracking.description import sweep_name
 from gpt2x.tracking.jsonl import MetricsLog
 from gpt2x.tracking.mlflow_record import RunRecord, is_dead
@@ -61,7 +61,7 @@ def end_sweep_run(
     tracker.start(
         RunInfo(
             experiment=settings.experiment or experiment,
-            run_name=sweep_name(sweep_dir, any_job(sweep_dir), config.run_name),
+            run_name=sweep_name(sweep_dir, next(iter(read_jobs(sweep_dir)), None), config.run_name),
             run_dir=sweep_dir,
             params=params or {},
             tags=origin | dict(tags or {}),
@@ -74,8 +74,3 @@ def end_sweep_run(
     for path in artifacts:
         tracker.log_artifact(path)
     tracker.finish(status)
-
-
-def any_job(sweep_dir: Path) -> Job | None:
-    """Return one of the jobs that wrote to the directory of a sweep, or None."""
-    return next((job for path in sorted(sweep_dir.glob(f"*/**/{JOB}")) if (job := read_job(path.parent))), None)

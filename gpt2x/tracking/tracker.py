@@ -80,6 +80,12 @@ class Tracker(Protocol):
         """Close the run as FINISHED, FAILED or KILLED; wait a bounded time for what is still queued."""
 
 
+def require_status(status: str) -> None:
+    """Raise ValueError unless a status is FINISHED, FAILED or KILLED."""
+    if status not in STATUSES:
+        raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+
+
 @contextmanager
 def tracked(tracker: Tracker, run: RunInfo, files_at_end: Sequence[str] = ()) -> Iterator[None]:
     """Open a tracker's run with its `config.yaml`, and close it with the status of the block.

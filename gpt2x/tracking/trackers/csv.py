@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from gpt2x.config import TrackerConfig
+from gpt2x.runtime.files import replaced
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.guarded import Guarded
 from gpt2x.tracking.tracker import RunInfo
@@ -58,9 +58,9 @@ class CsvTracker:
     def _rewrite(self) -> None:
         rows = jsonl.read(self._metrics)
         self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
-        part = self._path.with_suffix(".csv.part")
-        part.write_text(",".join(map(_quoted, self._columns)) + "\n" + _text(rows, self._columns), encoding="utf-8")
-        os.replace(part, self._path)
+        text = ",".join(map(_quoted, self._columns)) + "\n" + _text(rows, self._columns)
+        with replaced(self._path) as part:
+            part.write_text(text, encoding="utf-8")
         if self._file is not None:
             self._file.close()
         self._file = self._path.open("a", encoding="utf-8", newline="")

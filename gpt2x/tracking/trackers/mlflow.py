@@ -32,7 +32,7 @@ from gpt2x.tracking.mlflow_store import (
     where_to_look,
 )
 from gpt2x.tracking.parameters import checked_tags, shortened_for_mlflow, tags_for_mlflow
-from gpt2x.tracking.tracker import STATUSES, RunInfo
+from gpt2x.tracking.tracker import RunInfo, require_status
 
 QUEUE_LINES = 10_000
 GATHER_S = 1.0  # lines of this many seconds are sent together
@@ -138,8 +138,7 @@ class MlflowTracker:
         Raises:
             ValueError: the status is not FINISHED, FAILED or KILLED.
         """
-        if status not in STATUSES:
-            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        require_status(status)
         if self._thread is None:
             return
         self._record.status, self._record.end_time_s = status, time.time()

@@ -27,7 +27,7 @@ from gpt2x.runtime.console import console
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.guarded import require_package
 from gpt2x.tracking.mlflow_model import is_mlflow_model
-from gpt2x.tracking.tracker import STATUSES, RunInfo
+from gpt2x.tracking.tracker import RunInfo, require_status
 
 MAX_TAG_CHARS = 64  # W&B's limit
 MODES = ("offline", "online", "disabled")
@@ -95,8 +95,7 @@ class WandbTracker:
         Raises:
             ValueError: the status is not FINISHED, FAILED or KILLED.
         """
-        if status not in STATUSES:
-            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        require_status(status)
         if self._thread is None:
             return
         self._status = status
