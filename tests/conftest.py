@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gpt2x.config import HardwareConfig
 from tests.support import kinds
@@ -53,6 +54,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """
     chosen = [argument for argument in config.args if ".py" in argument]
     return 0 if chosen and len(chosen) == len(config.args) else min(4, len(os.sched_getaffinity(0)))
+
+
+# ---- generated inputs (tests/users)
+
+# GPT2X_EXAMPLES=N draws N inputs per property, new ones each time; without it the same few are drawn each time
+EXAMPLES = os.environ.get("GPT2X_EXAMPLES")
+settings.register_profile(
+    "gpt2x",
+    max_examples=int(EXAMPLES or 25),
+    derandomize=EXAMPLES is None,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("gpt2x")
 
 
 # ---- marks

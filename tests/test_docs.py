@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2x.commands import compatibility
 from gpt2x.commands.cli import CONFIGURED
 from gpt2x.config.keys import leaves
 from gpt2x.config.options import SCHEMAS
@@ -40,6 +41,12 @@ def test_every_option_is_listed():
     text = CONFIGURATION.read_text(encoding="utf-8")
     missing = [f"{group}={option}" for group, option in OPTIONS if f"`{option}`" not in text]
     assert not missing
+
+
+def test_compatibility_is_that_of_the_program():
+    path = ROOT / "docs" / "compatibility.md"
+    text = path.read_text(encoding="utf-8")
+    assert compatibility.with_tables(text) == text, f"run python -m gpt2x.commands.compatibility {path}"
 
 
 # ---- commands

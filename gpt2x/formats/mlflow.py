@@ -32,8 +32,8 @@ MODEL_FOLDER = "mlflow_model"  # in the directory of a run with tracker.log_mode
 DATA = "checkpoint"  # the folder within `data`
 LOADER = "gpt2x.serve.pyfunc"  # imported by MLflow when it loads the model, not here
 # What the loader imports, by package or module, and the groups of conf/ that it reads
-CODE = ("__init__", "checkpoint", "config", "convert", "data", "errors", "extensions", "generate", "lora", "model",
-        "native", "ops", "parallel", "pretrained", "runtime", "serve")  # fmt: skip
+CODE = ("__init__", "checkpoint", "compatibility", "config", "convert", "data", "errors", "extensions", "generate",
+        "lora", "model", "native", "ops", "parallel", "pretrained", "runtime", "serve")  # fmt: skip
 OPTIONS = ("hardware", "model")
 # Decoding options that a caller may set. The others cost the server memory or read its files.
 PARAMS = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",

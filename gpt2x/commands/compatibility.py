@@ -1,0 +1,45 @@
+"""docs/compatibility.md: what is read, rejected and ignored, by format and key, from the code's own lists.
+
+`python -m gpt2x.commands.compatibility docs/compatibility.md` writes the tables of the file again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gpt2x.compatibility import Format
+
+BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
+END = "<!-- formats: end -->"
+FORMATS: tuple[Format, ...] = ()
+
+
+def with_tables(text: str) -> str:
+    """Return `text` with the tables between its two markers written again."""
+    before, rest = text.split(BEGIN)
+    tables = "\n\n".join(map(table, FORMATS))
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+
+
+def table(format: Format) -> str:
+    """Return the section of one format."""
+    rows = [f"| {cell(f'`{entry.name}`')} | {entry.use} | {cell(entry.note)} |" for entry in format.entries]
+    head = [f"## {format.title}", "", format.what, "", "| name | use | note |", "|---|---|---|"]
+    return "\n".join([*head, *rows, "", f"Anything else: {format.others}"])
+
+
+def cell(text: str) -> str:
+    """Return a text as the cell of a table."""
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the tables of the file that the command line names."""
+    path = Path(sys.argv[1])
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"{path} written")
+
+
+if __name__ == "__main__":
+    main()
