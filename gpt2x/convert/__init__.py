@@ -7,7 +7,7 @@ Nothing here imports MindSpore, torch or transformers, and no values are read be
 - `huggingface`: opens and writes Hugging Face GPT-2 directories.
 - `huggingface_config`: config.json to `ModelConfig` and back.
 - `torch_pickle`: reads `.bin` files without running what they say.
-- `tokenizer_files`: copies a tokenizer between formats, with its end-of-text token.
+- `tokenizer_files`: copies a tokenizer between formats, with its special tokens.
 - `fit`: do names, shapes and sizes fit a model?
 - `added_rows`: rows for the tokens that `tokenizer.extend` adds.
 - `directories`: JSON files read, output directories that must be empty.

@@ -26,7 +26,7 @@ from gpt2x.convert.base import WeightsSource
 from gpt2x.convert.directories import read_json, require_empty
 from gpt2x.convert.fit import check_weights
 from gpt2x.convert.huggingface_config import config_from_model, model_from_config
-from gpt2x.convert.tokenizer_files import copy_tokenizer, find_eos_id, has_tokenizer
+from gpt2x.convert.tokenizer_files import copy_tokenizer, has_tokenizer, special_ids
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
@@ -100,7 +100,7 @@ def export_huggingface(source: WeightsSource, output: Path) -> None:
     """
     require_empty(output)
     weights = source.weights()
-    eos_id = None if source.tokenizer_dir is None else find_eos_id(source.tokenizer_dir)
+    eos_id = None if source.tokenizer_dir is None else special_ids(source.tokenizer_dir).get("eos_token")
     config = config_from_model(source.model, eos_id=eos_id, dtype=weights.specs["wte.weight"].dtype.name)
     generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     with new_directory(output) as temporary:

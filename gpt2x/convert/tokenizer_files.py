@@ -1,4 +1,4 @@
-"""A tokenizer's files: which there are, copying them, and the id of the end-of-text token."""
+"""A tokenizer's files: which there are, copying them, and the ids of its special tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2x.convert.directories import read_json
 from gpt2x.data.template import FILE as TEMPLATE_FILE
-from gpt2x.data.tokenizer import DEFAULT_EOS, declared_eos
+from gpt2x.data.tokenizer import DEFAULT_EOS, declared_tokens
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -29,22 +29,25 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    token = declared_eos(source, _tokens(source).get)
-    if token is not None and declared_eos(target, lambda _: None) is None:
+    token = declared_tokens(source, _tokens(source).get).get("eos_token")
+    if token is not None and "eos_token" not in declared_tokens(target, lambda _: None):
         file = target / "tokenizer_config.json"
         content = (read_json(file) if file.is_file() else {"tokenizer_class": "GPT2Tokenizer"}) | {"eos_token": token}
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def find_eos_id(directory: Path) -> int | None:
-    """Return the id of the end-of-text token, by the rule of `Tokenizer.load`; None if the vocabulary lacks it.
+def special_ids(directory: Path) -> dict[str, int]:
+    """Return role -> id of the tokens with a role, such as `bos_token`, by the rules of `Tokenizer.load`.
+
+    Roles that no file gives, and tokens that the vocabulary lacks, are absent.
 
     Raises:
         UserError: one of the files is not JSON.
     """
     tokens = _tokens(directory)
-    eos = declared_eos(directory, tokens.get) or DEFAULT_EOS
-    return next((i for i, token in tokens.items() if token == eos), None)
+    ids = {token: i for i, token in tokens.items()}
+    roles = {"eos_token": DEFAULT_EOS} | declared_tokens(directory, tokens.get)
+    return {role: ids[token] for role, token in roles.items() if token in ids}
 
 
 def _tokens(directory: Path) -> dict[int, str]:

@@ -8,7 +8,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from gpt2x.errors import UserError
 
 DEFAULT_EOS = "<|endoftext|>"
+GPT2_ROLES = ("bos_token", "unk_token")  # which GPT-2's class sets if no file names them
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # gpt2, openai-community/gpt2
 HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 HUB_TIMEOUT_S = 5
@@ -34,6 +36,10 @@ class Tokenizer:
         vocab_size: Number of ids, special tokens included.
         eos_id: Id of the end-of-text token.
         eos_token: Its text.
+        special_tokens: Text of each token that has a role, such as `bos_token`: those that the files name and that the
+            vocabulary has.
+        bos_id: Id of the token before a text, or None.
+        pad_id: Id of the padding token, or None.
         fingerprint: sha256 of what decides the encoding; the same for vocab.json + merges.txt, for tokenizer.json
             and after save and load.
         cuts_at_whitespace: True if a text may be cut before a blank or newline that follows a visible character, and
@@ -44,7 +50,9 @@ class Tokenizer:
         UserError: The end-of-text token is not in the vocabulary.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos_token: str, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise UserError(
@@ -59,6 +67,13 @@ class Tokenizer:
         self._backend = backend
         self.eos_token: str = eos_token
         self.eos_id: int = eos_id
+        self.special_tokens: dict[str, str] = {
+            role: token
+            for role, token in (dict(special_tokens or {}) | {"eos_token": eos_token}).items()
+            if backend.token_to_id(token) is not None
+        }
+        self.bos_id: int | None = self._role_id("bos_token")
+        self.pad_id: int | None = self._role_id("pad_token")
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         state = json.loads(backend.to_str())
         self.fingerprint: str = _fingerprint(state, eos_token)
@@ -71,6 +86,10 @@ class Tokenizer:
             and state["normalizer"] is None
             and not any(token["rstrip"] or re.search(r"\s", token["content"]) for token in state["added_tokens"])
         )
+
+    def _role_id(self, role: str) -> int | None:
+        token = self.special_tokens.get(role)
+        return None if token is None else self._backend.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
@@ -112,7 +131,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(directory / "tokenizer.json"))
         self._backend.model.save(str(directory))  # vocab.json, merges.txt
-        special = {name: self.eos_token for name in ("bos_token", "eos_token", "unk_token")}
+        special = self.special_tokens
         config = {
             "tokenizer_class": "GPT2Tokenizer",
             **special,
@@ -137,8 +156,7 @@ class Tokenizer:
         local = Path(path).expanduser()
         if local.is_file():
             backend = _read_tokenizer_json(local)
-            directory = local.parent
-            return cls(backend, declared_eos(directory, backend.id_to_token) or eos_token or DEFAULT_EOS)
+            return cls._of_files(backend, local.parent, eos_token)
         if local.is_dir():
             return cls._load_directory(local, eos_token)
         if not HUB_NAME.fullmatch(str(path)):
@@ -166,7 +184,12 @@ class Tokenizer:
                 f"tokenizer.path={directory} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is "
                 f"needed; it has {names}. Point tokenizer.path to the right directory, or use tokenizer=bpe."
             )
-        return cls(backend, declared_eos(directory, backend.id_to_token) or eos_token or DEFAULT_EOS)
+        return cls._of_files(backend, directory, eos_token)
+
+    @classmethod
+    def _of_files(cls, backend: tokenizers.Tokenizer, directory: Path, eos_token: str | None) -> Tokenizer:
+        roles = declared_tokens(directory, backend.id_to_token)
+        return cls(backend, roles.get("eos_token") or eos_token or DEFAULT_EOS, roles)
 
 
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
@@ -191,15 +214,26 @@ def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def declared_eos(directory: Path, token_of: Callable[[int], str | None]) -> str | None:
-    """Return the end-of-text token that a tokenizer's files name, else the model's config.json, else None."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(directory / name).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token:
-            return str(token)
-    eos_id = _read_json(directory / "config.json").get("eos_token_id")
-    return token_of(eos_id) if isinstance(eos_id, int) else None
+def declared_tokens(directory: Path, token_of: Callable[[int], str | None]) -> dict[str, str]:
+    """Return role -> text of the tokens that a tokenizer's files name.
+
+    The end-of-text token may be named by the id in the model's config.json. GPT-2's class takes `<|endoftext|>` for
+    BOS and UNK if no file names them.
+    """
+    config, named = _read_json(directory / "tokenizer_config.json"), _read_json(directory / "special_tokens_map.json")
+    roles = {}
+    for role in ROLES:
+        tokens = (source.get(role) for source in (config, named))
+        contents = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+        if token := next((content for content in contents if isinstance(content, str) and content), None):
+            roles[role] = token
+    if "eos_token" not in roles:
+        eos_id = _read_json(directory / "config.json").get("eos_token_id")
+        if isinstance(eos_id, int) and (token := token_of(eos_id)) is not None:
+            roles["eos_token"] = token
+    if str(config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast") == "GPT2Tokenizer":
+        roles = dict.fromkeys(GPT2_ROLES, DEFAULT_EOS) | roles
+    return roles
 
 
 def _fingerprint(state: dict[str, Any], eos_token: str) -> str:

@@ -15,7 +15,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert import check_model_matches, check_weights, load_source
 from gpt2x.convert.huggingface_config import config_from_model, model_from_config
-from gpt2x.convert.tokenizer_files import find_eos_id
+from gpt2x.convert.tokenizer_files import special_ids
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.model.stats import tensor_shapes
@@ -171,7 +171,7 @@ def test_trained_checkpoints(shared_data, name):
     assert source.model.name == f"hf_{name}"
     assert source.tokenizer_dir == source.path
     assert sum(values.size for values in source.weights().values()) == 929_536
-    assert find_eos_id(source.tokenizer_dir) == 0
+    assert special_ids(source.tokenizer_dir)["eos_token"] == 0
 
 
 @pytest.mark.parity
@@ -338,14 +338,14 @@ def test_nothing_is_overwritten(tiny_dir, tmp_path, capsys):
 
 def test_eos_id(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0, "<|endoftext|>": 1, "</s>": 2}')
-    assert find_eos_id(tmp_path) == 1
+    assert special_ids(tmp_path)["eos_token"] == 1
     (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
-    assert find_eos_id(tmp_path) == 0
+    assert special_ids(tmp_path)["eos_token"] == 0
     (tmp_path / "config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}}')
-    assert find_eos_id(tmp_path) == 2
+    assert special_ids(tmp_path)["eos_token"] == 2
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
-    assert find_eos_id(tmp_path) == 0
+    assert special_ids(tmp_path)["eos_token"] == 0
 
 
 @pytest.mark.parametrize("eos", ["<|endoftext|>", "</s>"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpt2x.config import TokenizerConfig
+from gpt2x.convert.tokenizer_files import special_ids
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
@@ -149,3 +150,29 @@ def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
 def test_readers_do_not_import_mindspore():
     code = "import sys, gpt2x.data.prepare, gpt2x.data.sampling; assert 'mindspore' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_special_tokens_keep_their_roles(trained, tmp_path):
+    trained.save(tmp_path)
+    names = {"bos_token": "a", "eos_token": {"content": "!"}, "pad_token": "b", "sep_token": "<not in the vocabulary>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "c", "mask_token": "d"}))
+    expected = {"bos_token": "a", "eos_token": "!", "pad_token": "b", "mask_token": "d"}
+    ids = {role: trained._backend.token_to_id(token) for role, token in expected.items()}
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.special_tokens == expected
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == tuple(
+        ids[role] for role in ("bos_token", "eos_token", "pad_token")
+    )
+    assert special_ids(tmp_path) == ids
+    tokenizer.save(tmp_path / "saved")
+    assert expected.items() <= Tokenizer.load(tmp_path / "saved").special_tokens.items()
+
+
+def test_gpt2_class_names_three_tokens_by_itself(trained, tmp_path):
+    trained.save(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).unlink()
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.special_tokens == dict.fromkeys(("bos_token", "unk_token", "eos_token"), "<|endoftext|>")
+    assert (tokenizer.bos_id, tokenizer.pad_id) == (tokenizer.eos_id, None)
