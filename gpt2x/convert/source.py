@@ -8,7 +8,17 @@ from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.convert.fit import check_weights
 from gpt2x.convert.huggingface import WEIGHT_FILES, HuggingFaceWeights, open_huggingface
+from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
+from gpt2x.data.template import FILE as TEMPLATE_FILE
 from gpt2x.errors import UserError
+from gpt2x.runtime.hub import Wish, fetch, names_repository
+
+FIX = "Give the directory of a run, of a gpt2x checkpoint or of a Hugging Face GPT-2, or a name such as gpt2."
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # which are rejected by what they are
+HUB_FILES = Wish(
+    required=(("config.json", "adapter_config.json"), (*WEIGHT_FILES, *ADAPTER_FILES)),
+    optional=("generation_config.json", *TOKENIZER_FILES, "added_tokens.json", TEMPLATE_FILE),
+)
 
 
 class CheckpointWeights:
@@ -35,25 +45,34 @@ class CheckpointWeights:
         self.checkpoint.verify()
 
 
+def local_path(load: Path | str) -> Path:
+    """Return the path that `load=` names; of a repository of the Hugging Face hub, its folder in the cache.
+
+    Raises:
+        UserError: it is no path, and the hub has no such repository or cannot be reached.
+    """
+    if names_repository(str(load)):
+        return fetch("load", str(load), HUB_FILES, FIX)
+    return Path(load).expanduser()
+
+
 def load_source(path: Path | str, *, verify: bool = True) -> CheckpointWeights | HuggingFaceWeights:
     """Open the directory that `load=` names, and check all of it before anything is loaded.
 
     A gpt2x checkpoint is hashed. In both formats, names and shapes are compared with the model's.
 
     Args:
-        path: a run, a gpt2x checkpoint or a Hugging Face directory. For a run, the newest complete checkpoint is
-            opened, and the source's `path` is that checkpoint's.
+        path: a run, a gpt2x checkpoint, a Hugging Face directory, or the name of a repository of the Hugging Face hub.
+            For a run, the newest complete checkpoint is opened, and the source's `path` is that checkpoint's.
         verify: whether to hash. Pass False if a different process has just done it.
 
     Raises:
         UserError: the directory is none of these, is damaged, or has missing, unexpected or mis-shaped tensors.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         fault = "is a file" if path.exists() else "does not exist"
-        raise UserError(
-            f"load={path} {fault}. Give the directory of a run, of a gpt2x checkpoint or of a Hugging Face GPT-2."
-        )
+        raise UserError(f"load={path} {fault}. {FIX}")
     if complete := list_checkpoints(path):
         path = complete[-1]
     if (path / MANIFEST).is_file():

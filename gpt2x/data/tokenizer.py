@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,15 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2x.errors import UserError
+from gpt2x.runtime.hub import Wish, fetch, names_repository
 
 DEFAULT_EOS = "<|endoftext|>"
 GPT2_ROLES = ("bos_token", "unk_token")  # which GPT-2's class sets if no file names them
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # gpt2, openai-community/gpt2
-HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
-HUB_TIMEOUT_S = 5
+HUB_FILES = Wish(
+    required=(("tokenizer.json", "vocab.json"),),
+    optional=("merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"),
+)
 
 
 class Tokenizer:
@@ -147,7 +146,7 @@ class Tokenizer:
 
         Args:
             path: A directory with tokenizer.json, or vocab.json and merges.txt; a tokenizer.json; else the name of a
-                repository on the Hugging Face hub (a cached copy is used if there is one).
+                repository on the Hugging Face hub (`gpt2x.runtime.hub`).
             eos_token: Used if the files name none.
 
         Raises:
@@ -159,12 +158,13 @@ class Tokenizer:
             return cls._of_files(backend, local.parent, eos_token)
         if local.is_dir():
             return cls._load_directory(local, eos_token)
-        if not HUB_NAME.fullmatch(str(path)):
+        if not names_repository(str(path)):
             raise UserError(
                 f"tokenizer.path={path} does not exist. Give a directory with vocab.json and merges.txt (or "
                 f"tokenizer.json), the name of a hub repository, or tokenizer=bpe to train one on the corpus."
             )
-        return cls._load_directory(_download(str(path)), eos_token)
+        fix = "Give tokenizer.path= a local directory with vocab.json and merges.txt, or train one with tokenizer=bpe."
+        return cls._load_directory(fetch("tokenizer.path", str(path), HUB_FILES, fix), eos_token)
 
     @classmethod
     def _load_directory(cls, directory: Path, eos_token: str | None) -> Tokenizer:
@@ -251,47 +251,6 @@ def _fingerprint(state: dict[str, Any], eos_token: str) -> str:
         "eos_token": eos_token,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _download(repository: str) -> Path:
-    """Return the directory of the hub's tokenizer files: a cached copy if there is one, else a download.
-
-    Without a network the hub's client retries for half a minute, so the endpoint is tried once before.
-    """
-    import huggingface_hub
-    import huggingface_hub.constants  # the package names it by itself in some versions only
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    def fetch(name: str, **options: Any) -> str | None:
-        try:
-            return huggingface_hub.hf_hub_download(repository, name, **options)
-        except EntryNotFoundError:  # not in the repository, or (its subclass) not in the cache
-            return None
-
-    fix = "Give tokenizer.path= a local directory with vocab.json and merges.txt, or train one with tokenizer=bpe."
-    if cached := fetch("tokenizer.json", local_files_only=True):
-        return Path(cached).parent
-    try:
-        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # any answer means that the hub is reachable
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"tokenizer.path={repository} is not a local directory, and the hub "
-            f"({huggingface_hub.constants.ENDPOINT}) cannot be reached: {reason}. {fix}"
-        ) from error
-    try:
-        paths = [path for name in HUB_FILES if (path := fetch(name))]
-        if not any(os.path.basename(p) == "tokenizer.json" for p in paths):
-            paths = [path for name in ("vocab.json", "merges.txt") if (path := fetch(name))]
-    except (HfHubHTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"tokenizer.path={repository} cannot be loaded from the hub: {reason} {fix}") from error
-    if not paths:
-        raise UserError(f"tokenizer.path={repository}: that hub repository has no tokenizer files. {fix}")
-    return Path(paths[0]).parent
 
 
 def _read_json(path: Path) -> dict[str, Any]:

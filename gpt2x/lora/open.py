@@ -10,18 +10,25 @@ from gpt2x.config import LoraConfig
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
-from gpt2x.lora.peft import CONFIG_FILE, open_peft
+from gpt2x.lora.peft import CONFIG_FILE, WEIGHT_FILES, open_peft
 from gpt2x.lora.shapes import GROUP, A, B, trained_shapes
 from gpt2x.model.stats import HEAD
+from gpt2x.runtime.hub import Wish, fetch, names_repository
+
+FIX = "Give the directory of a run with lora=, of its checkpoint, or of a PEFT adapter."
+HUB_FILES = Wish(required=((CONFIG_FILE,), tuple(WEIGHT_FILES)))
 
 
 def open_adapter(directory: Path | str) -> Adapter:
     """Open the adapter in a directory: a run of `lora=` (its newest checkpoint), one of its checkpoints, or PEFT's.
 
+    If there is no such directory, its name can be that of a repository of the Hugging Face hub.
+
     Raises:
         UserError: there is no adapter, or it is damaged.
     """
-    path = Path(directory).expanduser()
+    is_hub = names_repository(str(directory))
+    path = fetch("adapters", str(directory), HUB_FILES, FIX) if is_hub else Path(directory).expanduser()
     if complete := list_checkpoints(path):
         path = complete[-1]
     if (path / MANIFEST).is_file():
@@ -35,10 +42,7 @@ def open_adapter(directory: Path | str) -> Adapter:
     if (path / CONFIG_FILE).is_file():
         return open_peft(path)
     fault = f"holds neither a gpt2x checkpoint ({MANIFEST}) nor a PEFT adapter ({CONFIG_FILE})"
-    raise UserError(
-        f"adapters={directory} {fault if path.is_dir() else 'is not a directory'}. Give the directory of a run with "
-        "lora=, of its checkpoint, or of a PEFT adapter."
-    )
+    raise UserError(f"adapters={directory} {fault if path.is_dir() else 'is not a directory'}. {FIX}")
 
 
 def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:

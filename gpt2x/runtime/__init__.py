@@ -6,6 +6,7 @@
 - `interrupt`, `exits`: Ctrl-C and SIGTERM; exit status, and errors as the user sees them.
 - `console`: results, notices, errors, the live bar.
 - `device`: MindSpore's device, mode, threads and seed; the measured peak. `memory`: of the process and the machine.
+- `hub`: the Hugging Face hub, its cache and downloads from it.
 - `files`: directories that appear complete or not at all.
 - `jobs`: what is written down about a sweep (a Hydra multirun) and its jobs. `shares`: a job's share of the cores.
 """

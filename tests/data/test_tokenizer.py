@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from gpt2x.convert.tokenizer_files import special_ids
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
+from tests.support.hub import fill_cache, hub_at
 
 TEXT = "It's a test:  two  blanks,\n\n\nnewlines and 1234 “quotes” — über 日本語 🙂\t<|endoftext|> end \n"
 
@@ -133,17 +133,13 @@ def test_wrong_paths(tmp_path):
         byte_level_bpe.train(iter(["x"]), 200)
 
 
-def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    started = time.monotonic()
-    with pytest.raises(
-        UserError, match=r"tokenizer\.path=someone/gpt2 is not a local.*cannot be reached.*tokenizer=bpe"
-    ):
-        Tokenizer.load("someone/gpt2")
-    assert time.monotonic() - started < 8
+def test_a_tokenizer_of_the_hub(trained, tmp_path):
+    trained.save(tmp_path / "saved")
+    fill_cache(tmp_path / "cache", "someone/gpt2", tmp_path / "saved")
+    with hub_at("http://127.0.0.1:9", tmp_path / "cache"):
+        assert Tokenizer.load("someone/gpt2").fingerprint == trained.fingerprint
+        with pytest.raises(UserError, match=r"tokenizer\.path=someone/gpt is no local.* failed \(.*tokenizer=bpe"):
+            Tokenizer.load("someone/gpt")
 
 
 @pytest.mark.launch
