@@ -192,7 +192,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         )
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"checkpoint {path}: {MANIFEST} cannot be read ({error}). Copy it again, or use a different checkpoint."
         ) from error

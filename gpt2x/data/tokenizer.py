@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.hub import Wish, fetch, names_repository
+from gpt2x.runtime.json_text import read_json
 
 DEFAULT_EOS = "<|endoftext|>"
 GPT2_ROLES = ("bos_token", "unk_token")  # which GPT-2's class sets if no file names them
@@ -254,13 +255,7 @@ def _fingerprint(state: dict[str, Any], eos_token: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}. Copy the file again.") from error
-    return content if isinstance(content, dict) else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.shapes import linear_of, split
 from gpt2x.model.stats import HEAD
 from gpt2x.runtime.files import new_directory
+from gpt2x.runtime.json_text import parse_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_torch}
@@ -135,7 +136,7 @@ def labels_of(path: Path) -> list[str] | None:
         return None
     with safe_open(file, "numpy") as opened:
         labels = (opened.metadata() or {}).get("labels")
-    return None if labels is None else json.loads(labels)
+    return None if labels is None else parse_json(labels, f"{file}: its labels", "Write the adapter again.")
 
 
 def join_segments(adapter: Adapter) -> dict[str, Product]:

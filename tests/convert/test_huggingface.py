@@ -277,7 +277,7 @@ def twice(folder):
 
 WRONG_DIRECTORIES = {
     "does not exist": shutil.rmtree,
-    "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json is not JSON": lambda folder: (folder / "config.json").write_text("{"),
     "config.json holds a list": lambda folder: (folder / "config.json").write_text("[]"),
     "is neither a gpt2x checkpoint .*none of these files exists": lambda folder: (folder / "config.json").unlink(),
     "no weights: none of model.safetensors, .*pytorch_model.bin.*Copy or download": remove_weights,
