@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 from gpt2x.compatibility import Format
+from gpt2x.convert.huggingface_files import WEIGHTS_FORMAT
+from gpt2x.convert.huggingface_keys import CONFIG_KEYS
+from gpt2x.convert.huggingface_names import NAMES_FORMAT
 
 BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
 END = "<!-- formats: end -->"
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (WEIGHTS_FORMAT, NAMES_FORMAT, CONFIG_KEYS)
 
 
 def with_tables(text: str) -> str:

@@ -12,6 +12,12 @@ from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
 from gpt2x.model.stats import ffn_size, tensor_shapes
 
+LINEARS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+TRANSPOSED = (
+    "The matrices are those of torch.nn.Linear, such as nanoGPT's: transpose attn.c_attn.weight, attn.c_proj.weight, "
+    "mlp.c_fc.weight and mlp.c_proj.weight of each layer."
+)
+
 
 def check_weights(weights: Mapping[str, np.ndarray], model: ModelConfig, *, origin: str = "weights") -> None:
     """Compare names and shapes with the model's logical tensors. The values of `LazyTensors` are not read.
@@ -22,25 +28,26 @@ def check_weights(weights: Mapping[str, np.ndarray], model: ModelConfig, *, orig
         origin: where the weights come from, for the message.
 
     Raises:
-        UserError: lists every missing, unexpected and mis-shaped name.
+        UserError: lists every missing, unexpected and mis-shaped name, and those of dtypes that are not floats.
     """
     expected = tensor_shapes(model)
-    shapes = weights.shapes if isinstance(weights, LazyTensors) else {name: w.shape for name, w in weights.items()}
+    specs = weights.specs if isinstance(weights, LazyTensors) else weights
+    shapes = {name: tuple(spec.shape) for name, spec in specs.items()}
+    misshaped = [name for name, shape in expected.items() if shapes.get(name, shape) != tuple(shape)]
     faults = {
         "missing": [name for name in expected if name not in shapes],
         "unexpected": [name for name in shapes if name not in expected],
-        "mis-shaped": [
-            f"{name} {tuple(shapes[name])} instead of {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in shapes and tuple(shapes[name]) != tuple(shape)
-        ],
+        "mis-shaped": [f"{name} {shapes[name]} instead of {tuple(expected[name])}" for name in misshaped],
+        "not floating-point": [f"{n} {specs[n].dtype}" for n in expected if n in specs and specs[n].dtype.kind != "f"],
     }
     if any(faults.values()):
         listed = "".join(f"\n  {fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        is_transposed = [shapes[name] == expected[name][::-1] for name in misshaped if name.endswith(LINEARS)]
+        hint = f"\n  {TRANSPOSED}" if is_transposed and all(is_transposed) else ""
         raise UserError(
             f"{origin}: the weights do not fit the model ({model.num_layers} layers, hidden size {model.hidden_size}, "
             f"{model.max_seq_len} positions, vocabulary {model.vocab_size}); nothing was loaded. Use the "
-            f"configuration that belongs to these weights, or complete files.{listed}"
+            f"configuration that belongs to these weights, or complete files.{listed}{hint}"
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.convert.fit import check_weights
-from gpt2x.convert.huggingface import WEIGHT_FILES, HuggingFaceWeights, open_huggingface
+from gpt2x.convert.huggingface import HuggingFaceWeights, open_huggingface
+from gpt2x.convert.huggingface_files import WEIGHT_FILES, other_format
 from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
 from gpt2x.data.template import FILE as TEMPLATE_FILE
 from gpt2x.errors import UserError
@@ -93,5 +94,6 @@ def load_source(path: Path | str, *, verify: bool = True) -> CheckpointWeights |
         raise UserError(f"load={path} is a PEFT adapter and holds no model. Give load=BASE 'adapters=[{path}]'.")
     raise UserError(
         f"load={path} is neither a gpt2x checkpoint ({MANIFEST}) nor a Hugging Face GPT-2 (config.json with "
-        f"{', '.join(WEIGHT_FILES)}): none of these files exists. Give a directory that has them."
+        f"{', '.join(WEIGHT_FILES)}): none of these files exists. "
+        + (other_format(path) or "Give a directory that has them.")
     )

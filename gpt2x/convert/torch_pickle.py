@@ -6,21 +6,27 @@ of storages. The values are memory-mapped from the file.
 
 Python's unpickler calls any importable function that a pickle names. Here, `find_class` returns inert, immutable
 stand-ins for the few names that a state dict needs, and rejects every other name.
+
+As transformers does, only tensors of the table are read. A table within a table, as Lightning, DeepSpeed and nanoGPT
+write it, is read if it is the only one by its name.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gpt2x.checkpoint.tensors import StoredTensor, reject_lfs_pointer
 from gpt2x.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 STORAGE_DTYPES = {
@@ -36,6 +42,26 @@ STORAGE_DTYPES = {
     "BoolStorage": "bool",
 }
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
+# names of torch whose objects change no tensor
+INERT = ("Size", "device", "Tensor", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8",
+         "uint8", "bool", "strided")  # fmt: skip
+# what a pickle asks for -> what the file holds then
+UNSUPPORTED = {
+    "_rebuild_tensor_v3": "tensors of a dtype such as float8",
+    "_rebuild_qtensor": "quantized tensors",
+    "_rebuild_sparse_tensor": "sparse tensors",
+    "_rebuild_sparse_csr_tensor": "sparse tensors",
+    "_rebuild_wrapper_subclass": "quantized tensors",
+    "_rebuild_meta_tensor_no_storage": "tensors without values",
+    "ComplexFloatStorage": "complex tensors",
+    "ComplexDoubleStorage": "complex tensors",
+    "QInt8Storage": "quantized tensors",
+    "QUInt8Storage": "quantized tensors",
+    "QInt32Storage": "quantized tensors",
+    "UntypedStorage": "tensors of a dtype such as float8",
+}
+MAX_DEPTH = 20  # of tables within tables
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, training loops, nanoGPT, DeepSpeed
 BROKEN_PICKLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -91,13 +117,36 @@ class _RebuildParameter:
         return data
 
 
+class _RebuildSubclass:
+    """Stand-in for torch._tensor._rebuild_from_type_v2: a tensor with attributes is its tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, rebuild: Any, _kind: Any, arguments: Any, _attributes: Any) -> Any:
+        return rebuild(*arguments)
+
+
+class _Inert:
+    """Stand-in for what is no tensor: it takes any arguments and is nothing."""
+
+    __slots__ = ()
+
+    def __call__(self, *_ignored: Any) -> None:
+        return None
+
+
 def _allowed_globals() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
         ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
         ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+        ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
+        ("torch._tensor", "_rebuild_from_type_v2"): _RebuildSubclass(),
+        ("torch.nn.parameter", "Parameter"): _Inert(),
     }
+    for name in INERT:
+        allowed["torch", name] = _Inert()
     for name, dtype in STORAGE_DTYPES.items():
         allowed["torch", name] = _StorageType(dtype)
     return allowed
@@ -113,6 +162,17 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
+            if module.startswith("torch") and name in UNSUPPORTED:
+                raise UserError(
+                    f"{self._path} holds {UNSUPPORTED[name]} ({module}.{name}), which are not weights of a GPT-2. "
+                    "Save them as float32, or get model.safetensors."
+                )
+            if module.startswith(("transformers.", "torch.nn.modules.")):
+                raise UserError(
+                    f"{self._path} was rejected: its pickle asks for {module}.{name}. It is a whole pickled model, "
+                    "whose loading runs code. Save only the weights: torch.save(model.state_dict(), FILE), or "
+                    "model.save_pretrained(DIRECTORY)."
+                )
             raise UserError(
                 f"{self._path} was rejected: its pickle asks for {module}.{name}, which weights do not need and which "
                 "may run code. Get the weights as model.safetensors."
@@ -130,6 +190,8 @@ class _StateDictUnpickler(pickle.Unpickler):
 def open_torch(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a state dict that `torch.save` wrote. Their values stay in the file.
 
+    A warning names entries that are no tensors.
+
     Raises:
         UserError: the file cannot be read, is truncated, names more than tensors need, or is not a state dict.
     """
@@ -138,9 +200,8 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as stream:
             is_zip = stream.read(4) == b"PK\x03\x04"
             stream.seek(0)
-            views, storage_offsets = _read_zip(stream, path) if is_zip else _read_legacy(stream, path)
-        if not isinstance(views, Mapping):
-            raise pickle.UnpicklingError(f"it holds a {type(views).__name__}, not a table of tensors")
+            content, storage_offsets = _read_zip(stream, path) if is_zip else _read_legacy(stream, path)
+        views = _table(content, path)
         file_bytes = path.stat().st_size
         return {str(name): _locate(view, name, path, storage_offsets, file_bytes) for name, view in views.items()}
     except UserError:
@@ -152,17 +213,60 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         ) from error
 
 
+def _table(content: Any, path: Path) -> Mapping[Any, TensorView]:
+    """Return the tensors of what a file holds, in the order of the file.
+
+    Raises:
+        UnpicklingError: it is no table.
+        UserError: it has no tensors, or several tables of them.
+    """
+    if not isinstance(content, Mapping):
+        raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a table of tensors")
+    tensors = {name: value for name, value in content.items() if isinstance(value, TensorView)}
+    if tensors or not content:
+        others = [f"{name} ({type(value).__name__})" for name, value in content.items() if name not in tensors]
+        if others:
+            log.warning("%s: these entries are no tensors and are ignored: %s.", path, ", ".join(others))
+        return tensors
+    tables = [name for name in NESTED if isinstance(content.get(name), Mapping)]
+    tables = [name for name in tables if any(isinstance(value, TensorView) for value in content[name].values())]
+    if len(tables) == 1:
+        others = [str(name) for name in content if name != tables[0]]
+        log.warning("%s: the weights are its entry %s%s.", path, tables[0],
+                    f"; ignored: {', '.join(others)}" if others else "")  # fmt: skip
+        return _table(content[tables[0]], path)
+    if {"state", "param_groups"} <= set(content):
+        raise UserError(f"{path} is the state of an optimizer, not weights. Copy the weights that belong to it.")
+    names = ", ".join(f"{name} ({type(value).__name__})" for name, value in content.items())
+    fault = f"several tables of weights: {', '.join(tables)}" if tables else f"no table of tensors, but {names}"
+    raise UserError(f"{path} holds {fault}. Save only the weights: torch.save(model.state_dict(), FILE).")
+
+
+def _views(content: Any, depth: int = 0) -> Iterator[TensorView]:
+    """Yield all tensors of nested tables and lists, also those that are not read: their storages take space."""
+    if isinstance(content, TensorView):
+        yield content
+    elif depth < MAX_DEPTH and isinstance(content, Mapping):
+        for value in content.values():
+            yield from _views(value, depth + 1)
+    elif depth < MAX_DEPTH and isinstance(content, list | tuple):
+        for value in content:
+            yield from _views(value, depth + 1)
+
+
 def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
     """Return the unpickled object, and the byte offset of each storage in the file."""
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
+        if root is not None and f"{root}constants.pkl" in entries:
+            raise UserError(f"{path} is a program of TorchScript, which would run code. Get model.safetensors.")
         if root is None:
             raise zipfile.BadZipFile("a zip archive without data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
         with archive.open(f"{root}data.pkl") as pickled:
-            views = _StateDictUnpickler(pickled, path).load()
+            content = _StateDictUnpickler(pickled, path).load()
     offsets = {}
     for name, entry in entries.items():
         if not name.startswith(f"{root}data/"):
@@ -173,7 +277,7 @@ def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
         stream.seek(entry.header_offset + 26)
         name_bytes, extra_bytes = struct.unpack("<HH", stream.read(4))
         offsets[name.removeprefix(f"{root}data/")] = entry.header_offset + 30 + name_bytes + extra_bytes
-    return views, offsets
+    return content, offsets
 
 
 def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
@@ -183,9 +287,9 @@ def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
     _version, system = _StateDictUnpickler(stream, path).load(), _StateDictUnpickler(stream, path).load()
     if not system.get("little_endian", True):
         raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
-    views = _StateDictUnpickler(stream, path).load()
+    content = _StateDictUnpickler(stream, path).load()
     keys = _StateDictUnpickler(stream, path).load()
-    dtypes = {view.storage.key: view.storage.dtype for view in views.values() if isinstance(view, TensorView)}
+    dtypes = {view.storage.key: view.storage.dtype for view in _views(content) if isinstance(view.storage, Storage)}
     offsets = {}
     for key in map(str, keys):
         (num_elements,) = struct.unpack("<q", stream.read(8))
@@ -193,7 +297,7 @@ def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
         if key not in dtypes or num_elements < 0:
             raise pickle.UnpicklingError(f"storage {key} belongs to no tensor")
         stream.seek(num_elements * ITEM_BYTES.get(dtypes[key], 1), 1)
-    return views, offsets
+    return content, offsets
 
 
 def _locate(view: Any, name: Any, path: Path, storage_offsets: dict[str, int], file_bytes: int) -> StoredTensor:

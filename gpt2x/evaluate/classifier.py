@@ -43,8 +43,13 @@ class ClassMeasurement:
     """
 
     def __init__(self, config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer):
-        require_labelled(config.dataset, "a classifier")
         self.labels, longest = model.labels or [], model.max_seq_len
+        if len(self.labels) == 1:
+            raise UserError(
+                f"load={config.load} has a head of one score (num_labels=1), but evaluate measures a choice of "
+                "classes. Use predict, which gives the score of each text."
+            )
+        require_labelled(config.dataset, "a classifier")
         seq_len = config.evaluation.seq_len or longest
         if seq_len > longest:
             raise UserError(

@@ -144,7 +144,7 @@ def write_model(model: WeightsSource, tokenizer_dir: Path, output: Path, facts: 
             loader_module=LOADER,
             data_path=f"{scratch}/{DATA}",  # the checkpoint is written there, not copied
             code_paths=copy_code(Path(scratch)),
-            signature=signature_of(model.model.is_classifier, has_template, model.model.max_seq_len),
+            signature=signature_of(len(model.model.labels or []), has_template, model.model.max_seq_len),
             input_example=example(model.model.is_classifier, has_template),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
             model_config=MODEL_CONFIG | ({"hardware": hardware} if hardware in options("hardware") else {}),
@@ -171,11 +171,11 @@ def copy_code(folder: Path) -> list[str]:
     return [str(served), str(folder / "conf")]
 
 
-def signature_of(is_classifier: bool, has_template: bool, max_seq_len: int) -> ModelSignature:
+def signature_of(num_classes: int, has_template: bool, max_seq_len: int) -> ModelSignature:
     """Return the columns of a request and of an answer, and the params with their defaults.
 
     Args:
-        is_classifier: whether the model gives classes instead of text.
+        num_classes: of a classifier, 1 if it gives a score; 0 for a language model.
         has_template: whether prompts are instructions, which may have an input.
         max_seq_len: the window; the default of max_new_tokens leaves half of it for the prompt.
     """
@@ -183,13 +183,10 @@ def signature_of(is_classifier: bool, has_template: bool, max_seq_len: int) -> M
     from mlflow.types.schema import ColSpec, DataType, Map, ParamSchema, Schema
 
     inputs = [ColSpec("string", "prompt")]
-    if is_classifier:
-        outputs = [
-            ColSpec("string", "label"),
-            ColSpec(Map(DataType.double), "probabilities"),
-            ColSpec("boolean", "is_cut"),
-        ]
-        return ModelSignature(Schema(inputs), Schema(outputs))
+    if num_classes:
+        classes = [ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]
+        answer = classes if num_classes > 1 else [ColSpec("double", "score")]
+        return ModelSignature(Schema(inputs), Schema([*answer, ColSpec("boolean", "is_cut")]))
     if has_template:
         inputs.append(ColSpec("string", "input", required=False))
     outputs = [ColSpec("string", "completion"), ColSpec("long", "num_tokens"), ColSpec("string", "finish_reason")]

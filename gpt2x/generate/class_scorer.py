@@ -1,4 +1,4 @@
-"""Class probabilities of texts: the inference of a classifier."""
+"""Scores of texts: the inference of a classifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClassLogits(nn.Cell):
 
 
 class ClassScorer:
-    """Log-probabilities of the classes for batches of B texts, without dropout.
+    """Scores of the classes for batches of B texts, without dropout.
 
     Fewer rows than B are padded to B, and lengths to a power of two, so that few graphs serve a split; with blocks that
     replicas split, to `seq_len`.
@@ -46,20 +46,29 @@ class ClassScorer:
             self.enter = Stage(net, is_first=True, is_last=False, has_blocks=False)
         self.leave = ClassLogits(net, has_blocks=self.blocks is None)
 
-    def logits(self, x: Tensor, last: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: Tensor) -> Tensor:
         """As `ClassLogits.construct`, of ids."""
         if self.enter is not None and self.blocks is not None:
             x = self.blocks(self.enter(x, None), None)
         return self.leave(x, last)
 
-    def score(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """ids and attention mask (R, L), padded on either side, R <= B -> (R, K) float64, in nats."""
+    def logits(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """ids and attention mask (R, L), padded on either side, R <= B -> (R, K) float64."""
         rows, lengths = compact(ids, mask, self.seq_len, self.width)
         missing = self.batch_size - len(rows)
         last = np.pad(last_tokens(lengths, rows.shape[1]), ((0, missing), (0, 0)))
-        logits = self.logits(Tensor(np.pad(rows, ((0, missing), (0, 0)))), Tensor(last)).asnumpy()[: len(ids)]
-        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        logits = self.forward(Tensor(np.pad(rows, ((0, missing), (0, 0)))), Tensor(last)).asnumpy()
+        return logits[: len(ids)].astype(np.float64)
+
+    def score(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """ids and attention mask (R, L), padded on either side, R <= B -> log-probabilities (R, K) float64, in nats."""
+        return log_softmax(self.logits(ids, mask))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """logits (..., K) -> log-probabilities (..., K)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def last_tokens(lengths: np.ndarray, width: int) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What `predict.py` does with a classifier: the label of each prompt, with the probabilities of all labels."""
+"""What `predict.py` does with a classifier: the label of each prompt with all probabilities, or its one score."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from rich.text import Text
@@ -10,7 +11,7 @@ from rich.text import Text
 from gpt2x.config import PredictConfig
 from gpt2x.data.rows.labelled import encode
 from gpt2x.data.sources.labelled import Example
-from gpt2x.generate.class_scorer import ClassScorer
+from gpt2x.generate.class_scorer import ClassScorer, log_softmax
 from gpt2x.generate.output import Lines, printable, say
 from gpt2x.generate.prompts import Prompt
 from gpt2x.pretrained import Pretrained
@@ -39,26 +40,40 @@ def classify_prompts(config: PredictConfig, prompts: list[Prompt], pretrained: P
         texts = [prompt.text for prompt in prompts[start : start + size]]
         ids, mask, lengths = encode([Example(text.strip(), "", "") for text in texts], pretrained.tokenizer, seq_len)
         num_cut += int((lengths > seq_len).sum())
-        for text, row in zip(texts, np.exp(scorer.score(ids, mask)), strict=True):
-            label, probabilities = with_names(row, labels)
+        for text, row in zip(texts, scorer.logits(ids, mask), strict=True):
+            said = answer(row, labels)
             if lines is None:
-                show(text, label, probabilities)
+                show(text, said)
             else:
-                lines.write({"prompt": text, "label": label, "probabilities": probabilities})
+                lines.write({"prompt": text} | said)
     if num_cut:
         say(f"{num_cut} prompts were cut to their first {seq_len} tokens")
     count = "1 prompt" if len(prompts) == 1 else f"{len(prompts)} prompts"
     return f"{count} classified in {time.perf_counter() - started:.1f} s, compiling included"
 
 
-def with_names(probabilities: np.ndarray, labels: list[str]) -> tuple[str, dict[str, float]]:
-    """probabilities (K,) -> the most likely label, and the probability of each label, rounded to 6 digits."""
+def answer(logits: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """Return what a classifier says of a text: `label` and `probabilities`, or `score` if it has one class.
+
+    A head of one score has no classes to choose from. Its logit is what transformers returns: the value of a
+    regression, or a reward, or (DialogRPT) the argument of a sigmoid.
+
+    Args:
+        logits: (K,).
+        labels: the K classes.
+    """
+    if len(labels) == 1:
+        return {"score": round(float(logits[0]), 6)}
+    probabilities = np.exp(log_softmax(logits))
     named = {label: round(float(p), 6) for label, p in zip(labels, probabilities, strict=True)}
-    return labels[int(probabilities.argmax())], named
+    return {"label": labels[int(probabilities.argmax())], "probabilities": named}
 
 
-def show(prompt: str, label: str, probabilities: dict[str, float]) -> None:
+def show(prompt: str, said: dict[str, Any]) -> None:
     """Print one answer on the terminal."""
-    rest = ", ".join(f"{name} {p:.4f}" for name, p in probabilities.items())
     console.rich.print(Text(printable(prompt), style="bold"), soft_wrap=True)
-    console.rich.print(Text(f"  {label}  ({rest})"), soft_wrap=True)
+    if "score" in said:
+        console.rich.print(Text(f"  score {said['score']:.4f}"), soft_wrap=True)
+        return
+    rest = ", ".join(f"{name} {p:.4f}" for name, p in said["probabilities"].items())
+    console.rich.print(Text(f"  {said['label']}  ({rest})"), soft_wrap=True)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpt2x.config import HardwareConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.options import read_option
 from gpt2x.data.rows.labelled import encode
@@ -21,7 +19,7 @@ from gpt2x.data.template import stored_template
 from gpt2x.errors import require
 from gpt2x.generate.class_scorer import ClassScorer
 from gpt2x.generate.completion import Generator
-from gpt2x.generate.predict_classes import with_names
+from gpt2x.generate.predict_classes import answer
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.pretrained import Pretrained, load_pretrained
 from gpt2x.runtime.device import has_device, set_up_device
@@ -68,7 +66,7 @@ class Completer:
 
 
 class Labeller:
-    """Gives each text a class.
+    """Gives each text a class, or a score if the head has one.
 
     Args:
         pretrained: a classifier.
@@ -81,7 +79,7 @@ class Labeller:
         self.lock = threading.Lock()
 
     def predict(self, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> pandas.DataFrame:
-        """Return a row per prompt: its `label`, the `probabilities` of all labels, and `is_cut`.
+        """Return a row per prompt: its `label` and the `probabilities` of all labels, or its `score`; and `is_cut`.
 
         `is_cut` is true if the text has more tokens than the model reads, so that only its beginning counted.
 
@@ -104,10 +102,10 @@ class Labeller:
             self.scorers[size] = ClassScorer(self.pretrained.net, size, model.max_seq_len)  # type: ignore[arg-type]
         examples = [Example(text, "", "") for text in texts[start : start + size]]
         ids, mask, lengths = encode(examples, self.pretrained.tokenizer, model.max_seq_len)
-        named = [with_names(row, model.labels or []) for row in np.exp(self.scorers[size].score(ids, mask))]
+        logits = self.scorers[size].logits(ids, mask)
         return [
-            {"label": label, "probabilities": probabilities, "is_cut": bool(length > model.max_seq_len)}
-            for (label, probabilities), length in zip(named, lengths, strict=True)
+            answer(row, model.labels or []) | {"is_cut": bool(length > model.max_seq_len)}
+            for row, length in zip(logits, lengths, strict=True)
         ]
 
 

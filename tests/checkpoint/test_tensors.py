@@ -9,7 +9,7 @@ from gpt2x.checkpoint import save as save_checkpoint
 from gpt2x.checkpoint import tensors as module
 from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors, pieces, write_safetensors
 from gpt2x.config import ModelConfig
-from gpt2x.convert.huggingface import lazy_tensors
+from gpt2x.convert.huggingface_names import lazy_tensors
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=4, max_seq_len=8, vocab_size=16)
 

@@ -207,8 +207,8 @@ def test_known_sizes_carry_the_options_name(tmp_path):
 WRONG_CONFIGS = {
     r"model_type='llama', but gpt2x loads only 'gpt2'": {"model_type": "llama"},
     r"model_type=None": {"model_type": None},
-    r"scale_attn_by_inverse_layer_idx=True": {"scale_attn_by_inverse_layer_idx": True},
-    r"scale_attn_weights=False": {"scale_attn_weights": False},
+    r"scale_attn_by_inverse_layer_idx=1; write true or false": {"scale_attn_by_inverse_layer_idx": 1},
+    r"scale_attn_weights=null; write true or false": {"scale_attn_weights": None},
     r"add_cross_attention=True": {"add_cross_attention": True},
     r"activation_function='relu', but gpt2x has only gelu_new, ": {"activation_function": "relu"},
     r"n_layer='2'; it must be a positive whole number": {"n_layer": "2"},
@@ -228,7 +228,7 @@ def test_wrong_configs(tiny_dir, message):
 def test_all_wrong_names_in_one_error(tiny_dir):
     weights = tiny_weights()
     del weights["ln_f.bias"], weights["h.1.attn.c_attn.weight"]
-    weights["score.weight"] = np.zeros((2, 8), np.float32)
+    weights["lm_head.bias"] = np.zeros(32, np.float32)
     weights["h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
     weights["wpe.weight"] = np.zeros((8, 8), np.float32)
     weights["h.0.mlp.c_fc.weight"] = weights["h.0.mlp.c_fc.weight"].T.copy()
@@ -236,7 +236,7 @@ def test_all_wrong_names_in_one_error(tiny_dir):
     with pytest.raises(UserError) as caught:
         load_source(tiny_dir)
     text = str(caught.value)
-    assert "\n  missing: h.1.attn.c_attn.weight, ln_f.bias\n  unexpected: score.weight\n  mis-shaped: " in text
+    assert "\n  missing: h.1.attn.c_attn.weight, ln_f.bias\n  unexpected: lm_head.bias\n  mis-shaped: " in text
     assert "wpe.weight (8, 8) instead of (16, 8), h.0.mlp.c_fc.weight (32, 8) instead of (8, 32)" in text
     assert "nothing was loaded" in text
     check_weights(tiny_weights(), TINY_MODEL)
@@ -249,8 +249,10 @@ def test_a_tied_head_that_differs_is_said(tiny_dir, caplog):
         load_source(tiny_dir)
         assert not caplog.records
         save_file(weights | {"lm_head.weight": weights["wte.weight"] + 1}, tiny_dir / "model.safetensors")
-        assert "lm_head.weight" not in load_source(tiny_dir).weights()
-    assert "differs from wte.weight and is ignored" in caplog.text
+        source = load_source(tiny_dir)
+    assert not source.model.tie_embeddings
+    assert_same_bits(source.weights(), weights | {"lm_head.weight": weights["wte.weight"] + 1})
+    assert "differs from wte.weight and is used as the head" in caplog.text
 
 
 def remove_weights(folder):
@@ -284,7 +286,7 @@ WRONG_DIRECTORIES = {
     "names absent.safetensors, which the directory does not contain": write_index(
         '{"weight_map": {"a": "absent.safetensors"}}'
     ),
-    "names ../x.safetensors, which the directory does not contain": write_index(
+    "names '../x.safetensors', which is outside of the directory": write_index(
         '{"weight_map": {"a": "../x.safetensors"}}'
     ),
     "has no weight_map": write_index("{}"),

@@ -153,8 +153,8 @@ def test_views_beyond_their_storage(tmp_path):
 def test_other_contents(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "x.bin"
-    torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match="'state_dict' is a dict, not a tensor"):
+    torch.save({"weights": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(UserError, match=r"holds no table of tensors, but weights \(dict\)\. Save only the weights"):
         open_torch(path)
     torch.save([torch.zeros(1)], path)
     with pytest.raises(UserError, match="it holds a list"):
