@@ -12,10 +12,20 @@ from gpt2x.compatibility import Format
 from gpt2x.convert.huggingface_files import WEIGHTS_FORMAT
 from gpt2x.convert.huggingface_keys import CONFIG_KEYS
 from gpt2x.convert.huggingface_names import NAMES_FORMAT
+from gpt2x.convert.mindformers_config import MODEL_CONFIG
+from gpt2x.convert.mindformers_files import MINDFORMERS_FILES
+from gpt2x.convert.mindformers_names import MINDFORMERS_NAMES
 
 BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
 END = "<!-- formats: end -->"
-FORMATS: tuple[Format, ...] = (WEIGHTS_FORMAT, NAMES_FORMAT, CONFIG_KEYS)
+FORMATS: tuple[Format, ...] = (
+    WEIGHTS_FORMAT,
+    NAMES_FORMAT,
+    CONFIG_KEYS,
+    MINDFORMERS_FILES,
+    MINDFORMERS_NAMES,
+    MODEL_CONFIG,
+)
 
 
 def with_tables(text: str) -> str:

@@ -12,7 +12,10 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="gpt2x convert", description=__doc__)
     parser.add_argument(
-        "source", type=path, help="a run, a gpt2x checkpoint or a Hugging Face GPT-2 directory; an adapter for peft"
+        "source",
+        type=path,
+        help="a run, a gpt2x checkpoint, a Hugging Face GPT-2 directory or a .ckpt file of MindFormers; an adapter for "
+        "peft",
     )
     parser.add_argument("--to", choices=FORMATS.names(), required=True, help="the format")
     parser.add_argument("--output", type=path, required=True, help="a directory that does not exist or is empty")

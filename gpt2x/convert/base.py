@@ -14,7 +14,7 @@ class WeightsSource(Protocol):
 
     @property
     def kind(self) -> str:
-        """The format: gpt2x or huggingface."""
+        """The format: gpt2x, huggingface or mindformers."""
 
     @property
     def path(self) -> Path:

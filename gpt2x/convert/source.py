@@ -9,6 +9,8 @@ from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.convert.fit import check_weights
 from gpt2x.convert.huggingface import HuggingFaceWeights, open_huggingface
 from gpt2x.convert.huggingface_files import WEIGHT_FILES, other_format
+from gpt2x.convert.mindformers import MindFormersWeights, open_mindformers
+from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
 from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
 from gpt2x.data.template import FILE as TEMPLATE_FILE
 from gpt2x.errors import UserError
@@ -52,25 +54,30 @@ def local_path(load: Path | str) -> Path:
     Raises:
         UserError: it is no path, and the hub has no such repository or cannot be reached.
     """
-    if names_repository(str(load)):
+    if names_repository(str(load)) and not str(load).endswith((CKPT, SAFETENSORS)):
         return fetch("load", str(load), HUB_FILES, FIX)
     return Path(load).expanduser()
 
 
-def load_source(path: Path | str, *, verify: bool = True) -> CheckpointWeights | HuggingFaceWeights:
+def load_source(
+    path: Path | str, *, verify: bool = True
+) -> CheckpointWeights | HuggingFaceWeights | MindFormersWeights:
     """Open the directory that `load=` names, and check all of it before anything is loaded.
 
     A gpt2x checkpoint is hashed. In both formats, names and shapes are compared with the model's.
 
     Args:
-        path: a run, a gpt2x checkpoint, a Hugging Face directory, or the name of a repository of the Hugging Face hub.
-            For a run, the newest complete checkpoint is opened, and the source's `path` is that checkpoint's.
+        path: a run, a gpt2x checkpoint, a Hugging Face directory, a `.ckpt` file of MindFormers or its folder, or the
+            name of a repository of the Hugging Face hub. For a run, the newest complete checkpoint is opened, and the
+            source's `path` is that checkpoint's.
         verify: whether to hash. Pass False if a different process has just done it.
 
     Raises:
         UserError: the directory is none of these, is damaged, or has missing, unexpected or mis-shaped tensors.
     """
     path = local_path(path)
+    if path.is_file() and is_mindformers(path):
+        return opened_mindformers(path, verify=verify)
     if not path.is_dir():
         fault = "is a file" if path.exists() else "does not exist"
         raise UserError(f"load={path} {fault}. {FIX}")
@@ -88,12 +95,23 @@ def load_source(path: Path | str, *, verify: bool = True) -> CheckpointWeights |
         source = CheckpointWeights(checkpoint)
         check_weights(source.weights(), source.model, origin=f"load={path}")
         return source
+    is_huggingface = (path / "config.json").is_file() and any((path / name).is_file() for name in WEIGHT_FILES)
+    if not is_huggingface and is_mindformers(path):
+        return opened_mindformers(path, verify=verify)
     if (path / "config.json").is_file():
         return open_huggingface(path)
     if (path / "adapter_config.json").is_file():
         raise UserError(f"load={path} is a PEFT adapter and holds no model. Give load=BASE 'adapters=[{path}]'.")
     raise UserError(
         f"load={path} is neither a gpt2x checkpoint ({MANIFEST}) nor a Hugging Face GPT-2 (config.json with "
-        f"{', '.join(WEIGHT_FILES)}): none of these files exists. "
+        f"{', '.join(WEIGHT_FILES)}) nor MindFormers' (*{CKPT}): none of these files exists. "
         + (other_format(path) or "Give a directory that has them.")
     )
+
+
+def opened_mindformers(path: Path, *, verify: bool) -> MindFormersWeights:
+    """Open a file or folder of MindFormers; `verify`: compare the sums that its files state."""
+    source = open_mindformers(path)
+    if verify:
+        source.verify()
+    return source

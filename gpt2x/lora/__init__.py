@@ -7,6 +7,7 @@ A module's weight W (in, out) gets two factors A (in, r) and B (r, out), and com
 - `adapter`: `Adapter`, a trained adapter in memory, and whether it fits a model and its base.
 - `open`: opens adapters: a run of `lora=`, one of its checkpoints, or a PEFT directory.
 - `peft`: reads and writes PEFT directories.
+- `mindformers`: reads the factors in MindFormers' checkpoints.
 - `merge`: the weights W + s A B, computed box by box while they are read.
 
 Only `cells` imports MindSpore. What a run trains is a `gpt2x.trainable.Adapters`.

@@ -48,6 +48,7 @@ class Adapter:
         num_layers: number of layers of the model; None if the adapter does not state it.
         head: a classifier's `score.weight` (K, D), trained with the adapter; None for a language model.
         labels: names of the classes; None if there is no head, or if the adapter does not state them.
+        is_added_by_load: whether `load=` of its file adds the products already, as of MindFormers' whole models.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Adapter:
     num_layers: int | None = None
     head: np.ndarray | None = None
     labels: list[str] | None = None
+    is_added_by_load: bool = False
 
     @property
     def name(self) -> str:
@@ -110,8 +112,15 @@ def check_base(adapters: Sequence[Adapter], weights: LazyTensors, load: str) -> 
     """Check that adapters were trained beside these weights, if they state which. The weights are hashed once.
 
     Raises:
-        UserError: an adapter was trained beside different weights.
+        UserError: an adapter was trained beside different weights, or these have its products already.
     """
+    for adapter in adapters:
+        paths = Path(load).expanduser().absolute(), adapter.path.absolute()
+        if adapter.is_added_by_load and (paths[0] in (paths[1], *paths[1].parents) or paths[1] in paths[0].parents):
+            raise UserError(
+                f"load={load} adds the LoRA factors of its file already, so adapters={adapter.path} would add them "
+                "twice. Drop the adapter, or give load= the base without them."
+            )
     if all(adapter.fingerprint is None for adapter in adapters):
         return
     actual = fingerprint(weights)

@@ -1,4 +1,4 @@
-"""Open adapters: from a run of `lora=`, from one of its checkpoints, or from a PEFT directory."""
+"""Open adapters: from a run of `lora=`, from one of its checkpoints, from a PEFT directory or MindFormers' file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.config import LoraConfig
 from gpt2x.config.patterns import adapted_modules, scaling
+from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
+from gpt2x.lora.mindformers import open_mindformers_adapter
 from gpt2x.lora.peft import CONFIG_FILE, WEIGHT_FILES, open_peft
 from gpt2x.lora.shapes import GROUP, A, B, trained_shapes
 from gpt2x.model.stats import HEAD
@@ -27,7 +29,7 @@ def open_adapter(directory: Path | str) -> Adapter:
     Raises:
         UserError: there is no adapter, or it is damaged.
     """
-    is_hub = names_repository(str(directory))
+    is_hub = names_repository(str(directory)) and not str(directory).endswith((CKPT, SAFETENSORS))
     path = fetch("adapters", str(directory), HUB_FILES, FIX) if is_hub else Path(directory).expanduser()
     if complete := list_checkpoints(path):
         path = complete[-1]
@@ -41,6 +43,8 @@ def open_adapter(directory: Path | str) -> Adapter:
         return adapter_of_checkpoint(checkpoint)
     if (path / CONFIG_FILE).is_file():
         return open_peft(path)
+    if is_mindformers(path):
+        return open_mindformers_adapter(path)
     fault = f"holds neither a gpt2x checkpoint ({MANIFEST}) nor a PEFT adapter ({CONFIG_FILE})"
     raise UserError(f"adapters={directory} {fault if path.is_dir() else 'is not a directory'}. {FIX}")
 
