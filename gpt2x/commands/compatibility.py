@@ -15,6 +15,10 @@ from gpt2x.convert.huggingface_names import NAMES_FORMAT
 from gpt2x.convert.mindformers_config import MODEL_CONFIG
 from gpt2x.convert.mindformers_files import MINDFORMERS_FILES
 from gpt2x.convert.mindformers_names import MINDFORMERS_NAMES
+from gpt2x.data.mindrecord import RECORDS
+from gpt2x.data.reading.encodings import ENCODINGS
+from gpt2x.data.reading.folders import DATA_FILES
+from gpt2x.data.reading.values import VALUES
 
 BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
 END = "<!-- formats: end -->"
@@ -25,6 +29,10 @@ FORMATS: tuple[Format, ...] = (
     MINDFORMERS_FILES,
     MINDFORMERS_NAMES,
     MODEL_CONFIG,
+    DATA_FILES,
+    VALUES,
+    ENCODINGS,
+    RECORDS,
 )
 
 

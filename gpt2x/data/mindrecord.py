@@ -26,14 +26,14 @@ PREPARE_AGAIN = "Prepare it again: gpt2x prepare."
 
 RECORDS = Format(
     "MindRecord files",
-    "Rows of token ids, as `gpt2x prepare output=` and MindFormers' scripts write them; MindSpore's `FileWriter` defines "
-    "the format. `x.mindrecord` and its index `x.mindrecord.db` belong together.",
+    "Rows of token ids, as `gpt2x prepare output=` and MindFormers' scripts write them. MindSpore's `FileWriter` "
+    "defines the format. `x.mindrecord` and its index `x.mindrecord.db` belong together.",
     (
         *(Entry(name, Use.READ, "int32 or int64, one dimension") for name in COLUMNS),
         Entry("columns of other types or shapes", Use.REJECTED, "by name"),
         Entry("other columns", Use.IGNORED),
         Entry("rows of seq_len + 1 tokens", Use.READ, "seq_len targets: all tokens but the first"),
-        Entry("rows of seq_len tokens", Use.READ, "seq_len - 1 targets, as the reference's evaluation; not mixed with others"),
+        Entry("rows of seq_len tokens", Use.READ, "seq_len - 1 targets, as in the reference's evaluation"),
         Entry("rows of other lengths", Use.REJECTED, "the message has the seq_len"),
         Entry("labels that differ from input_ids", Use.REJECTED, "of language models, where attention_mask is not 0"),
         *(Entry(f"{word} in a file's name", Use.READ, f"a word of it: {split} rows")

@@ -82,10 +82,11 @@ def test_a_json_that_is_no_list_of_rows_is_not_read_in_a_folder(tmp_path):
     folder = folder_of(tmp_path, "a.txt")
     (folder / "config.json").write_text('{"n_layer": 2}')
     (folder / "ids.json").write_text("[1, 2]")
+    (folder / "latin.json").write_bytes(b'[{"text": "caf\xe9"}]')
     (folder / "rows.json").write_text('\ufeff {"data" : [ {"text": "row"}]}')
     texts, (note,) = read(folder, tmp_path)
     assert texts == ["text of a.txt", "row"]
-    assert "config.json (no list of rows), ids.json (no list of rows)" in note
+    assert "config.json (no list of rows), ids.json (no list of rows), latin.json (no list of rows)" in note
 
 
 @pytest.mark.parametrize("suffix", DATA_FILES.names(Use.REJECTED))

@@ -1,5 +1,7 @@
 """MindRecord files that users bring: the reference's names, columns and lengths, written by MindSpore's FileWriter."""
 
+import json
+
 import numpy as np
 import pytest
 from mindspore.mindrecord import FileWriter
@@ -13,6 +15,8 @@ from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.evaluate.protocols import reference
 from gpt2x.evaluate.text import open_texts
+from tests.support.in_process import run, train
+from tests.support.small_runs import curve
 
 SEQ_LEN = 8
 
@@ -168,3 +172,26 @@ def test_an_evaluation_scores_all_tokens_of_a_row_but_the_first(tmp_path, tokeni
     assert result.num_tokens == 7 * (length - 1)
     assert result.total_nll == np.concatenate(scored).sum()
     assert result.loss == pytest.approx(np.mean([np.mean(scored[i : i + 3]) for i in (0, 3, 6)]))
+
+
+@pytest.mark.run
+def test_a_run_trains_and_validates_on_the_reference_s_rows(tmp_path, tokenizer):
+    """Training rows of seq_len + 1 tokens, validation rows of seq_len: each row has its targets, and no more."""
+    folder = tmp_path / "wikitext-2"
+    folder.mkdir()
+    write(folder / "wikitext-2.train.mindrecord", rows_of(8, 33))
+    write(folder / "wikitext-2.valid.mindrecord", rows_of(4, 32, start=50))
+    tokenizer.save(folder / "tokenizer")
+    options = [f"dataset.path={folder}", f"tokenizer.path={folder / 'tokenizer'}", "trainer.max_steps=2",
+               "trainer.eval_every_steps=2"]  # fmt: skip
+    finished = train(tmp_path, *options)
+    (val,) = [values for values in curve(finished.run_dir, "val/loss").values() if values[0] is not None]
+    saved = finished.run_dir / "checkpoints" / "step_2"
+    evaluated = run(
+        "evaluate", f"load={saved}", "dataset=text", f"dataset.path={folder}", "evaluation.protocols=[reference]",
+        "evaluation.seq_len=32", "evaluation.batch_size=4", f"paths.outputs={tmp_path}/outputs", "tracker=none",
+        f"paths.cache={tmp_path}/cache", "evaluation.bootstrap_resamples=0",
+    )  # fmt: skip
+    results = json.loads((evaluated.run_dir / "results.json").read_text())["results"]["reference"]
+    assert results["num_tokens"] == 4 * 31
+    assert results["token_loss"] == pytest.approx(val[0], rel=1e-5)

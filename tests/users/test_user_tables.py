@@ -200,6 +200,19 @@ def test_a_column_that_is_there_twice(tmp_path, name, content):
     assert str(path) in str(caught.value)
 
 
+def test_names_of_a_table_without_a_header_that_are_there_twice(tmp_path):
+    path = written(tmp_path, "a.csv", "x,1,2\n")
+    config = DatasetConfig(name="labelled_text", corpus="labelled", columns=["text", "label", "label"])
+    with pytest.raises(UserError, match=r"dataset.columns has 'label' twice \(columns 2 and 3\)"):
+        read_examples(path, "dataset.path", config)
+
+
+def test_a_label_of_thousands_of_digits_is_a_name(tmp_path):
+    path = written(tmp_path, "a.csv", f"text,label\nx,{'1' * 5000}\ny,2\n")
+    source = open_corpus(DatasetConfig(name="labelled_text", corpus="labelled", train_path=str(path)), tmp_path)
+    assert source.labels() == ["1" * 5000, "2"]
+
+
 def test_columns_that_are_not_read_may_be_there_twice(tmp_path):
     assert pairs_of(written(tmp_path, "a.csv", "id,text,label,id\n1,x,y,2\n")) == [("x", "y")]
 

@@ -48,7 +48,8 @@ SIGNATURES = {
 }
 SAMPLE_BYTES = 1 << 18  # before the first byte that is not UTF-8, and from its line on
 JAPANESE_MAIL = b"\x1b$B"  # begins Japanese characters in ISO-2022-JP, whose bytes are all ASCII
-KANJI = range(0xB0, 0xD8)  # the first byte of a common character in GB 2312 and JIS X 0208
+# first bytes of the common characters: level 1 of GB 2312 and Big5, the syllables of KS X 1001
+COMMON = {"gb2312": range(0xB0, 0xD8), "big5": range(0xA4, 0xC7), "euc_kr": range(0xB0, 0xC9)}
 PUNCTUATION = "\u3000-\u303f\uff01-\uff5e“”‘’—…·"
 
 
@@ -57,7 +58,7 @@ class Legacy(NamedTuple):
 
     Attributes:
         name: for iconv and Python.
-        usual: the characters that nearly all beyond ASCII are.
+        usual: the characters that nearly all beyond ASCII are; or the name of an encoding that has them in `COMMON`.
         frequent: characters of which a text in this encoding has many.
         least: the share of `frequent` among those beyond ASCII, at least.
     """
@@ -70,9 +71,9 @@ class Legacy(NamedTuple):
 
 # A script in which words are runs of characters beyond ASCII; the first that fits is the encoding.
 SCRIPTS = (
-    Legacy("CP949", f"[가-힣{PUNCTUATION}]"),
     Legacy("EUC-JP", f"[ぁ-ヿ一-龠{PUNCTUATION}]", "[ぁ-ヿ]", 0.15),
     Legacy("CP932", f"[ぁ-ヿ一-龠{PUNCTUATION}]", "[ぁ-ヿ]", 0.15),
+    Legacy("CP949", "euc_kr"),
     Legacy("GB18030", "gb2312"),
     Legacy("BIG5", "big5"),
     Legacy("CP1251", "[а-яёіїєґА-ЯЁІЇЄҐ«»—–“”„…№]", "[аио]", 0.15),
@@ -247,7 +248,7 @@ def _is_usual(legacy: Legacy, character: str) -> bool:
     if re.fullmatch(f"[{PUNCTUATION}]", character):
         return True
     first = character.encode(legacy.usual, "ignore")[:1]
-    return bool(first) and first[0] in (KANJI if legacy.usual == "gb2312" else range(0xA4, 0xC7))
+    return bool(first) and first[0] in COMMON[legacy.usual]
 
 
 def _wide_encoding(sample: bytes) -> str:

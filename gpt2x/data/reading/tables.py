@@ -72,8 +72,11 @@ def list_names(names: Iterable[str]) -> str:
 
 def is_json_table(path: Path) -> bool:
     """Return whether a .json begins as a list of objects does, or as {"data": [{…}]}."""
-    with open_text(path) as file:
-        return BEGINS_ROWS.match(file.read(PEEK_CHARS)) is not None
+    try:
+        with open_text(path) as file:
+            return BEGINS_ROWS.match(file.read(PEEK_CHARS)) is not None
+    except UserError:  # no text at all
+        return False
 
 
 # ---- .csv and .tsv
@@ -87,6 +90,7 @@ def _read_delimited(path: Path, columns: Columns, **dialect: Any) -> Iterator[Ro
             first = next((row for row in rows if not _is_blank(row)), [])
             header = _header(path, first, columns)
             names = list(columns.without_header or ()) if header is None else header
+            reject_twice(names, columns, "dataset.columns" if header is None else f"{path}: its header line")
             for row in chain([first] if header is None else [], rows):
                 if _is_blank(row) and len(row) != len(names):
                     continue
@@ -109,7 +113,6 @@ def _header(path: Path, first: Sequence[str], columns: Columns) -> list[str] | N
         separators = [sign for sign in (";", "\t", ",", "|") if len(names) == 1 and sign in names[0]]
         hint = f"Its fields seem to be separated by {separators[0]!r}: write it again." if separators else columns.hint
         raise UserError(f"{path} has no column {list_names(missing)}; its header line has {list_names(names)}. {hint}")
-    reject_twice(names, columns, f"{path}: its header line")
     return names
 
 

@@ -9,19 +9,21 @@ from gpt2x.errors import UserError
 
 VALUES = Format(
     "Data files: values",
-    "Of the columns that a source reads (`dataset.text_column`, `text_columns`, `label_column`; `instruction`, `input`, "
-    "`output`; `prompt`), the same in `.csv`, `.tsv`, `.jsonl`, `.json` and `.parquet`. A rejected value is named with "
-    "its line or row.",
+    "Of the columns that a source reads (`dataset.text_column`, `text_columns`, `label_column`; `instruction`, "
+    "`input`, `output`; `prompt`), the same in `.csv`, `.tsv`, `.jsonl`, `.json` and `.parquet`. A rejected value is "
+    "named with its line or row.",
     (
         Entry("a text", Use.READ, "itself; as a label without the blanks around it"),
-        Entry("null, NaN, an empty text", Use.READ, "no text: `dataset=text` leaves the row out and a note counts; an empty "
-              "labelled text is one end-of-text token, and a note counts; no `input`; an empty `output` with "
-              "`dataset.skip_empty`"),
-        Entry("null, NaN, an empty text as label, instruction, output or prompt", Use.REJECTED, "remove the row"),
+        Entry("null, NaN or an empty text as text", Use.READ, "no text: `dataset=text` leaves the row out, and an "
+              "empty labelled text is one end-of-text token; a note counts them"),
+        Entry("null, NaN or an empty text as input", Use.READ, "no input"),
+        Entry("null, NaN or an empty text as output", Use.REJECTED, "or left out and counted: `dataset.skip_empty`"),
+        Entry("null, NaN or an empty text as label or instruction", Use.REJECTED, "remove the row"),
+        Entry("null, NaN or no text as prompt", Use.REJECTED, "an empty text starts from EOS"),
         Entry("a number, true, false as label", Use.READ, "as pandas writes them to a .csv: `1`, `0.5`, `True`"),
         Entry("a number, true, false as text", Use.REJECTED, "write it in quotes"),
         Entry("infinity, a list, an object, bytes, a date", Use.REJECTED),
-        Entry("half of a surrogate pair (`\\ud83d`)", Use.READ, "as U+FFFD, in texts, labels, keys and prompts"),
+        Entry("half of a surrogate pair, as \\ud83d", Use.READ, "as U+FFFD, in texts, labels, keys and prompts"),
         Entry("a column that is read twice in a header, a key twice in an object", Use.REJECTED,
               "also if the names differ in blanks around them; other columns may be there twice"),
         Entry("a row of more or fewer fields than the header", Use.REJECTED),

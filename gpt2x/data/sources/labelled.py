@@ -17,6 +17,8 @@ from gpt2x.data.reading.values import label_of, text_of
 from gpt2x.data.sources._examples import Examples
 from gpt2x.errors import UserError
 
+MAX_DIGITS = 1000  # Python reads no number of more than 4,300
+
 
 class Example(NamedTuple):
     """A text, the value of its label, and the file and line that it is from."""
@@ -56,7 +58,7 @@ class Labelled(Examples[Example]):
             UserError: Fewer than two classes, or two values with one name.
         """
         values = {example.value for example in self.examples("train" if self.has("train") else "val")}
-        numeric = all(value.removeprefix("-").isdecimal() for value in values)
+        numeric = all(len(value) < MAX_DIGITS and value.removeprefix("-").isdecimal() for value in values)
         ordered = sorted(values, key=int if numeric else str)
         names = [self.name_of(value) for value in ordered]
         if len(names) < 2 or len(set(names)) < len(names):
