@@ -19,6 +19,8 @@ from gpt2x.data.mindrecord import RECORDS
 from gpt2x.data.reading.encodings import ENCODINGS
 from gpt2x.data.reading.folders import DATA_FILES
 from gpt2x.data.reading.values import VALUES
+from gpt2x.data.tokenizer_formats import CONFIG as TOKENIZER_CONFIG
+from gpt2x.data.tokenizer_formats import FILES as TOKENIZER_FILES
 
 BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
 END = "<!-- formats: end -->"
@@ -33,6 +35,8 @@ FORMATS: tuple[Format, ...] = (
     VALUES,
     ENCODINGS,
     RECORDS,
+    TOKENIZER_FILES,
+    TOKENIZER_CONFIG,
 )
 
 

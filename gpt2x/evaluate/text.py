@@ -42,8 +42,9 @@ class TokenStream:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about the corpus, and what has been left out so far."""
-        return [*self._corpus.notes, *self._corpus.reading_notes]
+        """What a user should know about the corpus and the tokenizer, and what has been left out so far."""
+        loss = [self._tokenizer.note_of_loss] if self._tokenizer.loss else []
+        return [*self._corpus.notes, *self._corpus.reading_notes, *loss]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield ids, int32 (tokens,)."""
