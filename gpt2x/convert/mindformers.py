@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +14,15 @@ from gpt2x.config import ModelConfig
 from gpt2x.convert.base import WeightsSource
 from gpt2x.convert.directories import require_empty
 from gpt2x.convert.fit import check_weights
-from gpt2x.convert.mindformers_config import config_of_model, lora_scale, model_of, read_config
+from gpt2x.convert.huggingface_config import model_from_config, query_factors
+from gpt2x.convert.mindformers_config import (
+    config_of_model,
+    default_labels,
+    lora_scale,
+    model_of,
+    read_config,
+    shape_of,
+)
 from gpt2x.convert.mindformers_files import Opened, open_files
 from gpt2x.convert.mindformers_names import (
     BLOCKS,
@@ -26,10 +36,12 @@ from gpt2x.convert.mindformers_names import (
 from gpt2x.convert.mindspore_ckpt import write_ckpt
 from gpt2x.convert.tokenizer_files import copy_tokenizer, has_tokenizer, special_ids
 from gpt2x.errors import UserError
-from gpt2x.model.stats import tensor_shapes
+from gpt2x.model.stats import ffn_size, tensor_shapes
 from gpt2x.runtime.files import new_directory
 
 log = logging.getLogger(__name__)
+
+HUGGINGFACE_KEYS = {"n_head", "num_attention_heads", "n_embd", "activation_function"}  # of its config.json
 
 
 class MindFormersWeights:
@@ -68,7 +80,10 @@ def open_mindformers(path: Path) -> MindFormersWeights:
     if parameters.factors and not parameters.weights:
         raise UserError(f"{origin} holds LoRA's factors and no model. Give load=BASE 'adapters=[{path}]'.")
     config = None if opened.config_file is None else read_config(opened.config_file)
-    model = model_of(parameters, config, origin, opened.config_file)
+    if config and opened.config_file and "num_heads" not in config and HUGGINGFACE_KEYS & set(config):
+        model = _model_by_huggingface(parameters, config, origin, opened.config_file)
+    else:
+        model = model_of(parameters, config, origin, opened.config_file)
     _check_complete(parameters, model, origin)
     scale = 1.0
     if parameters.rank is not None:
@@ -86,6 +101,30 @@ def open_mindformers(path: Path) -> MindFormersWeights:
     check_weights(tensors, model, origin=origin)
     ordered = {name: tensors.specs[name] for name in tensor_shapes(model)}
     return MindFormersWeights(path, opened, model, LazyTensors(ordered, tensors.read))
+
+
+def _model_by_huggingface(parameters: Parameters, config: dict[str, Any], origin: str, file: Path) -> ModelConfig:
+    """Return the model by Hugging Face's config.json, which lies beside weights that were converted from there.
+
+    Raises:
+        UserError: it is not the model of the parameters, or is one that MindFormers cannot have written.
+    """
+    stated, shape = model_from_config(config, file.parent), shape_of(parameters, origin)
+    sizes = {
+        "n_layer": (stated.num_layers, shape["num_layers"]),
+        "n_embd": (stated.hidden_size, shape["hidden_size"]),
+        "n_positions": (stated.max_seq_len, shape["max_position_embeddings"]),
+        "vocab_size": (stated.vocab_size, shape["vocab_size"]),
+        "n_inner": (ffn_size(stated), shape["ffn_size"]),
+        "num_labels": (len(stated.labels or default_labels(shape) or []), shape.get("num_labels", 0)),
+        "tie_word_embeddings": (stated.tie_embeddings or stated.labels is not None, True),
+        "factors of attention": (set(query_factors(config, file.parent)), {1.0}),
+    }
+    faults = [f"{key}={said} instead of {actual}" for key, (said, actual) in sizes.items() if said != actual]
+    if faults:
+        raise UserError(f"{origin}: {file} belongs to a different model than the tensors: {', '.join(faults)}. "
+                        "Give the right one, or a YAML file.")  # fmt: skip
+    return replace(stated, labels=stated.labels or default_labels(shape))
 
 
 def _check_complete(parameters: Parameters, model: ModelConfig, origin: str) -> None:

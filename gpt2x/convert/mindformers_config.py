@@ -6,7 +6,6 @@ they are those of the option of `conf/model` with the same layers and hidden siz
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from gpt2x.compatibility import Entry, Format, Use, entries
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
+from gpt2x.convert.directories import read_json
 from gpt2x.convert.mindformers_names import OUTER, Parameters
 from gpt2x.errors import UserError
 
@@ -91,18 +91,18 @@ def read_config(file: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file cannot be read.
     """
+    if file.suffix == ".json":
+        return read_json(file)
     try:
         content = file.read_text(encoding="utf-8")
         # libyaml limits the depth; Python's parser takes a time that grows with its square
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        loaded = json.loads(content) if file.suffix == ".json" else yaml.load(content, Loader=loader)
+        loaded = yaml.load(content, Loader=loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file} cannot be read ({reason}). Correct it, or move it away.") from error
     if not isinstance(loaded, dict):
         return None
-    if file.suffix == ".json":
-        return loaded
     model = loaded.get("model")
     config = model.get("model_config") if isinstance(model, dict) else None
     return config if isinstance(config, dict) else None
@@ -146,8 +146,13 @@ def model_of(
         dropout=dropout,
         embedding_dropout=None if rates["embedding_dropout"] == dropout else rates["embedding_dropout"],
         attention_dropout=None if rates["attention_dropout"] == dropout else rates["attention_dropout"],
-        labels=[f"LABEL_{i}" for i in range(shape["num_labels"])] if "num_labels" in shape else None,
+        labels=default_labels(shape),
     )
+
+
+def default_labels(shape: dict[str, int]) -> list[str] | None:
+    """Return transformers' names for a classifier's classes, which MindFormers does not name, or None."""
+    return [f"LABEL_{i}" for i in range(shape["num_labels"])] if "num_labels" in shape else None
 
 
 def shape_of(parameters: Parameters, origin: str) -> dict[str, int]:
@@ -181,15 +186,15 @@ def _assumed(shape: dict[str, int], origin: str) -> tuple[int, str]:
     """Return heads and activation of the option with the same layers and hidden size; a notice says so."""
     if model := _option_of(shape):
         log.warning(
-            "%s: there is no YAML file beside it, so num_heads=%d and activation=%s of model=%s are assumed. To state "
-            "them, write a file of the same name that ends with .yaml: %s",
+            "%s: no YAML file with model.model_config is beside it, so num_heads=%d and activation=%s of model=%s are "
+            "assumed. To state them, write a file of the same name that ends with .yaml: %s",
             origin, model.num_heads, model.activation, model.name, _example(model.num_heads),
         )  # fmt: skip
         return model.num_heads, model.activation
     raise UserError(
         f"{origin}: the tensors ({shape['num_layers']} layers of {shape['hidden_size']}) do not say how many heads the "
-        "model has, and there is no YAML file beside it. Copy MindFormers' YAML file there, or write one of the same "
-        f"name that ends with .yaml: {_example('NUMBER')}"
+        "model has, and no YAML file with model.model_config is beside it. Copy MindFormers' there, or write one of "
+        f"the same name that ends with .yaml: {_example('NUMBER')}"
     )
 
 

@@ -32,7 +32,7 @@ MINDFORMERS_FILES = Format(
         Entry("*.safetensors", Use.READ, "MindSpore's, with MindFormers' names of parameters"),
         Entry(INDEX, Use.READ, "names the shards `mindspore_model-0000N-of-0000M.ckpt`"),
         Entry("*.yaml", Use.READ, "`model.model_config`: of the file's name, or the only one"),
-        Entry("config.json", Use.READ, "the same keys, beside `mindspore_model.ckpt`"),
+        Entry("config.json", Use.READ, "the same keys, or Hugging Face's, if there is no YAML file"),
         Entry("rank_N/*.ckpt", Use.READ, "slices of a distributed run, joined by the strategy files"),
         Entry("*strategy*.ckpt", Use.READ, "beside rank_N, in `strategy/` there or one folder above; also `.json`"),
         Entry("tokenizer.json", Use.READ, "and the other files of a tokenizer; else tokenizer.path"),

@@ -15,7 +15,10 @@ from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
 from gpt2x.errors import UserError
 from gpt2x.runtime.hub import Wish, fetch, names_repository
 
-FIX = "Give the directory of a run, of a gpt2x checkpoint or of a Hugging Face GPT-2, or a name such as gpt2."
+FIX = (
+    "Give the directory of a run, of a gpt2x checkpoint or of a Hugging Face GPT-2, a .ckpt file of MindFormers, or a "
+    "name such as gpt2."
+)
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # which are rejected by what they are
 HUB_FILES = Wish(
     required=(("config.json", "adapter_config.json"), (*WEIGHT_FILES, *ADAPTER_FILES)),

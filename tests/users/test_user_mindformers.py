@@ -372,6 +372,38 @@ def test_config_json_beside_mindspore_model(tmp_path):
     assert "names mindspore_model-00002-of-00002.ckpt, which is not there" in rejection(tmp_path)
 
 
+def huggingface_config(**keys):
+    """Return Hugging Face's config.json of the tiny model."""
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 8, "n_positions": 16, "vocab_size": 50}
+    others = {"model_type": "gpt2", "activation_function": "gelu", "layer_norm_epsilon": 1e-6}
+    return json.dumps(sizes | others | keys)
+
+
+def test_the_config_of_hugging_face_beside_converted_weights(tmp_path):
+    save(tmp_path / "gpt2_13b.ckpt", parameters_of(TINY))
+    (tmp_path / "config.json").write_text(huggingface_config())
+    model = load_source(tmp_path).model
+    assert (model.num_heads, model.activation, model.layer_norm_eps) == (4, "gelu", 1e-6)
+    changes = [{"n_layer": 3}, {"vocab_size": 51}, {"n_inner": 9}, {"tie_word_embeddings": False}]
+    changes += [{"scale_attn_by_inverse_layer_idx": True}, {"architectures": ["GPT2ForSequenceClassification"]}]
+    for keys in changes:
+        (tmp_path / "config.json").write_text(huggingface_config(**keys))
+        assert "belongs to a different model than the tensors" in rejection(tmp_path)
+    (tmp_path / "config.json").write_text(huggingface_config(n_head=3))
+    assert "n_head=3" in rejection(tmp_path)
+    save(tmp_path / "gpt2_13b.ckpt", parameters_of(replace(TINY, labels=["a", "b"])))
+    (tmp_path / "config.json").write_text(
+        huggingface_config(architectures=["GPT2ForSequenceClassification"], id2label={"0": "no", "1": "yes"})
+    )
+    assert load_source(tmp_path).model.labels == ["no", "yes"]
+
+
+def test_a_yaml_file_without_model_config_says_nothing(tmp_path):
+    save(tmp_path / "a.ckpt", parameters_of(TINY))
+    (tmp_path / "a.yaml").write_text("model: {arch: {type: GPT2LMHeadModel}}")
+    assert "no YAML file with model.model_config is beside it" in rejection(tmp_path)
+
+
 # ---- files and folders
 
 
