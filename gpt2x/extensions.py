@@ -26,7 +26,7 @@ TYPES = {  # of keys and of settings, in words
     "str": "a text",
     "list[int]": "a list of whole numbers such as [1,2]",
     "list[str]": "a list of texts such as [a,b]",
-    "dict[str, str]": "a mapping such as {a:b} (one by one if a name is a number: KEY.1=b)",
+    "dict[str, str]": "a mapping such as {0: a, 1: b}",
     "dict[str, Any]": "a mapping such as {a:1}",
 }
 

@@ -62,6 +62,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setenv("HOME", "/me")
     monkeypatch.delenv("NOWHERE", raising=False)
     configs = []
     monkeypatch.setattr(entry, "start", lambda name, config, role, run_dir: configs.append((name, config)))
@@ -178,7 +179,7 @@ def one_line(message: str) -> bool:
 @pytest.mark.parametrize(
     "argument",
     [
-        "dataset.path=" + "é" * 100_000,
+        "seed=" + "é" * 100_000,
         "seed=" + "[" * 5_000,
         "seed=" + "9" * 5_000,
         "a." * 3_000 + "b=1",

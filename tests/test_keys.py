@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from gpt2x.commands.entry import run_in_process
 from gpt2x.commands.hydra_entry import compose_config, register_schemas
-from gpt2x.config.files import load_config, to_typed
+from gpt2x.config.files import as_meant, load_config, to_typed
 from gpt2x.config.help import help_text
 from gpt2x.config.keys import check_values, flatten, groups, leaves
 from gpt2x.config.metadata import Effect, group, key
@@ -314,7 +314,9 @@ def test_defaults_are_those_that_hydra_composes(entry):
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values = flatten(OmegaConf.to_container(compose(entry), resolve=False), SCHEMAS[entry])
-    assert composed_defaults(entry) == {name: value for name, value in values.items() if value != "???"}
+    keys = leaves(SCHEMAS[entry])
+    values = {name: as_meant(keys[name], value) for name, value in values.items() if value != "???"}
+    assert composed_defaults(entry) == values
 
 
 @pytest.mark.launch

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from gpt2x.config.locations import expanded
 from gpt2x.errors import UserError
 
 
@@ -18,5 +19,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """Return the path as the user's shell would read it."""
-    return Path(text).expanduser()
+    """Return the path as the user's shell would read it.
+
+    Raises:
+        ArgumentTypeError: the path is empty, or its `~user` names nobody.
+    """
+    return Path(location(text))
+
+
+def location(text: str) -> str:
+    """Return a path that may instead be a name, such as that of a hub repository, as `path` does.
+
+    Raises:
+        ArgumentTypeError: as `path`.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give a path")
+    try:
+        return expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None

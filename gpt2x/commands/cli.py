@@ -49,9 +49,33 @@ def finish(job: Callable[[], None]) -> None:
     """End the process with the status of `job`; one process of several ends without the destructors of libraries."""
     import os
 
+    def checked() -> None:
+        check_text(sys.argv[1:])
+        job()
+
     if is_one_of_several(os.environ):
-        run_and_leave(job)
-    sys.exit(guarded(job))
+        run_and_leave(checked)
+    sys.exit(guarded(checked))
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Check that what was typed, and the directory in which it was, are texts and not only bytes.
+
+    Raises:
+        UserError: they could not be written to a configuration; or the directory is gone.
+    """
+    import os
+
+    try:
+        places = [*(("the argument", text) for text in arguments), ("the working directory", os.getcwd())]
+    except FileNotFoundError:
+        raise UserError("the working directory no longer exists; change to one that does.") from None
+    encoding = sys.getfilesystemencoding()
+    fix = "rename the file" if encoding == "utf-8" else "set PYTHONUTF8=1"
+    for place, text in places:
+        if any("\ud800" <= char <= "\udfff" for char in text):  # how Python keeps bytes that it cannot decode
+            spelled = text.encode("ascii", "backslashreplace").decode()
+            raise UserError(f"{place} {spelled} is no text in {encoding}, the encoding of this process; {fix}.")
 
 
 def gpt2x(arguments: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt2x.commands.arguments import Parser, path
+from gpt2x.commands.arguments import Parser, location, path
+from gpt2x.config import environment
+from gpt2x.config.locations import expanded
 from gpt2x.errors import UserError
 from gpt2x.reports import Comparison, compare, find_runs
 from gpt2x.reports.data import to_csv, to_json
@@ -27,12 +28,12 @@ def main(arguments: list[str]) -> None:
         UserError: an argument names no run, no run has metrics, or a report cannot be written.
     """
     parser = Parser(prog="gpt2x compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=WHAT)
+    parser.add_argument("runs", nargs="+", type=location, metavar="RUN", help=WHAT)
     parser.add_argument(
         "--out", action="append", type=path, default=[], metavar="FILE", help=f"write a report: {', '.join(WRITERS)}"
     )
     parser.add_argument("--metric", help="the metric that best values are compared by; default: trainer.best_metric")
-    default = os.environ.get("GPT2X_OUTPUTS", "outputs")
+    default = expanded(environment.variable("GPT2X_OUTPUTS", "outputs"), "GPT2X_OUTPUTS")
     parser.add_argument(
         "--outputs", type=path, default=Path(default), metavar="DIR", help=f"where experiments are; default: {default}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2x.commands.arguments import Parser, path
+from gpt2x.commands.arguments import Parser, location, path
 from gpt2x.convert.directories import require_empty
 from gpt2x.formats.base import FORMATS, Change, Export
 from gpt2x.runtime.console import console
@@ -20,8 +20,12 @@ def parser() -> Parser:
     parser.add_argument("--to", choices=FORMATS.names(), required=True, help="the format")
     parser.add_argument("--output", type=path, required=True, help="a directory that does not exist or is empty")
     change = parser.add_mutually_exclusive_group()
-    change.add_argument("--merge", metavar="ADAPTER", help="add an adapter (of a run, or of PEFT) to the weights")
-    change.add_argument("--unmerge", metavar="ADAPTER", help="subtract a merged adapter; exact up to rounding")
+    change.add_argument(
+        "--merge", type=location, metavar="ADAPTER", help="add an adapter (of a run, or of PEFT) to the weights"
+    )
+    change.add_argument(
+        "--unmerge", type=location, metavar="ADAPTER", help="subtract a merged adapter; exact up to rounding"
+    )
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpt2x.commands.arguments import Parser, path
+from gpt2x.commands.arguments import Parser, location, path
 from gpt2x.config import HardwareConfig
 from gpt2x.config.options import read_option
 from gpt2x.convert import load_source
@@ -17,8 +17,10 @@ from gpt2x.runtime.console import console
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="gpt2x harness", description=__doc__)
-    parser.add_argument("--load", required=True, help="a run, a gpt2x checkpoint or a Hugging Face GPT-2 directory")
-    parser.add_argument("--adapter", metavar="DIR", help="adapter of a LoRA run, or of PEFT, for --load")
+    parser.add_argument(
+        "--load", required=True, type=location, help="a run, a gpt2x checkpoint or a Hugging Face GPT-2 directory"
+    )
+    parser.add_argument("--adapter", type=location, metavar="DIR", help="adapter of a LoRA run, or of PEFT, for --load")
     parser.add_argument("--tasks", required=True, nargs="+", metavar="NAME", help="tasks, groups, tags; * matches all")
     parser.add_argument("--include-path", type=path, metavar="DIR", help="a directory of further tasks (YAML)")
     parser.add_argument("--limit", type=float, help="documents per task; below 1 a fraction of them")
@@ -28,7 +30,7 @@ def parser() -> Parser:
         "--batch-size", type=int, default=8, metavar="N", help="texts per forward pass; does not change results (8)"
     )
     parser.add_argument("--hardware", default="cpu", help="an option of conf/hardware (cpu)")
-    parser.add_argument("--tokenizer", metavar="DIR", help="for a --load without a tokenizer")
+    parser.add_argument("--tokenizer", type=location, metavar="DIR", help="for a --load without a tokenizer")
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import hydra
@@ -17,7 +18,7 @@ from gpt2x.commands.hydra_flags import plain_answers, read_arguments
 from gpt2x.commands.hydra_grammar import read_overrides
 from gpt2x.commands.sweep_end import end_sweep
 from gpt2x.commands.sweep_jobs import HydraJob, Run
-from gpt2x.commands.sweep_start import SweepRefused, SweepStart
+from gpt2x.commands.sweep_start import CommandRejected, SweepStart
 from gpt2x.config.files import SCHEMAS, schema_node
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import CONF
@@ -26,6 +27,7 @@ from gpt2x.runtime.jobs import typed_command
 from gpt2x.runtime.role import read_role
 
 
+@cache
 def register_schemas() -> None:
     """Register the dataclasses with Hydra as `schema/<name>`."""
     store = ConfigStore.instance()
@@ -91,7 +93,7 @@ def compose_and_run(name: str, job: HydraJob) -> None:
     """
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-    except SweepRefused as refused:
+    except CommandRejected as refused:
         raise refused.error from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(message_of(error, SCHEMAS[name])) from None

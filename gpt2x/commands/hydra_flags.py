@@ -45,7 +45,9 @@ def read_arguments(name: str, arguments: Sequence[str]) -> list[str]:
         _check_completion(name, overrides)
         return [*flags, *overrides]
     flags = _with_config(name, args, flags)
-    args.overrides = read_overrides(name, overrides, [Path(args.config_dir)] if args.config_dir else [])
+    is_multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    extra_dirs = [Path(args.config_dir)] if args.config_dir else []
+    args.overrides = read_overrides(name, overrides, extra_dirs, is_multirun)
     _check_commands(name, args)
     return [*flags, *args.overrides]
 
@@ -200,9 +202,10 @@ def plain_answers() -> Iterator[None]:
         if not _is_of_omegaconf(error):
             raise
         key = re.search(r"full_key: (\S+)", str(error))
+        name = key.group(1) if key else "a key on the command line"
         raise UserError(
-            f"{key.group(1) if key else 'a key on the command line'}: a mapping cannot replace null on the command "
-            "line; put it into DIR/GROUP/NAME.yaml, and give --config-dir DIR GROUP=NAME."
+            f"{name}: Hydra cannot put a mapping in place of null; leave out {name}=null, or its line in a file of "
+            "options."
         ) from None
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or "it cannot be read"

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
+from gpt2x.commands.hydra_values import as_hydra_reads, check_mappings
 from gpt2x.config.expected import must_be, type_of
 from gpt2x.config.files import SCHEMAS
 from gpt2x.config.keys import all_keys, groups, leaves
@@ -28,19 +29,27 @@ HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/h
 PARTNERS = {"(": ")", "[": "]", "{": "}"}
 
 
-def read_overrides(entry: str, overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -> list[str]:
-    """Return the overrides as Hydra should get them: texts that look like numbers are quoted.
+def read_overrides(
+    entry: str, overrides: Sequence[str], extra_dirs: Sequence[Path] = (), is_multirun: bool = False
+) -> list[str]:
+    """Return the overrides as Hydra should get them: it reads each text as what was typed.
 
     Args:
         entry: `train`, `evaluate`, `predict` or `prepare`.
         overrides: as typed.
         extra_dirs: directories with further options, as of --config-dir.
+        is_multirun: whether commas separate the values of jobs.
 
     Raises:
         UserError: an override cannot be read, or cannot work whatever the configuration is.
     """
     parser = OverridesParser.create()
-    return [_read(parser, entry, override, extra_dirs) for override in with_words(overrides)]
+    check_mappings(entry, overrides)
+    return [
+        _read(parser, entry, override, readable, extra_dirs)
+        for override in with_words(overrides)
+        for readable in as_hydra_reads(entry, override, is_multirun)
+    ]
 
 
 def with_words(overrides: Sequence[str]) -> list[str]:
@@ -49,9 +58,10 @@ def with_words(overrides: Sequence[str]) -> list[str]:
     return [re.sub(r"(?<=[=,])nan\b", "'nan'", text) if is_debug.match(text) else text for text in overrides]
 
 
-def _read(parser: OverridesParser, entry: str, argument: str, extra_dirs: Sequence[Path]) -> str:
+def _read(parser: OverridesParser, entry: str, argument: str, readable: str, extra_dirs: Sequence[Path]) -> str:
+    """Check an override: as typed, and as Hydra reads it."""
     try:
-        override = parser.parse_rule(argument, "override")
+        override = parser.parse_rule(readable, "override")
     except RecursionError:
         raise UserError(f"{shown(argument)} is nested too deeply; quote it if it is a text.") from None
     except Exception as error:
@@ -65,7 +75,7 @@ def _read(parser: OverridesParser, entry: str, argument: str, extra_dirs: Sequen
     _check_group(entry, override)
     _check_sweep(override, extra_dirs)
     _check_hydra(override)
-    return _as_text(entry, override)
+    return readable
 
 
 def first_values(overrides: Sequence[str]) -> list[str]:
@@ -342,26 +352,3 @@ def _check_hydra(override: Override) -> None:
                     f"hydra.searchpath: {shown(text)} is not a directory; give 'hydra.searchpath=[DIRECTORY]' or "
                     "--config-dir DIRECTORY."
                 )
-
-
-# ---- what would be read as something else
-
-
-def _as_text(entry: str, override: Override) -> str:
-    """Return the override, its value in quotes if the key is a text and Hydra would spell the value differently.
-
-    `tracker.run_name=1.10` is the text 1.10, not the number 1.1. null stays null, and words of a fixed choice stay.
-    """
-    typed = override.input_line or ""
-    leaf = leaves(SCHEMAS[entry]).get(override.key_or_group)
-    value = override._value
-    is_other = (
-        isinstance(value, (bool, int, float)) and str(value) != override.get_value_string().strip()
-        if not override.is_sweep_override() and "=" in typed
-        else False
-    )
-    is_call = "(" in typed
-    if leaf is None or type_of(leaf.name, SCHEMAS[entry]) != "str" or leaf.facts.names() or not is_other or is_call:
-        return typed
-    key = override.get_key_element()
-    return quoted(key, override.get_value_string().strip())

@@ -41,8 +41,8 @@ DIRECTIONS = {  # of metrics that a task does not own
 OPTUNA_DIRECTIONS = {"lower": "minimize", "higher": "maximize"}
 
 
-class SweepRefused(BaseException):
-    """A mistake in the command of a sweep. Hydra turns each `Exception` of a callback into a warning."""
+class CommandRejected(BaseException):
+    """A mistake in a command, for callbacks of Hydra. Hydra turns each `Exception` of a callback into a warning."""
 
     def __init__(self, error: UserError):
         super().__init__(str(error))
@@ -62,17 +62,17 @@ class SweepStart(Callback):
         """Settle the directory, before Hydra starts a job.
 
         Raises:
-            SweepRefused: the command line asks for something that cannot be.
+            CommandRejected: the command line asks for something that cannot be.
         """
         try:
             SweepStart.sweep_dir = start_sweep(config)
         except UserError as error:
-            raise SweepRefused(error) from None
+            raise CommandRejected(error) from None
         except OSError as error:
             message = (
                 f"cannot write {error.filename}: {error.strerror}; give hydra.sweep.dir=DIRECTORY that is writable."
             )
-            raise SweepRefused(UserError(message)) from None
+            raise CommandRejected(UserError(message)) from None
 
 
 def start_sweep(config: DictConfig) -> Path | None:
@@ -93,7 +93,7 @@ def start_sweep(config: DictConfig) -> Path | None:
     sweep = sweep_of(config)
     signal.signal(signal.SIGTERM, interrupt.terminate)  # the jobs' processes have handlers of their own
     has_directory = any(override.startswith("hydra.sweep.dir=") for override in as_typed(config.hydra.overrides.hydra))
-    sweep_dir = Path(os.path.abspath(Path(config.hydra.sweep.dir).expanduser()))
+    sweep_dir = Path(os.path.abspath(config.hydra.sweep.dir))
     if has_directory:
         require_same_sweep(sweep_dir, sweep)
     else:
@@ -300,7 +300,7 @@ def new_directory(first: Path) -> Path:
             number += 1
 
 
-def set_sweep_dir(config: DictConfig, sweep_dir: Path) -> None:
+def set_sweep_dir(config: DictConfig, sweep_dir: Path | str) -> None:
     """Make `sweep_dir` Hydra's directory of the sweep, also where a launcher composes again for each job."""
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(sweep_dir)

@@ -11,12 +11,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt2x.config import rules
-from gpt2x.config.keys import REPLACED, check_values, leaves
+from gpt2x.config import environment, rules
+from gpt2x.config.keys import REPLACED, Leaf, changed, check_values, leaves
+from gpt2x.config.locations import with_home
+from gpt2x.config.mappings import is_mapping, with_text_keys
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
 
+environment.register()
 VALIDATIONS: dict[str, Callable[[Any], None]] = {
     "train": rules.validate_train,
     "evaluate": rules.validate_evaluate,
@@ -26,13 +29,14 @@ VALIDATIONS: dict[str, Callable[[Any], None]] = {
 
 
 def schema_node(name: str) -> Any:
-    """Return the schema of entry point `name` for Hydra; the keys in `settings` and `tags` of a group are free.
+    """Return the schema of entry point `name` for Hydra, in which mappings such as `settings` have any keys and values.
 
-    Extensions check those of `settings`, the tracker those of `tags`.
+    `to_typed` checks them, extensions those of `settings`, the tracker those of `tags`.
     """
     node = OmegaConf.structured(SCHEMAS[name])
-    for key in leaves(SCHEMAS[name]):
-        if key.endswith((".settings", ".tags")):
+    for key, leaf in leaves(SCHEMAS[name]).items():
+        if is_mapping(leaf):
+            OmegaConf.update(node, key, leaf.default or {}, merge=False)  # Hydra can put no key into null
             OmegaConf.set_struct(OmegaConf.select(node, key), False)
     return node
 
@@ -45,7 +49,8 @@ def to_typed(name: str, values: Any) -> Any:
             each other.
     """
     try:
-        container = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
+        container: Any = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
+        container = changed(container, SCHEMAS[name], as_meant)
         typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), escaped(container))
     except OmegaConfBaseException as error:  # references, and `+model.foo=1`, come here
         raise UserError(message_of(error, SCHEMAS[name])) from None
@@ -55,6 +60,17 @@ def to_typed(name: str, values: Any) -> Any:
     config = OmegaConf.to_object(typed)
     VALIDATIONS[name](config)
     return config
+
+
+def as_meant(leaf: Leaf, value: Any) -> Any:
+    """Return a value of a composed configuration with what `~` stands for in paths, and the keys of mappings as texts.
+
+    Raises:
+        UserError: an empty path, a `~user` that names nobody, or a key of a mapping that is no text.
+    """
+    if leaf.facts.is_path:
+        return with_home(value, leaf.name)
+    return with_text_keys(leaf, value) if is_mapping(leaf) else value
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2x.config import environment
 from gpt2x.config.keys import Leaf, groups, leaves, spell
 from gpt2x.config.options import SCHEMAS, chosen_options, composed_defaults, experiments, option_comment, options
 from gpt2x.config.schema import TrackedConfig
@@ -131,8 +132,8 @@ def _key_rows(entries: list[Leaf], values: dict[str, Any], page: _Page) -> list[
 
 def _default(value: Any) -> str:
     """A default as it would be typed; the environment's value is not looked up."""
-    if isinstance(value, str) and value.startswith("${oc.env:"):
-        return value.removesuffix("}").partition(",")[2].strip("'")
+    if isinstance(value, str) and value.startswith(environment.REFERENCE):
+        return environment.parts(value)[1]
     return '""' if value == "" else spell(value)
 
 

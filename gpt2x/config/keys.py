@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
@@ -83,6 +83,23 @@ def flatten(values: Mapping[str, Any], root: type) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def changed(values: Mapping[str, Any], root: type, change: Callable[[Leaf, Any], Any]) -> dict[str, Any]:
+    """Return nested values of the configuration `root` after `change` of each; keys that it lacks stay as they are."""
+
+    def inner(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        result = {}
+        for name, value in values.items():
+            key = f"{prefix}{name}"
+            leaf = leaves(root).get(key)
+            if leaf:
+                result[name] = change(leaf, value)
+            else:
+                result[name] = inner(value, f"{key}.") if isinstance(value, Mapping) else value
+        return result
+
+    return inner(values, "")
 
 
 def spell(value: Any) -> str:

@@ -10,6 +10,7 @@ from omegaconf.errors import GrammarParseError
 
 from gpt2x.config.expected import must_be, type_of
 from gpt2x.config.keys import REPLACED, groups, leaves
+from gpt2x.config.mappings import as_typed, is_mapping
 from gpt2x.config.options import options, unknown_option
 from gpt2x.config.similar import similar_keys
 from gpt2x.errors import did_you_mean
@@ -95,7 +96,11 @@ def _no_option(match: re.Match, root: type) -> str:
 
 
 def _several_values(match: re.Match, root: type) -> str:
-    argument = match.group(1)
+    return several_values(match.group(1), root)
+
+
+def several_values(argument: str, root: type) -> str:
+    """Return the message for an argument of a single run with values for several runs."""
     key, _, value = argument.partition("=")
     key, values = key.lstrip("+"), [part.strip() for part in value.split(",")]
     kind = type_of(key, root)
@@ -235,6 +240,9 @@ def _about_override(argument: str, message: str, root: type) -> str:
         choose = f"choose {key}=OPTION ({', '.join(options(key))}), or " if options(key) else ""
         return f"{shown(argument)}: {key} is a group; {choose}give its keys a value, such as {one}=VALUE."
     parent = next((name for name in typed if key.startswith(f"{name}.")), None)
+    if parent and is_mapping(typed[parent]):
+        entry = as_typed(key.removeprefix(f"{parent}."))
+        return f"{parent}: its key {shown(entry)} has the value {shown(value)}, which must be a text."
     if parent:
         return f"{shown(argument)}: {parent} has no keys below it; type {parent}=VALUE."
     return f"{shown(argument)}: {_last_line(message).rstrip('.')}." if argument else ""

@@ -55,6 +55,7 @@ class Key:
         below: every allowed number is smaller.
         choices: the allowed words; of a list, for each element.
         extensions: the package whose modules are the allowed words.
+        is_path: the value, or each of a list, is a file or a directory, so that ~ stands for a home directory.
     """
 
     meaning: str
@@ -67,6 +68,7 @@ class Key:
     below: float | None = None
     choices: tuple[str, ...] = ()
     extensions: str = ""
+    is_path: bool = False
 
     def names(self) -> list[str]:
         """Return the allowed words; empty if any value of the type is allowed."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpt2x.config import environment
 from gpt2x.config.keys import Leaf, groups, leaves, spell
 from gpt2x.config.options import SCHEMAS, composed_defaults
 from gpt2x.config.schema import TrainConfig
@@ -56,9 +57,9 @@ def _row(leaf: Leaf, default: Any, is_of_train: bool) -> str:
 
 def shown(value: Any) -> str:
     """Return a default as code; a reference to the environment in words."""
-    if isinstance(value, str) and value.startswith("${oc.env:"):
-        variable, _, default = value.removeprefix("${oc.env:").removesuffix("}").partition(",")
-        return f"`{default.strip(chr(39))}`, or the environment's `{variable}`"
+    if isinstance(value, str) and value.startswith(environment.REFERENCE):
+        variable, default = environment.parts(value)
+        return f"`{default}`, or the environment's `{variable}`"
     return f"`{spell(value)}`" if value != "" else '`""`'
 
 

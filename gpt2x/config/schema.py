@@ -97,7 +97,7 @@ class TokenizerConfig:
     name: str = key(NAME, STEP)
     kind: str = key("how a tokenizer is trained", STEP, "byte_level_bpe", extensions="gpt2x.data.tokenizers")
     path: str | None = key("directory with vocab.json and merges.txt or tokenizer.json, or hub repository", STEP, None,
-                           null="train one on the corpus, or use the checkpoint's")  # fmt: skip
+                           is_path=True, null="train one on the corpus, or use the checkpoint's")  # fmt: skip
     vocab_size: int | None = key(
         "of a trained tokenizer", STEP, None, unit="tokens", null="the tokenizer is not trained"
     )
@@ -115,9 +115,14 @@ class DatasetConfig:
     name: str = key(NAME, STEP)
     corpus: str = key("the source that reads it (docs/data.md)", STEP, extensions="gpt2x.data.sources")
     path: str | None = key("file or folder with all texts, split by split_seed; or the corpus' folder", STEP, None,
+                           is_path=True,
                            null="a corpus that comes with gpt2x or is downloaded, or train_path")  # fmt: skip
-    train_path: str | None = key("file or folder with only training texts", STEP, None, null="a part of dataset.path")
-    val_path: str | None = key("file or folder with only validation texts", STEP, None, null="a part of dataset.path")
+    train_path: str | None = key(
+        "file or folder with only training texts", STEP, None, is_path=True, null="a part of dataset.path"
+    )
+    val_path: str | None = key(
+        "file or folder with only validation texts", STEP, None, is_path=True, null="a part of dataset.path"
+    )
     url: str | None = key("where to download the corpus if there is no path", STEP, None, null="no download")
     sha256: str | None = key("of the download", STEP, None, null="accept any download and print its sha256")
     text_column: str = key("column with the text, in jsonl, csv and parquet files", STEP, "text")
@@ -133,7 +138,9 @@ class DatasetConfig:
                                              null="the values are the names")  # fmt: skip
     line_break: str | None = key("labelled: markup that stands for a newline", STEP, None, null="none")
     archive_folder: str = key("labelled: folder of the files in the download", STEP, "")
-    template: str = key("instructions: alpaca, or a YAML file of your own (docs/instructions.md)", STEP, "alpaca")
+    template: str = key(
+        "instructions: alpaca, or a YAML file of your own (docs/instructions.md)", STEP, "alpaca", is_path=True
+    )
     packing: bool = key("instructions: several examples per row, which do not see each other", STEP, True)
     skip_empty: bool = key("instructions: leave out rows with an empty output instead of rejecting them", STEP, False)
     settings: dict[str, Any] = key(SETTINGS, STEP, {})
@@ -251,7 +258,7 @@ class GenerationConfig:
     seed: int | None = key("of the draws", HOST, None, null="the run's seed")
     batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
     draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer for drafts", HOST, None,
-                            null="off")  # fmt: skip
+                            is_path=True, null="off")  # fmt: skip
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
                        choices=("fp32", "bf16", "int8"))  # fmt: skip
@@ -279,7 +286,7 @@ class TrackerConfig:
 
     name: str = key("the tracker", HOST, extensions="gpt2x.tracking.trackers")
     also: list[str] = key("further trackers of the same run", HOST, [], extensions="gpt2x.tracking.trackers")
-    uri: str | None = key("where it mirrors to", HOST, None, null="an sqlite file in paths.outputs")
+    uri: str | None = key("where it mirrors to", HOST, None, is_path=True, null="an sqlite file in paths.outputs")
     experiment: str | None = key("group of runs", HOST, None, null="task.name")
     run_name: str | None = key("name of the run; of a sweep's runs, before what they vary", HOST, None,
                                null="model, dataset and overrides; of a sweep's runs, what they vary")  # fmt: skip
@@ -296,8 +303,8 @@ class TrackerConfig:
 class PathsConfig:
     """Directories. Only this group, tracker and hydra may read the environment."""
 
-    outputs: str = key("run directories and the MLflow store", HOST)
-    cache: str = key("prepared data, trained tokenizers, downloads, kernels", LAYOUT)
+    outputs: str = key("run directories and the MLflow store", HOST, is_path=True)
+    cache: str = key("prepared data, trained tokenizers, downloads, kernels", LAYOUT, is_path=True)
 
 
 @dataclass
@@ -307,9 +314,10 @@ class CommonConfig:
     seed: int = key("of weights, order of batches, dropout, samples and the bootstrap's draws", RUN, 0, at_least=0)
     plan: str = key("true: only predict memory and speed; search: rank layouts of training that fit", HOST, "false",
                     choices=("false", "true", "search"))  # fmt: skip
-    load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, null="random weights")
+    load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, is_path=True,
+                            null="random weights")  # fmt: skip
     adapters: list[str] = key(
-        "adapters for the model of load=: runs of lora=, their checkpoints, PEFT directories", STEP, []
+        "adapters for the model of load=: runs of lora=, their checkpoints, PEFT directories", STEP, [], is_path=True
     )
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     hardware: HardwareConfig = group(HardwareConfig)
@@ -330,7 +338,7 @@ class TrainConfig(TrackedConfig):
     """Train GPT-2 from random weights or from load=, the whole model or adapters beside it."""
 
     resume: str | None = key("auto, for the newest run with this configuration, or a checkpoint directory", HOST, None,
-                             null="start a new run")  # fmt: skip
+                             is_path=True, null="start a new run")  # fmt: skip
     num_devices: int | None = key("plan=search: how many devices", HOST, None, at_least=1, null="the layout's")
     task: TaskConfig = group(TaskConfig)
     model: ModelConfig = group(ModelConfig)
@@ -350,7 +358,8 @@ class EvaluateConfig(TrackedConfig):
 
     dataset: DatasetConfig = group(DatasetConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    output: str | None = key("file for the results", HOST, None, null="results.json in the run directory")
+    output: str | None = key("file for the results", HOST, None, is_path=True,
+                             null="results.json in the run directory")  # fmt: skip
 
 
 @dataclass
@@ -359,13 +368,14 @@ class PredictConfig(CommonConfig):
 
     prompts: list[str] | None = key("the prompts", HOST, None, null="prompts_file")
     adapter: str | None = key(
-        "which of several adapters: the name of its run or directory", HOST, None, null="the only one"
+        "which of several adapters: the name of its run or directory", HOST, None, is_path=True, null="the only one"
     )
     prompts_file: str | None = key(".txt: one prompt per line; .jsonl: keys prompt, or instruction and input", HOST,
-                                   None, null="prompts")  # fmt: skip
+                                   None, is_path=True, null="prompts")  # fmt: skip
     template: str | None = key("text around prompts: checkpoint for that of the training, a name or a file", HOST,
-                               "checkpoint", null="none")  # fmt: skip
-    output: str | None = key('JSONL file, "-" for stdout', HOST, None, null="text on the terminal")
+                               "checkpoint", is_path=True, null="none")  # fmt: skip
+    output: str | None = key('JSONL file, "-" for stdout', HOST, None, is_path=True,
+                             null="text on the terminal")  # fmt: skip
     generation: GenerationConfig = group(GenerationConfig)
 
 
@@ -377,4 +387,4 @@ class PrepareConfig:
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     paths: PathsConfig = group(PathsConfig)
     seq_len: int = key("length of a sequence; rows have seq_len + 1 columns", HOST, MISSING, unit="tokens")
-    output: str | None = key("directory for the MindRecord files", HOST, None, null="the cache")
+    output: str | None = key("directory for the MindRecord files", HOST, None, is_path=True, null="the cache")

@@ -41,11 +41,17 @@ class Lines:
             UserError: the line cannot be written.
         """
         try:
-            self.stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+            self.stream.write(json_line(values) + "\n")
             self.stream.flush()
         except OSError as error:
             raise cannot_write(self.output, error) from None
         self.count += 1
+
+
+def json_line(values: dict[str, object]) -> str:
+    """Return an object as JSON that can be written as UTF-8: one with half a surrogate pair is escaped."""
+    line = json.dumps(values, ensure_ascii=False)
+    return line if line.encode("utf-8", "replace").decode() == line else json.dumps(values)
 
 
 def completion_values(completion: Completion, prompt: Prompt | None = None) -> dict[str, object]:
@@ -123,7 +129,7 @@ def results(output: str | None, total: int) -> Iterator[Lines | None]:
         return
     if output == "-":
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8")
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         lines = Lines(output, sys.stdout)
         try:
             yield lines

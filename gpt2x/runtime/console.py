@@ -136,7 +136,7 @@ class Console:
 
     def log(self, text: str) -> None:
         """Write a text to the log only; say once that there is none if that fails."""
-        error = self._log.write(self._clean(text)) if self._log else None
+        error = self._log.write(_without_control(text)) if self._log else None
         if error:
             self._rich.print(f"warning: {error.filename or 'the log'} cannot be written ({error.strerror})")
 
@@ -156,7 +156,11 @@ class Console:
 
     def _clean(self, text: object) -> str:
         encoding = self._rich.encoding or "utf-8"
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)).encode(encoding, "replace").decode(encoding)
+        return _without_control(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _without_control(text: object) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def _plain(renderable: RenderableType) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ def guarded(job: Callable[[], Any]) -> int:
 
     The status is 0, 2 after a user's mistake, 1 after another failure, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    print_all_characters()
     try:
         job()
     except UserError as error:
@@ -41,6 +43,16 @@ def guarded(job: Callable[[], Any]) -> int:
         run_log.write(traceback.format_exc())
         raise
     return 0
+
+
+def print_all_characters() -> None:
+    """Let both streams print a character that their encoding lacks as Python spells it, such as \\u4e2d, and not fail.
+
+    This is how Python opens standard error. PYTHONIOENCODING and locales other than UTF-8 make the streams strict.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_and_leave(job: Callable[[], Any]) -> NoReturn:

@@ -174,14 +174,27 @@ def typed_command() -> str:
 def write_command(run_dir: Path, command: str) -> None:
     """Append a line to `command.txt`: the command that started the run, then those that resumed it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / COMMAND).open("a", encoding="utf-8") as file:
+    with (run_dir / COMMAND).open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.write(command + "\n")
 
 
 def read_command(run_dir: Path) -> str | None:
-    """Return the newest line of `command.txt`, or None if there is none."""
+    """Return the newest command of `command.txt`, whose arguments may have line breaks; None if there is none."""
     try:
-        lines = (run_dir / COMMAND).read_text(encoding="utf-8").splitlines()
+        lines = (run_dir / COMMAND).read_bytes().decode("utf-8", "surrogateescape").split("\n")
     except OSError:
         return None
-    return lines[-1] if lines else None
+    newest, begun = None, ""
+    for line in lines:
+        begun = f"{begun}\n{line}" if begun else line
+        if begun and is_complete(begun):
+            newest, begun = begun, ""
+    return newest
+
+
+def is_complete(command: str) -> bool:
+    """Return whether a shell would take a text as a whole command: all its quotes are closed."""
+    try:
+        return bool(shlex.split(command))
+    except ValueError:
+        return False

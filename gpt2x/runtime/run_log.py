@@ -38,7 +38,7 @@ class RunLog:
         head = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {command}\n" if command else ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="replace")
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             self._has_failed = True
             return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -47,7 +48,11 @@ def values_now_and_then(config: TrainConfig, stored: dict[str, Any]) -> tuple[di
     """Return the values of a configuration and of a stored one, by the keys of this version."""
     root = type(config)
     then = defaults(root) | flatten(stored, root)
-    return flatten(asdict(config), root), {key: value for key, value in then.items() if key not in REPLACED}
+    then = {key: value for key, value in then.items() if key not in REPLACED}
+    for key, value in then.items():  # older versions stored paths with ~
+        if key in leaves(root) and leaves(root)[key].facts.is_path and isinstance(value, str):
+            then[key] = os.path.expanduser(value)
+    return flatten(asdict(config), root), then
 
 
 COMPARED = ("trainer.best_metric", "trainer.max_eval_rows")  # what the values of two validations have to share

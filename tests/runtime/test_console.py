@@ -136,13 +136,15 @@ def test_panel_table_and_samples_keep_to_80_columns_and_escape():
     assert "The cat\N{REPLACEMENT CHARACTER}[31m [bold]" in text
 
 
-def test_a_stream_that_is_not_unicode_gets_question_marks():
+def test_a_stream_that_is_not_unicode_gets_escapes():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
     console = Console(stream, interactive=False, width=80)
     console.panel("título", {"a": "ü"})
-    console.notice("…")
+    console.notice("中…")
     assert raw.getvalue().isascii()
+    assert b"t\\xedtulo" in raw.getvalue()
+    assert raw.getvalue().endswith(b"\\u4e2d\\u2026\n")
 
 
 def test_format_duration():
