@@ -184,9 +184,9 @@ def signature_of(num_classes: int, has_template: bool, max_seq_len: int) -> Mode
 
     inputs = [ColSpec("string", "prompt")]
     if num_classes:
-        classes = [ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]
-        answer = classes if num_classes > 1 else [ColSpec("double", "score")]
-        return ModelSignature(Schema(inputs), Schema([*answer, ColSpec("boolean", "is_cut")]))
+        answer = ColSpec("string", "label") if num_classes > 1 else ColSpec("double", "score")
+        outputs = [answer, ColSpec(Map(DataType.double), "probabilities"), ColSpec("boolean", "is_cut")]
+        return ModelSignature(Schema(inputs), Schema(outputs))
     if has_template:
         inputs.append(ColSpec("string", "input", required=False))
     outputs = [ColSpec("string", "completion"), ColSpec("long", "num_tokens"), ColSpec("string", "finish_reason")]

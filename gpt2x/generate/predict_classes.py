@@ -55,15 +55,17 @@ def classify_prompts(config: PredictConfig, prompts: list[Prompt], pretrained: P
 def answer(logits: np.ndarray, labels: list[str]) -> dict[str, Any]:
     """Return what a classifier says of a text: `label` and `probabilities`, or `score` if it has one class.
 
-    A head of one score has no classes to choose from. Its logit is what transformers returns: the value of a
-    regression, or a reward, or (DialogRPT) the argument of a sigmoid.
+    A head of one score has no classes to choose from. Its logit is what transformers' model returns: the value of a
+    regression, or a reward. Its probability is the sigmoid, as of transformers' pipeline; it has a meaning if the head
+    was trained so (DialogRPT).
 
     Args:
         logits: (K,).
         labels: the K classes.
     """
     if len(labels) == 1:
-        return {"score": round(float(logits[0]), 6)}
+        share = float(np.exp(-np.logaddexp(0, -logits[0])))
+        return {"score": round(float(logits[0]), 6), "probabilities": {labels[0]: round(share, 6)}}
     probabilities = np.exp(log_softmax(logits))
     named = {label: round(float(p), 6) for label, p in zip(labels, probabilities, strict=True)}
     return {"label": labels[int(probabilities.argmax())], "probabilities": named}
@@ -72,8 +74,8 @@ def answer(logits: np.ndarray, labels: list[str]) -> dict[str, Any]:
 def show(prompt: str, said: dict[str, Any]) -> None:
     """Print one answer on the terminal."""
     console.rich.print(Text(printable(prompt), style="bold"), soft_wrap=True)
-    if "score" in said:
-        console.rich.print(Text(f"  score {said['score']:.4f}"), soft_wrap=True)
-        return
     rest = ", ".join(f"{name} {p:.4f}" for name, p in said["probabilities"].items())
+    if "score" in said:
+        console.rich.print(Text(f"  score {said['score']:.4f}  (sigmoid {rest})"), soft_wrap=True)
+        return
     console.rich.print(Text(f"  {said['label']}  ({rest})"), soft_wrap=True)

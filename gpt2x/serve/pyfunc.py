@@ -79,7 +79,7 @@ class Labeller:
         self.lock = threading.Lock()
 
     def predict(self, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> pandas.DataFrame:
-        """Return a row per prompt: its `label` and the `probabilities` of all labels, or its `score`; and `is_cut`.
+        """Return a row per prompt: its `label` (or `score`), the `probabilities` of all labels, and `is_cut`.
 
         `is_cut` is true if the text has more tokens than the model reads, so that only its beginning counted.
 
