@@ -162,7 +162,7 @@ def labels_from_config(config: dict[str, Any], where: str) -> list[str]:
     count = (len(names) if names else 2) if count is None else count
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"{where} has num_labels={count!r}; it must be a positive whole number.")
-    _check_problem(config.get("problem_type"), count, where)
+    _check_problem(config.get("problem_type"), count, len(names) if names else count, where)
     if names is None or len(names) != count:
         return [f"LABEL_{i}" for i in range(count)]
     if set(names) != {str(i) for i in range(count)}:
@@ -173,7 +173,7 @@ def labels_from_config(config: dict[str, Any], where: str) -> list[str]:
     return labels
 
 
-def _check_problem(problem: object, count: int, where: str) -> None:
+def _check_problem(problem: object, count: int, num_names: int, where: str) -> None:
     """Raise UserError unless a head of `count` scores is a choice of one class, or one score."""
     stated = f"{where} has problem_type={problem!r} and {count} label{'s' * (count > 1)}"
     if problem not in (None, "single_label_classification", "regression", "multi_label_classification"):
@@ -184,7 +184,7 @@ def _check_problem(problem: object, count: int, where: str) -> None:
         raise UserError(
             f"{stated}: {meaning}, but gpt2x computes a choice of one class, or one score. Use transformers for it."
         )
-    if problem == "single_label_classification" and count == 1:
+    if problem == "single_label_classification" and 1 in (count, num_names):
         raise UserError(
             f'{stated}, which leaves no choice. Write "problem_type": "regression" if the head gives one score.'
         )
