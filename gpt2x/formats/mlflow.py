@@ -50,7 +50,7 @@ def export(source: Path, output: Path, change: Change | None) -> str:
     source, change = base_of(source, change)
     model = open_model(source, change)
     require_empty(output)
-    write_model(model, tokenizer_of(model, change), output, origin_of(source, change))
+    write_model(model, tokenizer_of(model), output, origin_of(source, change))
     return describe(model)
 
 
@@ -68,7 +68,7 @@ def export_checkpoint(checkpoint: Path, output: Path, registered_model: str | No
     source, change = base_of(checkpoint, None)
     model = open_model(source, change)
     facts = origin_of(source, change) | ({REGISTERED: registered_model} if registered_model else {})
-    write_model(model, tokenizer_of(model, change), output, facts)
+    write_model(model, tokenizer_of(model), output, facts)
 
 
 def base_of(source: Path, change: Change | None) -> tuple[Path, Change | None]:
@@ -79,20 +79,18 @@ def base_of(source: Path, change: Change | None) -> tuple[Path, Change | None]:
     return source, change
 
 
-def tokenizer_of(model: WeightsSource, change: Change | None) -> Path:
-    """Return the tokenizer's directory: with its template, that of the training of a merged adapter, else the model's.
+def tokenizer_of(model: WeightsSource) -> Path:
+    """Return the tokenizer's directory.
 
     Raises:
         UserError: there is none.
     """
-    adapter = checkpoint_of(Path(change.adapter)) if change and change.sign > 0 else None
-    directory = (adapter and adapter.tokenizer_dir) or model.tokenizer_dir
-    if directory is None:
+    if model.tokenizer_dir is None:
         raise UserError(
             f"{model.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and a served model reads "
             "text. Copy the tokenizer with which it was trained into that directory."
         )
-    return directory
+    return model.tokenizer_dir
 
 
 def checkpoint_of(directory: Path) -> Checkpoint | None:

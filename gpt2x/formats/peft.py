@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2x.errors import UserError
 from gpt2x.formats.base import Change
 from gpt2x.lora.open import open_adapter
-from gpt2x.lora.peft import export_peft
+from gpt2x.lora.peft_export import export_peft
 
 
 def export(source: Path, output: Path, change: Change | None) -> str:

@@ -49,6 +49,7 @@ class Adapter:
         head: a classifier's `score.weight` (K, D), trained with the adapter; None for a language model.
         labels: names of the classes; None if there is no head, or if the adapter does not state them.
         is_added_by_load: whether `load=` of its file adds the products already, as of MindFormers' whole models.
+        tokenizer_dir: of the tokenizer and the template with which it was trained; None: those of its base.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Adapter:
     head: np.ndarray | None = None
     labels: list[str] | None = None
     is_added_by_load: bool = False
+    tokenizer_dir: Path | None = None
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ class MergedWeights:
         self.kind: str = source.kind
         self.path: Path = source.path
         self.model: ModelConfig = adapter.adapted(source.model)
-        self.tokenizer_dir: Path | None = source.tokenizer_dir
+        self.tokenizer_dir: Path | None = (adapter.tokenizer_dir if sign > 0 else None) or source.tokenizer_dir
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors in their stored dtype; sums are computed in fp32."""

@@ -12,7 +12,9 @@ from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.mindformers import open_mindformers_adapter
-from gpt2x.lora.peft import CONFIG_FILE, WEIGHT_FILES, open_peft
+from gpt2x.lora.peft import open_peft
+from gpt2x.lora.peft_config import CONFIG_FILE
+from gpt2x.lora.peft_tensors import WEIGHT_FILES
 from gpt2x.lora.shapes import GROUP, A, B, trained_shapes
 from gpt2x.model.stats import HEAD
 from gpt2x.runtime.hub import Wish, fetch, names_repository
@@ -45,6 +47,9 @@ def open_adapter(directory: Path | str) -> Adapter:
         return open_peft(path)
     if is_mindformers(path):
         return open_mindformers_adapter(path)
+    if further := sorted(path.glob(f"*/{CONFIG_FILE}")):  # PEFT writes adapters that are not called default there
+        choices = ", ".join(str(each.parent) for each in further)
+        raise UserError(f"adapters={directory} holds several adapters. Give one of: {choices}.")
     fault = f"holds neither a gpt2x checkpoint ({MANIFEST}) nor a PEFT adapter ({CONFIG_FILE})"
     raise UserError(f"adapters={directory} {fault if path.is_dir() else 'is not a directory'}. {FIX}")
 
@@ -75,6 +80,7 @@ def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:
         num_layers=model.num_layers,
         head=tensors[HEAD] if model.labels else None,
         labels=model.labels,
+        tokenizer_dir=checkpoint.tokenizer_dir,
     )
 
 

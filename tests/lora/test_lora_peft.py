@@ -12,7 +12,7 @@ from gpt2x.errors import UserError
 from gpt2x.lora.adapter import check_fits
 from gpt2x.lora.merge import merged
 from gpt2x.lora.open import adapters_by_name, open_adapter
-from gpt2x.lora.peft import export_peft
+from gpt2x.lora.peft_export import export_peft
 from gpt2x.model.gpt2 import initial_weights
 from tests.support.adapted import EVERYWHERE, adapter_of, lazy, lora_config, random_factors
 from tests.support.models import build, random_ids, tiny_model
