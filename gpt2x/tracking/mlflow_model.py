@@ -40,7 +40,7 @@ def log_model(client: MlflowClient, run_id: str, path: Path) -> None:
     from mlflow.models import Model
 
     model = Model.load(str(path))
-    logged = logged_model(client, model) or create_logged_model(client, run_id, model, path)
+    logged = logged_model(client, model, run_id) or create_logged_model(client, run_id, model, path)
     if logged.status != LoggedModelStatus.READY:
         client.log_model_artifacts(logged.model_id, str(path))
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -48,13 +48,14 @@ def log_model(client: MlflowClient, run_id: str, path: Path) -> None:
         register(client, run_id, logged.model_id, name)
 
 
-def logged_model(client: MlflowClient, model: Model) -> LoggedModel | None:
-    """Return the logged model that MLmodel names; None if it names none that this store has."""
+def logged_model(client: MlflowClient, model: Model, run_id: str) -> LoggedModel | None:
+    """Return the logged model that MLmodel names; None if it names none of this run that the store has."""
     from mlflow.exceptions import MlflowException
 
     if model.model_id is not None:
         with contextlib.suppress(MlflowException):
-            return client.get_logged_model(model.model_id)
+            logged = client.get_logged_model(model.model_id)
+            return logged if logged.source_run_id == run_id else None
     return None
 
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import replaced
+from gpt2x.tracking.sqlite_store import ARTIFACTS, moved_uri, sqlite_file
 from gpt2x.tracking.tracker import STATUSES
 
 RECORD_NAME = "mlflow_run.json"
@@ -33,7 +34,8 @@ class RunRecord:
         run_name: by which MLflow lists the run.
         is_name_fixed: the user chose the name, so that no number tells it from an equal one.
         params: the configuration, by dotted keys.
-        tags: in the form in which MLflow gets them.
+        tags: in the form in which MLflow gets them; `run_dir` is the absolute run directory.
+        metric_names: of metrics whose name in MLflow differs from their key, by key.
         inputs: the data sets, as `gpt2x.tracking.tracker.DataInput`.
         start_time_s: unix seconds.
         end_time_s: unix seconds; 0: it has not ended.
@@ -56,6 +58,7 @@ class RunRecord:
     start_time_s: float = 0.0
     end_time_s: float = 0.0
     run_id: str | None = None
+    metric_names: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
     status: str = "RUNNING"
     sweep_dir: str | None = None
@@ -64,7 +67,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, run_dir: Path) -> RunRecord | None:
-        """Return the record of a run directory, or None.
+        """Return the record of a run directory, or None; if it was moved with its store, with the store's new place.
 
         Raises:
             UserError: the file is damaged.
@@ -75,15 +78,26 @@ class RunRecord:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             names = {each.name for each in fields(cls)}
-            return cls(**{key: value for key, value in values.items() if key in names})
+            record = cls(**{key: value for key, value in values.items() if key in names})
+            record._follow(run_dir.absolute())
+            return record
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run.") from error
+
+    def _follow(self, run_dir: Path) -> None:
+        """Follow a run directory that was moved or copied."""
+        recorded = self.tags.get("run_dir", str(run_dir))
+        if recorded != str(run_dir):
+            uri = moved_uri(self.uri, run_dir, recorded)
+            if uri != self.uri and (file := sqlite_file(uri)):
+                self.uri, self.artifact_root = uri, str(file.parent / ARTIFACTS)
+            self.tags["run_dir"] = str(run_dir)
 
     def save(self, run_dir: Path) -> None:
         """Replace the file atomically."""
         run_dir.mkdir(parents=True, exist_ok=True)
         with _saving, replaced(run_dir / RECORD_NAME) as part:
-            part.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @property
     def has_ended(self) -> bool:

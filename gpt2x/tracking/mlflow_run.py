@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.errors import UserError
+from gpt2x.runtime.json_text import well_formed
+from gpt2x.tracking import jsonl
 from gpt2x.tracking.description import source_name
 from gpt2x.tracking.mlflow_model import is_mlflow_model, log_model
 from gpt2x.tracking.mlflow_record import RunRecord, sweep_lock
-from gpt2x.tracking.mlflow_store import store_lock, sweep_view
-from gpt2x.tracking.parameters import clean_key, tags_for_mlflow
+from gpt2x.tracking.mlflow_store import sweep_view
+from gpt2x.tracking.parameters import clean_key, distinct_key, tags_for_mlflow
+from gpt2x.tracking.sqlite_store import follow_artifacts, store_lock
 
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
@@ -46,7 +49,7 @@ class MlflowRun:
         from mlflow.tracking.client import MlflowClient
 
         self.record, self.run_dir = record, run_dir
-        self._names: dict[str, str] = {}  # of metrics in MLflow, by key
+        self._names = dict(record.metric_names)  # of metrics in MLflow, by key
         with store_lock(record.uri):
             self._client = MlflowClient(tracking_uri=record.uri)
             self.experiment_id = self._experiment_id(MlflowException)
@@ -131,21 +134,25 @@ class MlflowRun:
         self._client.set_terminated(self.run_id, self.record.status, end_ms)
 
     def _name(self, key: str) -> str:
-        """Return the name of a metric in MLflow; keys that MLflow's characters make equal get numbers."""
+        """Return the name of a metric in MLflow; keys that MLflow's characters make equal get numbers.
+
+        A later process takes the same names, whatever the order in which it sees the keys.
+        """
         if key not in self._names:
-            name, others = clean_key(key), set(self._names.values())
-            numbered = (f"{name[:240]} {number}" for number in range(2, len(others) + 3))
-            self._names[key] = name if name not in others else next(each for each in numbered if each not in others)
+            name = self._names[key] = distinct_key(clean_key(key), set(self._names.values()))
+            if name != key:
+                self.record.metric_names[key] = name
+                self.record.save(self.run_dir)
         return self._names[key]
 
     def _find(self, mlflow_error: type[Exception]) -> Any:
-        """Return the run of the record; None if MLflow has it no more, or if it was deleted there."""
+        """Return the run of the record; None if MLflow does not have it any more, or if it was deleted there."""
         if self.record.run_id is None:
             return None
         try:
             run = self._client.get_run(self.record.run_id)
         except mlflow_error as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # or no id
                 return None
             raise
         return run if run.info.lifecycle_stage == "active" else None
@@ -160,6 +167,8 @@ class MlflowRun:
             experiment = self._client.get_experiment_by_name(name)
             if experiment is None:  # the reason
                 return self._client.create_experiment(name, self._artifact_location())
+        if location := self._artifact_location():
+            follow_artifacts(self.record.uri, experiment.artifact_location, location)
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         if EXPERIMENT_KIND not in experiment.tags:
@@ -210,7 +219,7 @@ class MlflowRun:
         for each in self.record.inputs:
             profile = {key: each[key] for key in ("num_rows", "num_tokens") if key in each}
             dataset = Dataset(
-                name=str(each["name"])[:500],
+                name=well_formed(str(each["name"]))[:500] or "_",
                 digest=str(each["digest"])[:MAX_DIGEST_CHARS],
                 source_type="local",
                 source=json.dumps({"uri": each["source"]}),
@@ -226,7 +235,7 @@ def open_run(record: RunRecord, run_dir: Path, warn: Callable[[str], None], *, i
     Args:
         record: what the directory knows; `run_id` is set and saved.
         run_dir: the run directory.
-        warn: called if the job has to do without its parent.
+        warn: called if the job has to do without its parent, and if MLflow does not have the run any more.
         is_live: the job is running now, so that a parent that has ended runs again.
     """
     parent_id = None
@@ -234,7 +243,22 @@ def open_run(record: RunRecord, run_dir: Path, warn: Callable[[str], None], *, i
         parent_id = _parent_id(record, run_dir, is_live)
     except (OSError, UserError) as error:
         warn(f"the run of {run_dir} has no parent in MLflow: {error}")
-    return MlflowRun(record, run_dir, parent_id)
+    earlier_id = record.run_id
+    run = MlflowRun(record, run_dir, parent_id)
+    if earlier_id not in (None, run.run_id):
+        warn(f"MLflow ({record.uri}) has no run {earlier_id}, or it was deleted there; its values go to a new run")
+    return run
+
+
+def lines_of(run_dir: Path) -> list[Line]:
+    """Return the lines of a run's metrics.jsonl.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is damaged.
+    """
+    path = run_dir / "metrics.jsonl"
+    rows = jsonl.read(path) if path.exists() else []
+    return [(row.pop("step"), row.pop("time"), row) for row in rows]
 
 
 def _parent_id(record: RunRecord, run_dir: Path, is_live: bool) -> str | None:

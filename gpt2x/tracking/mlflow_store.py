@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from gpt2x.errors import UserError
+from gpt2x.tracking.sqlite_store import ARTIFACTS, SCHEME, sqlite_uri, typed_file
 
 UI_PORT = 5000  # of `mlflow ui`
 MODEL_TRAINING = "workflowType=machine_learning"  # MLflow's pages are those of language-model applications otherwise
@@ -34,16 +33,16 @@ def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
         UserError: MLflow has no store of this kind.
     """
     if uri is None:
-        return f"sqlite:///{outputs / 'mlflow.db'}", str(outputs / "mlartifacts")
+        return sqlite_uri(outputs / "mlflow.db"), str(outputs / ARTIFACTS)
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if (scheme in ("http", "https") and parts.hostname) or uri == "databricks" or scheme == "databricks":
         return uri, None
-    if scheme == "sqlite" and uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).absolute()
-        return f"sqlite:///{path}", str(path.parent / "mlartifacts")
+    if scheme == "sqlite" and uri.startswith(SCHEME) and len(uri) > len(SCHEME):
+        file = typed_file(uri)
+        return sqlite_uri(file), str(file.parent / ARTIFACTS)
     if scheme in ("postgresql", "mysql", "mssql") and parts.hostname:
-        return uri, str(outputs / "mlartifacts")
+        return uri, str(outputs / ARTIFACTS)
     raise UserError(
         f"tracker.uri={uri!r} is not an MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, "
         "mysql://…, or null for a sqlite file in paths.outputs."
@@ -75,32 +74,6 @@ def import_mlflow() -> None:
         ) from error
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def store_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time create or open a sqlite store; most concurrent first users fail otherwise."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if not path.exists():
-            create_store(path)
-        yield
-
-
-def create_store(path: Path) -> None:
-    """Create a sqlite store completely or not at all: MLflow cannot open one whose creation was interrupted."""
-    from mlflow.tracking.client import MlflowClient
-
-    part = path.with_name(f"{path.name}.part")
-    for left in (part, part.with_name(f"{part.name}-journal")):  # by a process that was killed
-        left.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
-    os.replace(part, path)
 
 
 def where_to_look(uri: str, page: str) -> str:

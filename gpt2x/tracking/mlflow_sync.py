@@ -6,14 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
-from gpt2x.tracking import jsonl
 from gpt2x.tracking.mlflow_record import RECORD_NAME, RunRecord, is_dead
-from gpt2x.tracking.mlflow_run import open_run
+from gpt2x.tracking.mlflow_run import lines_of, open_run
 from gpt2x.tracking.mlflow_store import first_line, import_mlflow
+from gpt2x.tracking.sqlite_store import sqlite_file
 
 
 def sync(run_dir: Path) -> int:
@@ -56,13 +55,18 @@ def sync_one(run_dir: Path) -> int:
     """Do what `sync` does for one run."""
     record = RunRecord.load(run_dir)
     assert record is not None
-    metrics_path = run_dir / "metrics.jsonl"
-    rows = jsonl.read(metrics_path) if metrics_path.exists() else []
+    lines = lines_of(run_dir)
     if not record.has_ended and is_dead(run_dir):
-        close(record, run_dir, "KILLED", last_sign(rows, record))
+        close(record, run_dir, "KILLED", max([record.start_time_s, *(time_s for _, time_s, _ in lines)]))
+    store = sqlite_file(record.uri)
+    if store is not None and not store.parent.is_dir():
+        raise UserError(
+            f"{run_dir} is tracked in {store}, whose directory does not exist. Copy the store there, or write its "
+            f'address ("uri") into {run_dir / RECORD_NAME}.'
+        )
     try:
         run = open_run(record, run_dir, stderr.warn, is_live=False)
-        missing = run.missing((row.pop("step"), row.pop("time"), row) for row in rows)
+        missing = run.missing(lines)
         run.log_lines(missing)
         for name in record.artifacts:
             if (run_dir / name).exists():
@@ -78,11 +82,6 @@ def close(record: RunRecord, run_dir: Path, status: str, end_time_s: float) -> N
     """Note that a run has ended, with unix seconds; nothing is sent."""
     record.status, record.end_time_s = status, end_time_s
     record.save(run_dir)
-
-
-def last_sign(rows: list[dict[str, Any]], record: RunRecord) -> float:
-    """Return the time (unix seconds) of the newest line of metrics, or of the start."""
-    return max([record.start_time_s, *(float(row["time"]) for row in rows)])
 
 
 def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from itertools import count
 from typing import Any
 
 from gpt2x.config.keys import spell
 from gpt2x.errors import UserError
+from gpt2x.runtime.json_text import well_formed
 
 MAX_KEY_CHARS = 250  # MLflow's limit
 MAX_VALUE_CHARS = 500  # limit of MLflow servers before 2.10; later servers accept 6000
@@ -28,7 +30,7 @@ def shortened_for_mlflow(params: Mapping[str, Any]) -> dict[str, str]:
             for key, child in value.items():
                 visit(f"{prefix}.{key}" if prefix else str(key), child)
         else:
-            flat[_cut(clean_key(prefix), MAX_KEY_CHARS)] = _cut(spell(value), MAX_VALUE_CHARS)
+            flat[distinct_key(clean_key(prefix), flat)] = _cut(spell(value), MAX_VALUE_CHARS)
 
     for key, value in params.items():
         visit(str(key), value)
@@ -37,7 +39,10 @@ def shortened_for_mlflow(params: Mapping[str, Any]) -> dict[str, str]:
 
 def tags_for_mlflow(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags with keys that MLflow accepts; a value that is too long is cut and ends in an ellipsis."""
-    return {clean_key(key): _cut(value, MAX_TAG_CHARS) for key, value in tags.items()}
+    cleaned: dict[str, str] = {}
+    for key, value in tags.items():
+        cleaned[distinct_key(clean_key(key), cleaned)] = _cut(value, MAX_TAG_CHARS)
+    return cleaned
 
 
 def checked_tags(tags: Mapping[str, Any]) -> dict[str, str]:
@@ -73,12 +78,20 @@ def checked_tags(tags: Mapping[str, Any]) -> dict[str, str]:
 def clean_key(key: str) -> str:
     """Return `key` as a name that MLflow accepts for a metric, a parameter or a tag.
 
-    A character that MLflow rejects becomes `_`, and so does a part between slashes that is empty or means a folder.
+    A character that MLflow rejects becomes `_`, and so does a part between slashes that is empty or means a folder, and
+    the first of two points at the beginning.
     """
     parts = re.sub(r"[^\w\-. :/]", "_", key).split("/")
     parts = [part if part.strip(".") else "_" * max(len(part), 1) for part in parts]
-    return _cut("/".join(parts), MAX_KEY_CHARS, "_")
+    return _cut(re.sub(r"^\.(?=\.)", "_", "/".join(parts)), MAX_KEY_CHARS, "_")
+
+
+def distinct_key(name: str, others: Container[str]) -> str:
+    """Return a name within MLflow's limit that is not one of the others: the name, or the name and a number."""
+    numbered = (f"{name[: MAX_KEY_CHARS - 10]} {number}" for number in count(2))
+    return name if name not in others else next(each for each in numbered if each not in others)
 
 
 def _cut(text: str, length: int, end: str = "…") -> str:
+    text = well_formed(text)  # no store takes half of a surrogate pair
     return text if len(text) <= length else text[: length - 1] + end

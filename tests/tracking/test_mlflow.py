@@ -287,8 +287,8 @@ def test_a_full_queue_drops_lines_and_says_so(tmp_path, outputs, monkeypatch):
 @pytest.mark.launch
 def test_a_store_whose_creation_was_interrupted_is_created_anew(tmp_path):
     """The process is killed as soon as the database has its first tables; MLflow cannot open such a file."""
-    code = "import sys; from pathlib import Path; from gpt2x.tracking.mlflow_store import *; import_mlflow(); "
-    code += "create_store(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from gpt2x.tracking.mlflow_store import import_mlflow; "
+    code += "from gpt2x.tracking.sqlite_store import create_store; import_mlflow(); create_store(Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mlflow.db")])
     part = tmp_path / "mlflow.db.part"
     while process.poll() is None and not (part.exists() and part.stat().st_size):

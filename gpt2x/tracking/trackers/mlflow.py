@@ -20,7 +20,7 @@ from typing import IO
 from gpt2x.config import TrackerConfig
 from gpt2x.runtime.console import console
 from gpt2x.tracking.mlflow_record import RunRecord, hold_live
-from gpt2x.tracking.mlflow_run import BATCH_METRICS, NOTE, Line, MlflowRun, open_run
+from gpt2x.tracking.mlflow_run import BATCH_METRICS, NOTE, Line, MlflowRun, lines_of, open_run
 from gpt2x.tracking.mlflow_store import (
     curves_page,
     first_line,
@@ -98,6 +98,7 @@ class MlflowTracker:
             inputs=[{key: value for key, value in asdict(each).items() if value is not None} for each in run.inputs],
             start_time_s=earlier.start_time_s if earlier and is_same_store else time.time(),
             run_id=run.resume_id or (earlier.run_id if earlier and is_same_store else None),
+            metric_names=earlier.metric_names if earlier and is_same_store else {},
             artifacts=earlier.artifacts if earlier else [],
             sweep_dir=os.path.relpath(run.sweep_dir, self._run_dir) if run.sweep_dir else None,
             sweep_name=run.sweep_name,
@@ -215,7 +216,7 @@ class MlflowTracker:
         earlier_id = self._record.run_id
         run = open_run(self._record, self._run_dir, self._warn, is_live=True)
         if earlier_id not in (None, run.run_id):
-            self._warn(f"MLflow ({self._uri}) has no run {earlier_id}; the resumed part becomes a new run")
+            run.log_lines(lines_of(self._run_dir))  # those of before the run was resumed too
         self._experiment_id = run.experiment_id
         return run
 
