@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2x.commands.loaded import with_loaded
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import load_config, to_typed
 from gpt2x.planner.choose import settle
 from gpt2x.tasks.registry import check_task
 
 
-def typed_config(name: str, values: Any) -> Any:
+def typed_config(name: str, values: Any, overrides: Sequence[str] | None = None) -> Any:
     """Return the validated dataclass of entry point `name`.
+
+    Args:
+        name: of the entry point.
+        values: a composed configuration, or one that a run has resolved.
+        overrides: the arguments that were composed, with which a training run takes from `load=` what was not typed;
+            None if the values are resolved.
 
     Raises:
         UserError: for anything that is wrong with a key or a value.
     """
+    if name == "train" and overrides is not None:
+        values = with_loaded(values, overrides)
     return checked(to_typed(name, values))
 
 

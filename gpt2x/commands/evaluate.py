@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.pretrained import OpenedModel, Pretrained, build_pretrained, open_adapters, open_pretrained, use_adapter
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
+from gpt2x.runtime.hub import pinned
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.registry import inference_for
 from gpt2x.tracking import MetricsLog, NoTracker, RunInfo, Tracker, create_tracker, describe_run, tracked
@@ -58,8 +59,8 @@ class Decision:
 
     @property
     def resolved(self) -> EvaluateConfig:
-        """The configuration: nothing in it is decided later."""
-        return self.config
+        """The configuration, with the commit of a repository of the hub."""
+        return replace(self.config, load=pinned(str(self.config.load), self.opened.source.path))
 
 
 def decide(config: EvaluateConfig, run_dir: Path, role: Role) -> Decision:
@@ -85,7 +86,7 @@ def decide(config: EvaluateConfig, run_dir: Path, role: Role) -> Decision:
 
 def open_run_dir(decision: Decision) -> None:
     """Write `config.yaml`."""
-    save_config(decision.config, launch.config_path(decision.config.launch.node_rank, decision.run_dir))
+    save_config(decision.resolved, launch.config_path(decision.config.launch.node_rank, decision.run_dir))
 
 
 def run(decision: Decision, mesh: Mesh) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt2x.commands.configuration import typed_config
 from gpt2x.commands.hydra_flags import plain_answers, read_arguments
 from gpt2x.commands.hydra_grammar import read_overrides
+from gpt2x.commands.loaded import run_folder
 from gpt2x.commands.sweep_end import end_sweep
 from gpt2x.commands.sweep_jobs import HydraJob, Run
 from gpt2x.commands.sweep_start import CommandRejected, SweepStart
@@ -29,10 +31,11 @@ from gpt2x.runtime.role import read_role
 
 @cache
 def register_schemas() -> None:
-    """Register the dataclasses with Hydra as `schema/<name>`."""
+    """Register the dataclasses with Hydra as `schema/<name>`, and what `hydra.run.dir` of conf/train.yaml calls."""
     store = ConfigStore.instance()
     for name in SCHEMAS:
         store.store(group="schema", name=name, node=schema_node(name), package="_global_")
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
@@ -48,7 +51,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> Any:
             values = hydra.compose(name, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(message_of(error, SCHEMAS[name])) from None
-        return typed_config(name, values)
+        return typed_config(name, values, overrides)
 
 
 def hydra_main(name: str, run: Run) -> None:

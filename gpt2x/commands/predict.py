@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2x.config import PredictConfig
@@ -16,6 +16,7 @@ from gpt2x.lora.adapter import Adapter
 from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.pretrained import OpenedModel, build_pretrained, choose_adapter, open_pretrained
+from gpt2x.runtime.hub import pinned
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.registry import inference_for
 
@@ -40,8 +41,8 @@ class Decision:
 
     @property
     def resolved(self) -> PredictConfig:
-        """The configuration: nothing in it is decided later."""
-        return self.config
+        """The configuration, with the commit of a repository of the hub."""
+        return replace(self.config, load=pinned(str(self.config.load), self.opened.source.path))
 
 
 def decide(config: PredictConfig, run_dir: Path, role: Role) -> Decision:

@@ -185,7 +185,7 @@ def run_guarded(
     """
     label = f"job {job.number} ({job.name}): " if job else ""
     try:
-        config = typed_config(name, values)
+        config = typed_config(name, values, HydraConfig.get().overrides.task)
         if isinstance(config, CommonConfig):  # `prepare` has no processes
             launch.require_worker_num(config, role)
         if role.is_scheduler:

@@ -68,6 +68,12 @@ class ModelConfig:
         """True if the head scores classes of texts, False if it scores tokens."""
         return bool(self.labels)
 
+    @property
+    def has_unnamed_labels(self) -> bool:
+        """True if the classes have only transformers' default names: LABEL_0, LABEL_1 and so on."""
+        labels = self.labels or []
+        return bool(labels) and labels == [f"LABEL_{i}" for i in range(len(labels))]
+
 
 @dataclass
 class LoraConfig:
@@ -314,8 +320,8 @@ class CommonConfig:
     seed: int = key("of weights, order of batches, dropout, samples and the bootstrap's draws", RUN, 0, at_least=0)
     plan: str = key("true: only predict memory and speed; search: rank layouts of training that fit", HOST, "false",
                     choices=("false", "true", "search"))  # fmt: skip
-    load: str | None = key("a gpt2x checkpoint or a Hugging Face directory", STEP, None, is_path=True,
-                            null="random weights")  # fmt: skip
+    load: str | None = key("a gpt2x checkpoint, a Hugging Face directory, or a name of the hub, as gpt2", STEP, None,
+                           is_path=True, null="random weights")  # fmt: skip
     adapters: list[str] = key(
         "adapters for the model of load=: runs of lora=, their checkpoints, PEFT directories", STEP, [], is_path=True
     )

@@ -117,6 +117,9 @@ def prepare(
     source = None if len(records) == len(splits) else open_text(dataset, set(records), cache)
     chosen = checkpoint_tokenizer or load_or_train(tokenizer, dataset, source, cache)
     labels = form.labels(dataset, source, records)
+    for split in splits:
+        if split not in records and source is not None and source.has(split):
+            form.check(Part(source, split, chosen, labels))
     parts: dict[str, CutRows] = {}
     notes: list[str] = []
     for split in splits:

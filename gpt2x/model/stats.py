@@ -130,3 +130,13 @@ def train_flops_per_token(model: ModelConfig, seq_len: int, trained: Collection[
     )  # without weights: backward has only gradients of inputs, at twice the cost
     of_inputs = of_head + passed * (forward - of_head + of_attention)
     return forward + of_inputs + 2.0 * sum(math.prod(shapes[name]) for name in multiplied)
+
+
+def keeps_head(model: ModelConfig, loaded: ModelConfig) -> bool:
+    """Return whether the head of a loaded classifier serves `model`: it has the same classes, or as many without names.
+
+    transformers' run_glue.py also keeps a head without names, and takes the order of the data.
+    """
+    if model.labels is None or loaded.labels is None:
+        return False
+    return model.labels == loaded.labels or (loaded.has_unnamed_labels and len(loaded.labels) == len(model.labels))

@@ -30,8 +30,13 @@ def names_repository(name: str) -> bool:
 
 
 def pinned(name: str, snapshot: Path) -> str:
-    """Return the name of a repository with the commit that was read, from the folder that `fetch` returned for it."""
-    return f"{name.partition('@')[0]}@{snapshot.name}"
+    """Return the name of a repository with the commit that was read; a path as it is.
+
+    Args:
+        name: a repository or a path.
+        snapshot: the folder that `fetch` returned for it.
+    """
+    return f"{name.partition('@')[0]}@{snapshot.name}" if names_repository(name) else name
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,13 @@ class Classification(Task):
         )
 
     def row_form(self, config: TrainConfig) -> RowForm:
-        """Cut labelled rows of seq_len tokens."""
+        """Cut labelled rows of seq_len tokens, with the classes of the model if it has some."""
         from gpt2x.data.rows.labelled import LabelledRows
 
-        return LabelledRows(config.trainer.seq_len)
+        model = config.model
+        if model.labels is None or model.has_unnamed_labels:
+            return LabelledRows(config.trainer.seq_len, num_classes=len(model.labels or []) or None)
+        return LabelledRows(config.trainer.seq_len, tuple(model.labels))
 
     def fit_model(self, model: ModelConfig, data: PreparedData | None, loaded: ModelConfig | None) -> ModelConfig:
         """Return `model` with the data's labels."""

@@ -8,7 +8,7 @@ from gpt2x.convert.added_rows import with_added_rows
 from gpt2x.lora.cells import initial_factors
 from gpt2x.model.classifier import WithFreshHead
 from gpt2x.model.gpt2 import initial_weights
-from gpt2x.model.stats import HEAD
+from gpt2x.model.stats import HEAD, keeps_head
 from gpt2x.parallel.placement import Readable, Whole
 from gpt2x.train.decision import Decision
 
@@ -28,7 +28,7 @@ def loaded_weights(decision: Decision) -> Readable:
     assert source is not None
     assert model.vocab_size is not None
     weights = with_added_rows(source.weights(), model.vocab_size)
-    if not model.is_classifier or model.labels == source.model.labels:
+    if not model.is_classifier or keeps_head(model, source.model):
         return weights
     return WithFreshHead(weights, model, decision.config.seed)
 

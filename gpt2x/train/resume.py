@@ -15,6 +15,7 @@ from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.config.keys import REPLACED, defaults, flatten, leaves, spell
 from gpt2x.errors import UserError
+from gpt2x.runtime.hub import names_repository
 from gpt2x.tracking import jsonl
 
 
@@ -34,7 +35,7 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     as its default; one that this version has replaced is left out.
     """
     now, then = values_now_and_then(config, stored)
-    for key in keys_that_may_be_omitted(now, then):
+    for key in keys_that_may_be_omitted(config, now, then):
         then[key] = now[key]
     facts = {name: leaf.facts for name, leaf in leaves(type(config)).items()}
     return [
@@ -68,7 +69,7 @@ def best_is_of_other_rows(config: TrainConfig, stored: dict[str, Any]) -> str:
     return ", ".join(f"{key}={spell(then[key])}, now {spell(now[key])}" for key in changed)
 
 
-def keys_that_may_be_omitted(now: dict[str, Any], then: dict[str, Any]) -> Iterator[str]:
+def keys_that_may_be_omitted(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) -> Iterator[str]:
     """Yield the keys that a resumed run need not repeat, or that the tokenizer or the data decide."""
     if now["load"] is None:
         yield "load"
@@ -77,6 +78,11 @@ def keys_that_may_be_omitted(now: dict[str, Any], then: dict[str, Any]) -> Itera
     for key in ("model.vocab_size", "model.labels"):
         if now[key] is None or then.get(key) is None:
             yield key
+    if config.model.has_unnamed_labels:  # the data have named them
+        yield "model.labels"
+    names = [str(values.get("load")).partition("@")[0] for values in (now, then)]
+    if names[0] == names[1] and names_repository(names[0]):  # the stored one has the commit
+        yield "load"
     if now["tokenizer.extend"]:
         yield "model.vocab_size"
     if now["lora.rank"] is None and then.get("lora.rank") is None:  # no adapters, so their other keys have no effect

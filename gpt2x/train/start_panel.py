@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gpt2x.config import ModelConfig
+from gpt2x.config.keys import spell
 from gpt2x.config.layout import Coordinates, micro_batch_size, num_micro_batches, world_size
 from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
@@ -12,6 +14,8 @@ from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
 from gpt2x.train.decision import Decision
 from gpt2x.train.resume import best_is_of_other_rows
+
+RATES = ("model.dropout", "model.embedding_dropout", "model.attention_dropout")
 
 
 def describe_model(decision: Decision) -> dict[str, str]:
@@ -49,7 +53,9 @@ def origin_of_weights(decision: Decision) -> str:
         return f"from {source.resumption.saved.path}"
     if decision.base:
         return f"from {source.adapter.path}" if source.adapter else f"fresh adapters, seed {seed}"
-    return f"from {source.weights.path}" if source.weights else f"random, seed {seed}"
+    if source.weights is None:
+        return f"random, seed {seed}"
+    return f"from {source.weights.path}, with its model" + (" and tokenizer" if source.weights.tokenizer_dir else "")
 
 
 def show_panel(decision: Decision, peak_tflops: float, baseline: Baseline | None) -> None:
@@ -112,7 +118,8 @@ def data_notes(decision: Decision) -> list[str]:
 
 def model_notes(decision: Decision) -> list[str]:
     """Return what the model does not use, and where it differs from the configured one."""
-    config, model, weights = decision.config, decision.model, decision.source.weights
+    config, model = decision.config, decision.model
+    weights = None if decision.source.resumption else decision.source.weights
     num_tokens = decision.data.tokenizer.vocab_size
     notes = []
     if (model.vocab_size or 0) > num_tokens:
@@ -127,11 +134,29 @@ def model_notes(decision: Decision) -> list[str]:
             f"tokenizer.extend: {decision.num_added_rows} rows added to the embedding's {weights.model.vocab_size:,}, "
             f"each initialized to their mean, for tokens of tokenizer.path={config.tokenizer.path}"
         )
-    for key in ("activation", "layer_norm_eps", "tie_embeddings") if weights else ():
-        configured, used = getattr(config.model, key), getattr(model, key)
-        if configured != used:
-            notes.append(f"model.{key}={used}, as in the loaded checkpoint (configured: {configured})")
+    return [*notes, *(choices_of_run(decision, weights.model) if weights else [])]
+
+
+def choices_of_run(decision: Decision, loaded: ModelConfig) -> list[str]:
+    """Return where the run differs from the loaded model, in what its weights do not decide."""
+    model, trainer = decision.model, decision.config.trainer
+    notes = [
+        f"{key}={spell(now)}, where the loaded model has {spell(then)}"
+        for key in RATES
+        if (now := rate(model, key)) != (then := rate(loaded, key))
+    ]
+    if loaded.labels and model.labels != loaded.labels:
+        fate = "keeps its head, which has no names" if stats.keeps_head(model, loaded) else "gets a new head"
+        notes.append(f"the loaded classifier is for {', '.join(loaded.labels)}; it {fate}")
+    if trainer.seq_len == model.max_seq_len:
+        notes.append(f"trainer.seq_len={trainer.seq_len}, all positions of the loaded model")
     return notes
+
+
+def rate(model: ModelConfig, key: str) -> float:
+    """Return a rate of dropout; one that is null is that of all."""
+    value = getattr(model, key.removeprefix("model."))
+    return model.dropout if value is None else value
 
 
 def resumption_notes(decision: Decision) -> list[str]:

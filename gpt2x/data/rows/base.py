@@ -108,6 +108,13 @@ class RowForm(ABC):
         """Return the names of the classes in the order of their ids; empty if rows have no classes."""
         return ()
 
+    def check(self, part: Part) -> None:  # noqa: B027  (most forms have nothing to check)
+        """Check a part before anything is cut from any.
+
+        Raises:
+            UserError: An example that cannot become a row of this form.
+        """
+
     def template(self, source: Source | None) -> Template | None:
         """Return the template of the prompts in the rows; None if they have no prompts."""
         return None

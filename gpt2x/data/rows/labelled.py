@@ -33,9 +33,11 @@ class LabelledRows(RowForm):
 
     Attributes:
         model_labels: The classes of a classifier; None: those of the data.
+        num_classes: How many classes a classifier without names for them has; None: as many as the data.
     """
 
     model_labels: tuple[str, ...] | None = None
+    num_classes: int | None = None
 
     noun = "texts"
     description = "gpt2x labelled texts"
@@ -46,10 +48,24 @@ class LabelledRows(RowForm):
         return self.seq_len
 
     def labels(self, dataset: DatasetConfig, source: Source | None, records: dict[str, RecordFiles]) -> tuple[str, ...]:
-        """Return the classes of the model, else of the text, else of the MindRecord files."""
+        """Return the classes of the model, else of the text, else of the MindRecord files.
+
+        Raises:
+            UserError: They are not as many as a classifier without names has.
+        """
         if self.model_labels:
             return self.model_labels
-        return tuple(record_labels(dataset, records) if source is None else labelled(source).labels())
+        labels = tuple(record_labels(dataset, records) if source is None else labelled(source).labels())
+        require(
+            self.num_classes in (None, len(labels)),
+            f"dataset={dataset.name} has {len(labels)} classes ({list_names(labels)}), but the loaded classifier has "
+            f"{self.num_classes}, without names. Use texts of its classes, or give {new_head(labels)}.",
+        )
+        return labels
+
+    def check(self, part: Part) -> None:
+        """Reject texts whose class is none of the model's."""
+        label_ids(labelled(part.source), part.split, part.labels)
 
     def cut(self, part: Part, counts: Counts, on_chars: Callable[[int], None]) -> Iterator[RowArrays]:
         """Yield the rows of a part."""
@@ -128,10 +144,16 @@ def label_ids(source: Labelled, split: str, names: Sequence[str]) -> list[int]:
         if name not in id_of:
             raise UserError(
                 f"{example.location} has the label {name!r}, which is none of {list_names(names)}. Correct it, name it "
-                "with dataset.label_names, or use a model and training texts that have this label."
+                f"with dataset.label_names, use a model and training texts that have this label, or train with "
+                f"{new_head([*names, name])}."
             )
         ids.append(id_of[name])
     return ids
+
+
+def new_head(labels: Sequence[str]) -> str:
+    """Return what gives a run of `train.py` a new head for classes."""
+    return f"model.labels=[{','.join(labels)}] for a new head"
 
 
 def require_labelled(dataset: DatasetConfig, reason: str) -> None:

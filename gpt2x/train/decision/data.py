@@ -37,7 +37,9 @@ def decide_data(config: TrainConfig, task: Task, source: RunSource) -> tuple[Pre
     if source.tokenizer:
         max_seq_len = (source.loaded_model or config.model).max_seq_len
         plan_samples(config, None, source.tokenizer, max_seq_len)  # rejects too long a prompt before the data are read
-    data = limited(config, task.prepare(config, source.tokenizer))
+    saved = source.resumption.saved.model if source.resumption else config.model
+    rows = replace(config, model=replace(config.model, labels=saved.labels))  # a resumed run keeps the order of classes
+    data = limited(config, task.prepare(rows, source.tokenizer))
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
     check_end(config, steps, source.resumption)

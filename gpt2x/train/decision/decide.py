@@ -11,6 +11,7 @@ from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData
 from gpt2x.optim.registry import OPTIMIZERS
 from gpt2x.optim.schedule import SCHEDULES
+from gpt2x.runtime.hub import pinned
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Task
 from gpt2x.tasks.registry import task_of
@@ -64,10 +65,14 @@ class Decision:
 
     @cached_property
     def resolved(self) -> TrainConfig:
-        """The configuration with the model and the resumed checkpoint known, as config.yaml and trackers show it."""
-        resumption = self.source.resumption
+        """The configuration with the model and the resumed checkpoint known, as config.yaml and trackers show it.
+
+        Of a repository of the hub, `load` names the commit.
+        """
+        resumption, load, weights = self.source.resumption, self.config.load, self.source.weights
         resume = str(resumption.saved.path.absolute()) if resumption else None
-        return replace(self.config, model=self.model, resume=resume)
+        load = pinned(load, weights.path) if load and weights else load
+        return replace(self.config, model=self.model, resume=resume, load=load)
 
 
 def decide(config: TrainConfig, run_dir: Path, role: Role = Role()) -> Decision:

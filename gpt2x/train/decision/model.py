@@ -13,7 +13,7 @@ from gpt2x.model import stats
 from gpt2x.parallel.placement import VOCABULARY
 from gpt2x.pretrained import check_vocabulary
 from gpt2x.tasks.base import Task
-from gpt2x.train.decision.source import RunSource, as_loaded
+from gpt2x.train.decision.source import RunSource
 
 
 def decide_model(config: TrainConfig, task: Task, source: RunSource, data: PreparedData) -> ModelConfig:
@@ -39,7 +39,7 @@ def complete_model(config: TrainConfig, task: Task, source: RunSource, data: Pre
         vocab_size = loaded.vocab_size
         if config.tokenizer.extend:
             vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
-        model = replace(as_loaded(config, loaded), vocab_size=vocab_size)
+        model = replace(model, vocab_size=vocab_size)
     if model.vocab_size is None:
         model = replace(model, vocab_size=tokenizer.vocab_size)
     check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")

@@ -63,6 +63,8 @@ def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) ->
     source = RunSource(weights, resumption, checkpoint_tokenizer(config, weights, resumption), None)
     if weights and not resumption:
         check_loaded_model(config, weights)
+    if source.loaded_model:
+        task.fit_model(source.loaded_model, None, source.loaded_model)  # rejects a head that the task cannot train
     check_frozen(config, task, source.loaded_model)
     validate_layout(config.parallel, replace(config.model, vocab_size=None))
     if config.adapters and not resumption:
@@ -151,27 +153,13 @@ def check_finetuning(config: TrainConfig) -> None:
 
 
 def check_loaded_model(config: TrainConfig, weights: WeightsSource) -> None:
-    """Compare the sizes of the configured model with those of the loaded weights; reads no values.
+    """Check that the configured model, which was taken from the loaded weights, is still theirs; reads no values.
 
     Raises:
         UserError: says which keys differ and what to type.
     """
-    check_model_matches(as_loaded(config, weights.model), weights.model, str(config.load), known_models())
-
-
-def as_loaded(config: TrainConfig, loaded: ModelConfig) -> ModelConfig:
-    """Return the configured model with what the loaded weights decide.
-
-    Sizes must be equal. Activation, eps and tying follow the checkpoint, since its weights were trained with them;
-    dropout and padding are the run's to choose.
-    """
-    return replace(
-        config.model,
-        activation=loaded.activation,
-        layer_norm_eps=loaded.layer_norm_eps,
-        tie_embeddings=loaded.tie_embeddings,
-        vocab_size=None if config.tokenizer.extend else config.model.vocab_size,
-    )
+    model = replace(config.model, vocab_size=None) if config.tokenizer.extend else config.model
+    check_model_matches(model, weights.model, str(config.load), known_models())
 
 
 def check_frozen(config: TrainConfig, task: Task, loaded: ModelConfig | None) -> None:
