@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2x.commands.loaded import with_loaded
+from gpt2x.commands.loaded import NotOpenedError, with_any_positions, with_loaded
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import load_config, to_typed
+from gpt2x.config.rules import is_plan
 from gpt2x.planner.choose import settle
 from gpt2x.tasks.registry import check_task
 
@@ -25,9 +26,15 @@ def typed_config(name: str, values: Any, overrides: Sequence[str] | None = None)
     Raises:
         UserError: for anything that is wrong with a key or a value.
     """
-    if name == "train" and overrides is not None:
-        values = with_loaded(values, overrides)
-    return checked(to_typed(name, values))
+    if name != "train" or overrides is None:
+        return checked(to_typed(name, values))
+    try:
+        return checked(to_typed(name, with_loaded(values, overrides)))
+    except NotOpenedError:
+        config = checked(to_typed(name, with_any_positions(values)))  # mistakes that need no weights are said first
+        if is_plan(config):
+            raise
+        return config  # a run says it when it opens them
 
 
 def read_config(name: str, path: Path) -> Any:

@@ -32,6 +32,10 @@ TAKEN = ("trainer.seq_len", "dataset.template")
 """Further keys that depend on what is loaded, beside the model and the task."""
 
 
+class NotOpenedError(UserError):
+    """What `load=` names cannot be opened, and no model is typed."""
+
+
 def with_loaded(values: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a composed configuration of `train.py` with the model, the task and the template of what it loads.
 
@@ -40,7 +44,8 @@ def with_loaded(values: DictConfig, overrides: Sequence[str]) -> DictConfig:
         overrides: the arguments of the command line, of a sweep those of the job.
 
     Raises:
-        UserError: `load=` cannot be opened, or is a different model than the typed one.
+        NotOpenedError: `load=` cannot be opened.
+        UserError: it is a different model than the typed one.
     """
     try:
         load, resume = (OmegaConf.select(values, key) for key in ("load", "resume"))
@@ -115,10 +120,10 @@ def with_source(values: DictConfig, load: str, configured: ModelConfig, typed: T
 
     try:
         source = load_source(load, verify=False)
-    except UserError:
+    except UserError as error:
         if typed.option:  # a plan of that model needs no weights; a run says it when it opens them
             return values
-        raise
+        raise NotOpenedError(str(error)) from error
     model = model_of_run(source.model, configured, typed, load)
     changes: dict[str, Any] = {}
     if "task" not in typed:
@@ -211,6 +216,11 @@ def updated(values: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
         for key, value in changes.items():
             OmegaConf.update(values, key, escaped(value))
     return values
+
+
+def with_any_positions(values: DictConfig) -> DictConfig:
+    """Return the configuration of a run whose model is not known, with positions for any `trainer.seq_len`."""
+    return updated(values, {"model.max_seq_len": max(values.model.max_seq_len, values.trainer.seq_len)})
 
 
 def run_folder(*, _root_: DictConfig) -> str:
