@@ -168,9 +168,8 @@ def test_the_directory_of_a_run_is_named_after_what_it_trains(sources, text):
     ],
 )
 def test_a_different_model_is_rejected_before_anything_is_prepared(sources, overrides, message, text, tmp_path):
-    for kind in ("huggingface", "checkpoint_huggingface"):
-        assert message in refusal("train", *text, f"load={sources[kind]}", *overrides.split())
-        assert is_unprepared(tmp_path)
+    assert message in refusal("train", *text, f"load={sources['huggingface']}", *overrides.split())
+    assert is_unprepared(tmp_path)
 
 
 def test_a_different_tokenizer_is_rejected_before_anything_is_prepared(sources, text, tmp_path):
@@ -202,8 +201,9 @@ def test_a_model_of_another_task(sources, text, tmp_path):
 # ---- classes
 
 
-@pytest.mark.parametrize("kind", ["classifier", "checkpoint_classifier"])
-@pytest.mark.parametrize("names", [["angry", "glad", "sad"], ["sad", "glad"]])
+@pytest.mark.parametrize(
+    ("kind", "names"), [("classifier", ["angry", "glad", "sad"]), ("checkpoint_classifier", ["sad", "glad"])]
+)
 def test_the_task_the_classes_and_their_order_are_taken(sources, kind, names, tmp_path):
     decision = decide("train", *labelled(tmp_path, names), f"load={sources[kind]}")
     assert decision.config.task.name == decision.config.task.objective == "classification"
@@ -223,9 +223,8 @@ def test_other_classes_are_rejected_before_anything_is_prepared(sources, tmp_pat
 
 def test_a_new_head_by_name(sources, tmp_path):
     data = labelled(tmp_path, ["glad", "mad"])
-    for kind in ("classifier", "unnamed"):
-        decision = decide("train", *data, f"load={sources[kind]}", "model.labels=[mad,glad]")
-        assert decision.model.labels == list(decision.data.labels) == ["mad", "glad"]
+    decision = decide("train", *data, f"load={sources['classifier']}", "model.labels=[mad,glad]")
+    assert decision.model.labels == list(decision.data.labels) == ["mad", "glad"]
 
 
 def test_a_head_without_names_takes_those_of_the_data(sources, tmp_path):
@@ -259,8 +258,9 @@ def test_names_of_the_hub(sources, text, tmp_path, monkeypatch):
         assert typed("train", *text, "load=someone/small-gpt").model.num_layers == 1, "a local directory goes first"
 
 
-@pytest.mark.parametrize("name", ["gpt3", "out/run1", "gpt2x/small", "openai-comunity/gpt2"])
-@pytest.mark.parametrize("entry", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("entry", "name"), [("train", "gpt3"), ("train", "out/run1"), ("evaluate", "gpt2x/small"), ("predict", "gpt4")]
+)
 def test_wrong_names(entry, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [one for one in places(tmp_path) if entry != "predict" or "tracker" not in one]
@@ -272,7 +272,7 @@ def test_wrong_names(entry, name, tmp_path, monkeypatch):
     assert is_unprepared(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["./gpt2", "/nowhere/gpt2", "a/b/c"])
+@pytest.mark.parametrize("name", ["./gpt2", "a/b/c"])
 def test_wrong_paths(name, tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     assert "does not exist. Give the directory of a run" in refusal("train", *text, f"load={name}")
