@@ -18,6 +18,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.config.options import CONF, known_models
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.train.start_panel import model_notes, origin_of_weights
 from tests.commands import convert
 from tests.support import in_process
 from tests.support.bare_weights import bare_model, write_huggingface
@@ -369,10 +370,11 @@ def test_a_run_is_loaded_resumed_and_exported_without_its_model(zoo, tmp_path):
     first = in_process.run("train", *options, "task=finetune", load, "model.dropout=0", "trainer.stop_after_steps=1")
     base = typed("train", *options, load).model
     assert base.num_layers == 2
-    panel = " ".join(first.stdout.split())
-    assert "with its model and tokenizer" in panel
-    assert f"note: model.dropout=0.0, where the loaded model has {base.dropout}" in panel
-    assert "note: trainer.seq_len=32, all positions of the loaded model" in panel
+    decision = decide("train", *options, "task=finetune", load, "model.dropout=0")
+    assert origin_of_weights(decision).endswith("with its model and tokenizer")
+    notes = model_notes(decision)
+    assert f"model.dropout=0.0, where the loaded model has {base.dropout}" in notes
+    assert "trainer.seq_len=32, all positions of the loaded model" in notes
     tune = [*options, "task=finetune", "model.dropout=0"]
     again = in_process.run("train", *tune, load, "resume=auto")
     assert again.run_dir == first.run_dir
