@@ -15,6 +15,12 @@ from gpt2x.convert.huggingface_names import NAMES_FORMAT
 from gpt2x.convert.mindformers_config import MODEL_CONFIG
 from gpt2x.convert.mindformers_files import MINDFORMERS_FILES
 from gpt2x.convert.mindformers_names import MINDFORMERS_NAMES
+from gpt2x.data.mindrecord import RECORDS
+from gpt2x.data.reading.encodings import ENCODINGS
+from gpt2x.data.reading.folders import DATA_FILES
+from gpt2x.data.reading.values import VALUES
+from gpt2x.data.tokenizer_formats import CONFIG as TOKENIZER_CONFIG
+from gpt2x.data.tokenizer_formats import FILES as TOKENIZER_FILES
 from gpt2x.lora import peft_config, peft_tensors
 
 BEGIN = "<!-- formats: begin (python -m gpt2x.commands.compatibility docs/compatibility.md) -->"
@@ -26,6 +32,12 @@ FORMATS: tuple[Format, ...] = (
     MINDFORMERS_FILES,
     MINDFORMERS_NAMES,
     MODEL_CONFIG,
+    DATA_FILES,
+    VALUES,
+    ENCODINGS,
+    RECORDS,
+    TOKENIZER_FILES,
+    TOKENIZER_CONFIG,
     peft_config.FORMAT,
     peft_tensors.FORMAT,
     peft_tensors.FILES,

@@ -12,7 +12,6 @@ from gpt2x.convert.huggingface_files import WEIGHT_FILES, other_format
 from gpt2x.convert.mindformers import MindFormersWeights, open_mindformers
 from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
 from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
-from gpt2x.data.template import FILE as TEMPLATE_FILE
 from gpt2x.errors import UserError
 from gpt2x.runtime.hub import Wish, fetch, names_repository
 
@@ -23,7 +22,7 @@ FIX = (
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # which are rejected by what they are
 HUB_FILES = Wish(
     required=(("config.json", "adapter_config.json"), (*WEIGHT_FILES, *ADAPTER_FILES)),
-    optional=("generation_config.json", *TOKENIZER_FILES, "added_tokens.json", TEMPLATE_FILE),
+    optional=("generation_config.json", *TOKENIZER_FILES),
 )
 
 

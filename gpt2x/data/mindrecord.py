@@ -14,12 +14,34 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt2x.compatibility import Entry, Format, Use
 from gpt2x.config import DatasetConfig
 from gpt2x.errors import UserError
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+# the words of a file's name that say its split; the first kind of `val` that a folder has is its validation part
+SPLIT_WORDS = {"train": ("train",), "val": ("dev", "val", "eval", "test")}
 RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards numbers them; `.db` is the index
 PREPARE_AGAIN = "Prepare it again: gpt2x prepare."
+
+RECORDS = Format(
+    "MindRecord files",
+    "Rows of token ids, as `gpt2x prepare output=` and MindFormers' scripts write them. MindSpore's `FileWriter` "
+    "defines the format. `x.mindrecord` and its index `x.mindrecord.db` belong together.",
+    (
+        *(Entry(name, Use.READ, "int32 or int64, one dimension") for name in COLUMNS),
+        Entry("columns of other types or shapes", Use.REJECTED, "by name"),
+        Entry("other columns", Use.IGNORED),
+        Entry("rows of seq_len + 1 tokens", Use.READ, "seq_len targets: all tokens but the first"),
+        Entry("rows of seq_len tokens", Use.READ, "seq_len - 1 targets, as in the reference's evaluation"),
+        Entry("rows of other lengths", Use.REJECTED, "the message has the seq_len"),
+        Entry("labels that differ from input_ids", Use.REJECTED, "of language models, where attention_mask is not 0"),
+        *(Entry(f"{word} in a file's name", Use.READ, f"a word of it: {split} rows")
+          for split, words in SPLIT_WORDS.items() for word in words),
+        Entry("a folder in which only some names say their split", Use.REJECTED, "rename the files or give train_path"),
+    ),
+    "a folder whose names say nothing is the training part, or the part that an evaluation reads.",
+)  # fmt: skip
 
 RowArrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # input_ids, attention_mask, labels: int32 (rows, …) each
 
@@ -120,11 +142,15 @@ def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, Re
     """Return the MindRecord files that the configuration names directly, by split.
 
     `train_path` and `val_path` come first. `path` is a file, used for the one requested split, or else for training;
-    or a folder: files whose names begin with train or val are for those splits, as `gpt2x.data.export` writes them.
+    or a folder: words of the files' names say which split they are for, as in `wikitext-2.valid.mindrecord`. If no
+    name says it, the folder is used as a file is.
+
+    Raises:
+        UserError: A folder in which the names of only some files say their split.
     """
     records: dict[str, RecordFiles] = {}
     in_path = _records(config.path)
-    named = {name: [p for p in in_path if p.name.startswith(name)] for name in ("train", "val")}
+    named = files_by_split(in_path, f"dataset.path={config.path}")
     for split in splits:
         split_path = config.train_path if split == "train" else config.val_path
         if split_path is not None:
@@ -136,6 +162,34 @@ def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, Re
         if files:
             records[split] = RecordFiles(key, files)
     return records
+
+
+def files_by_split(files: list[Path], key: str) -> dict[str, list[Path]]:
+    """Return the files of each split by the words of their names; no files if no name has such a word.
+
+    Raises:
+        UserError: Only some names say the split, or one says both; names these files.
+    """
+    kinds = {path: _kinds(path.name) for path in files}
+    if not any(kinds.values()):
+        return {"train": [], "val": []}
+    if unclear := [path.name for path, words in kinds.items() if len(words) != 1]:
+        raise UserError(
+            f"{key}: the names of {', '.join(unclear)} do not say whether they are for training or validation, as "
+            "those of other files there do. Put train or val into the names when they are written, or give "
+            "dataset.train_path and dataset.val_path."
+        )
+    val = next((word for word in SPLIT_WORDS["val"] if any(words == {word} for words in kinds.values())), "")
+    return {
+        split: [path for path, words in kinds.items() if words == {word}]
+        for split, word in (("train", "train"), ("val", val))
+    }
+
+
+def _kinds(name: str) -> set[str]:
+    words = re.split("[^a-z]+", name.lower())
+    kinds = [*SPLIT_WORDS["train"], *SPLIT_WORDS["val"]]
+    return {kind for kind in kinds if any(word == kind or (kind != "dev" and word.startswith(kind)) for word in words)}
 
 
 def _records(path: str | None) -> list[Path]:
@@ -176,19 +230,25 @@ def _scan(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:
     import mindspore.dataset as ds
 
     names = [str(file) for file in records.files]
-    columns = ds.MindDataset(names, num_parallel_workers=1, shuffle=False).get_col_names()
+    opened = ds.MindDataset(names, num_parallel_workers=1, shuffle=False)
+    columns = opened.get_col_names()
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(
             f"{records.key} has no column {', '.join(missing)} (it has {', '.join(columns)}). Rows need "
             f"{', '.join(COLUMNS)}. {PREPARE_AGAIN}"
         )
+    types = dict(zip(columns, map(str, opened.output_types()), strict=True))
+    if wrong := [f"{name} is {types[name]}" for name in COLUMNS if types[name] not in ("int32", "int64")]:
+        raise UserError(f"{records.key}: {', '.join(wrong)}, but rows hold ids: int32 or int64. {PREPARE_AGAIN}")
     num_rows, num_tokens, digest = 0, 0, RowHash()
     for file in records.files:
         rows = ds.MindDataset([str(file)], columns_list=list(COLUMNS), num_parallel_workers=1, shuffle=False)
         for row, (ids, mask, labels) in enumerate(rows.create_tuple_iterator(num_epochs=1, output_numpy=True)):
+            if ids.ndim != 1:
+                raise UserError(f"{records.key}: row {row} of {file.name} has the shape {ids.shape}, not one of ids.")
             if fault := fault_of(ids, mask, labels):
                 raise UserError(f"{records.key}: row {row} of {file.name} has {fault}")
             num_rows += 1
-            num_tokens += int(mask.sum())
+            num_tokens += int((mask != 0).sum())
             digest.update(ids, mask, labels)
     return Scan(num_rows, num_tokens, digest.hexdigest())

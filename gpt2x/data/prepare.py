@@ -134,12 +134,13 @@ def prepare(
         else:
             notes.append(f"no validation {form.noun}: dataset.val_path is null")
     num_encoded = sum(part.num_encoded for part in parts.values())
+    notes = [*(source.notes if source else ()), *(note for part in parts.values() for note in part.notes), *notes]
     summary = DataSummary(
         dataset=dataset.name,
         layout=form.layout(dataset),
         tokenizer="the checkpoint's" if checkpoint_tokenizer else tokenizer.path or f"trained, {tokenizer.name}",
         tokens_per_s=num_encoded / sum(part.seconds for part in parts.values()) if num_encoded else None,
-        notes=(*(source.notes if source else ()), *(note for part in parts.values() for note in part.notes), *notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
     rows = {split: part.rows for split, part in parts.items()}
     fingerprint = digest_of([chosen.fingerprint, labels, {split: part.sha256 for split, part in rows.items()}])
@@ -148,13 +149,15 @@ def prepare(
 
 def open_text(dataset: DatasetConfig, in_records: set[str], cache: Path) -> Source | None:
     """Return the source of the splits that are not MindRecord files; None if the configuration names no other text."""
+    only_path = replace(dataset, train_path=None, val_path=None)
+    is_records = any(find_records(only_path, (split,)) for split in ("train", "val"))
     rest = replace(
         dataset,
-        path=None if find_records(replace(dataset, train_path=None, val_path=None), ("train",)) else dataset.path,
+        path=None if is_records else dataset.path,
         train_path=None if "train" in in_records else dataset.train_path,
         val_path=None if "val" in in_records else dataset.val_path,
     )
-    if in_records and not (rest.path or rest.train_path or rest.val_path):
+    if (in_records or is_records) and not (rest.path or rest.train_path or rest.val_path):
         return None
     return open_corpus(rest, cache)
 
@@ -220,7 +223,7 @@ def cut_once(form: RowForm, part: Part, cache: Path) -> CutRows:
             "num_words": source.num_words(split),
             "sha256": sha256,
         }
-        return {"rows": rows, "notes": counts.notes}
+        return {"rows": rows, "notes": [*counts.notes, *source.reading_notes]}
 
     facts = build_once(directory, write)
     rows = Split(files=(directory / name,), **facts["rows"])

@@ -13,6 +13,7 @@ from string import Formatter
 import yaml
 
 from gpt2x.errors import UserError
+from gpt2x.runtime.json_text import well_formed
 
 FOLDER = Path(__file__).with_name("templates")
 FILE = "prompt_template.yaml"  # beside a checkpoint's tokenizer
@@ -53,8 +54,8 @@ def load_template(name: str, key: str) -> Template:
     if not path.is_file():
         raise UserError(f"{key}={name} is not a file or template. Give a path, or one of: {', '.join(templates)}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = well_formed(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"{key}={name} cannot be read as YAML: {' '.join(str(error).split())}. Correct the file."
         ) from None

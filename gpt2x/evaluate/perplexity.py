@@ -159,6 +159,8 @@ def notes(texts: Texts, evaluation: EvaluationConfig) -> Iterator[str]:
             used_by = ", ".join(protocol for protocol, other in texts.items() if other is text)
             yield f"text of {used_by}: {text.form}, {text.num_tokens:,} tokens"
             yield from text.notes
+    if isinstance(rows := texts.get("reference"), Split):
+        yield f"rows of {rows.block_len:,} tokens, of which {rows.block_len - 1:,} are scored (all but the first)"
     if "reference" in texts:
         size = evaluation.batch_size
         yield f"reference is the mean over batches of {size} windows, as MindFormers computes it; token PPL over tokens"

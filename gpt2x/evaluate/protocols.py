@@ -89,18 +89,20 @@ def reference(
 
     Args:
         scorer: created with the batch size B.
-        source: text, or the unchanged rows of MindRecord files.
+        source: text, or the unchanged rows of MindRecord files: of L tokens, or of L + 1, of which L are scored.
         seq_len: L.
         track: shows progress.
         replicas: share the batches.
         token_bytes: bytes of each id's text, for bits per byte.
     """
+    length = seq_len
     if isinstance(source, Split):
         blocks, num_blocks, dropped = _rows(source, scorer.batch_size), source.num_blocks, 0
+        length = source.block_len
     else:
         num_blocks, dropped = divmod(source.num_tokens, seq_len)
         blocks = islice(windows(source, seq_len, seq_len), num_blocks)
-    scored = _score(scorer, track(blocks, num_blocks), seq_len, replicas, token_bytes)
+    scored = _score(scorer, track(blocks, num_blocks), length, replicas, token_bytes)
     means = [exact_sum(batch.nll) / batch.counts.sum() for batch in scored]
     weights = [(batch.nll / batch.counts.sum(), batch.counts / batch.counts.sum()) for batch in scored]
     summary = _summary(scored, weights, scorer, replicas, token_bytes is not None)
@@ -205,7 +207,7 @@ def _rows(split: Split, batch_size: int) -> Iterator[Window]:
     """Yield the rows of MindRecord files without their padding."""
     for batch in batches(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            yield Window(ids[: mask.sum()], int(mask.sum()))
+            yield Window(ids[mask != 0], int((mask != 0).sum()))
 
 
 def _score(

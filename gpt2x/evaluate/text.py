@@ -28,7 +28,6 @@ class TokenStream:
     Attributes:
         content_hash: sha256 of the text's source.
         form: name of the text for users, such as `wikitext2 clean`.
-        notes: what a user should know about the corpus.
     """
 
     def __init__(self, dataset: DatasetConfig, split: str, tokenizer: Tokenizer, cache: Path):
@@ -40,7 +39,12 @@ class TokenStream:
             )
         self.form = f"{dataset.name} {dataset.protocol}" if len(source_of(dataset).protocols) > 1 else dataset.name
         self.content_hash = self._corpus.content_hash(split)
-        self.notes = self._corpus.notes
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the corpus and the tokenizer, and what has been left out so far."""
+        loss = [self._tokenizer.note_of_loss] if self._tokenizer.loss else []
+        return [*self._corpus.notes, *self._corpus.reading_notes, *loss]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield ids, int32 (tokens,)."""
@@ -116,7 +120,7 @@ def open_texts(
             )
         length = evaluation.seq_len
         assert length is not None
-        form = Blocks(length - 1)  # rows of exactly `length` tokens
+        form = Blocks(length)  # rows of `length` tokens, as the reference writes them, or of one more
         data = prepare(dataset, TokenizerConfig(), form, cache=cache, checkpoint_tokenizer=tokenizer, splits=(split,))
         blocks = data.train if split == "train" else data.val
         assert blocks is not None

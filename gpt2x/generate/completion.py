@@ -156,7 +156,7 @@ class Generator:
         Raises:
             UserError: a prompt that does not fit the window, an EOS outside the vocabulary, logits that are not finite.
         """
-        streams = [TextStream(self.tokenizer) for _ in prompts]
+        streams: dict[int, TextStream] = {}
         texts = [""] * len(prompts)
         completions: dict[int, Completion] = {}
 
@@ -172,6 +172,8 @@ class Generator:
 
         def on_token(row: Row) -> None:
             index, reason = row.index, row.finish_reason
+            if index not in streams:
+                streams[index] = TextStream(self.tokenizer, row.prompt)
             piece = "" if reason == "eos" else streams[index].push(row.new[-1])
             say(index, piece + ("" if reason is None else streams[index].end()))
             if reason is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt2x.config import PredictConfig
 from gpt2x.convert import WeightsSource
-from gpt2x.data.reading.files import read_lines, require_file
+from gpt2x.data.reading.files import read_lines
+from gpt2x.data.reading.folders import require_file
+from gpt2x.data.reading.tables import CORRECT_LINE
+from gpt2x.data.reading.values import text_of
 from gpt2x.data.template import Template, load_template, stored_template
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter
+from gpt2x.runtime.json_text import parse_json, well_formed
 
 
 class Prompt(NamedTuple):
@@ -32,7 +35,7 @@ def read_prompts(config: PredictConfig) -> list[Prompt]:
     if config.prompts_file is None:
         if not config.prompts:
             raise UserError("prompts=[] is empty; give at least one prompt, as 'prompts=[\"Once upon a time\"]'.")
-        return [Prompt(text) for text in config.prompts]
+        return [Prompt(well_formed(text)) for text in config.prompts]
     path = require_file(Path(config.prompts_file).expanduser(), "prompts_file")
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
@@ -52,18 +55,14 @@ def json_prompt(path: Path, number: int, line: str) -> Prompt:
     Raises:
         UserError: naming the file and the line.
     """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON: {error}. Correct or remove the line.") from None
+    location = f"{path}, line {number}"
+    row = parse_json(line, location, CORRECT_LINE, unique_keys=True)
     key = "instruction" if isinstance(row, dict) and "prompt" not in row and "instruction" in row else "prompt"
     if not isinstance(row, dict) or not isinstance(row.get(key), str):
         raise UserError(
-            f'{path}, line {number} is not a JSON object with a text `{key}`, such as {{"{key}": "To be"}}.'
+            f'{location} is not a JSON object with a text `{key}`, such as {{"{key}": "To be"}}. Correct it.'
         )
-    extra = row.get("input", "") if key == "instruction" else ""
-    if not isinstance(extra, str):
-        raise UserError(f"{path}, line {number}: `input` holds {type(extra).__name__}, not text. Correct the line.")
+    extra = text_of(row.get("input"), "input", location) if key == "instruction" else ""
     return Prompt(row[key], extra, key == "instruction")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Self, TypeVar
 
 from gpt2x.data.tokenizer import Tokenizer
@@ -16,26 +16,37 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoding returns for bytes that
 class TextStream:
     """Decodes one token at a time; a character whose bytes are spread over tokens is returned when it is complete.
 
-    The pieces together equal the decoding of all tokens at once.
+    The pieces together equal the decoding of all tokens at once. The text of a token may depend on the token before it,
+    such as the blank between two words of WordPiece; so each piece is what the decoding of both has beyond the first.
+
+    Args:
+        tokenizer: decodes.
+        context: ids before the first token. In byte-level BPE they change nothing, and are not decoded.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         self._tokenizer = tokenizer
+        self._previous: list[int] = [] if tokenizer.is_byte_level else list(context[-1:])
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
         """Return the text that `token` completes; empty while a character is incomplete."""
         self._pending.append(token)
-        text = self._tokenizer.decode(self._pending)
+        text = self._text()
         if text.endswith(INCOMPLETE):
             return ""
-        self._pending = []
+        self._previous, self._pending = [] if self._tokenizer.is_byte_level else self._pending, []
         return text
 
     def end(self) -> str:
         """Return the text of the pending tokens, whose bytes never became a character."""
-        tokens, self._pending = self._pending, []
-        return self._tokenizer.decode(tokens) if tokens else ""
+        text = self._text() if self._pending else ""
+        self._pending = []
+        return text
+
+    def _text(self) -> str:
+        before = self._tokenizer.decode(self._previous) if self._previous else ""
+        return self._tokenizer.decode([*self._previous, *self._pending])[len(before) :]
 
 
 class InputOrder(Generic[T]):

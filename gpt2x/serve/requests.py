@@ -10,6 +10,7 @@ from gpt2x.config import GenerationConfig
 from gpt2x.config.rules import validate_generation
 from gpt2x.errors import UserError, require
 from gpt2x.generate.prompts import Prompt
+from gpt2x.runtime.json_text import well_formed
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +47,7 @@ def read_prompts(table: pandas.DataFrame) -> list[Prompt]:
     for number, text in enumerate(texts, 1):
         require(isinstance(text, str), f"prompt {number} is {type(text).__name__}, not a text; send a string.")
     inputs = [text if isinstance(text, str) else "" for text in column(table, INPUT)]  # a missing one is None or NaN
-    return [Prompt(*row) for row in zip(texts, inputs, strict=True)]
+    return [Prompt(*well_formed(list(row))) for row in zip(texts, inputs, strict=True)]
 
 
 def column(table: pandas.DataFrame, name: str) -> list[Any]:

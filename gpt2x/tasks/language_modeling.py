@@ -109,9 +109,10 @@ class LanguageModeling(Task):
 
     def inputs(self, config: TrainConfig, batch: Batch) -> Inputs:
         """Return the blocks, and a 1 for each target that attention_mask covers."""
+        from gpt2x.data.rows.blocks import with_all_columns
         from gpt2x.evaluate.validation import all_targets
 
-        return all_targets(batch)
+        return all_targets(with_all_columns(batch, config.trainer.seq_len))
 
     def global_units(self, config: TrainConfig) -> int:
         """Return the targets of a global batch."""

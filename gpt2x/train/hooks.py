@@ -172,6 +172,8 @@ def remember(trainer: Trainer, values: Metrics) -> None:
     """Note which values of an evaluation are the best so far, in the directions of the task."""
     state, metric = trainer.state, trainer.config.trainer.best_metric
     for name in trainer.task.metrics:
+        if name not in values:  # bits per byte, of a tokenizer without exact bytes
+            continue
         value, best = values[name], state.bests.get(name)
         if math.isfinite(value) and (best is None or trainer.task.is_better(name, value, best[0])):
             state.bests[name] = value, state.step

@@ -106,6 +106,8 @@ def data_notes(decision: Decision) -> list[str]:
     """Return the rows and tokens that are not used."""
     config, data, train = decision.config, decision.data, decision.train_split
     notes = list(data.summary.notes)
+    if data.tokenizer.loss:
+        notes.append(f"tokenizer: {data.tokenizer.note_of_loss}")
     tail = train.num_blocks % config.trainer.batch
     if tail:
         rows = decision.task.rows

@@ -97,7 +97,7 @@ def test_one_file_is_divided_by_the_seed(tmp_path):
         ("x.csv", "text,label\na,1\nb,2\n", {"label_names": {"1": "y", "2": "y"}}, ["'y', 'y'"]),
         ("x.jsonl", '{"text": "a"}\n', {}, ["line 1", "'label'", "dataset.label_column"]),
         ("x.jsonl", "nothing\n", {}, ["line 1", "not JSON"]),
-        ("x.txt", "a", {}, [".csv, .tsv, .jsonl"]),
+        ("x.txt", "a", {}, ["labelled texts are read from .jsonl, .json, .csv, .tsv, .parquet"]),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path, name, content, changes, parts):
@@ -151,7 +151,10 @@ def test_rows_are_padded_cut_and_cached(tmp_path, tokenizer):
     assert rows["labels"].tolist() == [[0], [1], [1]]
     assert data.labels == ("neg", "pos")
     assert data.train.dropped_tokens == num - 8
-    assert data.summary.notes == (f"1 of 3 train texts are cut to their first 8 tokens ({num - 8} tokens lost)",)
+    assert data.summary.notes == (
+        "1 texts of train.csv are empty: each is one end-of-text token",
+        f"1 of 3 train texts are cut to their first 8 tokens ({num - 8} tokens lost)",
+    )
     again = prepared(config, tmp_path, tokenizer)
     assert (again.fingerprint, again.train, again.summary.notes) == (
         data.fingerprint, data.train, data.summary.notes

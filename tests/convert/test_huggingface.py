@@ -340,12 +340,14 @@ def test_nothing_is_overwritten(tiny_dir, tmp_path, capsys):
 
 def test_eos_id(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0, "<|endoftext|>": 1, "</s>": 2}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     assert special_ids(tmp_path)["eos_token"] == 1
     (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
     assert special_ids(tmp_path)["eos_token"] == 0
     (tmp_path / "config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}}')
     assert special_ids(tmp_path)["eos_token"] == 2
+    (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
     assert special_ids(tmp_path)["eos_token"] == 0
 

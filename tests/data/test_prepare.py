@@ -68,9 +68,8 @@ def test_packing(tokenizer, num_docs, separate):
 
 def test_tokenizer_that_looks_beyond_whitespace(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    state = json.loads((tmp_path / "tokenizer.json").read_text())
-    state["pre_tokenizer"]["add_prefix_space"] = True
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
     prefixed = Tokenizer.load(tmp_path)
     assert not prefixed.cuts_at_whitespace
     assert prefixed.fingerprint != tokenizer.fingerprint

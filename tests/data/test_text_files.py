@@ -70,13 +70,17 @@ def test_the_real_csv(shared_data, tmp_path):
         ("a.csv", b"text\nx\n\xe9\n", r"a.csv is not valid UTF-8: byte 0xe9 at offset 7 \(line 3\)"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a.jsonl, line 2 is not a JSON object"),
-        ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no key 'text'; it has 'body'. Set dataset.text_column"),
-        ("a.jsonl", b'{"text": 3}\n', r"line 1: 'text' is int, not text"),
+        ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no 'text'; it has 'body'. Set dataset.text_column"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1: 'text' is a number \(3\), not text"),
         ("a.csv", b"body,label\nx,1\n", r"a.csv has no column 'text'; its header line has 'body', 'label'"),
-        ("a.csv", b"text,label\nx,1\nx,y,1\n", r"a.csv, line 3 has 3 fields, the header 2"),
+        ("a.csv", b"text,label\nx,1\nx,y,1\n", r"a.csv, line 3 has 3 fields instead of 2"),
         ("a.csv", b'text\n"open\n', r"a.csv, line 2 is not CSV"),
         ("a.parquet", b"no parquet", r"a.parquet is not a Parquet file"),
-        ("a.pdf", b"x", r"dataset.train_path=.*files ending in '.pdf' cannot be read. Use one of .txt"),
+        (
+            "a.pdf",
+            b"x",
+            r"dataset.train_path=.*texts are read from .txt, .*ending in '.pdf'; save its text as .txt",
+        ),
     ],
 )
 def test_wrong_files(tmp_path, name, content, message):
@@ -101,7 +105,7 @@ def test_wrong_places(tmp_path):
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"has no column 'text'; it has 'body', 'n'"):
         read(tmp_path, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"column 'n' is int64, not text"):
+    with pytest.raises(UserError, match=r"row 1: 'n' is a number \(1\), not text"):
         read(tmp_path, tmp_path / "a.parquet", text_column="n")
     with pytest.raises(
         UserError, match=r"dataset.protocol=reference is not defined for dataset.corpus=text. Choose one of: clean"

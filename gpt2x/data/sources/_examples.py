@@ -10,7 +10,8 @@ import numpy as np
 
 from gpt2x.config import DatasetConfig
 from gpt2x.data.reading.download import fetch_archive
-from gpt2x.data.reading.files import list_names
+from gpt2x.data.reading.folders import Listing, list_folder
+from gpt2x.data.reading.tables import list_names
 from gpt2x.data.sources.base import Source
 from gpt2x.errors import UserError
 
@@ -37,7 +38,7 @@ class Examples(Source, Generic[Example]):
         keys = {split: f"dataset.{split}_path" for split in files}
         if config.path is not None or not files:
             location, key = self._locate()
-            splits = find_splits(location, key, self.suffixes) if location.is_dir() else {"train": location}
+            splits = self._find_splits(location, key) if location.is_dir() else {"train": location}
             files, keys = splits | files, dict.fromkeys(splits, key) | keys
         self._examples = {split: self.read(file, keys[split]) for split, file in files.items()}
         if "val" not in files and files.get("train") and config.path is not None:
@@ -60,6 +61,27 @@ class Examples(Source, Generic[Example]):
             )
         folder, _ = fetch_archive(config.url, config.sha256, self.cache)
         return folder / config.archive_folder, "dataset.url"
+
+    def _find_splits(self, folder: Path, key: str) -> dict[str, Path]:
+        """The files of a folder by split: the training file and the one named like it, or a single file for both."""
+        listing = list_folder(folder, self.suffixes, below=False)
+        files = {path.name: path for path in listing.files}
+        training = [name for name in files if "train" in name]
+        splits = {"train": files[training[0]]} if len(training) == 1 else {}
+        if splits:
+            pair = next((other for word in VAL_NAMES if (other := training[0].replace("train", word)) in files), None)
+            splits |= {"val": files[pair]} if pair else {}
+        elif len(files) == 1:
+            splits = {"train": listing.files[0]}
+        else:
+            raise UserError(
+                f"{key}={folder} must have one file of {', '.join(self.suffixes)} whose name contains `train`; it has "
+                f"{list_names(files)}. Give dataset.train_path and dataset.val_path."
+            )
+        unused = [name for name, path in files.items() if path not in splits.values()]
+        if note := Listing(list(splits.values()), unused + listing.others).note(folder):
+            self.notes.append(note)
+        return splits
 
     def _divide(self, path: str) -> None:
         """Draw round(val_fraction * examples) for validation: a function of the seed and of the number of examples."""
@@ -87,22 +109,3 @@ class Examples(Source, Generic[Example]):
     def examples(self, split: str) -> list[Example]:
         """Return the examples of a split."""
         return self._examples[split]
-
-
-def find_splits(folder: Path, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Return the files of a folder by split: the training file and the one named like it, or a single file for both.
-
-    Raises:
-        UserError: No such file, or several candidates.
-    """
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.is_file()}
-    training = [name for name in files if "train" in name]
-    if len(training) == 1:
-        pair = next((other for word in VAL_NAMES if (other := training[0].replace("train", word)) in files), None)
-        return {"train": files[training[0]]} | ({"val": files[pair]} if pair else {})
-    if len(files) == 1:
-        return {"train": next(iter(files.values()))}
-    raise UserError(
-        f"{key}={folder} must have one file of {', '.join(suffixes)} whose name contains `train`; it has "
-        f"{list_names(files)}. Give dataset.train_path and dataset.val_path."
-    )

@@ -37,6 +37,7 @@ class Source(ABC):
         settings: These keys, typed.
         config: The dataset's keys.
         notes: What a user should know of the corpus, for panels.
+        reading_notes: What reading the text has left out; kept with the rows in the cache.
     """
 
     separate: bool = True
@@ -56,6 +57,7 @@ class Source(ABC):
         self.config, self.cache = config, cache
         self.settings: Any = settings(self.Settings, config.settings, "dataset.settings")
         self.notes: list[str] = []
+        self.reading_notes: list[str] = []
 
     @abstractmethod
     def has(self, split: str) -> bool:

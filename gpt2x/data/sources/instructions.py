@@ -1,22 +1,28 @@
-"""Instructions and their responses, from JSON."""
+"""Instructions and their responses, from JSON and other tables."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt2x.config import DatasetConfig
 from gpt2x.data.reading.documents import Piece, document
-from gpt2x.data.reading.files import list_names, not_utf8, read_objects, require_file
+from gpt2x.data.reading.folders import require_kind
+from gpt2x.data.reading.tables import TABLES, Columns, read_rows
+from gpt2x.data.reading.values import text_of
 from gpt2x.data.sources._examples import Examples
 from gpt2x.data.template import load_template
 from gpt2x.errors import UserError
 
-SUFFIXES = (".json", ".jsonl")
+COLUMNS = Columns(
+    ["instruction", "output"],
+    "A row needs 'instruction' and 'output', and may have 'input'. Rename its keys.",
+    optional=["input"],
+)
 
 
 class Instruction(NamedTuple):
@@ -35,7 +41,7 @@ class Instructions(Examples[Instruction]):
         template: Makes the prompts.
     """
 
-    suffixes = SUFFIXES
+    suffixes = tuple(TABLES)
     row_form = "instruction"
 
     def __init__(self, config: DatasetConfig, cache: Path) -> None:
@@ -48,13 +54,11 @@ class Instructions(Examples[Instruction]):
         Raises:
             UserError: A faulty row, with file and line.
         """
-        require_file(path, key)
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{key}={path}: instructions are read from {', '.join(SUFFIXES)}. Convert the file.")
+        require_kind(path, key, self.suffixes, "instructions")
         examples, num_empty = [], 0
-        for location, row in read_objects(path) if path.suffix.lower() == ".jsonl" else read_list(path):
+        for location, row in read_rows(path, COLUMNS):
             instruction, input_text, output = (
-                text_of(row, name, location) for name in ("instruction", "input", "output")
+                text_of(row.get(name), name, location) for name in ("instruction", "input", "output")
             )
             if not instruction.strip():
                 raise UserError(f"{location} has an empty 'instruction'. Write one, or remove the row.")
@@ -80,51 +84,6 @@ class Instructions(Examples[Instruction]):
     def pieces(self, split: str) -> Iterator[Piece]:
         """Yield prompts with their responses."""
         return chain.from_iterable(document(example.prompt + example.response) for example in self.examples(split))
-
-
-def text_of(row: Mapping[str, object], name: str, location: str) -> str:
-    """Return the text of a row's key; a missing input is empty.
-
-    Raises:
-        UserError: The key is missing or is not text; names location and key.
-    """
-    if name not in row and name != "input":
-        raise UserError(
-            f"{location} has no {name!r}; it has {list_names(row)}. A row needs 'instruction' and 'output', and may "
-            "have 'input'. Rename its keys."
-        )
-    value = row.get(name, "")
-    if not isinstance(value, str):
-        raise UserError(f"{location}: {name!r} is {type(value).__name__}, not text. Correct the row.")
-    return value
-
-
-def read_list(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield (location, object) of each element of a .json list; a location names the line where the element begins.
-
-    Raises:
-        UserError: Malformed JSON, a value that is not a list, or an element that is not an object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        hint = " One object per line is .jsonl: rename the file." if "Extra data" in str(error) else ""
-        raise UserError(f"{path} is not JSON: {error}. Correct it.{hint}") from error
-    if not isinstance(rows, list):
-        raise UserError(f'{path} is {type(rows).__name__}, not a list of objects, as [{{"instruction": …}}, …].')
-    decode, at, line, counted = json.JSONDecoder().raw_decode, text.index("["), 1, 0
-    for row in rows:
-        while text[at] in "[, \t\r\n":  # safe: json.loads has accepted the whole text
-            at += 1
-        line, counted = line + text.count("\n", counted, at), at
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line} begins {type(row).__name__}, not a JSON object. Correct the file.")
-        yield f"{path}, line {line}", row
-        _, at = decode(text, at)
 
 
 SOURCE = Instructions

@@ -1,14 +1,16 @@
-"""The user's own files: .txt, .md, .jsonl, .csv, .parquet, or folders of them."""
+"""The user's own files: text and tables, or folders of them (`gpt2x.data.reading.folders.DATA_FILES`)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 from gpt2x.config import DatasetConfig
 from gpt2x.data.reading.documents import Piece, SeededSplit
-from gpt2x.data.reading.files import READERS, hash_files, read_documents, text_files
+from gpt2x.data.reading.files import SUFFIXES, hash_files, read_documents
+from gpt2x.data.reading.folders import list_folder, require_data, require_kind
 from gpt2x.data.sources.base import Source
 from gpt2x.errors import UserError
 
@@ -28,7 +30,7 @@ class Text(Source):
             )
         self._split: SeededSplit | None = None
         if config.path and not config.val_path:
-            files = text_files(Path(config.path).expanduser(), "dataset.path")
+            files = self._files_of(config.path, "dataset.path")
             self._files = {"train": files, "val": files}
             self._split = SeededSplit(
                 lambda: self._read("train"), config.val_fraction, config.split_seed, f"dataset.path={config.path}"
@@ -38,17 +40,29 @@ class Text(Source):
             "train": ("dataset.path", config.path) if config.path else ("dataset.train_path", config.train_path),
             "val": ("dataset.val_path", config.val_path),
         }
-        self._files = {
-            split: text_files(Path(path).expanduser(), key) for split, (key, path) in paths.items() if path is not None
-        }
+        self._files = {split: self._files_of(path, key) for split, (key, path) in paths.items() if path is not None}
         if not self._files:
             raise UserError(
                 "dataset.path=null: dataset=text reads your own text. Give dataset.path=FILE_OR_FOLDER "
-                f"({', '.join(READERS)}), or dataset.train_path and dataset.val_path."
+                f"({', '.join(SUFFIXES)}), or dataset.train_path and dataset.val_path."
             )
 
+    def _files_of(self, path: str, key: str) -> list[Path]:
+        """The files that a path stands for: itself, or those below it; empty ones in a folder are left out."""
+        location = Path(path).expanduser()
+        if not location.is_dir():
+            return [require_kind(location, key, SUFFIXES, "texts")]
+        listing = require_data(list_folder(location, SUFFIXES, below=True), location, key, SUFFIXES)
+        if note := listing.note(location):
+            self.notes.append(note)
+        return listing.files
+
     def _read(self, split: str) -> Iterator[Piece]:
-        return chain.from_iterable(read_documents(path, self.config.text_column) for path in self._files[split])
+        num_blank: Counter[str] = Counter()
+        for path in self._files[split]:
+            yield from read_documents(path, self.config.text_column, partial(num_blank.update, [path.name]))
+        notes = [f"{count:,} rows of {name} have no text and are left out" for name, count in num_blank.items()]
+        self.reading_notes = list(dict.fromkeys(self.reading_notes + notes))
 
     def has(self, split: str) -> bool:
         """Return True if there are files for `split`."""
@@ -62,7 +76,7 @@ class Text(Source):
         """Yield the documents of `split`, in the order of the files' paths."""
         if self._split is None:
             return self._read(split)
-        if not self.notes:
+        if self._split.note not in self.notes:
             self.notes.append(self._split.note)
         return self._split.pieces(split)
 

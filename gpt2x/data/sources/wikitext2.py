@@ -15,7 +15,8 @@ from pathlib import Path
 from gpt2x.config import DatasetConfig
 from gpt2x.data.reading.documents import Piece
 from gpt2x.data.reading.download import fetch_archive
-from gpt2x.data.reading.files import hash_files, read_lines, require_file
+from gpt2x.data.reading.files import hash_files, read_lines
+from gpt2x.data.reading.folders import require_file
 from gpt2x.data.sources.base import Source
 from gpt2x.errors import UserError
 

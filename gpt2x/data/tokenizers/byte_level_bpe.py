@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tokenizers import models, pre_tokenizers, trainers
 
 from gpt2x.config import TokenizerConfig
-from gpt2x.data.tokenizer import DEFAULT_EOS, GPT2_ROLES, Tokenizer, byte_level
+from gpt2x.data.tokenizer import Tokenizer
+from gpt2x.data.tokenizer_classes import DEFAULT_EOS, GPT2_TOKENS, byte_level
 from gpt2x.errors import UserError
 from gpt2x.extensions import settings
 
@@ -34,7 +35,7 @@ def train(texts: Iterable[str], vocab_size: int, eos_token: str = DEFAULT_EOS) -
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, eos_token, dict.fromkeys(GPT2_ROLES, eos_token))
+    return Tokenizer(backend, eos_token, dict.fromkeys(GPT2_TOKENS, eos_token))
 
 
 @dataclass

@@ -40,10 +40,26 @@ def decide_data(config: TrainConfig, task: Task, source: RunSource) -> tuple[Pre
     saved = source.resumption.saved.model if source.resumption else config.model
     rows = replace(config, model=replace(config.model, labels=saved.labels))  # a resumed run keeps the order of classes
     data = limited(config, task.prepare(rows, source.tokenizer))
+    check_metrics(config, data)
     check_same_data(config, data, source.resumption)
     steps = count_steps(config, data)
     check_end(config, steps, source.resumption)
     return data, steps
+
+
+def check_metrics(config: TrainConfig, data: PreparedData) -> None:
+    """Reject bits per byte as the metric to improve if the tokenizer does not have exact bytes.
+
+    Raises:
+        UserError: trainer.best_metric or sweep.objective is val/bits_per_byte, which is not computed.
+    """
+    metrics = {"trainer.best_metric": config.trainer.best_metric, "sweep.objective": config.sweep.objective}
+    for key, metric in metrics.items():
+        if metric == "val/bits_per_byte" and data.tokenizer.loss:
+            raise UserError(
+                f"{key}={metric} cannot be computed: {data.tokenizer.note_of_loss}. Use {key}=val/loss, or a "
+                "byte-level tokenizer, such as tokenizer=bpe."
+            )
 
 
 def limited(config: TrainConfig, data: PreparedData) -> PreparedData:
