@@ -147,9 +147,8 @@ def add_tokens(
     roles: dict[str, Token | None] = {**implied, **declared.roles}
     ordered = [token for _, token in in_order(roles).items() if token is not None]
     for token in [*ordered, *declared.additional]:
-        if str_of(token) not in there:
+        if str_of(token) not in there and token not in tokens:  # a text and an object are two: the later flags win
             tokens.append(token)
-            there.add(str_of(token))
     optional = set(implied.values()) - set(declared.texts().values()) - {eos_token}
     while tokens and str_of(tokens[-1]) in optional and backend.token_to_id(str_of(tokens[-1])) is None:
         tokens.pop()
