@@ -85,12 +85,15 @@ class RunRecord:
             raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run.") from error
 
     def _follow(self, run_dir: Path) -> None:
-        """Follow a run directory that was moved or copied."""
+        """Follow a run directory that was moved or copied, unless its store is in neither place."""
         recorded = self.tags.get("run_dir", str(run_dir))
-        if recorded != str(run_dir):
-            uri = moved_uri(self.uri, run_dir, recorded)
-            if uri != self.uri and (file := sqlite_file(uri)):
-                self.uri, self.artifact_root = uri, str(file.parent / ARTIFACTS)
+        if recorded == str(run_dir):
+            return
+        uri = moved_uri(self.uri, run_dir, recorded)
+        file = sqlite_file(uri)
+        if file is not None and uri != self.uri:
+            self.uri, self.artifact_root = uri, str(file.parent / ARTIFACTS)
+        if file is None or file.exists():
             self.tags["run_dir"] = str(run_dir)
 
     def save(self, run_dir: Path) -> None:

@@ -12,7 +12,6 @@ from gpt2x.runtime.console import stderr
 from gpt2x.tracking.mlflow_record import RECORD_NAME, RunRecord, is_dead
 from gpt2x.tracking.mlflow_run import lines_of, open_run
 from gpt2x.tracking.mlflow_store import first_line, import_mlflow
-from gpt2x.tracking.sqlite_store import sqlite_file
 
 
 def sync(run_dir: Path) -> int:
@@ -58,11 +57,11 @@ def sync_one(run_dir: Path) -> int:
     lines = lines_of(run_dir)
     if not record.has_ended and is_dead(run_dir):
         close(record, run_dir, "KILLED", max([record.start_time_s, *(time_s for _, time_s, _ in lines)]))
-    store = sqlite_file(record.uri)
-    if store is not None and not store.parent.is_dir():
+    recorded = record.tags.get("run_dir")
+    if recorded not in (None, str(run_dir.absolute())):  # `load` follows a run whose store it sees
         raise UserError(
-            f"{run_dir} is tracked in {store}, whose directory does not exist. Copy the store there, or write its "
-            f'address ("uri") into {run_dir / RECORD_NAME}.'
+            f"{run_dir} was moved from {recorded}, and its MLflow store {record.uri} does not exist. Copy the store "
+            f'there, or write its address ("uri") into {run_dir / RECORD_NAME}.'
         )
     try:
         run = open_run(record, run_dir, stderr.warn, is_live=False)

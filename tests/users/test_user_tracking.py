@@ -166,7 +166,7 @@ def test_a_run_directory_that_moved_alone_keeps_its_store(tmp_path, outputs):
     assert sync(tmp_path / "kept") == 1
     assert steps_of(outputs, tmp_path / "kept") == [1, 2]
     shutil.move(outputs, tmp_path / "gone")
-    with pytest.raises(UserError, match=r"tracked in .*mlflow\.db, whose directory does not exist.*Copy the store"):
+    with pytest.raises(UserError, match=r"was moved from .*mlflow\.db does not exist\. Copy the store"):
         sync(tmp_path / "kept")
     assert not outputs.exists()
 
