@@ -242,7 +242,8 @@ def _fix(key: str, value: str, root: type) -> str:
         return f"quote each element: type {to_type(as_list(key, values))}, or {whole} if it is a single one."
     if kind and kind != "str":
         return _expected(key, root)
-    return f"type {to_type(quoted(key, _unquoted(value)))}."
+    text = re.sub(r"\$\{(?!\s*[^\s{}][^}]*\})", lambda _: "\\${", _unquoted(value))  # no name or no }: no reference
+    return f"type {to_type(quoted(key, text))}."
 
 
 def _unquoted(value: str) -> str:

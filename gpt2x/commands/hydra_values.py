@@ -88,10 +88,10 @@ def _each(rewrite: Rewrite, value: str, is_multirun: bool, argument: str, entry:
 
 def text(typed: str) -> str:
     """Return a text, as typed without quotes, in the form that Hydra reads as this text."""
-    typed = typed.strip(" \t")
+    typed = without_blanks(typed)
     if not typed or typed[0] in "'\"":  # Hydra's own quotes, perhaps not closed
         return typed
-    call = re.match(r"(\w+)[ \t]*\((.*)\)$", typed, re.DOTALL)
+    call = re.fullmatch(r"(\w+)[ \t]*\((.*)\)", typed, re.DOTALL)
     value = element(typed)
     if call and (call[1] in _functions() or did_you_mean(call[1], _functions())):
         return typed
@@ -117,6 +117,14 @@ def texts(typed: str, is_path: bool) -> str:
         return typed
     changed = [text(one) for one in values]
     return typed if changed == values else f"[{','.join(changed)}]"
+
+
+def without_blanks(typed: str) -> str:
+    """Return a value without the blanks at its ends; a blank after a backslash belongs to it."""
+    inner = typed.strip(" \t")
+    cut = typed.lstrip(" \t")[len(inner) :]
+    escapes = len(inner) - len(inner.rstrip("\\"))
+    return inner + cut[0] if cut and escapes % 2 else inner
 
 
 def meant(typed: str) -> str:
@@ -234,7 +242,7 @@ def _entries(leaf: Leaf, typed: str, argument: str) -> dict[str, str] | None:
 def _key(typed: str) -> str:
     """A key of a mapping as it was meant, in quotes or without."""
     value = element(typed)
-    return value.text if isinstance(value, QuotedString) else meant(typed.strip(" \t"))
+    return value.text if isinstance(value, QuotedString) else meant(without_blanks(typed))
 
 
 def _entry(entry: str, leaf: Leaf, rest: str, value: str, is_multirun: bool, argument: str) -> str:

@@ -67,7 +67,7 @@ def to_type(argument: str) -> str:
 
 def quoted(key: str, value: str) -> str:
     """Return KEY="VALUE" as Hydra reads it: any text, except that ${ begins a reference."""
-    escaped = re.sub(r'(\\*)("|$)', lambda match: match.group(1) * 2 + match.group(2).replace('"', '\\"'), value)
+    escaped = re.sub(r'(\\*)("|\Z)', lambda match: match.group(1) * 2 + match.group(2).replace('"', '\\"'), value)
     return f'{key}="{escaped}"'
 
 

@@ -89,6 +89,16 @@ def message(read: Any) -> str:
 # ---- texts
 
 
+@pytest.mark.parametrize("text", ["C:\\\n", "a\\\\\n", '"\n', "ends in \\"])
+def test_a_backslash_before_the_last_newline_stays_one(text):
+    assert values_of(shell(f"tracker.run_name={in_quotes(text)}"), "tracker.run_name") == text
+
+
+@pytest.mark.parametrize(("argument", "value"), [("{0\\ ", "{0 "), ("a\\ \t", "a "), ("a\\\\ ", "a\\\\")])
+def test_an_escaped_blank_at_the_end_stays(argument, value):
+    assert values_of([f"tracker.run_name={argument}"], "tracker.run_name") == value
+
+
 @pytest.mark.run  # over 2 s with many examples
 @given(TEXTS)
 def test_any_text_in_quotes(text):
@@ -112,8 +122,10 @@ def test_a_text_without_quotes_is_as_typed_or_answered(text):
         return
     if value is None:
         assert text.strip(" \t").lower() == "null"
-    elif not text.strip(" \t").startswith(("'", '"')) and "${" not in text:
-        assert value == without_escapes(text).strip(" \t")
+    elif not text.strip(" \t").startswith(("'", '"')) and "${" not in text and "," not in text:  # a,b is a sweep
+        before = text.lstrip(" \t").rstrip(" \t")
+        is_escaped = (len(before) - len(before.rstrip("\\"))) % 2 and before != text.lstrip(" \t")
+        assert value == without_escapes(before + text.lstrip(" \t")[len(before)] if is_escaped else before)
 
 
 def without_escapes(text: str) -> str:
