@@ -74,12 +74,13 @@ class Typed:
         self.keys = {text.partition("=")[0].lstrip("+").partition("@")[0] for text in overrides}
         names = ("model", "task", "dataset", "trainer")
         flat = flatten({name: OmegaConf.to_container(values[name]) for name in names}, TrainConfig)
-        name, default = flat["model.name"], chosen_options("train")["model"]
+        arguments = dict(text.split("=", 1) for text in overrides if text.startswith("model="))
+        name, default = flat["model.name"], chosen_options("train")["model"]  # each option states its name
         is_other = name != default and name in options("model")
-        self.option: str | None = str(name) if is_other or "model" in self.keys else None
+        self.option: str | None = arguments.get("model", str(name) if is_other else None)
         usual = composed_defaults("train")
-        if is_other:
-            usual |= flatten({"model": asdict(read_option("model", str(name), ModelConfig))}, TrainConfig)
+        if self.option in options("model"):  # not one of --config-dir
+            usual |= flatten({"model": asdict(read_option("model", self.option, ModelConfig))}, TrainConfig)
         self.keys |= {key for key, value in flat.items() if value != usual.get(key)}
         if flat["task.name"] != usual["task.name"]:
             self.keys.add("task")

@@ -18,7 +18,9 @@ from gpt2x.config import ModelConfig
 from gpt2x.config.options import CONF, known_models
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.train.start_panel import model_notes, origin_of_weights
 from tests.commands import convert
+from tests.support import in_process
 from tests.support.bare_weights import bare_model, write_huggingface
 from tests.support.configs import typed
 from tests.support.decide import decide, refusal
@@ -355,3 +357,32 @@ def test_any_combination_is_taken_or_rejected_as_the_table_says(
     is_usual = seq_len is None or (seq_len == 128 and not is_argument)
     assert taken.trainer.seq_len == (48 if is_usual else seq_len)
     assert with_loaded(composed[None], []) is composed[None], "without load= nothing is taken"
+
+
+# ---- run, load, resume, convert
+
+
+def test_a_run_is_loaded_resumed_and_exported_without_its_model(zoo, tmp_path):
+    options = [*places(tmp_path), "dataset=text", f"dataset.path={corpus(tmp_path)}", "trainer.sample_prompts=[]",
+               "trainer.global_batch_size=4", "trainer.max_steps=2", "hardware.peak_tflops=0.1",
+               "trainer.compile_cache=false"]  # fmt: skip
+    load = f"load={zoo.plain.run_dir}"
+    first = in_process.run("train", *options, "task=finetune", load, "model.dropout=0", "trainer.stop_after_steps=1")
+    base = typed("train", *options, load).model
+    assert base.num_layers == 2
+    decision = decide("train", *options, "task=finetune", load, "model.dropout=0")
+    assert origin_of_weights(decision).endswith("with its model and tokenizer")
+    notes = model_notes(decision)
+    assert f"model.dropout=0.0, where the loaded model has {base.dropout}" in notes
+    assert "trainer.seq_len=32, all positions of the loaded model" in notes
+    tune = [*options, "task=finetune", "model.dropout=0"]
+    again = in_process.run("train", *tune, load, "resume=auto")
+    assert again.run_dir == first.run_dir
+    branch = decide("train", *options, "model.dropout=0", f"resume={first.run_dir}/checkpoints/step_1")
+    assert branch.config.task.name == "finetune"
+    assert branch.model == replace(base, dropout=0.0)
+    assert convert(["--to", "hf", "--output", f"{tmp_path}/hf", str(first.run_dir)]) == 0
+    taken = typed("train", *options, f"load={tmp_path}/hf").model
+    assert replace(taken, name="", initializer_range=0, scale_residual_init=True) == replace(
+        base, name="", dropout=0.0, initializer_range=0, scale_residual_init=True
+    )
