@@ -201,7 +201,7 @@ def open_pretrained(
     checkpoint_tokenizer = source_tokenizer(source, tokenizer)
     check_vocabulary(checkpoint_tokenizer, source.model, f"load={load}")
     for adapter in adapters:
-        check_fits(adapter, source.model, load)
+        check_fits(adapter, source, load)
     if verify:
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)

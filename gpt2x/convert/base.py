@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,10 @@ class WeightsSource(Protocol):
     @property
     def tokenizer_dir(self) -> Path | None:
         """The directory of the tokenizer's files, or None."""
+
+    @property
+    def query_factors(self) -> Sequence[float]:
+        """By layer, the factors with which `weights` multiplies the stored queries; empty if they are as stored."""
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors in their stored dtype. Each is read (read-only) on access, whole or as a box."""

@@ -41,11 +41,11 @@ class HuggingFaceWeights:
         self.model = model
         self.tokenizer_dir = path if has_tokenizer(path) else None
         self._stored = stored
-        self._factors = factors
+        self.query_factors = factors
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors in their stored dtype; bfloat16 is read as float32, and so are scaled queries."""
-        return with_query_factors(lazy_tensors(self._stored), self._factors)
+        return with_query_factors(lazy_tensors(self._stored), self.query_factors)
 
     def verify(self) -> None:
         """Do nothing. A Hugging Face directory states no hashes, and opening it has checked the sizes."""

@@ -48,6 +48,7 @@ class MindFormersWeights:
     """The weights of a MindFormers checkpoint, as a `WeightsSource`; LoRA's products are added to them."""
 
     kind = "mindformers"
+    query_factors = ()
 
     def __init__(self, path: Path, opened: Opened, model: ModelConfig, tensors: LazyTensors):
         self.path = path

@@ -30,6 +30,7 @@ class CheckpointWeights:
     """The weights of a gpt2x checkpoint, as a `WeightsSource`."""
 
     kind = "gpt2x"
+    query_factors = ()
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint

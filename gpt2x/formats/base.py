@@ -50,7 +50,7 @@ def open_model(source_dir: Path, change: Change | None) -> WeightsSource:
         return source
     adapter = open_adapter(change.adapter)
     if change.sign > 0:
-        check_fits(adapter, source.model, str(source_dir))
+        check_fits(adapter, source, str(source_dir))
         check_base([adapter], source.weights(), str(source_dir))
     return MergedWeights(source, adapter, change.sign)
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from gpt2x.checkpoint.tensors import LazyTensors, pieces
 from gpt2x.config import ModelConfig
+from gpt2x.config.patterns import FUSED, SEGMENTS
+from gpt2x.convert import WeightsSource
 from gpt2x.errors import UserError
-from gpt2x.lora.shapes import A, B, module_shapes
+from gpt2x.lora.shapes import A, B, linear_of, module_shapes
 from gpt2x.model.stats import HEAD
 
 
@@ -49,6 +51,7 @@ class Adapter:
         head: a classifier's `score.weight` (K, D), trained with the adapter; None for a language model.
         labels: names of the classes; None if there is no head, or if the adapter does not state them.
         is_added_by_load: whether `load=` of its file adds the products already, as of MindFormers' whole models.
+        is_of_stored: whether it was trained beside the weights as they are stored, by PEFT, not as gpt2x reads them.
         tokenizer_dir: of the tokenizer and the template with which it was trained; None: those of its base.
     """
 
@@ -62,6 +65,7 @@ class Adapter:
     head: np.ndarray | None = None
     labels: list[str] | None = None
     is_added_by_load: bool = False
+    is_of_stored: bool = False
     tokenizer_dir: Path | None = None
 
     @property
@@ -82,17 +86,18 @@ class Adapter:
         return replace(model, labels=self.labels or [f"LABEL_{i}" for i in range(len(self.head))])
 
 
-def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
-    """Check that a model has the modules that an adapter changes, in the adapter's sizes.
+def check_fits(adapter: Adapter, source: WeightsSource, load: str) -> None:
+    """Check that a model has the modules that an adapter changes, in the adapter's sizes, as it was trained beside.
 
     Args:
         adapter: the adapter.
-        model: the model in the directory `load`.
+        source: the model in the directory `load`.
         load: the directory, for the message.
 
     Raises:
-        UserError: lists the modules that the model lacks or has in a different size.
+        UserError: lists the modules that the model lacks, has in a different size, or has with scaled queries.
     """
+    model = source.model
     shapes = module_shapes(model)
     faults = [
         f"{module} {(product.a.shape[0], product.b.shape[1])} instead of {shapes.get(module, 'nothing')}"
@@ -108,6 +113,24 @@ def check_fits(adapter: Adapter, model: ModelConfig, load: str) -> None:
             f"adapters={adapter.path} is an adapter of a different model than load={load} ({model.num_layers} layers, "
             f"hidden size {model.hidden_size}): {shown}. Give {base} on which it was trained."
         )
+    if adapter.is_of_stored and (scaled := scaled_queries(adapter, source)):
+        raise UserError(
+            f"adapters={adapter.path} changes the queries of {', '.join(scaled[:5])}, but config.json of load={load} "
+            "has scale_attn_by_inverse_layer_idx=true or scale_attn_weights=false, which gpt2x computes by scaling the "
+            "queries of the model, not of an adapter. Merge it with PEFT (merge_and_unload), and give that as load=."
+        )
+
+
+def scaled_queries(adapter: Adapter, source: WeightsSource) -> list[str]:
+    """Return the modules of an adapter with queries that `source` multiplies with a factor as it reads them."""
+    factors = dict(enumerate(source.query_factors))
+    return [
+        module
+        for module in adapter.products
+        if linear_of(module)[0].endswith(FUSED)
+        and linear_of(module)[1] in (None, SEGMENTS.index("attn.q"))
+        and factors.get(int(module.split(".")[1]), 1.0) != 1.0
+    ]
 
 
 def check_base(adapters: Sequence[Adapter], weights: LazyTensors, load: str) -> None:

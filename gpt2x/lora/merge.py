@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class MergedWeights:
     """
 
     def __init__(self, source: WeightsSource, adapter: Adapter, sign: int = 1):
-        check_fits(adapter, source.model, str(source.path))
+        check_fits(adapter, source, str(source.path))
         if sign < 0 and adapter.head is not None:
             base = f"Use its base, {adapter.base}." if adapter.base else "Use its base."
             raise UserError(
@@ -38,6 +39,7 @@ class MergedWeights:
         self.kind: str = source.kind
         self.path: Path = source.path
         self.model: ModelConfig = adapter.adapted(source.model)
+        self.query_factors: Sequence[float] = source.query_factors
         self.tokenizer_dir: Path | None = (adapter.tokenizer_dir if sign > 0 else None) or source.tokenizer_dir
 
     def weights(self) -> LazyTensors:

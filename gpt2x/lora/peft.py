@@ -36,6 +36,7 @@ def open_peft(path: Path) -> Adapter:
         base=config.keys.get("base_model_name_or_path"),
         head=tensors.head,
         labels=tensors.labels,
+        is_of_stored=True,
     )
 
 

@@ -15,7 +15,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from gpt2x.convert import load_source
 from gpt2x.errors import UserError
+from gpt2x.formats.peft import check_base_of_export
 from gpt2x.lora.adapter import check_fits
 from gpt2x.lora.merge import MergedWeights, merged
 from gpt2x.lora.open import open_adapter
@@ -77,7 +79,7 @@ def by_peft(folder, kind):
 def by_gpt2x(folder, kind):
     """What gpt2x merges."""
     adapter = open_adapter(folder)
-    check_fits(adapter, MODEL, "base")
+    check_fits(adapter, SimpleNamespace(model=MODEL, query_factors=()), "base")
     return dict(merged(lazy(values_of(base_of(kind))), adapter))
 
 
@@ -362,11 +364,53 @@ def test_peft_merges_our_adapters_as_we_do(lora, kind):
 
 def test_merged_weights_have_the_tokenizer_and_the_template_of_the_training(tmp_path):
     base = SimpleNamespace(
-        kind="huggingface", path=tmp_path / "base", model=MODEL, tokenizer_dir=tmp_path / "base", weights=dict
-    )
+        kind="huggingface", path=tmp_path / "base", model=MODEL, tokenizer_dir=tmp_path / "base", weights=dict,
+        query_factors=(),
+    )  # fmt: skip
     lora = lora_config(targets=["c_attn"])
     factors = random_factors(lora, MODEL)
     trained = adapter_of(factors, lora, MODEL, path=tmp_path, tokenizer_dir=tmp_path / "tokenizer")
     assert MergedWeights(base, trained).tokenizer_dir == tmp_path / "tokenizer"
     assert MergedWeights(base, trained, sign=-1).tokenizer_dir == tmp_path / "base"
     assert MergedWeights(base, adapter_of(factors, lora, MODEL, path=tmp_path)).tokenizer_dir == tmp_path / "base"
+
+
+# ---- bases whose queries are scaled
+
+
+@pytest.fixture
+def scaled_base(tmp_path):
+    """A Hugging Face directory whose attention scores are divided by the number of the layer."""
+    pytest.importorskip("transformers")
+    base = base_of("GPT2LMHeadModel")
+    base.config.scale_attn_by_inverse_layer_idx = True
+    base.save_pretrained(tmp_path / "base")
+    return load_source(tmp_path / "base")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("target", "is_scaled"),
+    [("c_attn", True), ("h.2.attn.c_attn", True), ("h.0.attn.c_attn", False), ("mlp.c_fc", False)],
+)
+def test_pefts_adapters_of_scaled_queries_are_rejected(scaled_base, tmp_path, target, is_scaled):
+    pytest.importorskip("peft")
+    save_adapter(tmp_path / "adapter", "GPT2LMHeadModel", target_modules=[target])
+    if not is_scaled:
+        check_fits(open_adapter(tmp_path / "adapter"), scaled_base, "base")
+        return
+    with pytest.raises(UserError, match=r"queries of h\.\d.*scale_attn_by_inverse_layer_idx=true"):
+        MergedWeights(scaled_base, open_adapter(tmp_path / "adapter"))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("target", "is_scaled"), [("q", True), ("c_attn", True), ("k", False), ("h.0.attn.q", False)])
+def test_our_adapters_of_scaled_queries_are_merged_but_not_exported_for_peft(scaled_base, tmp_path, target, is_scaled):
+    lora = lora_config(targets=[target])
+    adapter = adapter_of(random_factors(lora, MODEL), lora, MODEL, path=tmp_path, base=str(scaled_base.path))
+    check_fits(adapter, scaled_base, "base")
+    if not is_scaled:
+        check_base_of_export(adapter)
+        return
+    with pytest.raises(UserError, match=r"--to peft: .* queries of h\.1.*--to hf --merge"):
+        check_base_of_export(adapter)

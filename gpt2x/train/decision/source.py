@@ -192,7 +192,7 @@ def open_matching_adapter(config: TrainConfig, weights: WeightsSource | None) ->
     """
     assert weights is not None
     adapter = open_adapter(config.adapters[0])
-    check_fits(adapter, weights.model, str(config.load))
+    check_fits(adapter, weights, str(config.load))
     shapes = {name: values.shape for name, values in adapter.factors().items()}
     scales = {product.scale for product in adapter.products.values()}
     is_same_scale = partial(math.isclose, scaling(config.lora))
