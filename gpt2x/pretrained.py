@@ -16,9 +16,10 @@ from mindspore import Tensor, ops
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.layout import Coordinates, fitted_to
 from gpt2x.convert import WeightsSource, load_source
+from gpt2x.convert.special_ids import SpecialIds, special_ids_of_tokenizer
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits
+from gpt2x.lora.adapter import Adapter, adapted_model, check_base, check_fits, special_ids_with
 from gpt2x.lora.merge import changed_weights, merged
 from gpt2x.lora.open import adapters_by_name
 from gpt2x.model.gpt2 import GPT2, Linear
@@ -37,6 +38,7 @@ class Pretrained:
         model: its configuration, as the directory states it, with the classes of the adapters' head.
         tokenizer: the checkpoint tokenizer, or the configured one.
         source: the directory.
+        special_ids: what starts, ends and pads the model's texts, as the directory states it, else the tokenizer's.
         adapter: the adapter that is merged into the net's weights.
     """
 
@@ -44,7 +46,13 @@ class Pretrained:
     model: ModelConfig
     tokenizer: Tokenizer
     source: WeightsSource
+    special_ids: SpecialIds
     adapter: Adapter | None = None
+
+    @property
+    def prefix_id(self) -> int:
+        """The token that precedes a text whose first token is scored: the tokenizer's BOS, EOS if it has no BOS."""
+        return self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
 
 
 class OpenedModel(NamedTuple):
@@ -54,11 +62,13 @@ class OpenedModel(NamedTuple):
         source: the directory.
         tokenizer: the checkpoint tokenizer, or the configured one.
         model: its configuration, padded for the layout, with the classes of the adapters' head.
+        special_ids: what starts, ends and pads the model's texts.
     """
 
     source: WeightsSource
     tokenizer: Tokenizer
     model: ModelConfig
+    special_ids: SpecialIds
 
 
 def load_pretrained(
@@ -106,12 +116,12 @@ def build_pretrained(
     Raises:
         UserError: another process has opened a different directory.
     """
-    source, tokenizer, model = opened
+    source, tokenizer, model, special_ids = opened
     require_same(mesh, "the directory of load=", source.path.name)
     net = with_inference_dtypes(build_net(model, hardware, mesh))
     first = adapters[0] if adapters else None
     read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.coordinates)
-    return Pretrained(net, replace(source.model, labels=model.labels), tokenizer, source, first)
+    return Pretrained(net, replace(source.model, labels=model.labels), tokenizer, source, special_ids, first)
 
 
 def with_inference_dtypes(net: GPT2) -> GPT2:
@@ -205,7 +215,15 @@ def open_pretrained(
     if verify:
         check_base(adapters, source.weights(), load)
     model = adapted_model(source.model, adapters, load)
-    return OpenedModel(source, checkpoint_tokenizer, fitted_to(model, parallel, f"load={load}"))
+    ids = special_ids_with(adapters, source) or tokenizer_ids(checkpoint_tokenizer, model)
+    return OpenedModel(source, checkpoint_tokenizer, fitted_to(model, parallel, f"load={load}"), ids)
+
+
+def tokenizer_ids(tokenizer: Tokenizer, model: ModelConfig) -> SpecialIds:
+    """Return the ids of a model that was trained with `tokenizer`, and whose files state none."""
+    return special_ids_of_tokenizer(
+        tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, is_classifier=model.is_classifier
+    )
 
 
 def source_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tokenizer:

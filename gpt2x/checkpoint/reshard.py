@@ -33,6 +33,7 @@ def merge(source: Checkpoint, target: Path) -> None:
         run_config=source.run_config,
         loop_state=source.loop_state,
         tokenizer_dir_writer=_tokenizer_writer(source),
+        special_ids=source.special_ids,
     )
 
 
@@ -60,6 +61,7 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
             source.run_config,
             source.loop_state,
             _tokenizer_writer(source),
+            source.special_ids,
         )
 
 

@@ -46,6 +46,8 @@ class Checkpoint:
         run_config: the configuration of the run that wrote it, as plain data.
         loop_state: the state of the training loop that was passed to `save`.
         tokenizer_dir: the directory of the tokenizer's files, or None.
+        special_ids: the model's BOS, EOS and PAD as plain data (`gpt2x.convert.special_ids`); None in checkpoints
+            that were written before they were stored.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -55,6 +57,7 @@ class Checkpoint:
         self.run_config: dict[str, Any] = manifest["run_config"]
         self.loop_state: dict[str, Any] = manifest["loop_state"]
         self.tokenizer_dir = path / "tokenizer" if (path / "tokenizer").is_dir() else None
+        self.special_ids: dict[str, Any] | None = manifest.get("special_ids")
         self._opened: dict[str, dict[str, StoredTensor]] = {}
 
     def verify(self) -> None:

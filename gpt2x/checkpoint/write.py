@@ -42,6 +42,7 @@ def save(
     run_config: dict[str, Any],
     loop_state: dict[str, Any],
     tokenizer_dir_writer: Callable[[Path], object] | None,
+    special_ids: dict[str, Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
     agree: Agree = lambda is_well: is_well,
@@ -55,10 +56,11 @@ def save(
             ranks must see the same file system.
         tensors: group -> name -> values, whole or as a `Sliced`, in numpy dtypes. A rank leaves out tensors of which
             it writes nothing. Exactly one rank writes each box of a tensor.
-        model: the model's configuration, with `vocab_size` set. Of this and of the next three, rank 0's are used.
+        model: the model's configuration, with `vocab_size` set. Of this and of the next four, rank 0's are used.
         run_config: the resolved configuration as plain data.
         loop_state: plain data. Floats are read back bit for bit (Python writes the shortest text that allows it).
         tokenizer_dir_writer: writes the tokenizer's files into the (existing) directory that is its argument.
+        special_ids: the model's BOS, EOS and PAD as plain data; None if they are the tokenizer's.
         rank: this process' rank.
         world_size: number of processes.
         agree: a collective and barrier that returns whether `is_well` is true on every rank.
@@ -71,7 +73,7 @@ def save(
         with together(agree, directory):
             write_slices(temporary, tensors, rank, world_size)
         if rank == 0:
-            complete(temporary, world_size, model, run_config, loop_state, tokenizer_dir_writer)
+            complete(temporary, world_size, model, run_config, loop_state, tokenizer_dir_writer, special_ids)
 
 
 def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> None:
@@ -125,6 +127,7 @@ def complete(
     run_config: dict[str, Any],
     loop_state: dict[str, Any],
     tokenizer_dir_writer: Callable[[Path], object] | None,
+    special_ids: dict[str, Any] | None,
 ) -> None:
     """Write everything but tensors, and merge the indexes of all ranks into the manifest.
 
@@ -145,6 +148,7 @@ def complete(
         "model": asdict(model),
         "run_config": plain_config,
         "loop_state": loop_state,
+        "special_ids": special_ids,
         "groups": groups,
         "files": {
             name: {"size": (folder / name).stat().st_size, "sha256": hashes.get(name) or sha256(folder / name)}

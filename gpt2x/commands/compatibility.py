@@ -15,6 +15,7 @@ from gpt2x.convert.huggingface_names import NAMES_FORMAT
 from gpt2x.convert.mindformers_config import MODEL_CONFIG
 from gpt2x.convert.mindformers_files import MINDFORMERS_FILES
 from gpt2x.convert.mindformers_names import MINDFORMERS_NAMES
+from gpt2x.convert.special_ids import GENERATION
 from gpt2x.data.mindrecord import RECORDS
 from gpt2x.data.reading.encodings import ENCODINGS
 from gpt2x.data.reading.folders import DATA_FILES
@@ -29,6 +30,7 @@ FORMATS: tuple[Format, ...] = (
     WEIGHTS_FORMAT,
     NAMES_FORMAT,
     CONFIG_KEYS,
+    GENERATION,
     MINDFORMERS_FILES,
     MINDFORMERS_NAMES,
     MODEL_CONFIG,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.config import ModelConfig
+from gpt2x.convert.special_ids import SpecialIds
 
 
 class WeightsSource(Protocol):
@@ -32,6 +33,10 @@ class WeightsSource(Protocol):
     @property
     def query_factors(self) -> Sequence[float]:
         """By layer, the factors with which `weights` multiplies the stored queries; empty if they are as stored."""
+
+    @property
+    def special_ids(self) -> SpecialIds | None:
+        """BOS, EOS and PAD, as the directory states them; None if it states none, and the tokenizer's count."""
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors in their stored dtype. Each is read (read-only) on access, whole or as a box."""

@@ -24,6 +24,7 @@ from gpt2x.convert.huggingface_names import (
     with_query_factors,
     without_other_heads,
 )
+from gpt2x.convert.special_ids import GENERATION_FILE, SpecialIds, special_ids_from_files, special_ids_of_tokenizer
 from gpt2x.convert.tokenizer_files import copy_tokenizer, has_tokenizer, special_ids
 from gpt2x.model.stats import tensor_shapes
 from gpt2x.runtime.files import new_directory
@@ -40,6 +41,7 @@ class HuggingFaceWeights:
         self.path = path
         self.model = model
         self.tokenizer_dir = path if has_tokenizer(path) else None
+        self.special_ids = special_ids_from_files(path)
         self._stored = stored
         self.query_factors = factors
 
@@ -79,15 +81,23 @@ def export_huggingface(source: WeightsSource, output: Path) -> None:
     """
     require_empty(output)
     weights = source.weights()
-    eos_id = None if source.tokenizer_dir is None else special_ids(source.tokenizer_dir).get("eos_token")
-    config = config_from_model(source.model, eos_id=eos_id, dtype=weights.specs["wte.weight"].dtype.name)
-    generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    ids = source.special_ids or tokenizer_ids(source)
+    config = config_from_model(source.model, ids, dtype=weights.specs["wte.weight"].dtype.name)
     with new_directory(output) as temporary:
         _write_weights(weights, temporary)
-        for name, content in (("config.json", config), ("generation_config.json", generation)):
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, content in (("config.json", config), (GENERATION_FILE, ids.generation)):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
         if source.tokenizer_dir is not None:
             copy_tokenizer(source.tokenizer_dir, temporary)
+
+
+def tokenizer_ids(source: WeightsSource) -> SpecialIds:
+    """Return the ids that the tokenizer's files give a model that states none; without files no id is named."""
+    roles = special_ids(source.tokenizer_dir) if source.tokenizer_dir else {}
+    return special_ids_of_tokenizer(
+        roles.get("eos_token"), roles.get("bos_token"), roles.get("pad_token"), is_classifier=bool(source.model.labels)
+    )
 
 
 def _write_weights(weights: LazyTensors, folder: Path) -> None:

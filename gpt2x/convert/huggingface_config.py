@@ -10,6 +10,7 @@ from typing import Any
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert.huggingface_keys import ACTIVATIONS, CONFIG_KEYS, NOTICED, RATES, SIZES, SUPPORTED
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -198,13 +199,13 @@ def option_name(shape: tuple[int, int, int, int]) -> str | None:
     return None
 
 
-def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> dict[str, Any]:
+def config_from_model(model: ModelConfig, ids: SpecialIds, *, dtype: str) -> dict[str, Any]:
     """Return the config.json with which transformers computes what gpt2x computes."""
     classifier: dict[str, Any] = {}
-    if model.labels:  # transformers locates a text's last token by pad_token_id
+    if model.labels:
         id2label = {str(i): label for i, label in enumerate(model.labels)}
         label2id = {label: i for i, label in enumerate(model.labels)}
-        classifier = {"id2label": id2label, "label2id": label2id, "pad_token_id": eos_id}
+        classifier = {"id2label": id2label, "label2id": label2id}
     return classifier | {
         "architectures": [CLASSIFIER if model.labels else "GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -227,7 +228,6 @@ def config_from_model(model: ModelConfig, *, eos_id: int | None, dtype: str) -> 
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
         "use_cache": True,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
+        **ids.config,
         "torch_dtype": dtype,
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpt2x.compatibility import Entry, Format, Use, entries
+from gpt2x.convert.special_ids import CONFIG_IDS, GENERATION_FILE, OPTIONS
 
 # key -> the second name that GPT2Config accepts, and its default
 SIZES = {
@@ -44,15 +45,6 @@ SUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 # a notice names these keys if they have a value
 NOTICED = {"auto_map": "names code in the directory, which is never run (trust_remote_code=False in transformers)"}
 
-GENERATION = (
-    "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens",
-    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
-    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
-    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
-    "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "target_lookbehind",
-    "temperature", "top_k", "top_p", "typical_p", "use_cache",
-)  # fmt: skip
 FORM_OF_OUTPUT = (
     "output_hidden_states", "output_attentions", "output_past", "return_dict", "use_return_dict", "torchscript",
     "chunk_size_feed_forward", "gradient_checkpointing", "tie_last_hidden_states",
@@ -69,6 +61,7 @@ SUMMARY = (
 ENCODER_DECODER = (
     "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder", "decoder_start_token_id", "sep_token_id",
 )  # fmt: skip
+GENERATION = tuple(name for name in OPTIONS if name not in {*FORM_OF_OUTPUT, *BOOKKEEPING, *ENCODER_DECODER})
 
 
 def _entries() -> Iterable[Entry]:
@@ -100,7 +93,7 @@ def _entries() -> Iterable[Entry]:
         "`multi_label_classification` and a regression of several scores are rejected",
     )  # fmt: skip
     yield Entry("transformers_weights", Use.READ, "the file of weights, or its index, if it has a different name")
-    yield from entries(Use.READ, ("bos_token_id", "eos_token_id", "pad_token_id"), "ids of special tokens")
+    yield from CONFIG_IDS
     for key, (values, meaning) in SUPPORTED.items():
         allowed = " or ".join("null" if value is None else str(value).lower() for value in values)
         yield Entry(key, Use.REJECTED, f"unless {allowed}: {meaning}")
@@ -112,7 +105,7 @@ def _entries() -> Iterable[Entry]:
     yield Entry("reorder_and_upcast_attn", Use.IGNORED, "an order of the same products; scores are fp32 anyway")
     yield from entries(Use.IGNORED, SUMMARY, "of a second head that is not loaded, or of old versions")
     yield from entries(Use.IGNORED, ENCODER_DECODER, "of models with an encoder")
-    yield from entries(Use.IGNORED, GENERATION, "decoding options are keys of `generation`")
+    yield from entries(Use.IGNORED, GENERATION, f"decoding options, as in {GENERATION_FILE} if there is none")
     yield from entries(Use.IGNORED, FORM_OF_OUTPUT, "the form of transformers' output, or its memory")
     yield from entries(Use.IGNORED, BOOKKEEPING, "bookkeeping that changes no number")
 

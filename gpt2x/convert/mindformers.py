@@ -54,6 +54,7 @@ class MindFormersWeights:
         self.path = path
         self.model = model
         self.tokenizer_dir = opened.folder if has_tokenizer(opened.folder) else None
+        self.special_ids = None  # the YAML file has MindFormers' defaults, whatever the tokenizer
         self._opened, self._tensors = opened, tensors
 
     def weights(self) -> LazyTensors:

@@ -11,6 +11,7 @@ from gpt2x.convert.huggingface import HuggingFaceWeights, open_huggingface
 from gpt2x.convert.huggingface_files import WEIGHT_FILES, other_format
 from gpt2x.convert.mindformers import MindFormersWeights, open_mindformers
 from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
+from gpt2x.convert.special_ids import special_ids_from_plain
 from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
 from gpt2x.errors import UserError
 from gpt2x.runtime.hub import Wish, fetch, names_repository
@@ -37,6 +38,7 @@ class CheckpointWeights:
         self.path = checkpoint.path
         self.model = checkpoint.model
         self.tokenizer_dir = checkpoint.tokenizer_dir
+        self.special_ids = special_ids_from_plain(checkpoint.special_ids)
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors."""

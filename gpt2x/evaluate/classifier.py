@@ -78,7 +78,8 @@ class ClassMeasurement:
     def run(self, pretrained: Pretrained, replicas: ReplicaBatches) -> dict[str, Predictions]:
         """Return the predictions under the name ""; one process has all texts."""
         batch_size = min(self.evaluation.batch_size, self.split.num_blocks)
-        scorer = ClassScorer(pretrained.net, batch_size, self.seq_len)  # type: ignore[arg-type]
+        pad_id = pretrained.special_ids.pad
+        scorer = ClassScorer(pretrained.net, batch_size, self.seq_len, pad_id=pad_id)  # type: ignore[arg-type]
         return {"": predict(scorer, self.split, track=lambda rows: progress(rows, self.split, batch_size))}
 
     def report(self, measured: Mapping[str, Predictions], intervals: Mapping[str, Intervals]) -> dict[str, object]:

@@ -113,8 +113,8 @@ def evaluate(
         elif protocol == "strided":
             results.append(strided(scorer, text, length, stride, track, replicas, token_bytes))
         else:
-            eos_id = pretrained.tokenizer.eos_id
-            results.append(word(scorer, text, length, stride, eos_id, track, replicas, token_bytes))
+            prefix_id = pretrained.prefix_id
+            results.append(word(scorer, text, length, stride, prefix_id, track, replicas, token_bytes))
     return results
 
 

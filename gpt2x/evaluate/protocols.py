@@ -145,18 +145,18 @@ def word(
     stream: TokenStream,
     seq_len: int,
     stride: int,
-    eos_id: int,
+    prefix_id: int,
     track: Track = lambda windows, total: windows,
     replicas: ReplicaBatches = ALONE,
     token_bytes: np.ndarray | None = None,
 ) -> Result:
     """Return the nll of the whole text, divided by its number of words (WikiText: Merity et al., arXiv:1609.07843).
 
-    Every token is scored once, the first one after an EOS, in windows like those of `strided` that overlap by at least
+    Every token is scored once, the first one after BOS, in windows like those of `strided` that overlap by at least
     one token. Words are counted in the text, so that the result does not depend on the tokenizer.
     """
     stride = min(stride, seq_len - 1)
-    parts = chain([np.array([eos_id], np.int32)], stream)
+    parts = chain([np.array([prefix_id], np.int32)], stream)
     number = num_windows(stream.num_tokens + 1, seq_len, stride)
     scored = _score(scorer, track(windows(parts, seq_len, stride), number), seq_len, replicas, token_bytes)
     weights = [(batch.nll, batch.counts) for batch in scored]

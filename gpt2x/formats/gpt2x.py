@@ -33,4 +33,5 @@ def write_checkpoint(model: WeightsSource, tokenizer_dir: Path | None, output: P
         run_config={},
         loop_state={},
         tokenizer_dir_writer=None if tokenizer_dir is None else lambda target: copy_tokenizer(tokenizer_dir, target),
+        special_ids=None if model.special_ids is None else model.special_ids.as_plain(),
     )

@@ -35,9 +35,14 @@ class ClassScorer:
         batch_size: B.
         seq_len: maximum number of tokens of a text; the first ones are kept.
         mesh: the processes, if replicas split the blocks' weights.
+        pad_id: trailing tokens of this id are not part of a text, as in transformers, which takes the last token that
+            is not PAD; None to count all attended tokens.
     """
 
-    def __init__(self, net: Classifier, batch_size: int, seq_len: int, mesh: Mesh | None = None):
+    def __init__(
+        self, net: Classifier, batch_size: int, seq_len: int, mesh: Mesh | None = None, pad_id: int | None = None
+    ):
+        self.pad_id = pad_id
         self.batch_size, self.seq_len, self.num_labels = batch_size, seq_len, net.score.weight.shape[0]
         self.width = self.enter = self.blocks = None
         if net.sharded_blocks is not None:
@@ -55,6 +60,8 @@ class ClassScorer:
     def logits(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """ids and attention mask (R, L), padded on either side, R <= B -> (R, K) float64."""
         rows, lengths = compact(ids, mask, self.seq_len, self.width)
+        if self.pad_id is not None:
+            lengths = without_trailing(rows, lengths, self.pad_id)
         missing = self.batch_size - len(rows)
         last = np.pad(last_tokens(lengths, rows.shape[1]), ((0, missing), (0, 0)))
         logits = self.forward(Tensor(np.pad(rows, ((0, missing), (0, 0)))), Tensor(last)).asnumpy()
@@ -69,6 +76,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """logits (..., K) -> log-probabilities (..., K)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def without_trailing(rows: np.ndarray, lengths: np.ndarray, pad_id: int) -> np.ndarray:
+    """rows (B, T), lengths (B,) -> the lengths without the PAD at each row's end; 1 if a row has nothing else."""
+    is_text = (rows != pad_id) & (np.arange(rows.shape[1]) < lengths[:, None])
+    return np.where(is_text.any(axis=1), rows.shape[1] - is_text[:, ::-1].argmax(axis=1), 1)
 
 
 def last_tokens(lengths: np.ndarray, width: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt2x.config import GenerationConfig, HardwareConfig, ModelConfig
 from gpt2x.config.rules import validate_draft
+from gpt2x.convert.special_ids import BOS, SpecialIds
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.generate import sampling
@@ -25,6 +26,7 @@ from gpt2x.generate.streaming import TextStream
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import FromFirst
 from gpt2x.parallel.collectives import Group
+from gpt2x.pretrained import tokenizer_ids
 
 ROUND_BATCHES = 4  # batches per replica between two exchanges of completions
 
@@ -107,8 +109,11 @@ class Generator:
         tokenizer: encodes prompts and decodes completions.
         tensor: the ranks of the tensor axis that compute `net` together and make the same calls; the first one samples.
         draft: drafts config.draft_tokens tokens at a time (`gpt2x.generate.speculative`).
+        special_ids: what starts an empty prompt and ends a completion; None for the tokenizer's.
 
     Attributes:
+        start_id: starts an empty prompt: the model's BOS, else the tokenizer's, else EOS.
+        end_ids: end a completion, unless config.eos_ids says otherwise: the model's EOS.
         compile_seconds: spent on compilation so far.
         decode_seconds: spent on decoding so far.
     """
@@ -121,8 +126,12 @@ class Generator:
         tokenizer: Tokenizer,
         tensor: Group | None = None,
         draft: Drafter | None = None,
+        special_ids: SpecialIds | None = None,
     ):
         self._from_first = FromFirst(tensor)
+        ids = special_ids or tokenizer_ids(tokenizer, model)
+        self.start_id = next(id for id in (ids.bos, tokenizer.bos_id, tokenizer.eos_id) if id is not None)
+        self.end_ids = [token for token in ids.eos if 0 <= token < (model.vocab_size or 0)]  # others never come
         self.net, self.model, self.tokenizer, self.draft = net, model, tokenizer, draft
         self.slots = Slots(net, model, hardware)
         self.draft_slots = Slots(draft.net, draft.model, hardware) if draft else None
@@ -137,7 +146,7 @@ class Generator:
         on_completion: Callable[[int, Completion], None] | None = None,
         replicas: Replicas = ALONE,
     ) -> list[Completion]:
-        """Complete texts; an empty one starts from EOS.
+        """Complete texts; an empty one starts from `start_id`.
 
         Args:
             prompts: decoded in their order, generation.batch_size at the same time, or fewer so that each replica has
@@ -209,14 +218,21 @@ class Generator:
         """Return the ids of each prompt.
 
         Raises:
-            UserError: text that is not Unicode.
+            UserError: text that is not Unicode, or an empty prompt for a model whose BOS is no token.
         """
         for number, prompt in enumerate(prompts, 1):
             try:
                 prompt.encode("utf-8")
             except UnicodeEncodeError as error:  # bytes of the command line that were not UTF-8
                 raise UserError(f"prompt {number} ({excerpt(prompt)}) is not valid UTF-8: {error.reason}.") from None
-        return [ids or [self.tokenizer.eos_id] for ids in self.tokenizer.encode_batch(prompts)]
+        encoded = self.tokenizer.encode_batch(prompts)
+        size = self.model.vocab_size or 0
+        if not all(encoded) and not 0 <= self.start_id < size:
+            raise UserError(
+                f"prompt {encoded.index([]) + 1} is empty and would start from {BOS}={self.start_id}, which is not a "
+                f"token of the model (model.vocab_size={size}). Give a prompt, or correct {BOS} in the model's files."
+            )
+        return [ids or [self.start_id] for ids in encoded]
 
     def check(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
         """Reject what cannot be decoded, before any work.
@@ -235,7 +251,7 @@ class Generator:
                 raise UserError(f"generation.eos_ids: {token} is not a token of the model (model.vocab_size={size}).")
         for number, ids in enumerate(prompts, 1):
             if not ids:
-                raise UserError(f"prompt {number} has no token; start it with EOS ({self.tokenizer.eos_id}).")
+                raise UserError(f"prompt {number} has no token; start it with BOS ({self.start_id}).")
             if not 0 <= min(ids) <= max(ids) < size:
                 raise UserError(f"prompt {number} has a token outside the vocabulary (model.vocab_size={size}).")
             if len(ids) + config.max_new_tokens > window:
@@ -250,7 +266,7 @@ class Generator:
 
     def eos_ids(self, config: GenerationConfig) -> list[int]:
         """Return the tokens that end a completion."""
-        return [self.tokenizer.eos_id] if config.eos_ids is None else list(config.eos_ids)
+        return self.end_ids if config.eos_ids is None else list(config.eos_ids)
 
     def _decode(
         self,

@@ -34,7 +34,7 @@ def classify_prompts(config: PredictConfig, prompts: list[Prompt], pretrained: P
     """
     labels, seq_len = pretrained.model.labels or [], pretrained.model.max_seq_len
     size = min(config.generation.batch_size, len(prompts))
-    scorer = ClassScorer(pretrained.net, size, seq_len)  # type: ignore[arg-type]
+    scorer = ClassScorer(pretrained.net, size, seq_len, pad_id=pretrained.special_ids.pad)  # type: ignore[arg-type]
     started, num_cut = time.perf_counter(), 0
     for start in range(0, len(prompts), size):
         texts = [prompt.text for prompt in prompts[start : start + size]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from gpt2x.config import PredictConfig
+from gpt2x.convert.special_ids import EOS, GENERATION_FILE, SpecialIds
+from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.generate.completion import Completion, Drafter, Generator
-from gpt2x.generate.output import CompletionLines, Lines, Shown
+from gpt2x.generate.output import CompletionLines, Lines, Shown, say
 from gpt2x.generate.prompts import Prompt, choose_template, filled
 from gpt2x.generate.replicas import Replicas
 from gpt2x.generate.speculative import load_draft
@@ -42,7 +45,18 @@ def complete_prompts(
     texts = filled(prompts, template, config)
     smaller = load_draft(config, mesh, pretrained.source.tokenizer_dir)
     draft = Drafter(smaller.net, smaller.model) if smaller else None
-    generator = Generator(pretrained.net, pretrained.model, config.hardware, pretrained.tokenizer, mesh.tensor, draft)
+    generator = Generator(
+        pretrained.net,
+        pretrained.model,
+        config.hardware,
+        pretrained.tokenizer,
+        mesh.tensor,
+        draft,
+        pretrained.special_ids,
+    )
+    if mesh.is_main:
+        for note in differences(pretrained.special_ids, pretrained.tokenizer, config):
+            say(note)
     seed = config.seed if config.generation.seed is None else config.generation.seed
     shown = Shown([""] * len(texts) if template else texts, streams=console.is_interactive)
     reader = shown if lines is None else CompletionLines(lines, prompts if template else None)
@@ -52,6 +66,24 @@ def complete_prompts(
         )
     decoding, compiling = (mesh.gather(s).max() for s in (generator.decode_seconds, generator.compile_seconds))
     return summary(completions, float(decoding), float(compiling), config.output)
+
+
+def differences(ids: SpecialIds, tokenizer: Tokenizer, config: PredictConfig) -> list[str]:
+    """Return what a user may not expect: options of the model that are not used, and an EOS that ends nothing."""
+    notes = []
+    if options := ids.options():
+        named = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
+        notes.append(
+            f"note: transformers decodes load={config.load} with {named} ({GENERATION_FILE}); gpt2x decodes by "
+            "generation.* only"
+        )
+    if config.generation.eos_ids is None and tokenizer.eos_id not in ids.eos:
+        named = ", ".join(map(str, ids.eos)) or "nothing"
+        notes.append(
+            f"note: {EOS} of load={config.load} is {named}, as in transformers; the tokenizer's {tokenizer.eos_token} "
+            f"({tokenizer.eos_id}) ends no completion. generation.eos_ids=[{tokenizer.eos_id}] changes that"
+        )
+    return notes
 
 
 def summary(completions: Sequence[Completion], decoding_s: float, compiling_s: float, output: str | None) -> str:

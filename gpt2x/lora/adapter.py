@@ -13,6 +13,7 @@ from gpt2x.checkpoint.tensors import LazyTensors, pieces
 from gpt2x.config import ModelConfig
 from gpt2x.config.patterns import FUSED, SEGMENTS
 from gpt2x.convert import WeightsSource
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.errors import UserError
 from gpt2x.lora.shapes import A, B, linear_of, module_shapes
 from gpt2x.model.stats import HEAD
@@ -53,6 +54,7 @@ class Adapter:
         is_added_by_load: whether `load=` of its file adds the products already, as of MindFormers' whole models.
         is_of_stored: whether it was trained beside the weights as they are stored, by PEFT, not as gpt2x reads them.
         tokenizer_dir: of the tokenizer and the template with which it was trained; None: those of its base.
+        special_ids: BOS, EOS and PAD of its training; None if the adapter does not state them, and the base's count.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Adapter:
     is_added_by_load: bool = False
     is_of_stored: bool = False
     tokenizer_dir: Path | None = None
+    special_ids: SpecialIds | None = None
 
     @property
     def name(self) -> str:
@@ -172,6 +175,16 @@ def adapted_model(model: ModelConfig, adapters: Sequence[Adapter], load: str) ->
         )
         raise UserError(f"load={load}: adapters= make different models of it ({kinds}). Use them in separate calls.")
     return models[0]
+
+
+def special_ids_with(adapters: Sequence[Adapter], source: WeightsSource) -> SpecialIds | None:
+    """Return the ids that the first adapter states, else those of the model; None if the tokenizer's count.
+
+    A model whose files name no PAD says nothing of the head that an adapter brings.
+    """
+    ids = next((adapter.special_ids for adapter in adapters if adapter.special_ids), source.special_ids)
+    has_head = any(adapter.head is not None for adapter in adapters)
+    return None if ids is not None and ids.pad is None and has_head else ids
 
 
 def fingerprint(weights: LazyTensors) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec
 from gpt2x.config import ModelConfig
 from gpt2x.convert import WeightsSource
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.errors import UserError
-from gpt2x.lora.adapter import Adapter, check_fits
+from gpt2x.lora.adapter import Adapter, check_fits, special_ids_with
 from gpt2x.lora.shapes import linear_of
 from gpt2x.model.stats import HEAD
 
@@ -41,6 +42,7 @@ class MergedWeights:
         self.model: ModelConfig = adapter.adapted(source.model)
         self.query_factors: Sequence[float] = source.query_factors
         self.tokenizer_dir: Path | None = (adapter.tokenizer_dir if sign > 0 else None) or source.tokenizer_dir
+        self.special_ids: SpecialIds | None = special_ids_with([adapter] if sign > 0 else [], source)
 
     def weights(self) -> LazyTensors:
         """Return the logical tensors in their stored dtype; sums are computed in fp32."""

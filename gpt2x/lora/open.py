@@ -9,6 +9,7 @@ from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_
 from gpt2x.config import LoraConfig
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
+from gpt2x.convert.special_ids import special_ids_from_plain
 from gpt2x.errors import UserError
 from gpt2x.lora.adapter import Adapter, Product
 from gpt2x.lora.mindformers import open_mindformers_adapter
@@ -81,6 +82,7 @@ def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:
         head=tensors[HEAD] if model.labels else None,
         labels=model.labels,
         tokenizer_dir=checkpoint.tokenizer_dir,
+        special_ids=special_ids_from_plain(checkpoint.special_ids),
     )
 
 

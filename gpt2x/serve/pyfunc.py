@@ -43,7 +43,9 @@ class Completer:
 
     def __init__(self, pretrained: Pretrained, hardware: HardwareConfig, batch_size: int, weights: str):
         self.template = stored_template(pretrained.source.tokenizer_dir)
-        self.generator = Generator(pretrained.net, pretrained.model, hardware, pretrained.tokenizer)
+        self.generator = Generator(
+            pretrained.net, pretrained.model, hardware, pretrained.tokenizer, special_ids=pretrained.special_ids
+        )
         self.batch_size, self.weights = batch_size, weights
         self.lock = threading.Lock()
 
@@ -99,7 +101,8 @@ class Labeller:
         """Return the rows of up to `size` texts from the one with index `start`."""
         model = self.pretrained.model
         if size not in self.scorers:
-            self.scorers[size] = ClassScorer(self.pretrained.net, size, model.max_seq_len)  # type: ignore[arg-type]
+            net, pad_id = self.pretrained.net, self.pretrained.special_ids.pad
+            self.scorers[size] = ClassScorer(net, size, model.max_seq_len, pad_id=pad_id)  # type: ignore[arg-type]
         examples = [Example(text, "", "") for text in texts[start : start + size]]
         ids, mask, lengths = encode(examples, self.pretrained.tokenizer, model.max_seq_len)
         logits = self.scorers[size].logits(ids, mask)

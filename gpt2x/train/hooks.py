@@ -117,7 +117,13 @@ class DrawSamples:
 
     def __init__(self, trainer: Trainer):
         decision = trainer.decision
-        self.generator = Generator(trainer.net, decision.model, decision.config.hardware, decision.data.tokenizer)
+        self.generator = Generator(
+            trainer.net,
+            decision.model,
+            decision.config.hardware,
+            decision.data.tokenizer,
+            special_ids=decision.special_ids,
+        )
         self.samples = decision.samples
         self.path = trainer.run_dir / "samples.txt"
 
@@ -203,6 +209,7 @@ def save_checkpoint(trainer: Trainer) -> None:
         run_config=asdict(decision.config),
         loop_state=asdict(trainer.state),
         tokenizer_dir_writer=decision.data.save_tokenizer,
+        special_ids=decision.special_ids.as_plain(),
         rank=mesh.rank,
         world_size=mesh.size,
         agree=mesh.agree,

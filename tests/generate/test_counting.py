@@ -12,6 +12,7 @@ from gpt2x.generate import Completion, Generator, predict_classes, predict_text
 from gpt2x.generate.output import results
 from gpt2x.generate.prompts import Prompt
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.pretrained import tokenizer_ids
 from gpt2x.tasks.registry import TASKS
 from tests.support.generation import MODEL
 
@@ -22,7 +23,7 @@ COMPLETIONS = [Completion(str(i), " x", [1] * n, n, 2.0, "length", n, 1) for i, 
 class TwoAnswers:
     """A scorer that classifies two batches of one prompt, then fails."""
 
-    def __init__(self, net, batch_size, seq_len):
+    def __init__(self, net, batch_size, seq_len, pad_id):
         self.num_calls = 0
 
     def score(self, ids, mask):
@@ -48,7 +49,8 @@ def test_lines_of_a_broken_run_are_counted_once(net, tokenizer, tmp_path, monkey
         "predict", ["load=x", "prompts=[a,b,c]", "template=null", "generation.batch_size=1", f"output='{target}'"]
     )
     model = SimpleNamespace(**vars(MODEL) | {"labels": ["no", "yes"]})
-    pretrained = SimpleNamespace(net=net, model=model, tokenizer=tokenizer, source=SimpleNamespace(tokenizer_dir=None))
+    source, ids = SimpleNamespace(tokenizer_dir=None), tokenizer_ids(tokenizer, MODEL)
+    pretrained = SimpleNamespace(net=net, model=model, tokenizer=tokenizer, source=source, special_ids=ids)
     mesh = Mesh(ParallelConfig(name="single"))
     with pytest.raises(KeyboardInterrupt), results(config.output, len(PROMPTS)) as lines:
         TASKS.load(task).inference.predict(config, PROMPTS, pretrained, [], mesh, lines)

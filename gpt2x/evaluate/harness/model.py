@@ -26,6 +26,7 @@ from gpt2x import __version__
 from gpt2x.config import GenerationConfig, HardwareConfig, TokenizerConfig
 from gpt2x.config.options import read_option
 from gpt2x.config.rules import validate_generation
+from gpt2x.convert.special_ids import GENERATION_FILE
 from gpt2x.errors import UserError
 from gpt2x.evaluate.results import trained_steps
 from gpt2x.evaluate.scoring import GreedyScorer, padded
@@ -92,19 +93,41 @@ class GPT2XLM(TemplateLM):
         net, model = self.pretrained.net, self.pretrained.model
         self.max_length = model.max_seq_len
         self.scorer = GreedyScorer(net, self.batch_size)
-        self.generator = Generator(net, model, self.hardware, self.pretrained.tokenizer)
+        ids = self.pretrained.special_ids
+        self.generator = Generator(net, model, self.hardware, self.pretrained.tokenizer, special_ids=ids)
+        if unused := {key: value for key, value in ids.options().items() if key not in (*DECODING, "do_sample")}:
+            log.warning("%s: lm_eval's hf backend decodes with %s, gpt2x without", f"{load}/{GENERATION_FILE}", unused)
 
     @property
     def eot_token_id(self) -> int:
-        """EOS, which precedes a text without context."""
+        """The tokenizer's EOS."""
         return self.pretrained.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that precedes a text without context: BOS, EOS if the tokenizer has no BOS."""
+        return self.pretrained.prefix_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return the ids of a text; GPT-2 adds none at either end."""
         return self.pretrained.tokenizer.encode(string)
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation in nats, and whether greedy decoding would choose it.
+
+        Raises:
+            UserError: a context or a continuation without tokens.
+        """
+        for context, continuation in (request.args for request in requests):
+            if not context and not self.tok_encode(continuation):
+                raise UserError(
+                    f"the task has a continuation ({excerpt(continuation)}) of 0 tokens and no context. Correct its "
+                    "doc_to_choice or doc_to_target."
+                )
+        return super().loglikelihood(requests, disable_tqdm)
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text, in nats, the first token after EOS.
+        """Return the log-likelihood of each whole text, in nats, the first token after `prefix_token_id`.
 
         Windows do not overlap, except for the last one's context (`get_rolling_token_windows`).
         """
@@ -127,10 +150,17 @@ class GPT2XLM(TemplateLM):
         What does not fit the model's positions is cut off at the left.
 
         Raises:
-            UserError: a continuation without tokens, or with more tokens than the model has positions.
+            UserError: a context without tokens; a continuation without tokens, or with more than the model has
+                positions.
         """
         window = self.max_length + 1  # the last token is predicted, not seen
-        for texts, _, continuation in requests:
+        for texts, context, continuation in requests:
+            if not context:
+                raise UserError(
+                    f"the task has a context of blanks only ({excerpt(texts[0] if texts else '')}): lm_eval moves "
+                    "blanks to the continuation, and nothing remains before it. Correct its doc_to_text; an empty "
+                    "context is one BOS."
+                )
             if not 1 <= len(continuation) <= self.max_length:
                 text = excerpt(texts[1] if texts else "")
                 raise UserError(
@@ -181,7 +211,7 @@ class GPT2XLM(TemplateLM):
                     )
 
                 def on_token(row: Row, until: Sequence[str] = until) -> None:
-                    text = self.tok_decode(row.new)
+                    text = self.pretrained.tokenizer.decode(row.new)  # a stop string may be a special token
                     if row.finish_reason is None and any(stop in text for stop in until):
                         row.finish_reason = "stop"
                     progress.update(row.finish_reason is not None)
@@ -204,16 +234,14 @@ class GPT2XLM(TemplateLM):
     def decoding(self, gen_kwargs: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
         """Return a task's `generation_kwargs` as decoding options, and its stop strings.
 
-        Decoding is greedy if do_sample is false or temperature is 0. Otherwise missing options have transformers'
-        defaults.
+        Decoding is greedy if do_sample is false or temperature is 0. Missing options are those of the model's
+        generation_config.json, else transformers' defaults.
 
         Raises:
             UserError: an option that gpt2x does not have, or a value out of range.
         """
         requested: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, DEFAULT_MAX_GEN_TOKS))
-        until = [
-            stop for stop in handle_stop_sequences(requested.pop("until"), self.pretrained.tokenizer.eos_token) if stop
-        ]
+        until = handle_stop_sequences(requested.pop("until"), self.pretrained.tokenizer.eos_token)
         options = {"max_new_tokens": requested.pop("max_gen_toks"), "do_sample": requested.pop("do_sample")}
         if requested.get("num_beams") == 1:
             del requested["num_beams"]
@@ -223,12 +251,19 @@ class GPT2XLM(TemplateLM):
                 f"max_gen_toks, do_sample, {', '.join((*SAMPLING, *DECODING))}."
             )
         if options["do_sample"]:
-            requested = {"temperature": 0.0, "top_k": TRANSFORMERS_TOP_K} | requested
+            defaults = {"temperature": 0.0, "top_k": TRANSFORMERS_TOP_K} | self.model_decoding("top_k", "top_p")
+            requested = defaults | requested
         else:
             requested = {key: value for key, value in requested.items() if key not in SAMPLING}
+        requested = self.model_decoding(*DECODING) | requested
         config = GenerationConfig(**options, **requested, batch_size=self.batch_size)
         validate_generation(config)
         return config, until
+
+    def model_decoding(self, *keys: str) -> dict[str, Any]:
+        """Return the numbers that the model's generation_config.json gives some decoding options."""
+        values = {key: self.pretrained.special_ids.generation.get(key) for key in keys}
+        return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm_eval writes with its results: size, precision, and where the weights come from."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gpt2x.config import ModelConfig, TrainConfig
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.data.mindrecord import Split
 from gpt2x.data.prepare import PreparedData
 from gpt2x.optim.registry import OPTIMIZERS
@@ -16,7 +17,7 @@ from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Task
 from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.data import Steps, decide_data
-from gpt2x.train.decision.model import decide_model
+from gpt2x.train.decision.model import decide_model, decide_special_ids
 from gpt2x.train.decision.source import RunSource, decide_source
 from gpt2x.train.decision.trainable import FrozenBase, decide_trainable
 from gpt2x.train.samples import Samples, plan_samples
@@ -38,6 +39,7 @@ class Decision:
         trainable: what is trained of it.
         base: the frozen weights that adapters stand beside; None if there are none.
         samples: the texts that the model completes while it trains.
+        special_ids: what starts, ends and pads the model's texts.
     """
 
     config: TrainConfig
@@ -50,6 +52,7 @@ class Decision:
     trainable: Trainable
     base: FrozenBase | None
     samples: Samples
+    special_ids: SpecialIds
 
     @property
     def train_split(self) -> Split:
@@ -90,4 +93,5 @@ def decide(config: TrainConfig, run_dir: Path, role: Role = Role()) -> Decision:
     trainable, base = decide_trainable(config, source, model, role)
     run_dir = source.resumption.run_dir if source.resumption else run_dir
     samples = plan_samples(config, data.template, data.tokenizer, model.max_seq_len)
-    return Decision(config, task, run_dir, source, data, steps, model, trainable, base, samples)
+    ids = decide_special_ids(source, data, model)
+    return Decision(config, task, run_dir, source, data, steps, model, trainable, base, samples, ids)

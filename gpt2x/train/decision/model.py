@@ -7,11 +7,12 @@ from dataclasses import replace
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.layout import validate_layout
 from gpt2x.config.patterns import trained_tensors
+from gpt2x.convert.special_ids import SpecialIds, special_ids_from_plain
 from gpt2x.data.prepare import PreparedData
 from gpt2x.errors import require
 from gpt2x.model import stats
 from gpt2x.parallel.placement import VOCABULARY
-from gpt2x.pretrained import check_vocabulary
+from gpt2x.pretrained import check_vocabulary, tokenizer_ids
 from gpt2x.tasks.base import Task
 from gpt2x.train.decision.source import RunSource
 
@@ -44,6 +45,22 @@ def complete_model(config: TrainConfig, task: Task, source: RunSource, data: Pre
         model = replace(model, vocab_size=tokenizer.vocab_size)
     check_vocabulary(tokenizer, model, f"tokenizer={config.tokenizer.name}")
     return task.fit_model(model, data, loaded)
+
+
+def decide_special_ids(source: RunSource, data: PreparedData, model: ModelConfig) -> SpecialIds:
+    """Return BOS, EOS and PAD as the checkpoints of the run state them.
+
+    They are those of the loaded weights, aligned with the tokenizer that made the rows; a new model has the
+    tokenizer's.
+    """
+    tokenizer, trained = data.tokenizer, tokenizer_ids(data.tokenizer, model)
+    if source.resumption:
+        return special_ids_from_plain(source.resumption.saved.special_ids) or trained
+    stated = source.weights.special_ids if source.weights else None
+    if stated is None:
+        return trained
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None or not model.is_classifier else tokenizer.eos_id
+    return stated.aligned(tokenizer.eos_id, tokenizer.bos_id, pad)
 
 
 def check_added_rows(frozen: list[str], model: ModelConfig, loaded: ModelConfig) -> None:
