@@ -15,6 +15,7 @@ from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert import check_model_matches, check_weights, load_source
 from gpt2x.convert.huggingface_config import config_from_model, model_from_config
+from gpt2x.convert.special_ids import special_ids_of_tokenizer
 from gpt2x.convert.tokenizer_files import special_ids
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -183,7 +184,7 @@ def test_config_survives_both_ways_and_transformers(tmp_path, ours):
         ffn_size=24, activation=ours, layer_norm_eps=1e-6, dropout=0.2, embedding_dropout=0.0, attention_dropout=0.3,
         initializer_range=0.01, tie_embeddings=False,
     )  # fmt: skip
-    config = config_from_model(model, eos_id=5, dtype="float32")
+    config = config_from_model(model, special_ids_of_tokenizer(5, is_classifier=False), dtype="float32")
     assert model_from_config(config, tmp_path) == model
     theirs = transformers.GPT2Config(**config)
     assert {key: getattr(theirs, key, None) for key in config if key != "torch_dtype"} == {
@@ -379,7 +380,8 @@ def test_export_of_shakespeare_keeps_eos(shared_data, tmp_path):
 @pytest.mark.parametrize("name", known_models())
 def test_sizes_of_conf_model_are_named(tmp_path, name):
     model = known_models()[name]
-    config = config_from_model(replace(model, vocab_size=model.vocab_size or 7), eos_id=0, dtype="float32")
+    model, ids = replace(model, vocab_size=model.vocab_size or 7), special_ids_of_tokenizer(0, is_classifier=False)
+    config = config_from_model(model, ids, dtype="float32")
     assert model_from_config(config, tmp_path).name == name
 
 

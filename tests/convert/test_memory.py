@@ -11,6 +11,7 @@ from gpt2x.checkpoint.tensors import write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.convert import load_source
 from gpt2x.convert.huggingface_config import config_from_model
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.model.stats import tensor_shapes
 from tests.commands import convert as main
 
@@ -22,7 +23,7 @@ def write_huggingface(folder, model):
     weights = {name: rng.random(shape, np.float32) for name, shape in tensor_shapes(model).items()}
     folder.mkdir()
     write_safetensors(folder / "model.safetensors", weights)
-    (folder / "config.json").write_text(json.dumps(config_from_model(model, eos_id=None, dtype="float32")))
+    (folder / "config.json").write_text(json.dumps(config_from_model(model, SpecialIds({}, {}), dtype="float32")))
     return weights
 
 
