@@ -209,7 +209,7 @@ class TrainerConfig:
     max_eval_rows: int | None = key("rows per validation, drawn from the whole split, the same ones for every run",
                                     HOST, None, at_least=1, null="the whole split")  # fmt: skip
     sample_every_steps: int | None = key("steps between samples", HOST, None, at_least=1, null="with every validation")
-    sample_prompts: list[str] = key('one sample each; "" starts from EOS, others use the template, if any', HOST, [""])
+    sample_prompts: list[str] = key('one sample each; "" starts from BOS, others use the template, if any', HOST, [""])
     checkpoint_every_steps: int | None = key(
         "steps between checkpoints", HOST, None, at_least=1, null="only at the end"
     )
@@ -260,7 +260,7 @@ class GenerationConfig:
                               at_most=1, null="all")  # fmt: skip
     repetition_penalty: float = key("over prompt and completion (Keskar et al., arXiv:1909.05858); 1 is off", HOST, 1.0,
                                     above=0)  # fmt: skip
-    eos_ids: list[int] | None = key("tokens that end a completion", HOST, None, null="the tokenizer's")
+    eos_ids: list[int] | None = key("tokens that end a completion", HOST, None, null="the model's")
     seed: int | None = key("of the draws", HOST, None, null="the run's seed")
     batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
     draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer for drafts", HOST, None,

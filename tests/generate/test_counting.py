@@ -26,7 +26,7 @@ class TwoAnswers:
     def __init__(self, net, batch_size, seq_len, pad_id):
         self.num_calls = 0
 
-    def score(self, ids, mask):
+    def logits(self, ids, mask):
         self.num_calls += 1
         if self.num_calls > 2:
             raise KeyboardInterrupt
