@@ -184,8 +184,12 @@ def test_greedy_decoding_starts_and_stops_where_generate_does(
         return
     if ids.eos == () and ids.generation.get(EOS) == [] and ids.generation.get(PAD) is None:
         return  # generate fails: it looks for the first of no ids
-    inputs = torch.tensor([prompt]) if prompt else None
     options = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
+    inputs = torch.tensor([prompt]) if prompt else None
+    if inputs is None and ids.generation.get(PAD) == ids.bos:
+        inputs = torch.tensor([[ids.bos]])
+    if inputs is not None:  # without a mask, generate takes tokens that equal PAD for padding
+        options["attention_mask"] = torch.ones_like(inputs)
     with torch.no_grad():
         expected = theirs.generate(inputs, max_new_tokens=NEW, do_sample=False, **options)[0].tolist()
     start = prompt or ours.encode([""])[0]
