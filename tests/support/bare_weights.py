@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from gpt2x.config import ModelConfig
 from gpt2x.convert.huggingface_config import config_from_model
+from gpt2x.convert.special_ids import SpecialIds
 from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.model.stats import tensor_shapes
 from tests.support.small_runs import WORDS
@@ -26,7 +27,12 @@ def bare_model(**changes: Any) -> ModelConfig:
 def write_huggingface(folder: Path, model: ModelConfig, *, tokenizer: bool = True, **config: Any) -> Path:
     """Write a Hugging Face directory of a model, with random weights and a byte-level BPE tokenizer."""
     folder.mkdir(parents=True)
-    content = config_from_model(model, eos_id=0, dtype="float32") | config
+    content = (
+        config_from_model(
+            model, SpecialIds(dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0), {}), dtype="float32"
+        )
+        | config
+    )
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     generator = np.random.default_rng(0)
     shapes = tensor_shapes(model)
