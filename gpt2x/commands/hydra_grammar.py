@@ -47,9 +47,14 @@ def read_overrides(
     check_mappings(entry, overrides)
     return [
         _read(parser, entry, override, readable, extra_dirs)
-        for override in with_words(overrides)
+        for override in with_words(without_no_tracker(entry, overrides))
         for readable in as_hydra_reads(entry, override, is_multirun)
     ]
+
+
+def without_no_tracker(entry: str, overrides: Sequence[str]) -> list[str]:
+    """Return overrides without `tracker=none` if the command has no tracker: it says what is so, in all commands."""
+    return [text for text in overrides if text != "tracker=none" or "tracker" in groups(SCHEMAS[entry])]
 
 
 def with_words(overrides: Sequence[str]) -> list[str]:

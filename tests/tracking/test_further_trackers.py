@@ -271,6 +271,11 @@ def test_prompts_are_not_tracked(typed):
         compose_config("train", ["tracker.nmae=csv"])
 
 
+@pytest.mark.parametrize(("command", "typed"), [("predict", ["load=x", "prompts=[a]"]), ("prepare", [])])
+def test_commands_without_a_tracker_take_none(command, typed):
+    assert compose_config(command, [*typed, "tracker=none"]) == compose_config(command, typed)
+
+
 def test_the_environment_chooses_the_mode_of_wandb(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "shared")
     with pytest.raises(UserError, match="the environment variable WANDB_MODE=shared does not exist; choose one of: "):
