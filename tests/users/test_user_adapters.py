@@ -365,7 +365,7 @@ def test_peft_merges_our_adapters_as_we_do(lora, kind):
 def test_merged_weights_have_the_tokenizer_and_the_template_of_the_training(tmp_path):
     base = SimpleNamespace(
         kind="huggingface", path=tmp_path / "base", model=MODEL, tokenizer_dir=tmp_path / "base", weights=dict,
-        query_factors=(),
+        query_factors=(), special_ids=None,
     )  # fmt: skip
     lora = lora_config(targets=["c_attn"])
     factors = random_factors(lora, MODEL)
