@@ -48,27 +48,39 @@ class Role:
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
     """Return True if a launcher or msrun has given this process a role in MindSpore's cluster."""
-    return bool(environment.get("MS_ROLE"))
+    return bool(environment.get("MS_ROLE", "").strip())
 
 
 def read_role(environment: Mapping[str, str], *, is_sweeping: bool = False) -> Role:
     """Return the role that the environment variables of the launcher, or of msrun, describe.
 
+    A variable that is empty or blank counts as not set.
+
     Raises:
-        UserError: msrun left the ranks to MindSpore.
+        UserError: msrun left the ranks to MindSpore, or a number that is none.
     """
-    mindspore_role = environment.get("MS_ROLE", "")
+    mindspore_role = environment.get("MS_ROLE", "").strip()
     is_launched = LAUNCHER in environment
-    node_id = environment.get("MS_NODE_ID")
-    if mindspore_role == "MS_WORKER" and node_id is None:
-        raise UserError("msrun was started on several nodes without --node_rank: give each node its own, from 0.")
     is_worker = mindspore_role == "MS_WORKER"
-    device_id = environment.get("DEVICE_ID") if is_worker else None  # some clusters set it for all processes
+    node_id = _number(environment, "MS_NODE_ID") if is_worker else None
+    if is_worker and node_id is None:
+        raise UserError("msrun was started on several nodes without --node_rank: give each node its own, from 0.")
+    has_msrun = mindspore_role and not is_launched
     return Role(
-        rank=int(node_id) if node_id is not None and is_worker else 0,
-        device_id=int(device_id) if device_id is not None else None,
+        rank=node_id or 0,
+        device_id=_number(environment, "DEVICE_ID") if is_worker else None,  # some clusters set it for all processes
         is_launched=is_launched,
-        msrun_workers=int(environment.get("MS_WORKER_NUM", 0)) if mindspore_role and not is_launched else None,
+        msrun_workers=(_number(environment, "MS_WORKER_NUM") or 0) if has_msrun else None,
         is_scheduler=mindspore_role == "MS_SCHED",
         is_sweeping=is_sweeping,
     )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise UserError(
+            f"the environment variable {name}={text} is no whole number from 0 on. msrun sets it; where nothing "
+            f"started several processes, unset MS_ROLE and {name}."
+        )
+    return int(text) if text else None

@@ -173,6 +173,22 @@ def test_roles():
     assert (scheduler.is_scheduler, scheduler.is_worker, scheduler.rank) == (True, False, 0)
 
 
+@pytest.mark.parametrize("name", ["MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID"])
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "²", "1_0"])
+def test_a_variable_of_msrun_that_is_no_number(name, value):
+    msrun = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1", "DEVICE_ID": "0"}
+    with pytest.raises(UserError, match=f"the environment variable {name}={value} is no whole number"):
+        read_role(msrun | {name: value})
+
+
+def test_variables_of_msrun_that_are_empty_are_not_set():
+    msrun = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": " 1 "}
+    assert read_role(msrun | {"DEVICE_ID": " "}) == Role(rank=1, msrun_workers=2)
+    assert read_role(dict.fromkeys(["MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID"], "")) == Role()
+    with pytest.raises(UserError, match="--node_rank"):
+        read_role(msrun | {"MS_NODE_ID": ""})
+
+
 def test_a_layout_that_msrun_does_not_start():
     config = TrainConfig(parallel=ParallelConfig(name="dp4", data=4))
     with pytest.raises(UserError, match=r"parallel=dp4 has 4 processes, but msrun was given --worker_num=2: use"):

@@ -134,14 +134,6 @@ def without_escapes(text: str) -> str:
     return "\\\\".join(re.sub(r"\\([()\[\]{}:=, \t])", r"\1", half) for half in halves)
 
 
-@pytest.mark.run  # composes
-@settings(max_examples=10)
-@given(TEXTS)
-def test_a_whole_configuration_has_the_text(text):
-    values = composed(f"tracker.run_name={in_quotes(text)}", f"trainer.sample_prompts=[{in_quotes(text)}]")
-    assert (values["tracker.run_name"], values["trainer.sample_prompts"]) == (text, [text])
-
-
 @pytest.mark.run  # over 2 s with many examples
 @given(st.lists(TEXTS, min_size=1, max_size=3))
 def test_a_list_of_texts_in_quotes(texts):
@@ -209,10 +201,16 @@ def test_one_key_of_a_mapping(key, value):
 
 @pytest.mark.run  # composes
 @settings(max_examples=10)
-@given(MAPPINGS)
-def test_a_whole_configuration_has_the_mapping(values):
-    typed = composed(f"dataset.label_names={mapping(values)}", f"tracker.tags={mapping(values)}")
-    assert (typed["dataset.label_names"], typed["tracker.tags"]) == (values, values)
+@given(TEXTS, MAPPINGS)
+def test_a_whole_configuration_has_the_text_and_the_mapping(text, values):
+    quoted, keys = in_quotes(text), ("dataset.label_names", "tracker.tags")
+    typed = composed(
+        f"tracker.run_name={quoted}",
+        f"trainer.sample_prompts=[{quoted}]",
+        *(f"{key}={mapping(values)}" for key in keys),
+    )
+    assert (typed["tracker.run_name"], typed["trainer.sample_prompts"]) == (text, [text])
+    assert [typed[key] for key in keys] == [values, values]
 
 
 @pytest.mark.parametrize("key", [key for key, leaf in leaves(SCHEMAS["train"]).items() if is_mapping(leaf)])

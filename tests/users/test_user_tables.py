@@ -107,10 +107,49 @@ def test_a_csv_of_any_characters_is_what_pandas_reads_or_rejected(folder, body, 
 
 
 @given(st.lists(st.tuples(st.text(st.sampled_from("ab\"' ,é日"), max_size=8), LABELS), min_size=1, max_size=5))
-def test_a_tsv_is_what_pandas_reads_without_quotes(folder, rows):
-    path = written(folder, "a.tsv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+def test_a_tsv_is_what_pandas_reads_without_quotes_unless_it_wrote_them(folder, rows):
+    content = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
+    path = written(folder, "a.tsv", content)
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
-    check(path, table)
+    try:
+        quoted = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except pd.errors.ParserError:
+        quoted = table
+    check(path, quoted if quoted.to_csv(sep="\t", index=False) == content else table)
+
+
+@given(
+    st.lists(st.tuples(TEXT, LABELS), min_size=1, max_size=5),
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+@example([("", "pos")], 0, "\n")
+def test_a_tsv_with_the_quotes_of_a_writer_is_what_pandas_reads(folder, rows, quoting, line_end):
+    path = written(
+        folder,
+        "b.tsv",
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(
+            sep="\t", index=False, quoting=quoting, lineterminator=line_end
+        ),
+    )
+    check(path, pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"It works."\tpos',
+        '"a ""b"" c\tpos',
+        '"\tpos',
+        '"" said he\tpos',
+        'a\t"b\tpos',
+        'She said "hi".\tpos',
+    ],
+)
+def test_quotes_of_texts_stay_in_a_tsv(folder, line):
+    header = "text\tlabel" if line.count("\t") == 1 else "other\ttext\tlabel"
+    path = written(folder, "c.tsv", f"{header}\n{line}\n{header}\n")
+    assert pairs_of(path) == [tuple(line.split("\t")[-2:]), ("text", "label")]
 
 
 # ---- .jsonl, .json and .parquet

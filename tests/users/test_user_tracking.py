@@ -174,6 +174,7 @@ def test_a_run_directory_that_moved_alone_keeps_its_store(tmp_path, outputs):
 # ---- names
 
 
+@pytest.mark.run  # imports MLflow
 @given(LABELS)
 @example("..")
 @example("...a")

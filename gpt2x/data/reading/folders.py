@@ -35,7 +35,8 @@ DATA_FILES = Format(
     (
         *entries(Use.READ, (".txt", ".md"), "one document; `dataset=text` only"),
         Entry(".csv", Use.READ, f"{TABLE}; fields may be quoted"),
-        Entry(".tsv", Use.READ, f"{TABLE}; quotes are part of the text, as in GLUE"),
+        Entry(".tsv", Use.READ, f"{TABLE}; quotes are part of the text, as in GLUE, unless all are a CSV writer's: "
+              "around all fields of the header, or around fields with a tab, a line end or a quote, which is doubled"),
         Entry(".jsonl", Use.READ, f"{TABLE}; one object per line"),
         Entry(".json", Use.READ, f'{TABLE}; a list of objects, or {{"data": [{{…}}]}}; others in a folder are ignored'),
         Entry(".parquet", Use.READ, TABLE),

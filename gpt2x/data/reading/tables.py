@@ -20,6 +20,9 @@ BEGINS_ROWS = re.compile(DATA_LIST.pattern + r"\s*\{")
 BEGINS_LIST = re.compile(r"\s*\[\s*(\{|$)")
 PEEK_CHARS = 4096
 CORRECT_LINE = "Correct or remove the line."
+FIELD = r'(?:"[^"]*"(?:"[^"]*")*|[^"\t\r\n]*)'  # of a .tsv, quoted or not
+FIELDS = re.compile(rf"(?:^|\t)({FIELD})")
+OPEN_RECORD = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')  # its last field has no end yet
 
 
 class Row(NamedTuple):
@@ -139,7 +142,34 @@ def _read_csv(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
-    return _read_delimited(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+    dialect = {"strict": True} if _is_quoted(path) else {"quoting": csv.QUOTE_NONE}
+    return _read_delimited(path, columns, delimiter="\t", **dialect)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether the quotes of a .tsv are a CSV writer's, as pandas', and not part of the texts, as in GLUE.
+
+    A writer quotes all fields of the header, or only fields with a tab, a line end or a quote, which it doubles. So
+    it leaves no quote in other fields, and each row has as many fields as the header.
+    """
+    record, num_fields, quotes_all, has_quotes = "", None, False, False
+    with open_text(path, newline="") as file:
+        for line in file:
+            record += line
+            if record is not line and '"' not in line:
+                continue  # within a field
+            if OPEN_RECORD.fullmatch(record):
+                continue
+            content = record.rstrip("\r\n")
+            fields = FIELDS.findall(content)
+            quoted = [field for field in fields if field.startswith('"')]
+            if num_fields is None:
+                num_fields, quotes_all = len(fields), len(quoted) == len(fields)
+            may_be = quotes_all or content == '""' or all(re.search(r'[\t\r\n"]', field[1:-1]) for field in quoted)
+            if '"' in content and not (may_be and "\t".join(fields) == content and len(fields) == num_fields):
+                return False
+            record, has_quotes = "", has_quotes or bool(quoted)
+    return has_quotes and not record
 
 
 # ---- .jsonl and .json
