@@ -167,7 +167,8 @@ def _no_resolver(match: re.Match, root: type) -> str:
 
 
 def _no_reference(match: re.Match, root: type) -> str:
-    return f"{_at(match.string)}${{{shown(match.group(1))}}} names no key; {similar_keys(match.group(1), root)} For a text, write \\${{."
+    name = match.group(1)
+    return f"{_at(match.string)}${{{shown(name)}}} names no key; {similar_keys(name, root)} For a text, write \\${{."
 
 
 def _circle(match: re.Match, root: type) -> str:
