@@ -234,11 +234,11 @@ def source_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tokenize
     """
     if source.tokenizer_dir is None:
         return _configured_tokenizer(source, config)
-    stored = Tokenizer.load(source.tokenizer_dir)
+    stored = Tokenizer.load(source.tokenizer_dir, config.eos_token)
     # without tokenizer.extend the path is only compared, so it may be missing on this machine
     if config.path is None or not (config.extend or Path(config.path).expanduser().exists()):
         return stored
-    configured = Tokenizer.load(config.path)
+    configured = Tokenizer.load(config.path, config.eos_token)
     if configured.fingerprint == stored.fingerprint:
         return stored
     extends = configured.extends(stored)

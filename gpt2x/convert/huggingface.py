@@ -66,6 +66,11 @@ def open_huggingface(path: Path) -> HuggingFaceWeights:
     check_weights(lazy_tensors(stored), model, origin=f"load={path}")
     for notice in notices(config, path):
         log.warning("%s", notice)
+    if (path / "adapter_config.json").is_file():
+        log.warning(
+            "load=%s has an adapter beside the model, which transformers adds. Give 'adapters=[%s]' as well to do "
+            "so, or remove adapter_config.json.", path, path,
+        )  # fmt: skip
     return HuggingFaceWeights(path, model, {name: stored[name] for name in tensor_shapes(model)}, factors)
 
 

@@ -92,6 +92,13 @@ STATES = (
     Foreign("trainer_state.json", "a state of transformers' Trainer", "Copy the weights of the checkpoint as well."),
 )
 
+
+def beside(foreign: Foreign) -> str:
+    """Return what happens to a foreign file if another file has the weights."""
+    is_adapter = foreign.pattern.startswith("adapter_")
+    return "beside a model a warning, as transformers adds it" if is_adapter else "ignored beside a file that is read"
+
+
 WEIGHTS_FORMAT = Format(
     title="Hugging Face: files of weights",
     what="The first of the files that are read, in this order; transformers defines it.",
@@ -99,7 +106,7 @@ WEIGHTS_FORMAT = Format(
         Entry("transformers_weights", Use.READ, "the file that this key of config.json names, before all others"),
         *(Entry(name, Use.READ, "shards by relative paths below the directory" if "index" in name else "") for name
           in WEIGHT_FILES),
-        *(Entry(foreign.pattern, Use.REJECTED, f"{foreign.what}; ignored beside a file that is read") for foreign
+        *(Entry(foreign.pattern, Use.REJECTED, f"{foreign.what}; {beside(foreign)}") for foreign
           in (*FOREIGN, *STATES)),
         Entry("whole pickled modules", Use.REJECTED, "`torch.save(model)`: loading one runs code"),
         Entry("other names in a pickle", Use.REJECTED, "a file is read without running what its pickle names"),

@@ -197,6 +197,11 @@ class Tokenizer:
         return cls(files.backend, files.eos_token, files.special_tokens, files.additional, files.options)
 
 
+def _places(token: Mapping[str, Any]) -> list[str]:
+    """Return what limits where an added token is looked for; GPT-2's has none of it."""
+    return [flag for flag in ("lstrip", "rstrip", "single_word") if token[flag]]
+
+
 def _fingerprint(state: Mapping[str, Any], eos_token: str, *, split: bool) -> str:
     """Return the hash of what decides the ids: vocabulary, merges, added tokens, normalizer, pre-tokenization."""
     model, pre = state["model"], state["pre_tokenizer"]
@@ -211,7 +216,7 @@ def _fingerprint(state: Mapping[str, Any], eos_token: str, *, split: bool) -> st
         "vocab": model["vocab"],
         "merges": [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])],
         "options": options,
-        "added": sorted([t["id"], t["content"], t["special"]] for t in state["added_tokens"]),
+        "added": sorted([t["id"], t["content"], t["special"], *_places(t)] for t in state["added_tokens"]),
         "normalizer": state["normalizer"],
         "pre_tokenizer": pre,
         "eos_token": eos_token,

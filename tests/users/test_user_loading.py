@@ -16,6 +16,7 @@ from gpt2x.commands.hydra_entry import register_schemas
 from gpt2x.commands.loaded import FREE, with_loaded
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import CONF, known_models
+from gpt2x.convert import load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
 from gpt2x.train.start_panel import model_notes, origin_of_weights
@@ -386,3 +387,12 @@ def test_a_run_is_loaded_resumed_and_exported_without_its_model(zoo, tmp_path):
     assert replace(taken, name="", initializer_range=0, scale_residual_init=True) == replace(
         base, name="", dropout=0.0, initializer_range=0, scale_residual_init=True
     )
+
+
+def test_an_adapter_beside_a_model_is_not_passed_over_in_silence(tmp_path, caplog):
+    directory = write_huggingface(tmp_path / "model", bare_model())
+    load_source(directory)
+    assert not caplog.messages
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    load_source(directory)
+    assert [text for text in caplog.messages if f"Give 'adapters=[{directory}]' as well" in text]

@@ -6,14 +6,17 @@ The shapes of the files are those of the pages; tokens and merges are trained he
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from gpt2x.config import TokenizerConfig
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.pretrained import source_tokenizer
 from tests.support.tokenizer_files import vocabulary, write
 
 END = "<|endoftext|>"
@@ -215,6 +218,29 @@ def test_ids_are_those_of_transformers(name, tmp_path):
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert [again(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == expected
     assert again.special_tokens_map == theirs.special_tokens_map
+
+
+def test_a_vocabulary_without_an_end_of_text_takes_the_configured_one(tmp_path):
+    files = SHAPES["uer/gpt2-chinese-cluecorpussmall"]
+    config = {name: value for name, value in files["tokenizer_config.json"].items() if name != "eos_token"}
+    directory = write(files | {"tokenizer_config.json": config}, tmp_path / "tokenizer")
+    source = SimpleNamespace(tokenizer_dir=directory, path=directory)
+    assert source_tokenizer(source, TokenizerConfig(eos_token="[SEP]")).eos_id == 3
+    with pytest.raises(UserError, match=r"tokenizer\.eos_token"):
+        source_tokenizer(source, TokenizerConfig())
+
+
+def test_fingerprints_differ_where_ids_do(tmp_path):
+    directories = [
+        write(
+            byte() | {"added_tokens.json": {}, "tokenizer_config.json": {"mask_token": added("x", lstrip=flag)}},
+            tmp_path / str(flag),
+        )
+        for flag in (False, True)
+    ]
+    first, second = map(Tokenizer.load, directories)
+    assert first.encode("a x") != second.encode("a x")
+    assert first.fingerprint != second.fingerprint
 
 
 @pytest.mark.parametrize("name", REJECTED)
