@@ -6,6 +6,7 @@ model and reads its part of the weights. `load_pretrained` does both.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from gpt2x.parallel.agreement import require_same
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable, placements
 from gpt2x.parallel.tensor import build_net
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -209,7 +212,7 @@ def open_pretrained(
     """
     source = load_source(load, verify=verify)
     checkpoint_tokenizer = source_tokenizer(source, tokenizer)
-    check_vocabulary(checkpoint_tokenizer, source.model, f"load={load}")
+    limit_to_rows(checkpoint_tokenizer, source.model, f"load={load}")
     for adapter in adapters:
         check_fits(adapter, source, load)
     if verify:
@@ -267,6 +270,21 @@ def _configured_tokenizer(source: WeightsSource, config: TokenizerConfig) -> Tok
             "Give tokenizer.path=DIRECTORY."
         )
     return Tokenizer.load(config.path, config.eos_token)
+
+
+def limit_to_rows(tokenizer: Tokenizer, model: ModelConfig, origin: str) -> None:
+    """Limit the tokenizer of a loaded model to the tokens that have a row of its embedding.
+
+    Raises:
+        UserError: tokens that are not added ones, or the end-of-text token, have no row.
+    """
+    size = tokenizer.vocab_size
+    if model.vocab_size is not None and size > model.vocab_size and tokenizer.limit_to(model.vocab_size):
+        log.warning(
+            "%s: the tokenizer has added tokens up to the id %d, but the embedding has only %d rows. Texts with tokens "
+            "beyond are rejected.", origin, size - 1, model.vocab_size,
+        )  # fmt: skip
+    check_vocabulary(tokenizer, model, origin)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, origin: str) -> None:

@@ -33,7 +33,7 @@ class Tokenizer:
     out in a text, such as `<|endoftext|>`, becomes one id; nothing is added at either end.
 
     Attributes:
-        vocab_size: Largest id + 1, special tokens included.
+        vocab_size: Largest id + 1, special tokens included; the rows of the embedding after `limit_to`.
         eos_id: Id of the end-of-text token.
         eos_token: Its text.
         special_tokens: Text of each token that has a role, such as `bos_token`: those that the files name and that the
@@ -87,6 +87,7 @@ class Tokenizer:
         self.bos_id: int | None = self.role_ids().get("bos_token")
         self.pad_id: int | None = self.role_ids().get("pad_token")
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._has_tokens_beyond = False
         state = json.loads(backend.to_str())
         plain = {token["content"] for token in state["added_tokens"] if not token["special"]}
         self._names_plain = not plain.isdisjoint(self.special_tokens.values())
@@ -106,9 +107,9 @@ class Tokenizer:
         """Return the ids of `text`.
 
         Raises:
-            UserError: The vocabulary lacks a part of it, and there is no unknown token.
+            UserError: The vocabulary lacks a part of it, and there is no unknown token; or as `limit_to` says.
         """
-        return guard(lambda: self._backend.encode(text, add_special_tokens=False).ids, CANNOT_ENCODE)
+        return self._checked(guard(lambda: self._backend.encode(text, add_special_tokens=False).ids, CANNOT_ENCODE))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text; texts are spread over the processor's cores.
@@ -117,7 +118,30 @@ class Tokenizer:
             UserError: As `encode`.
         """
         encodings = guard(lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False), CANNOT_ENCODE)
-        return [encoding.ids for encoding in encodings]
+        return [self._checked(encoding.ids) for encoding in encodings]
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self._has_tokens_beyond and ids and max(ids) >= self.vocab_size:
+            raise UserError(
+                f"A text has the token {self._backend.id_to_token(max(ids))!r} with the id {max(ids)}, for which the "
+                f"model has no row: its embedding has {self.vocab_size}. Remove it from the text, or train with "
+                "tokenizer.extend=true and tokenizer.path=, which adds rows."
+            )
+        return ids
+
+    def limit_to(self, num_rows: int) -> bool:
+        """Use this tokenizer with an embedding of `num_rows` rows, if only added tokens lie beyond; return whether.
+
+        transformers loads such models: a [PAD] was added, and the embedding not resized. From then on a text with a
+        token beyond is rejected. The fingerprint changes, since rows made without the limit may hold such tokens.
+        """
+        beyond = {id for id in self._backend.get_vocab(with_added_tokens=True).values() if id >= num_rows}
+        if self.eos_id >= num_rows or not beyond <= set(self._backend.get_added_tokens_decoder()):
+            return False
+        if beyond:
+            self.vocab_size, self._has_tokens_beyond = num_rows, True
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {num_rows}".encode()).hexdigest()
+        return True
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of `ids`. Special tokens are included unless skipped; invalid bytes become U+FFFD."""

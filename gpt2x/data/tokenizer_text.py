@@ -109,6 +109,8 @@ def token_bytes(backend: tokenizers.Tokenizer, vocab_size: int) -> np.ndarray:
     added = backend.get_added_tokens_decoder()
     sizes = np.zeros(vocab_size, np.int64)
     for token, number in backend.get_vocab(with_added_tokens=True).items():
+        if number >= vocab_size:  # of an embedding with fewer rows
+            continue
         if number not in added:
             sizes[number] = len(token)
         elif not added[number].special:

@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 
 from gpt2x.commands.hydra_entry import register_schemas
 from gpt2x.commands.loaded import FREE, with_loaded
-from gpt2x.config import ModelConfig
+from gpt2x.config import ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.options import CONF, known_models
 from gpt2x.convert import load_source
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
+from gpt2x.pretrained import open_pretrained
 from gpt2x.train.start_panel import model_notes, origin_of_weights
 from tests.commands import convert
 from tests.support import in_process
@@ -396,3 +397,34 @@ def test_an_adapter_beside_a_model_is_not_passed_over_in_silence(tmp_path, caplo
     (directory / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     load_source(directory)
     assert [text for text in caplog.messages if f"Give 'adapters=[{directory}]' as well" in text]
+
+
+def test_an_added_token_without_a_row_is_no_obstacle_until_a_text_has_it(tmp_path, caplog):
+    """A [PAD] was added, and the embedding not resized: transformers loads and runs such a model."""
+    directory = write_huggingface(tmp_path / "model", bare_model())
+    plain = Tokenizer.load(directory)
+    (directory / "added_tokens.json").write_text('{"[PAD]": 280}', encoding="utf-8")
+    tokenizer = open_pretrained(str(directory), TokenizerConfig(), ParallelConfig(name="single")).tokenizer
+    assert [text for text in caplog.messages if "has only 280 rows" in text]
+    assert (tokenizer.vocab_size, len(tokenizer.token_bytes())) == (280, 280)
+    assert tokenizer.encode("the sea") == plain.encode("the sea")
+    assert tokenizer.fingerprint not in (plain.fingerprint, Tokenizer.load(directory).fingerprint)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(UserError, match=r"'\[PAD\]' with the id 280, for which the model has no row"):
+            encode("the[PAD]sea")
+    (directory / "added_tokens.json").write_text('{"[EOS]": 280}', encoding="utf-8")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (directory / name).write_text('{"eos_token": "[EOS]"}', encoding="utf-8")
+    with pytest.raises(UserError, match="the tokenizer has 281 tokens, but the embedding has only"):
+        open_pretrained(str(directory), TokenizerConfig(), ParallelConfig(name="single"))
+
+
+def test_rows_for_an_added_token_are_trained_by_extending(tmp_path):
+    directory = write_huggingface(tmp_path / "model", bare_model())
+    (directory / "added_tokens.json").write_text('{"[PAD]": 280}', encoding="utf-8")
+    path = corpus(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace("the", "the[PAD]"), encoding="utf-8")
+    common = (f"load={directory}", "dataset=text", f"dataset.path={path}", "trainer.seq_len=16", "trainer.max_steps=2",
+              f"paths.cache={tmp_path}/cache", "tracker=none")  # fmt: skip
+    assert "for which the model has no row" in refusal("train", *common)
+    assert decide("train", *common, "tokenizer.extend=true", f"tokenizer.path={directory}").model.vocab_size == 281

@@ -20,7 +20,7 @@ from gpt2x.lora.open import open_adapter
 from gpt2x.lora.shapes import factor_shapes
 from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
-from gpt2x.pretrained import check_vocabulary, source_tokenizer
+from gpt2x.pretrained import limit_to_rows, source_tokenizer
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Task
 from gpt2x.train.resume import Resumption, find_resumption
@@ -89,12 +89,14 @@ def checkpoint_tokenizer(
     """Return the tokenizer stored with the weights or the resumed checkpoint; None for a new model."""
     if resumption:
         assert resumption.saved.tokenizer_dir is not None
-        return Tokenizer.load(resumption.saved.tokenizer_dir)
+        tokenizer = Tokenizer.load(resumption.saved.tokenizer_dir)
+        limit_to_rows(tokenizer, resumption.saved.model, f"resume={config.resume}")
+        return tokenizer
     if weights is None:
         return None
     tokenizer = source_tokenizer(weights, config.tokenizer)
     if not config.tokenizer.extend:
-        check_vocabulary(tokenizer, weights.model, f"load={config.load}")
+        limit_to_rows(tokenizer, weights.model, f"load={config.load}")
     return tokenizer
 
 
