@@ -77,7 +77,7 @@ class Rounding(CountedNll):
 def test_no_batch_size_changes_a_digit_but_of_the_mean_over_batches():
     for protocol in (
         lambda scorer: strided(scorer, Numbers(2000), 24, 5),
-        lambda scorer: word(scorer, Numbers(2000), 24, 7, eos_id=0),
+        lambda scorer: word(scorer, Numbers(2000), 24, 7, prefix_id=0),
     ):
         assert len({(result.loss, result.total_nll) for result in map(protocol, map(Rounding, (1, 2, 3, 7, 100)))}) == 1
     results = [reference(Rounding(size), Numbers(2000), 24) for size in (1, 2, 3, 7, 100)]
@@ -87,11 +87,11 @@ def test_no_batch_size_changes_a_digit_but_of_the_mean_over_batches():
 
 def test_bits_per_byte_are_those_of_the_scored_tokens():
     sizes = np.arange(100) % 3
-    result = word(CountedNll(), Numbers(20), 4, 2, eos_id=0, token_bytes=sizes)
+    result = word(CountedNll(), Numbers(20), 4, 2, prefix_id=0, token_bytes=sizes)
     assert result.num_bytes == sizes[1:21].sum()
     assert result.bits_per_byte == pytest.approx(210 / math.log(2) / result.num_bytes)
     assert result.metrics["bits_per_byte"] == result.bits_per_byte
-    nothing = word(CountedNll(), Numbers(20), 4, 2, eos_id=0, token_bytes=np.zeros(100, int))
+    nothing = word(CountedNll(), Numbers(20), 4, 2, prefix_id=0, token_bytes=np.zeros(100, int))
     assert nothing.bits_per_byte is None
 
 
@@ -105,7 +105,7 @@ def test_the_bytes_of_a_text_are_those_of_its_file(shakespeare, stream, text_fil
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 9, 20])
 @pytest.mark.parametrize("stride", [1, 3, 4])
 def test_word_scores_every_token_once(num_tokens, stride):
-    result = word(CountedNll(), Numbers(num_tokens), 4, stride, eos_id=0)
+    result = word(CountedNll(), Numbers(num_tokens), 4, stride, prefix_id=0)
     assert result.num_tokens == num_tokens
     assert result.total_nll == num_tokens * (num_tokens + 1) / 2
     assert result.loss == pytest.approx(result.total_nll / 4)
