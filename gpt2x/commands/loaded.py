@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt2x.config import ModelConfig, TaskConfig, TrainConfig
 from gpt2x.config.files import escaped
 from gpt2x.config.keys import flatten, spell
+from gpt2x.config.locations import expanded
 from gpt2x.config.options import chosen_options, composed_defaults, options, read_option
 from gpt2x.errors import UserError
 
@@ -96,8 +97,8 @@ def with_resumed(values: DictConfig, resume: str, configured: ModelConfig, typed
     """
     from gpt2x.checkpoint.store import list_checkpoints, open_checkpoint
 
-    path = Path(resume).expanduser()
     try:
+        path = Path(expanded(resume, "resume"))
         saved = open_checkpoint((list_checkpoints(path) or [path])[-1])
     except UserError:
         return values  # said by its reader
@@ -120,7 +121,7 @@ def with_source(values: DictConfig, load: str, configured: ModelConfig, typed: T
     from gpt2x.convert import load_source
 
     try:
-        source = load_source(load, verify=False)
+        source = load_source(expanded(load, "load"), verify=False)
     except UserError as error:
         if typed.option:  # a plan of that model needs no weights; a run says it when it opens them
             return values
