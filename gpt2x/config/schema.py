@@ -39,7 +39,7 @@ class TaskConfig:
 class ModelConfig:
     """The shape of GPT-2. Hugging Face's names are in brackets."""
 
-    name: str = key(NAME, STEP)
+    name: str = key(NAME, HOST)
     num_layers: int = key("transformer blocks [n_layer]", STEP, at_least=1)
     num_heads: int = key("attention heads per block; divides hidden_size [n_head]", STEP, at_least=1)
     hidden_size: int = key("width of the residual stream [n_embd]", STEP, at_least=1)
