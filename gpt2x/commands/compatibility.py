@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from gpt2x.compatibility import Format
+from gpt2x.config.reference import rewrite, with_content
 from gpt2x.convert.huggingface_files import WEIGHTS_FORMAT
 from gpt2x.convert.huggingface_keys import CONFIG_KEYS
 from gpt2x.convert.huggingface_names import NAMES_FORMAT
@@ -48,9 +46,7 @@ FORMATS: tuple[Format, ...] = (
 
 def with_tables(text: str) -> str:
     """Return `text` with the tables between its two markers written again."""
-    before, rest = text.split(BEGIN)
-    tables = "\n\n".join(map(table, FORMATS))
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+    return with_content(text, BEGIN, "\n\n".join(map(table, FORMATS)), END)
 
 
 def table(format: Format) -> str:
@@ -65,12 +61,5 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main() -> None:
-    """Write the tables of the file that the command line names."""
-    path = Path(sys.argv[1])
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{path} written")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(with_tables)

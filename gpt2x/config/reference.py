@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ HEADER = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
 
 def with_tables(text: str) -> str:
     """Return `text` with the tables between its two markers written again."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{key_tables()}\n\n{END}{rest.split(END)[1]}"
+    return with_content(text, BEGIN, key_tables(), END)
+
+
+def with_content(text: str, begin: str, content: str, end: str) -> str:
+    """Return `text` with `content` between two markers, each on a line of its own."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}"
 
 
 def key_tables() -> str:
@@ -63,12 +69,12 @@ def shown(value: Any) -> str:
     return f"`{spell(value)}`" if value != "" else '`""`'
 
 
-def main() -> None:
-    """Write the tables of the file that the command line names."""
+def rewrite(change: Callable[[str], str]) -> None:
+    """Write what `change` makes of the text of the file that the command line names."""
     path = Path(sys.argv[1])
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{path} written")
 
 
 if __name__ == "__main__":
-    main()
+    rewrite(with_tables)

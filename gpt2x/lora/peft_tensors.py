@@ -15,6 +15,7 @@ from safetensors import safe_open
 from gpt2x.checkpoint.tensors import StoredTensor, open_safetensors
 from gpt2x.compatibility import Entry, Format, Use, entries
 from gpt2x.config.patterns import MODULES, SEGMENTS
+from gpt2x.convert.tokenizer_files import TOKENIZER_FILES
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
 from gpt2x.lora.peft_config import CONFIG_FILE, FIX
@@ -26,8 +27,6 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(rf"(transformer\.)?(h\.\d+\.(?:{'|'.join(map(re.escape, MODULES[len(SEGMENTS) :]))}))\.lora_(A|B)"
                     r"(?:\.default)?\.weight")  # fmt: skip
 HEAD_NAMES = (HEAD, "score.modules_to_save.default.weight")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
 UNTRAINED_HEAD = "score.original_module.weight"
 # what a name matches -> how the documentation calls it, and what it is; the first match counts
 REJECTED = {
