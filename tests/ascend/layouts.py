@@ -80,7 +80,7 @@ def update_graphs(config: TrainConfig, rank: int, case: Case):
     stacks = [stack.parameter for stack in blocks.trained] if blocks else []
     optimizer = AdamW(config.optimizer, [*(part.trained for part in held), *stacks], net.backend)
     decision = Decision(  # of which neither data nor source is asked
-        config, task_of(config), Path(), None, None, None, config.model, trainable, None, None
+        config, task_of(config), Path(), None, None, None, config.model, trainable, None, None, None
     )
     step = build_step(decision, net, mesh, held, optimizer, blocks)
     if case.message:

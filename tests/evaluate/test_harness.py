@@ -310,7 +310,7 @@ def test_command(no_defaults, tmp_path, tasks, results, backends, capsys):
 
 
 MISTAKES = {
-    "load": ({"--load": "nowhere"}, "load=nowhere does not exist. Give the directory of a run"),
+    "load": ({"--load": "nowhere"}, "load=nowhere is no local directory, and as the name of a repository of the Hugging Face hub it is not in the cache"),
     "task": ({"--tasks": "smal"}, "--tasks=smal: lm_eval has no such task; did you mean small?"),
     "include-path": ({"--include-path": "nowhere"}, "--include-path=nowhere is not a directory; give one with tasks"),
     "limit": ({"--limit": "0"}, "--limit=0: give the number of documents"),

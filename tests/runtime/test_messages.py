@@ -18,7 +18,6 @@ STREAMS = {
     "gpt2x/runtime/exits.py": "flushes and closes the streams at the process' end",
     "gpt2x/generate/output.py": "JSON lines on stdout are results and no messages",
     "gpt2x/config/reference.py": "a tool of developers",
-    "gpt2x/commands/compatibility.py": "a tool of developers",
 }
 
 
