@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import time
@@ -18,6 +19,8 @@ from tests.support.models import CPU
 from tests.support.zoo import Zoo
 
 __all__ = ["layout_runs"]
+
+logging.getLogger("gpt2x").setLevel(logging.WARNING)  # Hydra, run within a test, silences the root logger for good
 
 SHARED = Path(os.environ.get("GPT2X_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -13,6 +13,7 @@ from gpt2x import __version__
 from gpt2x.errors import UserError, did_you_mean
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
+from gpt2x.runtime.log_records import handle_log_records
 from gpt2x.runtime.role import is_one_of_several
 
 CONFIGURED = {  # composed by Hydra from conf/NAME.yaml
@@ -51,6 +52,7 @@ def finish(job: Callable[[], None]) -> None:
 
     def checked() -> None:
         check_text(sys.argv[1:])
+        handle_log_records(are_shown=True)
         job()
 
     if is_one_of_several(os.environ):

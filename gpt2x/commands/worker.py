@@ -12,6 +12,7 @@ from gpt2x.commands.entry import start
 from gpt2x.errors import RunError
 from gpt2x.runtime.exits import run_and_leave
 from gpt2x.runtime.launch import RUN_DIR, end_with_launcher, keep_to_cores
+from gpt2x.runtime.log_records import handle_log_records
 from gpt2x.runtime.role import read_role
 
 
@@ -30,4 +31,5 @@ def work(name: str, config_path: Path) -> None:
 if __name__ == "__main__":
     end_with_launcher()
     keep_to_cores()
+    handle_log_records(are_shown=False)
     run_and_leave(lambda: work(sys.argv[1], Path(sys.argv[2])))
