@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from gpt2x.commands.configuration import save_config
 from gpt2x.config import ModelConfig
-from gpt2x.config.files import load_config, save_config
+from gpt2x.config.files import load_config
 from gpt2x.config.options import known_models
 from gpt2x.errors import UserError
 from gpt2x.model import stats

@@ -16,10 +16,11 @@ from hydra.errors import HydraException
 
 from gpt2x.commands import cli, entry
 from gpt2x.commands.completion import candidates
+from gpt2x.commands.configuration import save_config
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.commands.hydra_flags import read_arguments
 from gpt2x.commands.hydra_grammar import read_overrides
-from gpt2x.config.files import SCHEMAS, load_config, save_config
+from gpt2x.config.files import SCHEMAS, load_config
 from gpt2x.config.keys import all_keys, flatten, leaves, spell
 from gpt2x.config.messages import message_of
 from gpt2x.config.options import chosen_options

@@ -8,9 +8,11 @@ from typing import Any
 
 from gpt2x.commands.loaded import NotOpenedError, with_any_positions, with_loaded
 from gpt2x.config import TrainConfig
-from gpt2x.config.files import load_config, to_typed
+from gpt2x.config.files import load_config, to_typed, to_yaml
 from gpt2x.config.rules import is_plan
+from gpt2x.errors import UserError
 from gpt2x.planner.choose import settle
+from gpt2x.runtime.files import write_durably
 from gpt2x.tasks.registry import check_task
 
 
@@ -37,8 +39,23 @@ def typed_config(name: str, values: Any, overrides: Sequence[str] | None = None)
         return config  # a run says it when it opens them
 
 
+def save_config(config: Any, path: Path) -> None:
+    """Write a typed configuration as YAML, completely or not at all; create the directories above it.
+
+    Raises:
+        UserError: the disk rejects it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, to_yaml(config).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}). Free space, or give a different directory."
+        ) from error
+
+
 def read_config(name: str, path: Path) -> Any:
-    """Return the configuration that `gpt2x.config.files.save_config` wrote, validated.
+    """Return the configuration that `save_config` wrote, validated.
 
     Raises:
         UserError: as `typed_config`.

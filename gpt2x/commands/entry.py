@@ -15,9 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from gpt2x.commands.configuration import typed_config
+from gpt2x.commands.configuration import save_config, typed_config
 from gpt2x.config import CommonConfig, TrainConfig
-from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan
 from gpt2x.errors import RunError

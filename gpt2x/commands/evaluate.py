@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x import __version__
+from gpt2x.commands.configuration import save_config
 from gpt2x.config import EvaluateConfig
-from gpt2x.config.files import save_config
 from gpt2x.errors import UserError
 from gpt2x.evaluate.bootstrap import save_scores
 from gpt2x.evaluate.measurement import Measurement

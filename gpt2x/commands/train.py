@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2x.checkpoint.store import list_checkpoints
+from gpt2x.commands.configuration import save_config
 from gpt2x.config import TrainConfig
-from gpt2x.config.files import save_config
 from gpt2x.config.layout import world_size
 from gpt2x.errors import UserError
 from gpt2x.formats.mlflow import MODEL_FOLDER, export_checkpoint

@@ -73,10 +73,9 @@ def as_meant(leaf: Leaf, value: Any) -> Any:
     return with_text_keys(leaf, value) if is_mapping(leaf) else value
 
 
-def save_config(config: Any, path: Path) -> None:
-    """Write a typed configuration as YAML; create the directories above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))), encoding="utf-8")
+def to_yaml(config: Any) -> str:
+    """Return a typed configuration as YAML, which `load_config` reads."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))))
 
 
 def escaped(value: Any) -> Any:
@@ -89,7 +88,7 @@ def escaped(value: Any) -> Any:
 
 
 def load_config(name: str, path: Path) -> Any:
-    """Return the validated configuration that `save_config` wrote, also that of an older version.
+    """Return the validated configuration that `to_yaml` returned, also that of an older version.
 
     Keys that this version has replaced are left out.
 

@@ -18,8 +18,24 @@ Agree = Callable[[bool], bool]  # collective: True if every process of the group
 def replaced(target: Path) -> Iterator[Path]:
     """Yield a file beside `target`, which becomes `target` when the block ends without an error; it is not synced."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    yield part
-    os.replace(part, target)
+    try:
+        yield part
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_durably(target: Path, content: bytes) -> None:
+    """Write a file, completely or not at all; it and its name are on the disk (fsync) when this returns.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    with replaced(target) as part:
+        part.write_bytes(content)
+        sync(part)
+    sync(target.parent)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpt2x.runtime.files import replaced
+from gpt2x.runtime.files import write_durably
 
 SWEEP = "sweep.json"  # in the directory of a sweep
 JOB = "job.json"  # in the run directory of a job
@@ -151,8 +151,7 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
 
 def _write(path: Path, record: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as part:
-        part.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    write_durably(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
 def note_command() -> None:
@@ -173,9 +172,10 @@ def typed_command() -> str:
 
 def write_command(run_dir: Path, command: str) -> None:
     """Append a line to `command.txt`: the command that started the run, then those that resumed it."""
+    path = run_dir / COMMAND
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / COMMAND).open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(command + "\n")
+    before = path.read_bytes() if path.exists() else b""
+    write_durably(path, before + command.encode("utf-8", "surrogateescape") + b"\n")
 
 
 def read_command(run_dir: Path) -> str | None:

@@ -7,24 +7,53 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from gpt2x.errors import UserError
+from gpt2x.runtime.appended import Appended, intact_length
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NAMES = tuple(_NON_FINITE)  # a tuple: a value of a damaged line may have no hash
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a resumed run continues after, and what it does not.
+
+    Attributes:
+        kept: the lines up to the step, each step once.
+        moved: all other lines.
+        damaged: the numbers of the lines before the last that are no metrics, or whose step is not in its place.
+        missing: the steps without a line, as (first, last).
+        is_altered: the lines are not those that the checkpoint refers to.
+        aside: the file that has `moved`; None if there is none.
+    """
+
+    kept: bytes
+    moved: bytes = b""
+    damaged: tuple[int, ...] = ()
+    missing: tuple[tuple[int, int], ...] = ()
+    is_altered: bool = False
+    aside: Path | None = None
 
 
 class MetricsLog:
-    """Appends whole lines to `metrics.jsonl`."""
+    """Appends whole lines to `metrics.jsonl`; after `rewind(step)`, of later steps only, each once."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._file: TextIO | None = None
+        self.file = Appended(self.path)
+        self._is_checked = False
+        self._last_step: int | None = None
 
     def append(self, step: int, metrics: Mapping[str, float], time_s: float | None = None) -> float:
-        """Write one line and flush it.
+        """Write one line; if the disk rejects it, say so, and try again with the next one.
 
         Args:
             step: optimizer steps done.
@@ -35,57 +64,103 @@ class MetricsLog:
             The time that was written (unix seconds, to the millisecond); a tracker repeats it.
 
         Raises:
-            OSError: the file cannot be written.
+            ValueError: after `rewind`, `step` is not after the last one.
         """
         time_s = round(time.time() if time_s is None else time_s, 3)
         line = {"step": int(step), "time": time_s} | {key: _encode(value) for key, value in metrics.items()}
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                self.rewind(None)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        if not self._is_checked:
+            self._rewind(None, None)
+        if self._last_step is not None:
+            if step <= self._last_step:
+                raise ValueError(f"{self.path} has step {self._last_step}, so step {step} cannot follow")
+            self._last_step = step
+        self.file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
         return time_s
 
-    def rewind(self, step: int | None) -> int:
+    def rewind(self, step: int, mark: Mapping[str, Any] | None = None) -> Cut:
         """Make `step` the last step of the file, so that a resumed run repeats no line.
 
-        Lines after `step`, and a last line torn by a crash, are moved to `metrics.<n>.jsonl` in the same directory.
+        All other lines are moved to `metrics.<n>.jsonl` in the same directory.
 
         Args:
-            step: optimizer steps done at the checkpoint; None: move only a torn line.
+            step: optimizer steps done at the checkpoint; 0 at the start of a run.
+            mark: what the checkpoint refers to; None if it does not say so.
 
-        Returns:
-            The number of lines moved.
+        Raises:
+            UserError: the file cannot be read or written.
         """
-        self.close()
-        if not self.path.exists():
-            return 0
-        kept: list[bytes] = []
-        moved: list[bytes] = []
-        for raw in self.path.read_bytes().splitlines(keepends=True):
-            row = _parse(raw)
-            is_kept = row is not None and (step is None or row["step"] <= step)
-            (kept if is_kept else moved).append(raw)
-        if moved:
-            _write(self._next_aside(), moved)  # first: a crash here loses nothing
-            part = self.path.with_suffix(".jsonl.part")
-            _write(part, kept)
-            os.replace(part, self.path)
-        return len(moved)
+        cut = self._rewind(step, mark)
+        self._last_step = step
+        return cut
+
+    def _rewind(self, step: int | None, mark: Mapping[str, Any] | None) -> Cut:
+        self.file.close()
+        self._is_checked = True
+        try:
+            cut = cut_at(self.path.read_bytes() if self.path.exists() else b"", step, mark)
+            return replace(cut, aside=self.file.cut(cut.kept, cut.moved)) if cut.moved else cut
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be read or written ({error.strerror or error}), so no line can follow. Change its "
+                "permissions, free space, or move it away."
+            ) from error
 
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.file.close()
 
-    def _next_aside(self) -> Path:
-        number = 1
-        while (path := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
-            number += 1
-        return path
+
+def cut_at(content: bytes, step: int | None, mark: Mapping[str, Any] | None) -> Cut:
+    """Return which lines of a `metrics.jsonl` belong to the steps up to `step`; None: all steps, in any order.
+
+    If the part that `mark` describes is intact, that is the answer. Otherwise each line is looked at. A step that is
+    twice there counts where it was written last.
+    """
+    length = intact_length(content, mark)
+    if length is not None:
+        return Cut(content[:length], content[length:])
+    lines = [line + b"\n" for line in content.split(b"\n")]
+    lines[-1] = lines[-1][:-1]  # torn, or empty
+    rows = [_parse(line) for line in lines]
+    steps = [None if row is None or (step is not None and row["step"] > step) else row["step"] for row in rows]
+    kept = {index for index, at in enumerate(steps) if at is not None}
+    if step is not None:
+        kept = set(_increasing(steps))
+    is_later = [row is not None and at is None for row, at in zip(rows, steps, strict=True)]
+    last = max((index for index, line in enumerate(lines) if line), default=0)
+    return Cut(
+        b"".join(line for index, line in enumerate(lines) if index in kept),
+        b"".join(line for index, line in enumerate(lines) if index not in kept),
+        tuple(index + 1 for index in range(last) if index not in kept and not is_later[index]),
+        _gaps([at for index in sorted(kept) if (at := steps[index]) is not None], step),
+        mark is not None,
+    )
+
+
+def _increasing(steps: list[int | None]) -> list[int]:
+    """Return the indexes of the longest sequence of growing steps, of equal ones the later (patience sorting)."""
+    ends: list[int] = []  # the smallest end of a sequence of each length
+    last: list[int] = []  # its index
+    before: dict[int, int | None] = {}
+    for index, step in enumerate(steps):
+        if step is None:
+            continue
+        length = bisect_left(ends, step)
+        before[index] = last[length - 1] if length else None
+        ends[length : length + 1], last[length : length + 1] = [step], [index]
+    sequence, at = [], last[-1] if last else None
+    while at is not None:
+        sequence.append(at)
+        at = before[at]
+    return sequence[::-1]
+
+
+def _gaps(steps: list[int], last: int | None) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of steps from 1 to `last` that are not among the (growing) `steps`."""
+    if last is None:
+        return ()
+    edges = [0, *steps, last + 1]
+    return tuple((a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -110,26 +185,29 @@ def last_step(path: Path) -> int | None:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = Path(path).read_bytes().splitlines(keepends=True)
+    lines = Path(path).read_bytes().split(b"\n")
     for number, raw in enumerate(lines, 1):
-        row = _parse(raw)
+        row = _parse(raw + b"\n") if number < len(lines) else None
         if row is not None:
             yield {
                 key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()
             }
-        elif number < len(lines):
+        elif number < len(lines) - (not lines[-1]):
             raise ValueError(f"{path}, line {number}: not a metrics line")
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
+    """Return the values of a line, or None if it is not what `MetricsLog` writes."""
     if not raw.endswith(b"\n"):
         return None
     try:
         row = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_row = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("time"), (int, float))
-    return row if is_row else None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+        return None
+    is_metrics = all(type(value) in (int, float) or value in _NAMES for value in row.values())
+    return row if is_metrics and type(row.get("time")) in (int, float) else None
 
 
 def _encode(value: float) -> float | str:
@@ -137,10 +215,3 @@ def _encode(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _write(path: Path, lines: list[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What the loop does after each update, in this order: show, evaluate, record, prune, save, sample.
+"""What the loop does after each update, in this order: show, evaluate, record, prune, sample, save.
 
 A hook sees the trainer after an update and the metrics of that update, to which it may add. To add one, write a class
 with `is_due` and `run`, and put it into `default_hooks` where its turn is.
@@ -15,8 +15,10 @@ from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.tasks.base import Validates
-from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.tracking import Tracker
 from gpt2x.train.pruning import Prune
+from gpt2x.train.records import KEY as RECORDS
+from gpt2x.train.records import Records
 from gpt2x.train.samples import SAMPLE_HEAD, can_sample
 
 if TYPE_CHECKING:
@@ -78,8 +80,8 @@ class Evaluate:
 class Record:
     """Write a line of metrics.jsonl and mirror it to the tracker, on the main rank."""
 
-    def __init__(self, log: MetricsLog, tracker: Tracker):
-        self.log, self.tracker = log, tracker
+    def __init__(self, records: Records, tracker: Tracker):
+        self.records, self.tracker = records, tracker
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True after every update."""
@@ -88,7 +90,7 @@ class Record:
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
         """Write the line."""
         step = trainer.state.step
-        time_s = self.log.append(step, metrics)
+        time_s = self.records.metrics.append(step, metrics)
         self.tracker.log_metrics(step, time_s, metrics)
 
 
@@ -125,7 +127,7 @@ class DrawSamples:
             special_ids=decision.special_ids,
         )
         self.samples = decision.samples
-        self.path = trainer.run_dir / "samples.txt"
+        self.file = trainer.records.samples
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True if samples are due and can be drawn; ranks of other replicas wait in the next update."""
@@ -154,12 +156,11 @@ class DrawSamples:
             return
         texts = [(completion.prompt, completion.completion) for completion in completions]
         console.samples(step, texts)
-        with self.path.open("a", encoding="utf-8") as file:
-            for prompt, text in texts:
-                file.write(f"{SAMPLE_HEAD.format(step)}{prompt}{text}\n\n")
+        content = "".join(f"{SAMPLE_HEAD.format(step)}{prompt}{text}\n\n" for prompt, text in texts)
+        self.file.append(content.encode("utf-8", "replace"))
 
 
-def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[Hook]:
+def default_hooks(trainer: Trainer, tracker: Tracker) -> list[Hook]:
     """Return the hooks of a run in the order in which they are called."""
     decision = trainer.decision
     validation = decision.task.validation(decision, trainer.net, trainer.mesh) if decision.data.val else None
@@ -167,10 +168,10 @@ def default_hooks(trainer: Trainer, tracker: Tracker, log: MetricsLog) -> list[H
     return [
         ShowStep(),
         Evaluate(validation),
-        Record(log, tracker),
+        Record(trainer.records, tracker),
         *pruning,
+        DrawSamples(trainer),  # before the checkpoint: a run that is resumed there draws only later ones
         SaveCheckpoint(tracker),
-        DrawSamples(trainer),
     ]
 
 
@@ -200,14 +201,21 @@ def best_so_far(bests: dict[str, tuple[float, int]]) -> Metrics:
 
 
 def save_checkpoint(trainer: Trainer) -> None:
-    """Write `checkpoints/step_N`; every rank calls it."""
+    """Write `checkpoints/step_N`; every rank calls it.
+
+    What it refers to is on the disk before it has its name.
+    """
     decision, mesh, options = trainer.decision, trainer.mesh, trainer.config.trainer
+    loop_state = asdict(trainer.state)
+    if mesh.is_main:
+        loop_state[RECORDS] = trainer.records.marks()
+        trainer.records.sync()
     checkpoint.save(
         trainer.run_dir / "checkpoints" / f"step_{trainer.state.step}",
         tensors=trainer.tensors.slices(),
         model=decision.model,
         run_config=asdict(decision.config),
-        loop_state=asdict(trainer.state),
+        loop_state=loop_state,
         tokenizer_dir_writer=decision.data.save_tokenizer,
         special_ids=decision.special_ids.as_plain(),
         rank=mesh.rank,

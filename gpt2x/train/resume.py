@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,12 @@ from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.config.keys import REPLACED, defaults, flatten, leaves, spell
 from gpt2x.errors import UserError
+from gpt2x.runtime.appended import set_aside
+from gpt2x.runtime.files import write_durably
 from gpt2x.runtime.hub import names_repository
 from gpt2x.tracking import jsonl
+from gpt2x.train.records import KEY as RECORDS
+from gpt2x.train.records import METRICS
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,22 @@ def newest_checkpoint(config: TrainConfig) -> Path:
 
 
 def copy_history(resumption: Resumption) -> None:
-    """Copy the old run's lines of metrics.jsonl, up to the checkpoint, into a new run."""
+    """Copy the old run's lines of metrics.jsonl, up to the checkpoint, into a new run.
+
+    Raises:
+        UserError: they cannot be read or written.
+    """
     old_run, new_run = resumption.saved.path.parent.parent.absolute(), resumption.run_dir.absolute()
-    source = old_run / "metrics.jsonl"
-    if source.is_file() and old_run != new_run:
-        shutil.copyfile(source, new_run / "metrics.jsonl")
-        log = jsonl.MetricsLog(new_run / "metrics.jsonl")
-        log.rewind(resumption.saved.loop_state["step"])
-        log.close()
-        for aside in new_run.glob("metrics.*.jsonl"):
-            aside.unlink()
+    source, target = old_run / METRICS, new_run / METRICS
+    if not source.is_file() or old_run == new_run:
+        return
+    state = resumption.saved.loop_state
+    try:
+        cut = jsonl.cut_at(source.read_bytes(), state["step"], state.get(RECORDS, {}).get(METRICS))
+        if target.exists():
+            set_aside(target, target.read_bytes())
+        write_durably(target, cut.kept)
+    except OSError as error:
+        raise UserError(
+            f"cannot copy {source} to {target} ({error.strerror or error}). Change the permissions, or free space."
+        ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from gpt2x.config import GenerationConfig, ParallelConfig, TrainConfig
 from gpt2x.data.template import Template
@@ -15,15 +14,10 @@ from gpt2x.tasks.base import Task
 SAMPLE_HEAD = "=== step {} ===\n"
 
 
-def rewind_samples(path: Path, step: int) -> None:
-    """Remove the samples after `step` from the file; a resumed run draws the same ones again."""
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8")
-    for head in re.finditer(r"^=== step (\d+) ===$", text, flags=re.MULTILINE):
-        if int(head.group(1)) > step:
-            path.write_text(text[: head.start()], encoding="utf-8")
-            return
+def length_at(content: bytes, step: int) -> int:
+    """Return where the samples after `step` begin in a `samples.txt`; a resumed run draws the same ones again."""
+    heads = re.finditer(rb"^=== step (\d{1,18}) ===$", content, flags=re.MULTILINE)
+    return next((head.start() for head in heads if int(head[1]) > step), len(content))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.runtime import clock, heartbeat
 from gpt2x.runtime.console import Progress, console
 from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
-from gpt2x.tracking import MetricsLog, Tracker
+from gpt2x.tracking import Tracker
 from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
@@ -32,8 +32,9 @@ from gpt2x.train.hooks import default_hooks, save_checkpoint
 from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
+from gpt2x.train.records import KEY as RECORDS
+from gpt2x.train.records import Records
 from gpt2x.train.resume import best_is_of_other_rows
-from gpt2x.train.samples import rewind_samples
 from gpt2x.train.state import initial_state, resumed_state
 from gpt2x.train.statistics.measure import TIME as STATS_TIME
 from gpt2x.train.statistics.measure import Statistics
@@ -86,8 +87,8 @@ class Trainer:
         self.first_loss: float | None = None  # of this start
         self.last_loss: float | None = None
         self.is_pruned = self.has_evaluated = False  # a job of a sweep that ends early; the last update was evaluated
-        self.log = MetricsLog(self.run_dir / "metrics.jsonl")
-        self.hooks = default_hooks(self, tracker, self.log)
+        self.records = Records(self.run_dir)
+        self.hooks = default_hooks(self, tracker)
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
         self.profile = ProfileWindow(*profile, mesh.rank, config.hardware.is_cpu)
 
@@ -96,6 +97,8 @@ class Trainer:
     def load(self, tensors: Readable) -> None:
         """Set the values that training begins with, from logical tensors."""
         self.tensors.load(tensors)
+        if self.mesh.is_main:
+            self.records.begin(0)
 
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer states, position in the data, schedule, loss scale."""
@@ -105,8 +108,7 @@ class Trainer:
         is_comparable = not best_is_of_other_rows(self.config, saved.run_config)
         self.state = resumed_state(self.decision, saved.loop_state, saved.run_config, is_branch, is_comparable)
         if self.mesh.is_main:
-            self.log.rewind(self.state.step)
-            rewind_samples(self.run_dir / "samples.txt", self.state.step)
+            self.records.begin(self.state.step, saved.loop_state.get(RECORDS), is_branch=is_branch)
 
     # ---- position
 

@@ -22,10 +22,9 @@ from unittest import mock
 
 import pytest
 
-from gpt2x.commands.configuration import read_config
+from gpt2x.commands.configuration import read_config, save_config
 from gpt2x.commands.entry import command, open_run_dir, run_here
 from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
-from gpt2x.config.files import save_config
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave

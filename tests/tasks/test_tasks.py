@@ -91,8 +91,7 @@ def test_what_a_task_rejects_is_answered_when_the_configuration_is_composed(over
 
 
 def test_a_worker_checks_the_configuration_that_it_reads(tmp_path):
-    from gpt2x.commands.configuration import read_config
-    from gpt2x.config.files import save_config
+    from gpt2x.commands.configuration import read_config, save_config
 
     config = compose_config("train", [])
     config.trainer.best_metric = "val/accuracy"

@@ -41,20 +41,20 @@ def test_rewind_moves_later_lines_aside_and_keeps_the_others_byte_for_byte(path)
     for step in range(1, 6):
         log.append(step, {"train/loss": 1 / step})
     before = path.read_bytes().splitlines(keepends=True)
-    assert log.rewind(3) == 2
+    assert log.rewind(3).aside == path.with_name("metrics.1.jsonl")
     assert path.read_bytes() == b"".join(before[:3])
     assert path.with_name("metrics.1.jsonl").read_bytes() == b"".join(before[3:])
     log.append(4, {"train/loss": 0.5})
     assert [row["step"] for row in jsonl.read(path)] == [1, 2, 3, 4]
-    assert log.rewind(2) == 2
+    log.rewind(2)
     assert [row["step"] for row in jsonl.read(path.with_name("metrics.2.jsonl"))] == [3, 4]
 
 
 def test_rewind_to_the_last_step_changes_nothing(path):
     log = MetricsLog(path)
-    assert log.rewind(3) == 0
+    assert log.rewind(2).kept == b""
     log.append(3, {"a": 1.0})
-    assert log.rewind(3) == 0
+    assert log.rewind(3).moved == b""
     assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
 
 

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 
 from gpt2x.commands import cli, entry
 from gpt2x.commands.arguments import path
+from gpt2x.commands.configuration import save_config
 from gpt2x.commands.hydra_entry import compose_config
 from gpt2x.commands.hydra_grammar import read_overrides
 from gpt2x.config import environment
-from gpt2x.config.files import SCHEMAS, as_meant, escaped, load_config, save_config, schema_node
+from gpt2x.config.files import SCHEMAS, as_meant, escaped, load_config, schema_node
 from gpt2x.config.keys import flatten, leaves
 from gpt2x.config.mappings import is_mapping
 from gpt2x.config.messages import quoted
