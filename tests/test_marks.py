@@ -20,6 +20,7 @@ SKIPS = {
     "tests/ascend/conftest.py": "",
     "tests/ascend/runs.py": "pytest.skip(reason)",
     "tests/evaluate/test_harness.py": "pytest.importorskip(name)",
+    "tests/faults/conftest.py": "pytest.skip('no C compiler (cc), which tests/faults/shim.c needs')",
     "tests/test_docs.py": "pytest.skip('not a git checkout')",
     "tests/generate/test_predict.py": "pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')",
 }
