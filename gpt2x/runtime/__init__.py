@@ -8,5 +8,6 @@
 - `device`: MindSpore's device, mode, threads and seed; the measured peak. `memory`: of the process and the machine.
 - `hub`: the Hugging Face hub, its cache and downloads from it.
 - `files`: directories that appear complete or not at all. `json_text`: JSON that users bring.
+- `building`: one builder per directory of a cache.
 - `jobs`: what is written down about a sweep (a Hydra multirun) and its jobs. `shares`: a job's share of the cores.
 """

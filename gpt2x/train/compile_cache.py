@@ -3,8 +3,8 @@
 MindSpore's compile cache compares only the entry script and numbers graphs by their order in the process. With a
 different model, or a different order, it would run a stale graph. Here each set of graphs has its own directory, named
 by a hash of everything that may shape them: among it every key of the configuration whose effect in
-`gpt2x/config/schema.py` is not known to spare the graphs. A directory is complete or absent, its files are checked
-before they are used, and MindSpore's cache is on only while the update is compiled.
+`gpt2x/config/schema.py` is not known to spare the graphs. A directory is complete or absent, its files are compared
+with their digests before they are used, and MindSpore's cache is on only while the update is compiled.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,11 @@ import gpt2x
 from gpt2x.checkpoint.files import sha256
 from gpt2x.config import ModelConfig, TrainConfig
 from gpt2x.config.keys import flatten, leaves
-from gpt2x.data.cache import META
+from gpt2x.data.cache import examined, write_index
 from gpt2x.errors import UserError
 from gpt2x.ops import backend_of
 from gpt2x.parallel.mesh import Mesh
+from gpt2x.runtime.building import if_sole_builder, remove
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import new_directory
 
@@ -56,18 +56,32 @@ def kept_graphs(
         yield
         return
     directory = Path(config.paths.cache).expanduser().absolute() / "graphs" / key(config, model, mesh, graphs)
-    if mesh.agree(is_intact(directory)):
-        os.utime(directory)
+    kept, damage = examined(directory)
+    if damage:
+        console.notice(f"{damage}; the update is compiled again")
+    if mesh.agree(kept is not None):
+        with suppress(OSError):  # a cache that can only be read
+            os.utime(directory)
         with caching(directory):
             yield
         return
+    with if_sole_builder(directory) as may_keep:
+        if may_keep:
+            yield from _compiled_into(directory)
+        else:  # another process keeps them, or the cache cannot be written
+            yield
+
+
+def _compiled_into(directory: Path) -> Iterator[None]:
     compiled = False
     try:
-        with new_directory(directory, key="paths.cache", keep=lambda: is_intact(directory)) as temporary:
+        if not directory.is_dir():
+            remove(directory)
+        with new_directory(directory, key="paths.cache") as temporary:
             with caching(temporary):
                 yield
             compiled = True
-            describe(temporary)
+            write_index(temporary, {"directory": directory.name})
     except UserError as error:
         if not compiled:
             raise
@@ -146,28 +160,11 @@ def caching(directory: Path) -> Iterator[None]:
         ms.set_context(enable_compile_cache=False)
 
 
-def file_hashes(directory: Path) -> dict[str, str]:
-    """Return the sha256 of each file below `directory`, except the file with these hashes."""
-    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != META)
-    return {str(path.relative_to(directory)): sha256(path) for path in paths}
-
-
-def describe(directory: Path) -> None:
-    """Write the hashes that `is_intact` compares with."""
-    (directory / META).write_text(json.dumps(file_hashes(directory), indent=2) + "\n", encoding="utf-8")
-
-
-def is_intact(directory: Path) -> bool:
-    """Return whether a complete set of graphs is there, bit for bit as it was written."""
-    try:
-        stored = json.loads((directory / META).read_text(encoding="utf-8"))
-        return bool(stored) and stored == file_hashes(directory)
-    except (OSError, ValueError):
-        return False
-
-
 def prune(folder: Path) -> None:
     """Remove the least recently used sets of graphs beyond MAX_KEPT."""
-    kept = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True)[MAX_KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
+    used: list[tuple[float, Path]] = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process has just removed it
+            used += [(path.stat().st_mtime, path)] if not path.name.startswith(".") else []
+    for _, path in sorted(used, reverse=True)[MAX_KEPT:]:
+        remove(path)

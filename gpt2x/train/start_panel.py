@@ -170,6 +170,12 @@ def resumption_notes(decision: Decision) -> list[str]:
     reason = best_is_of_other_rows(decision.config, resumption.saved.run_config)
     if reason and resumption.saved.loop_state.get("best_value") is not None:
         notes.append(f"the checkpoint validated by {reason}: its best value does not compare and is forgotten")
-    if not resumption.saved.loop_state.get("data_sha256"):
+    stored = resumption.saved.loop_state.get("data_sha256")
+    if not stored:
         notes.append("the checkpoint was written by an older version, without a hash to compare the data with")
+    elif stored != decision.data.fingerprint:  # an error if no key of the configuration has changed
+        notes.append(
+            f"its rows differ from those that the run was trained on (sha256 {stored[:12]} -> "
+            f"{decision.data.fingerprint[:12]})"
+        )
     return notes

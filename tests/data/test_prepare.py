@@ -1,8 +1,6 @@
 import json
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 
 from gpt2x.commands.prepare import run
 from gpt2x.config import DatasetConfig, PathsConfig, PrepareConfig, TokenizerConfig
-from gpt2x.data.cache import build_once
 from gpt2x.data.mindrecord import COLUMNS, write_rows
 from gpt2x.data.prepare import prepare
 from gpt2x.data.reading.documents import Piece
@@ -148,33 +145,6 @@ TRAIN = bytes_only
     assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
     with pytest.raises(UserError, match=r"tokenizer.kind=bytes does not exist; .*bytes_only"):
         prepare(text(corpus), TokenizerConfig(name="b", kind="bytes", vocab_size=300), Blocks(16), cache=tmp_path)
-
-
-def test_damaged_cache_is_built_again(corpus, tmp_path):
-    data = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
-    whole = data.train.files[0].read_bytes()
-    data.train.files[0].write_bytes(whole[:100])
-    again = prepare(text(corpus), BPE, Blocks(16), cache=tmp_path / "cache")
-    assert again.summary.tokens_per_s > 0
-    assert again.train.files == data.train.files
-    assert len(again.train.files[0].read_bytes()) == len(whole)
-
-
-def test_two_builders_at_once(tmp_path):
-    """Each is in the middle of its work while the other is: the first to finish wins, and nothing else remains."""
-    both = threading.Barrier(2, timeout=20)
-
-    def build(directory):
-        (directory / "rows").write_text(name := f"by {threading.get_ident()}")
-        both.wait()
-        return {"name": name}
-
-    with ThreadPoolExecutor(2) as pool:
-        for _ in pool.map(lambda _: build_once(tmp_path / "cache" / "x", build), range(2)):
-            pass
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x"]
-    facts = build_once(tmp_path / "cache" / "x", lambda _: pytest.fail("built again"))
-    assert (tmp_path / "cache" / "x" / "rows").read_text() == facts["name"]
 
 
 def test_checkpoint_tokenizer_and_one_split(corpus, tmp_path, tokenizer):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gpt2x.train.compile_cache import MAX_KEPT, describe, is_intact, prune, sources_hash
+from gpt2x.train.compile_cache import MAX_KEPT, prune, sources_hash
 from tests.support import in_process
 from tests.support.processes import train
 from tests.support.small_runs import curve, run_dirs, small
@@ -88,15 +88,6 @@ def test_modules_that_the_first_step_does_not_need_are_not_imported(tmp_path):
     command = [sys.executable, str(script), *small(tmp_path), *SHORT, "tracker=mlflow"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "imported: []" in done.stdout, done.stdout + done.stderr
-
-
-def test_a_damaged_set_of_graphs_is_not_taken(tmp_path):
-    (tmp_path / "graph").write_bytes(b"graph")
-    assert not is_intact(tmp_path)
-    describe(tmp_path)
-    assert is_intact(tmp_path)
-    (tmp_path / "graph").write_bytes(b"grapH")
-    assert not is_intact(tmp_path)
 
 
 def test_sources_count_by_name_and_content(tmp_path):
