@@ -132,8 +132,7 @@ def report(decision: Decision, pretrained: Pretrained, measured: Mapping[str, An
 
 def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapping[str, float]) -> None:
     """Write `metrics` to metrics.jsonl and to the tracker."""
-    time_s = MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics)
-    tracker.log_metrics(step or 0, time_s, metrics)
+    tracker.log_metrics(*MetricsLog(run_dir / "metrics.jsonl").append(step or 0, metrics))
 
 
 def run_info(decision: Decision, pretrained: Pretrained) -> RunInfo:

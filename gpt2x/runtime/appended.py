@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -152,14 +153,18 @@ def set_aside(path: Path, content: bytes) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    before = path.with_name(f"{path.stem}.{number - 1}{path.suffix}")
-    if number > 1 and before.read_bytes() == content:
-        return before
+    earlier = asides(path)
+    if earlier and earlier[-1].read_bytes() == content:
+        return earlier[-1]
+    aside = path.with_name(f"{path.stem}.{len(earlier) + 1}{path.suffix}")
     write_durably(aside, content)
     return aside
+
+
+def asides(path: Path) -> list[Path]:
+    """Return the files that `set_aside` has made, the oldest first."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+    return list(takewhile(Path.exists, names))
 
 
 def intact_length(content: bytes, mark: Mapping[str, Any] | None) -> int | None:

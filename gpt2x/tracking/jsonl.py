@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.errors import UserError
-from gpt2x.runtime.appended import Appended, intact_length
+from gpt2x.runtime.appended import Appended, asides, intact_length
+
+SPEED = "perf/"  # how the metrics begin that differ each time a step is repeated
+
+Line = tuple[int, float, dict[str, float]]  # step, time (unix seconds), metrics
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMES = tuple(_NON_FINITE)  # a tuple: a value of a damaged line may have no hash
@@ -51,9 +55,13 @@ class MetricsLog:
         self.file = Appended(self.path)
         self._is_checked = False
         self._last_step: int | None = None
+        self._earlier: dict[int, list[dict[str, Any]]] = {}  # lines that were moved aside, by step
 
-    def append(self, step: int, metrics: Mapping[str, float], time_s: float | None = None) -> float:
+    def append(self, step: int, metrics: Mapping[str, float], time_s: float | None = None) -> Line:
         """Write one line; if the disk rejects it, say so, and try again with the next one.
+
+        A resumed run repeats the steps after its checkpoint. A step that has become the same, except for its speed,
+        gets the line back that it had: a tracker may have that one already, and cannot take it back.
 
         Args:
             step: optimizer steps done.
@@ -61,13 +69,15 @@ class MetricsLog:
             time_s: unix seconds; None: now.
 
         Returns:
-            The time that was written (unix seconds, to the millisecond); a tracker repeats it.
+            What was written, for a tracker; the time is in unix seconds, to the millisecond.
 
         Raises:
             ValueError: after `rewind`, `step` is not after the last one.
         """
         time_s = round(time.time() if time_s is None else time_s, 3)
         line = {"step": int(step), "time": time_s} | {key: _encode(value) for key, value in metrics.items()}
+        same = (row for row in self._earlier.pop(int(step), []) if _result(row) == _result(line))
+        line = next(same, line)
         if not self._is_checked:
             self._rewind(None, None)
         if self._last_step is not None:
@@ -75,7 +85,7 @@ class MetricsLog:
                 raise ValueError(f"{self.path} has step {self._last_step}, so step {step} cannot follow")
             self._last_step = step
         self.file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
-        return time_s
+        return _line(line)
 
     def rewind(self, step: int, mark: Mapping[str, Any] | None = None) -> Cut:
         """Make `step` the last step of the file, so that a resumed run repeats no line.
@@ -91,6 +101,7 @@ class MetricsLog:
         """
         cut = self._rewind(step, mark)
         self._last_step = step
+        self._earlier = _moved_after(step, self.path)
         return cut
 
     def _rewind(self, step: int | None, mark: Mapping[str, Any] | None) -> Cut:
@@ -108,6 +119,17 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
         self.file.close()
+
+
+def _moved_after(step: int, path: Path) -> dict[int, list[dict[str, Any]]]:
+    """Return the lines after `step` that were ever moved aside, by step, those of the newest file first."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for aside in reversed(asides(path)):
+        for raw in aside.read_bytes().splitlines(keepends=True):
+            row = _parse(raw)
+            if row is not None and row["step"] > step:
+                rows.setdefault(row["step"], []).append(row)
+    return rows
 
 
 def cut_at(content: bytes, step: int | None, mark: Mapping[str, Any] | None) -> Cut:
@@ -173,6 +195,26 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(_rows(path))
 
 
+def read_after(path: Path, offset: int, num_bytes: int = 2**22) -> tuple[list[Line], int, int]:
+    """Return the whole lines after the first `offset` bytes of a `metrics.jsonl`, at most `num_bytes` of them.
+
+    Returns:
+        The lines, the offset after them, and the number of lines that are damaged and left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        text = file.read(num_bytes)
+        if len(text) == num_bytes:
+            text += file.readline()
+    whole = text[: text.rfind(b"\n") + 1]
+    rows = [_parse(raw + b"\n") for raw in whole.split(b"\n")[:-1]]
+    lines = [_line(row) for row in rows if row is not None]
+    return lines, offset + len(whole), len(rows) - len(lines)
+
+
 def last_step(path: Path) -> int | None:
     """Return the step of the last line of a `metrics.jsonl`; None if there is no line.
 
@@ -184,14 +226,20 @@ def last_step(path: Path) -> int | None:
     return int(rows[-1]["step"]) if rows else None
 
 
+def last_time(path: Path) -> float | None:
+    """Return the time (unix seconds) of the last whole line of a `metrics.jsonl`; None if there is none."""
+    if not path.exists():
+        return None
+    rows = (_parse(raw) for raw in reversed(path.read_bytes().splitlines(keepends=True)))
+    return next((float(row["time"]) for row in rows if row is not None), None)
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     lines = Path(path).read_bytes().split(b"\n")
     for number, raw in enumerate(lines, 1):
         row = _parse(raw + b"\n") if number < len(lines) else None
         if row is not None:
-            yield {
-                key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()
-            }
+            yield _decoded(row)
         elif number < len(lines) - (not lines[-1]):
             raise ValueError(f"{path}, line {number}: not a metrics line")
 
@@ -208,6 +256,20 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         return None
     is_metrics = all(type(value) in (int, float) or value in _NAMES for value in row.values())
     return row if is_metrics and type(row.get("time")) in (int, float) else None
+
+
+def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _line(row: Mapping[str, Any]) -> Line:
+    values = _decoded(row)
+    return values.pop("step"), values.pop("time"), values
+
+
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a step that is repeated has again."""
+    return {key: value for key, value in row.items() if key != "time" and not key.startswith(SPEED)}
 
 
 def _encode(value: float) -> float | str:

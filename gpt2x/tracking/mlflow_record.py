@@ -1,15 +1,21 @@
-"""`mlflow_run.json`: what a run directory knows about its MLflow run."""
+"""`mlflow_run.json`: what a run directory knows about its MLflow run.
+
+The process of the run writes what MLflow shall show (`tags`, `artifacts`, `status`); the process that sends it writes
+what MLflow has made of it (`run_id`, `run_name`, `metric_names`). `RunRecord.update` changes some values and leaves the
+others as the file has them, so that neither takes back what the other has written.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
-import threading
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import replaced
@@ -19,8 +25,8 @@ from gpt2x.tracking.tracker import STATUSES
 RECORD_NAME = "mlflow_run.json"
 LIVE_NAME = ".mlflow_run.live"  # locked by the process of a run as long as it lives, on whatever signal it ends
 SWEEP_LOCK_NAME = ".mlflow_run.lock"  # in the directory of a sweep: one process at a time creates the parent run
-
-_saving = threading.Lock()  # the trainer's thread and the mirror both save the record
+SENDER_LOCK_NAME = ".mlflow_run.sender"  # one process at a time sends what a directory has
+SAVE_WAIT_S = 1.0  # for another process that saves the record, which takes it a millisecond
 
 
 @dataclass
@@ -42,6 +48,8 @@ class RunRecord:
         run_id: None if MLflow has not answered yet.
         artifacts: files, relative to the run directory if they are in it.
         status: RUNNING, FINISHED, FAILED or KILLED.
+        system_metrics: MLflow shall have CPU, memory, disk and network.
+        session: of the process that trains; each start has its own.
         sweep_dir: of a job, relative to the run directory; its record is that of the parent run. None: no job.
         sweep_name: of a job: how the parent run is called.
         is_sweep: it is such a parent run.
@@ -61,6 +69,8 @@ class RunRecord:
     metric_names: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
     status: str = "RUNNING"
+    system_metrics: bool = False
+    session: str = ""
     sweep_dir: str | None = None
     sweep_name: str = ""
     is_sweep: bool = False
@@ -85,7 +95,10 @@ class RunRecord:
             raise UserError(f"{path} is damaged ({error}); delete it to start a new MLflow run.") from error
 
     def _follow(self, run_dir: Path) -> None:
-        """Follow a run directory that was moved or copied, unless its store is in neither place."""
+        """Follow a run directory that was moved or copied, unless its store is in neither place.
+
+        The MLflow run stays that of the original as long as both are there and have the same store.
+        """
         recorded = self.tags.get("run_dir", str(run_dir))
         if recorded == str(run_dir):
             return
@@ -93,14 +106,36 @@ class RunRecord:
         file = sqlite_file(uri)
         if file is not None and uri != self.uri:
             self.uri, self.artifact_root = uri, str(file.parent / ARTIFACTS)
+        elif self.run_id is not None and _run_id_of(Path(recorded)) == self.run_id:
+            self.run_id = None
         if file is None or file.exists():
             self.tags["run_dir"] = str(run_dir)
 
     def save(self, run_dir: Path) -> None:
-        """Replace the file atomically."""
+        """Replace the file atomically.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
-        with _saving, replaced(run_dir / RECORD_NAME) as part:
+        with replaced(run_dir / RECORD_NAME) as part:
             part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def update(self, run_dir: Path, **values: Any) -> None:
+        """Change some values here and in the file, whose other values another process may have changed.
+
+        Raises:
+            OSError: the file cannot be written.
+            UserError: it is damaged.
+        """
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for key, value in values.items():
+            setattr(self, key, value)
+        with save_lock(run_dir):
+            current = RunRecord.load(run_dir) or self
+            for key, value in values.items():
+                setattr(current, key, value)
+            current.save(run_dir)
 
     @property
     def has_ended(self) -> bool:
@@ -131,6 +166,51 @@ def is_dead(run_dir: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def save_lock(run_dir: Path) -> Iterator[None]:
+    """Let one process at a time change the record; a process that is stopped keeps nobody for long.
+
+    The lock is that of the directory itself; a file system without such locks has none.
+    """
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        _locked(descriptor, SAVE_WAIT_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def sender_lock(run_dir: Path, wait_s: float) -> Iterator[bool]:
+    """Let one process at a time send what a directory has; yield False if another one still does after `wait_s`."""
+    with (run_dir / SENDER_LOCK_NAME).open("w") as file:
+        yield _locked(file.fileno(), wait_s)
+
+
+def _locked(descriptor: int, wait_s: float) -> bool:
+    """Lock a file; False if another process has it for longer than `wait_s`, True if there are no locks here."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        except OSError:
+            return True
+
+
+def _run_id_of(run_dir: Path) -> str | None:
+    """Return the MLflow run that the record of a directory names; None if there is none that can be read."""
+    try:
+        values = json.loads((run_dir / RECORD_NAME).read_text(encoding="utf-8"))
+        return values.get("run_id") if isinstance(values, dict) else None
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.json_text import well_formed
@@ -18,9 +18,12 @@ from gpt2x.tracking import jsonl
 from gpt2x.tracking.description import source_name
 from gpt2x.tracking.mlflow_model import is_mlflow_model, log_model
 from gpt2x.tracking.mlflow_record import RunRecord, sweep_lock
-from gpt2x.tracking.mlflow_store import sweep_view
+from gpt2x.tracking.mlflow_store import client_uri, shown, sweep_view
 from gpt2x.tracking.parameters import clean_key, distinct_key, tags_for_mlflow
 from gpt2x.tracking.sqlite_store import follow_artifacts, store_lock
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
@@ -31,7 +34,8 @@ PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 OF_SWEEP = ("command", "git.", "host", "platform", "version.")  # tags of a job that its parent run has as well
 KEPT = (*OF_SWEEP, "processor", "cores", "npu", "layout", "hardware", "data.hash")  # a resumed run keeps both values
 
-Line = tuple[int, float, dict[str, float]]  # step, time (unix seconds), metrics
+BAD_VALUE = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers about a run that it lacks, or to no id
 
 
 class MlflowRun:
@@ -51,7 +55,7 @@ class MlflowRun:
         self.record, self.run_dir = record, run_dir
         self._names = dict(record.metric_names)  # of metrics in MLflow, by key
         with store_lock(record.uri):
-            self._client = MlflowClient(tracking_uri=record.uri)
+            self._client = MlflowClient(tracking_uri=client_uri(record.uri))
             self.experiment_id = self._experiment_id(MlflowException)
         tags = tags_for_mlflow(record.tags) | _mlflow_tags(record.tags) | ({PARENT: parent_id} if parent_id else {})
         run = self._find(MlflowException)
@@ -59,30 +63,57 @@ class MlflowRun:
         if run is None:
             record.run_name = record.run_name if record.is_name_fixed else self._distinct_name(parent_id)
             start_ms = round(record.start_time_s * 1000)
-            run = self._client.create_run(self.experiment_id, start_ms, tags=tags, run_name=record.run_name)
-            record.run_id = run.info.run_id
-            record.save(run_dir)
+            try:
+                run = self._client.create_run(self.experiment_id, start_ms, tags=tags, run_name=record.run_name)
+            except MlflowException as error:
+                if error.error_code not in BAD_VALUE:
+                    raise
+                few = {key: value for key, value in tags.items() if key.startswith("mlflow.")}  # the others follow
+                run = self._client.create_run(self.experiment_id, start_ms, tags=few, run_name=record.run_name)
+            record.update(run_dir, run_id=run.info.run_id, run_name=record.run_name)
             if record.is_sweep:
                 self._client.set_experiment_tag(self.experiment_id, *sweep_view(run.info.run_id))
         self.run_id: str = run.info.run_id
         self.experiment_id = run.info.experiment_id
-        if self.is_resumed:
-            if not record.has_ended:
-                self._client.update_run(self.run_id, status="RUNNING")
-            self._log_tags(tags, run.data.tags)
-        self._log_params(run.data.params)
-        if record.inputs:
-            self._log_inputs()
+        if self.is_resumed and not record.has_ended:
+            self._client.update_run(self.run_id, status="RUNNING")
+        self._stored_params = run.data.params
+        self.tags = tags_for_mlflow(record.tags)  # which MLflow has, once `new_tags` are sent
+        self.new_tags = _new_tags(tags, run.data.tags)
 
-    def log_lines(self, lines: Iterable[Line]) -> None:
-        """Send metrics. MLflow stores a value with the same key, step, time and value only once."""
+    @property
+    def is_active(self) -> bool:
+        """Ask MLflow whether it has this run; False if it was deleted there.
+
+        Raises:
+            MlflowException: MLflow does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        return self._find(MlflowException) is not None
+
+    def other_running(self, host: str) -> list[tuple[Path, str]]:
+        """Return the directory and the id of each other run that MLflow shows as running on a machine of this name."""
+        condition = f"attributes.status = 'RUNNING' AND tags.host = '{host}'"
+        experiments = [each.experiment_id for each in self._client.search_experiments()]
+        return [
+            (Path(run.data.tags["run_dir"]), run.info.run_id)
+            for run in self._client.search_runs(experiments, condition)
+            if run.info.run_id != self.run_id and "run_dir" in run.data.tags
+        ]
+
+    def metrics_of(self, lines: Iterable[jsonl.Line]) -> list[Metric]:
+        """Return lines as MLflow takes them."""
         from mlflow.entities import Metric
 
-        metrics = [
+        return [
             Metric(self._name(key), value, round(time_s * 1000), step)
             for step, time_s, values in lines
             for key, value in values.items()
         ]
+
+    def log_metrics(self, metrics: list[Metric]) -> None:
+        """Send metrics. MLflow stores a value with the same key, step, time and value only once."""
         for batch in _batches(metrics, BATCH_METRICS):
             self._client.log_batch(self.run_id, metrics=batch)
 
@@ -103,28 +134,35 @@ class MlflowRun:
         for batch in _batches(items, BATCH_PARAMS):
             self._client.log_batch(self.run_id, tags=batch)
 
-    def missing(self, lines: Iterable[Line]) -> list[Line]:
-        """Return the lines that MLflow lacks, each with the values that it lacks."""
-        stored: dict[str, set[tuple[int, int, str]]] = {}
-        result = []
-        for step, time_s, values in lines:
-            absent = {}
-            for key, value in values.items():
-                name = self._name(key)
-                if name not in stored:
-                    history = self._client.get_metric_history(self.run_id, name)
-                    stored[name] = {(m.step, m.timestamp, _stored_value(m.value)) for m in history}
-                if (step, round(time_s * 1000), _stored_value(value)) not in stored[name]:
-                    absent[key] = value
-            if absent:
-                result.append((step, time_s, absent))
-        return result
+    def missing(self, lines: list[jsonl.Line]) -> tuple[list[Metric], int]:
+        """Return the values that MLflow lacks, by name and then by step, and of how many steps it has other values.
+
+        A value that it has at the same step is not sent again, even if the time differs: MLflow would show it twice.
+        The first measurement of a step's speed stays.
+        """
+        by_name = grouped(self.metrics_of(lines))
+        result: list[Metric] = []
+        changed: set[int] = set()
+        for name, metrics in by_name.items():
+            stored: dict[int, set[str]] = {}
+            for each in self._client.get_metric_history(self.run_id, name):
+                stored.setdefault(each.step, set()).add(_stored_value(each.value))
+            if name.startswith(jsonl.SPEED):
+                result += [metric for metric in metrics if metric.step not in stored]
+                continue
+            result += [each for each in metrics if _stored_value(each.value) not in stored.get(each.step, set())]
+            for each in metrics:
+                stored.get(each.step, set()).discard(_stored_value(each.value))
+            changed |= {each.step for each in metrics if stored.get(each.step)}
+        return result, len(changed)
 
     def start_system_metrics(self) -> Callable[[], None]:
         """Sample CPU, memory, disk and network in a thread of MLflow; return the function that ends it."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(self.run_id, resume_logging=self.is_resumed, tracking_uri=self.record.uri)
+        monitor = SystemMetricsMonitor(
+            self.run_id, resume_logging=self.is_resumed, tracking_uri=client_uri(self.record.uri)
+        )
         monitor.start()
         return monitor.finish
 
@@ -141,8 +179,7 @@ class MlflowRun:
         if key not in self._names:
             name = self._names[key] = distinct_key(clean_key(key), set(self._names.values()))
             if name != key:
-                self.record.metric_names[key] = name
-                self.record.save(self.run_dir)
+                self.record.update(self.run_dir, metric_names=self.record.metric_names | {key: name})
         return self._names[key]
 
     def _find(self, mlflow_error: type[Exception]) -> Any:
@@ -152,7 +189,7 @@ class MlflowRun:
         try:
             run = self._client.get_run(self.record.run_id)
         except mlflow_error as error:
-            if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # or no id
+            if getattr(error, "error_code", "") in GONE:
                 return None
             raise
         return run if run.info.lifecycle_stage == "active" else None
@@ -191,28 +228,18 @@ class MlflowRun:
         numbered = (f"{name} ({number})" for number in range(2, len(names) + 3))
         return name if name not in names else next(each for each in numbered if each not in names)
 
-    def _log_params(self, stored: Mapping[str, str]) -> None:
+    def log_params(self) -> None:
         """Send the parameters; MLflow cannot change them, so a value that has changed becomes a tag `resumed/<key>`."""
         from mlflow.entities import Param
 
-        params = self.record.params
+        params, stored = self.record.params, self._stored_params
         new = [Param(key, value) for key, value in params.items() if key not in stored]
         for batch in _batches(new, BATCH_PARAMS):
             self._client.log_batch(self.run_id, params=batch)
         self.set_tags(_resumed({key: value for key, value in params.items() if stored.get(key, value) != value}))
 
-    def _log_tags(self, tags: Mapping[str, str], stored: Mapping[str, str]) -> None:
-        """Send the tags of a resumed run: a user's note stays, and what has changed becomes a tag `resumed/<key>`."""
-        changed = {key: value for key, value in tags.items() if stored.get(key) != value}
-        if NOTE in stored:
-            changed.pop(NOTE, None)
-        kept = {key for key in changed if key.startswith(KEPT) and key in stored}
-        self.set_tags(
-            {key: value for key, value in changed.items() if key not in kept}
-            | _resumed({key: changed[key] for key in kept})
-        )
-
-    def _log_inputs(self) -> None:
+    def log_inputs(self) -> None:
+        """Send the data sets."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
@@ -246,19 +273,17 @@ def open_run(record: RunRecord, run_dir: Path, warn: Callable[[str], None], *, i
     earlier_id = record.run_id
     run = MlflowRun(record, run_dir, parent_id)
     if earlier_id not in (None, run.run_id):
-        warn(f"MLflow ({record.uri}) has no run {earlier_id}, or it was deleted there; its values go to a new run")
+        where = f"MLflow ({shown(record.uri)})"
+        warn(f"{where} has no run {earlier_id}, or it was deleted there; its values go to a new run")
     return run
 
 
-def lines_of(run_dir: Path) -> list[Line]:
-    """Return the lines of a run's metrics.jsonl.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, or is damaged.
-    """
-    path = run_dir / "metrics.jsonl"
-    rows = jsonl.read(path) if path.exists() else []
-    return [(row.pop("step"), row.pop("time"), row) for row in rows]
+def grouped(metrics: Iterable[Metric]) -> dict[str, list[Metric]]:
+    """Return metrics by name."""
+    by_name: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        by_name.setdefault(metric.key, []).append(metric)
+    return by_name
 
 
 def _parent_id(record: RunRecord, run_dir: Path, is_live: bool) -> str | None:
@@ -288,6 +313,17 @@ def _parent_id(record: RunRecord, run_dir: Path, is_live: bool) -> str | None:
             parent.status, parent.end_time_s = "RUNNING", 0.0
         parent.save(sweep_dir)
         return MlflowRun(parent, sweep_dir).run_id
+
+
+def _new_tags(tags: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags to send: a user's note stays, and an origin that has changed becomes a tag `resumed/<key>`."""
+    changed = {key: value for key, value in tags.items() if stored.get(key) != value}
+    if NOTE in stored:
+        changed.pop(NOTE, None)
+    kept = {key for key in changed if key.startswith(KEPT) and key in stored}
+    return {key: value for key, value in changed.items() if key not in kept} | _resumed(
+        {key: changed[key] for key in kept}
+    )
 
 
 def _mlflow_tags(tags: Mapping[str, str]) -> dict[str, str]:

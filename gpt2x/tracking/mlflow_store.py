@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from gpt2x.errors import UserError
 from gpt2x.tracking.sqlite_store import ARTIFACTS, SCHEME, sqlite_uri, typed_file
 
 UI_PORT = 5000  # of `mlflow ui`
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's environment variables
 MODEL_TRAINING = "workflowType=machine_learning"  # MLflow's pages are those of language-model applications otherwise
 
 
@@ -30,12 +32,18 @@ def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
         The URI and the artifact folder; the folder is None if the server decides.
 
     Raises:
-        UserError: MLflow has no store of this kind.
+        UserError: MLflow has no store of this kind, or the address holds a password.
     """
     if uri is None:
         return sqlite_uri(outputs / "mlflow.db"), str(outputs / ARTIFACTS)
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
+    if shown(uri) != uri:
+        variables = f"{USER} and {PASSWORD}" if scheme in ("http", "https") else PASSWORD
+        raise UserError(
+            f"tracker.uri={shown(uri)} holds a password, which would be written to the files of the run. Leave it out "
+            f"of the address, and set {variables} in the environment."
+        )
     if (scheme in ("http", "https") and parts.hostname) or uri == "databricks" or scheme == "databricks":
         return uri, None
     if scheme == "sqlite" and uri.startswith(SCHEME) and len(uri) > len(SCHEME):
@@ -44,9 +52,38 @@ def resolve_uri(uri: str | None, outputs: Path) -> tuple[str, str | None]:
     if scheme in ("postgresql", "mysql", "mssql") and parts.hostname:
         return uri, str(outputs / ARTIFACTS)
     raise UserError(
-        f"tracker.uri={uri!r} is not an MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, "
+        f"tracker.uri={shown(uri)!r} is not an MLflow store; give http(s)://HOST:PORT, sqlite:///FILE, postgresql://…, "
         "mysql://…, or null for a sqlite file in paths.outputs."
     )
+
+
+def shown(uri: str) -> str:
+    """Return an address as it may be printed: a password in it is replaced by PASSWORD.
+
+    Of a server, the user may be a token and is replaced as well.
+    """
+    parts = urlsplit(uri)
+    user, _, host = parts.netloc.rpartition("@")
+    if parts.scheme in ("http", "https"):
+        user = user and "USER:PASSWORD"
+    elif ":" in user:
+        user = f"{user.partition(':')[0]}:PASSWORD"
+    query = re.sub(r"(?i)(password|passwd|pwd|token)=[^&]*", r"\1=PASSWORD", parts.query)
+    if (user == parts.netloc.rpartition("@")[0]) and query == parts.query:
+        return uri
+    return parts._replace(netloc=f"{user}@{host}" if user else host, query=query).geturl()
+
+
+def client_uri(uri: str) -> str:
+    """Return the address by which MLflow opens a store: the password of a database is that of the environment.
+
+    MLflow itself reads the user and the password of a server there.
+    """
+    parts, password = urlsplit(uri), os.environ.get(PASSWORD)
+    user, _, host = parts.netloc.rpartition("@")
+    if not password or not user or ":" in user or parts.scheme in ("http", "https"):
+        return uri
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
 
 
 def require_mlflow() -> None:
@@ -85,13 +122,12 @@ def where_to_look(uri: str, page: str) -> str:
     """
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
-        server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a password
+        server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a user
         return f"MLflow: {server}/{page}"
     if parts.scheme.partition("+")[0] == "databricks":
         return f"MLflow: on Databricks, {page}"
-    store = parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":PASSWORD@", 1)).geturl()
-    store = uri if parts.password is None else store
-    return f"MLflow: http://127.0.0.1:{UI_PORT}/{page} after: mlflow ui --backend-store-uri {shlex.quote(store)}"
+    command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(shown(uri))}"
+    return f"MLflow: http://127.0.0.1:{UI_PORT}/{page} after: {command}"
 
 
 def curves_page(experiment_id: str, run_id: str, metrics: Sequence[str]) -> str:
@@ -123,6 +159,6 @@ def sweep_view(parent_id: str) -> tuple[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
+    """Return the first line of an error's message, without a password."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return re.sub(r"(?<=://)[^/@\s]+@", "USER:PASSWORD@", text.splitlines()[0])[:300]

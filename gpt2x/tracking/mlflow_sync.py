@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -9,78 +11,136 @@ from pathlib import Path
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
-from gpt2x.tracking.mlflow_record import RECORD_NAME, RunRecord, is_dead
-from gpt2x.tracking.mlflow_run import lines_of, open_run
-from gpt2x.tracking.mlflow_store import first_line, import_mlflow
+from gpt2x.tracking import jsonl
+from gpt2x.tracking.mlflow_record import RECORD_NAME, RunRecord, is_dead, sender_lock
+from gpt2x.tracking.mlflow_run import MlflowRun
+from gpt2x.tracking.mlflow_sender import GoneError, Sender
+from gpt2x.tracking.mlflow_store import first_line, import_mlflow, shown
+
+SENDER_WAIT_S = 20.0  # for the mirror of a run that has just ended
+MAX_REASONS = 3  # in a message
 
 
-def sync(run_dir: Path) -> int:
+def sync(directory: Path) -> int:
     """Send what `metrics.jsonl` has and MLflow lacks, then the artifacts, the tags and the status.
 
-    A run whose process is gone without having closed it is KILLED. In the directory of a sweep, the runs of all jobs
-    below it are sent, then their parent run; if it is open and no job is running, it is KILLED as well.
+    A run whose process is gone without having closed it is KILLED. In a directory of runs, such as that of a sweep or
+    `paths.outputs`, all runs below it are sent. The parent run of a sweep that is open, and of which no job is running,
+    is KILLED as well.
 
     Args:
-        run_dir: a directory with `mlflow_run.json`, or that of a sweep.
+        directory: a directory with `mlflow_run.json`, or one above such directories.
 
     Returns:
         The number of values sent; a second call sends none.
 
     Raises:
-        UserError: the directory has no tracked run, or MLflow does not answer.
+        UserError: the directory has no tracked run, or a run could not be sent; the others have been.
     """
-    run_dir = Path(run_dir)
-    jobs = job_dirs(run_dir)
-    if not jobs and not (run_dir / RECORD_NAME).exists():
-        raise UserError(f"{run_dir} has no {RECORD_NAME}; give the directory of a run with tracker=mlflow.")
+    directory = Path(directory)
+    run_dirs = tracked_dirs(directory)
+    if not run_dirs:
+        raise UserError(f"{directory} has no {RECORD_NAME}; give the directory of a run with tracker=mlflow.")
     import_mlflow()
-    sent = sum(sync_one(job_dir) for job_dir in jobs)
-    parent = RunRecord.load(run_dir)
-    if parent is None:
-        return sent
-    if jobs and not parent.has_ended:  # a next job, or the end of the sweep, would take this back
-        records = [record for job_dir in jobs if (record := RunRecord.load(job_dir))]
-        if all(record.has_ended for record in records):
-            close(parent, run_dir, "KILLED", max(record.end_time_s for record in records))
-    return sent + sync_one(run_dir)
+    sent, failures = 0, []
+    for run_dir in run_dirs:
+        try:
+            sent += sync_one(run_dir)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("\n".join(failures))
+    return sent
+
+
+def tracked_dirs(directory: Path) -> list[Path]:
+    """Return the directories at and below one that have a run of MLflow, the deepest first: jobs before their sweep."""
+    paths = {path.parent for path in Path(directory).rglob(RECORD_NAME)}
+    return sorted(paths, key=lambda path: (-len(path.parts), path))
 
 
 def job_dirs(sweep_dir: Path) -> list[Path]:
     """Return the directories below that of a sweep that have a run of MLflow."""
-    return sorted(path.parent for path in Path(sweep_dir).glob(f"*/**/{RECORD_NAME}"))
+    return [path for path in tracked_dirs(sweep_dir) if path != Path(sweep_dir)]
 
 
 def sync_one(run_dir: Path) -> int:
-    """Do what `sync` does for one run."""
+    """Do what `sync` does for one run.
+
+    Raises:
+        UserError: it could not be sent.
+    """
+    with sender_lock(run_dir, SENDER_WAIT_S) as is_free:
+        if not is_free:
+            stderr.notice(f"{run_dir}: the run is running, and sends its values itself")
+            return 0
+        return _sync_locked(run_dir)
+
+
+def _sync_locked(run_dir: Path) -> int:
     record = RunRecord.load(run_dir)
     assert record is not None
-    lines = lines_of(run_dir)
-    if not record.has_ended and is_dead(run_dir):
-        close(record, run_dir, "KILLED", max([record.start_time_s, *(time_s for _, time_s, _ in lines)]))
+    if not record.has_ended and (_has_ended_jobs(run_dir) if record.is_sweep else is_dead(run_dir)):
+        close_killed(record, run_dir)
     recorded = record.tags.get("run_dir")
     if recorded not in (None, str(run_dir.absolute())):  # `load` follows a run whose store it sees
         raise UserError(
-            f"{run_dir} was moved from {recorded}, and its MLflow store {record.uri} does not exist. Copy the store "
-            f'there, or write its address ("uri") into {run_dir / RECORD_NAME}.'
+            f"{run_dir} was moved from {recorded}, and its MLflow store {shown(record.uri)} does not exist. Copy the "
+            f'store there, or write its address ("uri") into {run_dir / RECORD_NAME}.'
         )
+    sender = Sender(run_dir, stderr.warn, is_live=False)
     try:
-        run = open_run(record, run_dir, stderr.warn, is_live=False)
-        missing = run.missing(lines)
-        run.log_lines(missing)
-        for name in record.artifacts:
-            if (run_dir / name).exists():
-                run.log_artifact(run_dir / name)
-        if record.has_ended:
-            run.terminate()
+        try:
+            sender.complete()
+        except GoneError:  # deleted at this moment
+            sender.complete()
     except Exception as error:
-        raise UserError(f"MLflow ({record.uri}) does not accept the run: {first_line(error)}") from error
-    return sum(len(values) for _, _, values in missing)
+        raise UserError(f"MLflow ({shown(record.uri)}) does not accept the run: {first_line(error)}") from error
+    if sender.problems:
+        raise UserError(
+            f"MLflow ({shown(record.uri)}) does not take a part of {run_dir}: {reasons(sender.problems)}. The rest has "
+            f"arrived. Again: gpt2x sync {shlex.quote(str(run_dir))}"
+        )
+    return sender.sent
 
 
-def close(record: RunRecord, run_dir: Path, status: str, end_time_s: float) -> None:
-    """Note that a run has ended, with unix seconds; nothing is sent."""
-    record.status, record.end_time_s = status, end_time_s
-    record.save(run_dir)
+def reasons(problems: dict[str, str]) -> str:
+    """Return what MLflow did not take, and why, as long as a message can be."""
+    texts = [f"{item} ({reason})" for item, reason in problems.items()]
+    more = f", and {len(texts) - MAX_REASONS} more" if len(texts) > MAX_REASONS else ""
+    return ", ".join(texts[:MAX_REASONS]) + more
+
+
+def _has_ended_jobs(sweep_dir: Path) -> bool:
+    """Return True if a sweep has jobs and none is running; a next job, or its end, would take this back."""
+    records = [record for job_dir in job_dirs(sweep_dir) if (record := RunRecord.load(job_dir))]
+    return bool(records) and all(record.has_ended for record in records)
+
+
+def close_killed(record: RunRecord, run_dir: Path) -> None:
+    """Note that a run was killed, at the time of its last metrics or, of a sweep, of its last job; nothing is sent."""
+    if record.is_sweep:
+        ends = [job.end_time_s for job_dir in job_dirs(run_dir) if (job := RunRecord.load(job_dir))]
+    else:
+        ends = [time_s for time_s in [jsonl.last_time(run_dir / "metrics.jsonl")] if time_s is not None]
+    record.update(run_dir, status="KILLED", end_time_s=max([record.start_time_s, *ends]))
+
+
+def end_dead_runs(run: MlflowRun) -> None:
+    """Close and send the runs of this machine that MLflow shows as running although their process is gone.
+
+    Args:
+        run: a run of the store; itself left out.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    for run_dir, run_id in run.other_running(socket.gethostname()):
+        record = RunRecord.load(run_dir) if run_dir.is_dir() else None
+        if record is not None and record.run_id == run_id and not record.is_sweep and is_dead(run_dir):
+            with sender_lock(run_dir, 0.0) as is_free:
+                if is_free:
+                    _sync_locked(run_dir)
 
 
 def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
@@ -94,7 +154,7 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
     record = RunRecord.load(run_dir)
     if record is None or record.has_ended:
         return
-    close(record, run_dir, status, time.time())
+    record.update(run_dir, status=status, end_time_s=time.time())
     command = [sys.executable, "-m", "gpt2x", "sync", str(run_dir)]
     try:  # in a process, because a process can be ended
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
@@ -102,4 +162,5 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
     except subprocess.TimeoutExpired:
         failure = f"no answer in {wait_s:g} s"
     if failure is not None:
-        stderr.warn(f"MLflow may show the run as RUNNING ({failure}); later: gpt2x sync {run_dir}")
+        later = f"gpt2x sync {shlex.quote(str(run_dir))}"
+        stderr.warn(f"MLflow may show the run as RUNNING ({failure}); later: {later}")

@@ -69,8 +69,7 @@ def end_sweep_run(
         )
     )
     if metrics:
-        time_s = MetricsLog(sweep_dir / "metrics.jsonl").append(step, metrics)
-        tracker.log_metrics(step, time_s, metrics)
+        tracker.log_metrics(*MetricsLog(sweep_dir / "metrics.jsonl").append(step, metrics))
     for path in artifacts:
         tracker.log_artifact(path)
     tracker.finish(status)

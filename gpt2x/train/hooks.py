@@ -89,9 +89,7 @@ class Record:
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
         """Write the line."""
-        step = trainer.state.step
-        time_s = self.records.metrics.append(step, metrics)
-        self.tracker.log_metrics(step, time_s, metrics)
+        self.tracker.log_metrics(*self.records.metrics.append(trainer.state.step, metrics))
 
 
 class SaveCheckpoint:

@@ -38,7 +38,7 @@ def mirror(run_dir, steps, *trackers, status="FINISHED", run_name="gpt2_tiny/pyd
             for step in steps:
                 metrics = {"train/loss": math.nan if step == 3 else 10 / step}
                 metrics |= {"val/loss": 5 / step} if step % 2 == 0 else {}
-                tracker.log_metrics(step, log.append(step, metrics), metrics)
+                tracker.log_metrics(*log.append(step, metrics))
             tracker.set_tags({"checkpoint.newest": "step_6"})
             if status == "KILLED":
                 raise KeyboardInterrupt

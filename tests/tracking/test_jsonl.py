@@ -14,7 +14,7 @@ def path(tmp_path):
 
 def test_values_read_back_exactly(path):
     values = {"train/loss": 0.1 + 0.2, "train/lr": 1e-7, "train/grad_norm": 5e-324, "one": 1}
-    time_s = MetricsLog(path).append(7, values)
+    _, time_s, _ = MetricsLog(path).append(7, values)
     (row,) = jsonl.read(path)
     assert row == {"step": 7, "time": time_s, **values}
 
@@ -72,3 +72,37 @@ def test_damage_before_the_last_line_is_named(path):
     path.write_text('{"step": 1, "time": 1.0}\nnonsense\n{"step": 2, "time": 1.0}\n')
     with pytest.raises(ValueError, match="line 2"):
         jsonl.read(path)
+
+
+def test_a_step_that_is_repeated_with_the_same_result_gets_its_line_back(path):
+    """A tracker that has the line already then has what the file has, however often a run is killed."""
+    log = MetricsLog(path)
+    for step in (1, 2, 3):
+        log.append(step, {"train/loss": math.nan if step == 2 else 1 / step, "perf/step_time_s": 0.1}, time_s=step)
+    before = jsonl.read_after(path, 0)[0]
+    for _ in range(2):
+        log = MetricsLog(path)
+        log.rewind(1)
+        repeated = log.append(2, {"train/loss": math.nan, "perf/step_time_s": 0.7, "perf/compile_time_s": 3.0})
+    assert str(repeated) == str(before[1])
+    assert log.append(3, {"train/loss": 0.25, "perf/step_time_s": 0.1}, time_s=9.0) == (
+        3,
+        9.0,
+        {"train/loss": 0.25, "perf/step_time_s": 0.1},
+    ), "another result is another line"
+    assert log.append(4, {"train/loss": 0.2}, time_s=10.0)[1] == 10.0
+    assert [row["step"] for row in jsonl.read(path)] == [1, 2, 3, 4]
+
+
+def test_lines_are_read_on_from_where_the_last_reader_was(path):
+    log = MetricsLog(path)
+    log.append(1, {"a": math.inf}, time_s=1.0)
+    lines, offset, damaged = jsonl.read_after(path, 0)
+    assert (lines, offset, damaged) == ([(1, 1.0, {"a": math.inf})], path.stat().st_size, 0)
+    with path.open("ab") as file:
+        file.write(b'not a line\n{"step": 2, "time": 2.0, "a": 1.5}\n{"step": 3, "ti')
+    lines, offset, damaged = jsonl.read_after(path, offset)
+    assert (lines, damaged) == ([(2, 2.0, {"a": 1.5})], 1)
+    assert jsonl.read_after(path, offset) == ([], offset, 0), "a torn line is not read"
+    assert jsonl.read_after(path, 0, num_bytes=3)[0] == [(1, 1.0, {"a": math.inf})], "at least one line"
+    assert jsonl.last_time(path) == 2.0

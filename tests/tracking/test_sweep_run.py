@@ -48,7 +48,7 @@ def begin(sweep_dir, outputs, job, **settings):
                 sweep_name=sweep_name(sweep_dir, job))
     )  # fmt: skip
     metrics = {"val/loss": 2.0 + job.number}
-    tracker.log_metrics(1, MetricsLog(run_dir / "metrics.jsonl").append(1, metrics), metrics)
+    tracker.log_metrics(*MetricsLog(run_dir / "metrics.jsonl").append(1, metrics))
     return tracker
 
 
@@ -101,7 +101,8 @@ def test_a_sweep_that_is_started_again_has_the_same_parent(tmp_path, outputs):
 
 
 @pytest.mark.run
-def test_without_mlflow_sync_of_the_sweep_repairs_all(tmp_path, outputs, capfd):
+def test_without_mlflow_sync_of_the_sweep_repairs_all(tmp_path, outputs, capfd, monkeypatch):
+    monkeypatch.setattr("gpt2x.tracking.mlflow_mirror.FINISH_WAIT_S", 1.0)
     sweep_dir = tmp_path / "sweep_3"
     for number in (0, 1):
         begin(sweep_dir, outputs, job_of(sweep_dir, number, seed=number), uri=DEAD).finish("FINISHED")

@@ -20,6 +20,7 @@ from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.parameters import clean_key, shortened_for_mlflow, tags_for_mlflow
 from gpt2x.tracking.sqlite_store import create_store, sqlite_file, sqlite_uri
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
+from tests.support.mirror import MirrorThread
 
 # what a name of a directory may have and a URL reads differently
 NAMES = st.text(st.sampled_from("ab%?#& +é'\"@:;=[]{}$~!,25F0中"), min_size=1, max_size=8).filter(
@@ -32,6 +33,7 @@ LABELS = st.text(st.sampled_from("ab/.:-_ %\\é中\n\t\"'é$#?[]{}=,;\ud83d\0"),
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr("gpt2x.tracking.trackers.mlflow.start_mirror", MirrorThread)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +74,7 @@ def train(outputs, run_dir, steps, **values):
     tracker.start(RunInfo(**(info | values)))
     for step in steps:
         metrics = {"train/loss": 10 / step}
-        tracker.log_metrics(step, log.append(step, metrics), metrics)
+        tracker.log_metrics(*log.append(step, metrics))
     (run_dir / "note.txt").write_text("x")
     tracker.log_artifact(run_dir / "note.txt")
     tracker.finish("FINISHED")
@@ -116,7 +118,7 @@ def test_runs_and_artifacts_are_where_the_path_was_typed(empty_store, name):
         shutil.copy(empty_store, outputs / "mlflow.db")
         run_dir = outputs / "run"
         run = MlflowRun(record_of(outputs, run_dir), run_dir)
-        run.log_lines([(1, 1.0, {"train/loss": 2.5})])
+        run.log_metrics(run.metrics_of([(1, 1.0, {"train/loss": 2.5})]))
         run.log_artifact(outputs / "run" / "mlflow_run.json")
         assert sqlite3.connect(outputs / "mlflow.db").execute("SELECT value FROM metrics").fetchall() == [(2.5,)]
         assert len(list((outputs / "mlartifacts" / "pretrain").rglob("mlflow_run.json"))) == 1
