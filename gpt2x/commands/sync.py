@@ -1,4 +1,4 @@
-"""`gpt2x sync RUN_DIR…`: send to MLflow what it lacks of earlier runs."""
+"""`gpt2x sync DIR…`: send to MLflow what it lacks of earlier runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> None:
         RunError: a run could not be sent; the error has been shown.
     """
     parser = Parser(prog="gpt2x sync", description=__doc__)
-    parser.add_argument("run_dirs", nargs="+", type=path, metavar="RUN_DIR", help="directory of a tracked run")
+    help_text = "directory of a tracked run, or one with tracked runs below it"
+    parser.add_argument("run_dirs", nargs="+", type=path, metavar="DIR", help=help_text)
     has_failed = False
     for run_dir in parser.parse_args(arguments).run_dirs:
         try:

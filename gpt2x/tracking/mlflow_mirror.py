@@ -41,7 +41,7 @@ def mirror(run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str]) -
 
     Args:
         run_dir: the run directory.
-        session: of the process that trains; a later one has its own mirror, which goes on from here.
+        session: of the process that trains; a later one has a mirror of its own, which continues.
         run_ended: readable, at its end, when the process has ended or has closed the run.
         output: gets the messages: `ready`, `warning` TEXT, `run` [EXPERIMENT, RUN], and at the end `left`, what MLflow
             does not take, with the reasons.

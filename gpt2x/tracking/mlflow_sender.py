@@ -59,7 +59,7 @@ class Sender:
         """Send what is new.
 
         Raises:
-            Exception: whatever MLflow raises when it does not answer; the next call goes on from there.
+            Exception: whatever MLflow raises when it does not answer; the next call continues from there.
             UserError: the record is damaged.
             OSError: a file of the run directory cannot be read.
         """
