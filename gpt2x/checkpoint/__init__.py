@@ -4,6 +4,7 @@ A logical tensor has Hugging Face's name and layout. Several ranks may write sli
 of it back. A checkpoint exists completely or not at all: it is written under a hidden name and renamed at the end.
 
 - `write`: `save`. Each rank writes its slices, rank 0 the rest, and the manifest.
+- `manifest`: the manifest, read within limits and checked; whether slices cover a tensor.
 - `store`: `Checkpoint`, opened and verified; `list_checkpoints` and `prune` of a run.
 - `tensors`: tensors that stay in their file until a box of them is read; safetensors files, read and written.
 - `reshard`: a checkpoint written again, whole or in the slices of a different layout.

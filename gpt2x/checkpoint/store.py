@@ -13,27 +13,28 @@ layout reads it back.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
-from hashlib import sha256 as sha256_of
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt2x.checkpoint.files import sha256
+from gpt2x.checkpoint.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    NotAManifestError,
+    coverage_fault,
+    model_config,
+    read_manifest,
+)
 from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, StoredTensor, open_safetensors
-from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
+from gpt2x.runtime.json_text import decoded
 
-FORMAT = "gpt2x-checkpoint"
-VERSION = 1
-MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step_(\d+)")
 
 
@@ -53,10 +54,11 @@ class Checkpoint:
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
-        self.model = _model_config(path, manifest["model"])
+        self.model = model_config(path, manifest["model"])
         self.run_config: dict[str, Any] = manifest["run_config"]
-        self.loop_state: dict[str, Any] = manifest["loop_state"]
-        self.tokenizer_dir = path / "tokenizer" if (path / "tokenizer").is_dir() else None
+        self.loop_state: dict[str, Any] = decoded(manifest["loop_state"])
+        has_tokenizer = any(name.startswith(f"{TOKENIZER}/") for name in manifest["files"])
+        self.tokenizer_dir = path / TOKENIZER if has_tokenizer else None
         self.special_ids: dict[str, Any] | None = manifest.get("special_ids")
         self._opened: dict[str, dict[str, StoredTensor]] = {}
 
@@ -75,7 +77,7 @@ class Checkpoint:
         for group in self.groups():
             for name, entry in self._group(group).items():
                 for piece in entry["slices"]:
-                    self._stored(name, piece)
+                    self._stored(name, piece, entry["dtype"])
                 if fault := coverage_fault(tuple(entry["shape"]), entry["slices"]):
                     raise UserError(
                         f"checkpoint {self.path}: the slices of {group} {name} {tuple(entry['shape'])} {fault}. "
@@ -124,7 +126,7 @@ class Checkpoint:
                 continue
             part_shape = tuple(end - begin for begin, end in zip(first, stop, strict=True))
             part_start = tuple(begin - at for begin, at in zip(first, piece["start"], strict=True))
-            part = self._stored(name, piece).read(part_start, part_shape)
+            part = self._stored(name, piece, entry["dtype"]).read(part_start, part_shape)
             if part_shape == shape:
                 return part
             if values is None:
@@ -148,34 +150,21 @@ class Checkpoint:
             )
         return groups[group]
 
-    def _stored(self, name: str, piece: dict[str, Any]) -> StoredTensor:
+    def _stored(self, name: str, piece: dict[str, Any], dtype: str) -> StoredTensor:
         file, key = piece["file"], piece.get("key", name)
         if file not in self._opened:
             self._opened[file] = open_safetensors(self.path / file)
         stored = self._opened[file].get(key)
-        if stored is None or list(stored.shape) != piece["shape"]:
+        if stored is None or list(stored.shape) != piece["shape"] or stored.dtype != np.dtype(dtype):
             raise UserError(
-                f"checkpoint {self.path}: {file} does not hold {key} with the shape {tuple(piece['shape'])}, which "
-                "the manifest names. Copy the checkpoint again, or use a different one."
+                f"checkpoint {self.path}: {file} does not hold {key} with the shape {tuple(piece['shape'])} of "
+                f"{dtype}, which the manifest names. Copy the checkpoint again, or use a different one."
             )
         return stored
 
 
 def _ends(start: Sequence[int], shape: Sequence[int]) -> Shape:
     return tuple(at + n for at, n in zip(start, shape, strict=True))
-
-
-def coverage_fault(shape: Shape, slices: list[dict[str, Any]]) -> str | None:
-    """Return what is wrong if slices do not cover a tensor of `shape` exactly once, else None."""
-    starts = np.array([piece["start"] for piece in slices], np.int64).reshape(len(slices), len(shape))
-    stops = starts + np.array([piece["shape"] for piece in slices], np.int64).reshape(starts.shape)
-    if (starts < 0).any() or (stops > np.array(shape, np.int64)).any():
-        return "reach beyond it"
-    common = np.minimum(stops[:, None], stops) - np.maximum(starts[:, None], starts)
-    if (common > 0).all(-1).sum() > (stops > starts).all(-1).sum():  # each slice overlaps itself
-        return "overlap"
-    covered, expected = int((stops - starts).prod(-1).sum()), math.prod(shape)
-    return None if covered == expected else f"hold {covered} of {expected} values"
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -194,28 +183,9 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             f"checkpoint {path} has no {MANIFEST}: it is not a checkpoint, or was never completed. {_hint(path)}"
         )
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(
-            f"checkpoint {path}: {MANIFEST} cannot be read ({error}). Copy it again, or use a different checkpoint."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint {path}: {MANIFEST} is not a gpt2x manifest (format is not {FORMAT!r}). {_hint(path)}"
-        )
-    if manifest.get("version") != VERSION:
-        raise UserError(
-            f"checkpoint {path} has format version {manifest.get('version')}, but this gpt2x reads {VERSION}. "
-            "Use the gpt2x that wrote it."
-        )
-    claimed = manifest.pop("sha256", None)
-    if claimed != seal(manifest):
-        raise UserError(
-            f"checkpoint {path}: {MANIFEST} was altered after it was written (its sha256 is wrong). "
-            "Copy it again, or use a different checkpoint."
-        )
-    for name, expected in manifest["files"].items():
-        _require_size(path, name, expected["size"])
+        manifest = read_manifest(path)
+    except NotAManifestError as error:
+        raise UserError(f"{error} {_hint(path)}") from None
     return Checkpoint(path, manifest)
 
 
@@ -269,44 +239,3 @@ def _hint(path: Path) -> str:
     if (path / "config.json").is_file():
         return f"Convert a Hugging Face directory first: gpt2x convert --to gpt2x --output DIR {path}"
     return "Give a directory like RUN/checkpoints/step_100."
-
-
-def _require_size(path: Path, name: str, size: int) -> None:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UserError(f"checkpoint {path}: the manifest names the file {name!r} outside of it. Do not use it.")
-    try:
-        actual = (path / name).stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"checkpoint {path}: {name} is missing. Copy the checkpoint again, or use a different one."
-        ) from error
-    if actual != size:
-        fault = "truncated" if actual < size else "longer than it was written"
-        raise UserError(
-            f"checkpoint {path}: {name} is {fault} ({actual} bytes instead of {size}). "
-            "Copy the checkpoint again, or use a different one."
-        )
-
-
-def _model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
-    unknown = sorted(values.keys() - {entry.name for entry in fields(ModelConfig)})
-    if unknown:
-        raise UserError(
-            f"checkpoint {path} has unknown model settings: {', '.join(unknown)}. Use the gpt2x that wrote it."
-        )
-    return ModelConfig(**values)
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """Return the hash of a manifest's content, which does not depend on the order of its keys or on spaces."""
-    text = json.dumps(json.loads(json.dumps(manifest, default=plain)), sort_keys=True, separators=(",", ":"))
-    return sha256_of(text.encode()).hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """Return numpy's scalars and paths as plain data, for `json.dumps`."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a checkpoint holds plain data, not {type(value).__name__}: {value!r}")

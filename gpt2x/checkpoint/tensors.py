@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
+from gpt2x.runtime.json_text import parse_json
 
 # safetensors' names (https://huggingface.co/docs/safetensors) -> numpy's, which has no bfloat16. The order is that in
 # which the library writes tensors, so that they are aligned
@@ -33,6 +35,7 @@ SAFETENSORS_DTYPES = {
 }
 
 Shape = tuple[int, ...]
+AGAIN = "Copy or download it again."
 PIECE_BYTES = 1 << 24  # the largest piece that is copied, hashed or mapped at once
 
 
@@ -217,16 +220,12 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         UserError: the file cannot be read, is truncated, is not a safetensors file, or has an unsupported dtype.
     """
     reject_lfs_pointer(path)
+    header_bytes, header = _read_header(path)
     try:
         with safe_open(path, framework="numpy") as _:
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is truncated or not a safetensors file ({error}). Copy or download it again."
-        ) from error
-    with path.open("rb") as stream:
-        (header_bytes,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(header_bytes))
+        raise UserError(f"{path} is truncated or not a safetensors file ({error}). {AGAIN}") from error
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
@@ -234,9 +233,33 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{path}: {name} has dtype {entry['dtype']}. Convert it to one of {', '.join(SAFETENSORS_DTYPES)}."
             )
+        if len(entry["shape"]) > limits.DIMS or max(entry["shape"], default=0) >= limits.DIM:
+            raise UserError(f"{path}: {name[:60]!r} has an impossible shape of {len(entry['shape'])} dims. {AGAIN}")
         offset = 8 + header_bytes + entry["data_offsets"][0]
         stored[name] = StoredTensor(path, offset, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return stored
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return the length of a file's header and its content, before the library parses it without our limits.
+
+    Raises:
+        UserError: it is longer than the file or than any header, or is no JSON object of few enough tensors.
+    """
+    fault = f"{path} is truncated or not a safetensors file"
+    size = limits.size_of(path, 1 << 63, AGAIN)
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= header_bytes <= size - 8:
+            raise UserError(f"{fault} (a header of {header_bytes} bytes in a file of {size}). {AGAIN}")
+        if header_bytes > limits.HEADER_BYTES:
+            raise UserError(f"{fault} (a header of {header_bytes:,} bytes; at most {limits.HEADER_BYTES:,} are read).")
+        text = stream.read(header_bytes).decode("utf-8", "replace")
+    header = parse_json(text, f"{fault}: its header", AGAIN, unique_keys=True)
+    if not isinstance(header, dict) or len(header) > limits.TENSORS:
+        raise UserError(f"{fault} (its header is no object of up to {limits.TENSORS:,} tensors). {AGAIN}")
+    return header_bytes, header
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Values], metadata: dict[str, str] | None = None) -> str:

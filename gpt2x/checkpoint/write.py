@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from gpt2x.checkpoint.files import sha256
-from gpt2x.checkpoint.store import FORMAT, MANIFEST, VERSION, coverage_fault, plain, seal
+from gpt2x.checkpoint.manifest import FORMAT, MANIFEST, VERSION, coverage_fault, plain, seal
 from gpt2x.checkpoint.tensors import Shape, Values, write_safetensors
 from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import Agree, new_directory, together
+from gpt2x.runtime.json_text import encoded
 
 FILE_BYTES = 1 << 31  # a larger file is split, between tensors
 
@@ -147,7 +148,7 @@ def complete(
         "version": VERSION,
         "model": asdict(model),
         "run_config": plain_config,
-        "loop_state": loop_state,
+        "loop_state": encoded(loop_state),
         "special_ids": special_ids,
         "groups": groups,
         "files": {
@@ -156,7 +157,9 @@ def complete(
         },
     }
     manifest["sha256"] = seal(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, default=plain) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        json.dumps(manifest, indent=1, default=plain, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def split(boxes: Mapping[str, Values]) -> list[list[str]]:

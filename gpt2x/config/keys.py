@@ -8,13 +8,14 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
 from math import isfinite
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import MISSING
 
 from gpt2x.config.metadata import Key, key_of
 from gpt2x.errors import UserError, require_choice
 
+T = TypeVar("T")
 REPLACED = {
     "trainer.max_eval_batches": "trainer.max_eval_batches counted micro batches, so that val/loss depended on the "
     "micro batch and the layout; give trainer.max_eval_rows=N, which counts rows (the old number times "
@@ -125,6 +126,49 @@ def check_values(config: Any, prefix: str = "") -> None:
             for one in value if isinstance(value, list) else [value]:
                 if one is not None:
                     _check(name, one, key_of(entry))
+
+
+def check_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str) -> T:
+    """Return the dataclass of a group that has no groups, from plain data that somebody else wrote.
+
+    Args:
+        values: by field; those that are no field are left out, and a field with a default may be missing.
+        cls: the dataclass.
+        prefix: of its keys, such as `model.`.
+        where: the file, which begins messages.
+
+    Raises:
+        UserError: a value is missing, has a different type, or is not allowed.
+    """
+    stated = {}
+    for entry in fields(cls):  # type: ignore[arg-type]
+        if entry.name not in values:
+            if _default(entry) == MISSING:
+                raise UserError(f"{where} has no {prefix}{entry.name}. Use a different one.")
+            continue
+        value = stated[entry.name] = values[entry.name]
+        if not _has_type(value, str(entry.type)):
+            raise UserError(
+                f"{where} has {prefix}{entry.name}={spell(value)[:60]}, which is no {entry.type}. Use a different one."
+            )
+    config = cls(**stated)
+    try:
+        check_values(config, prefix)
+    except UserError as error:
+        raise UserError(f"{where} has {error}") from None
+    return config
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    """Return whether plain data has the type of a field, as the schema spells it."""
+    kind = annotation.removesuffix(" | None")
+    if value is None:
+        return kind != annotation
+    if kind == "list[str]":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if kind == "float":
+        return type(value) in (int, float)
+    return type(value).__name__ == kind.partition("[")[0]
 
 
 def _check(name: str, value: Any, facts: Key) -> None:

@@ -22,6 +22,7 @@ from gpt2x.config.schema_devices import HardwareConfig, LaunchConfig, ParallelCo
 from gpt2x.config.schema_sweeps import LrFindConfig, SweepConfig
 
 STATS = ("weights", "gradients", "updates", "activations", "attention")  # of trainer.stats
+MAX_WIDTH, MAX_ROWS = 1 << 20, 10_000_000  # of a model: a size beyond is a mistake, and loops over it would not end
 SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
 
 
@@ -40,13 +41,14 @@ class ModelConfig:
     """The shape of GPT-2. Hugging Face's names are in brackets."""
 
     name: str = key(NAME, HOST)
-    num_layers: int = key("transformer blocks [n_layer]", STEP, at_least=1)
-    num_heads: int = key("attention heads per block; divides hidden_size [n_head]", STEP, at_least=1)
-    hidden_size: int = key("width of the residual stream [n_embd]", STEP, at_least=1)
-    max_seq_len: int = key("learned positions [n_positions]", STEP, at_least=1, unit="tokens")
-    vocab_size: int | None = key("rows of the embedding", STEP, 50257, at_least=1, null="the tokenizer's size")
+    num_layers: int = key("transformer blocks [n_layer]", STEP, at_least=1, at_most=4096)
+    num_heads: int = key("attention heads per block; divides hidden_size [n_head]", STEP, at_least=1, at_most=MAX_WIDTH)
+    hidden_size: int = key("width of the residual stream [n_embd]", STEP, at_least=1, at_most=MAX_WIDTH)
+    max_seq_len: int = key("learned positions [n_positions]", STEP, at_least=1, at_most=MAX_ROWS, unit="tokens")
+    vocab_size: int | None = key("rows of the embedding", STEP, 50257, at_least=1, at_most=MAX_ROWS,
+                                 null="the tokenizer's size")  # fmt: skip
     ffn_size: int | None = key("width inside the feed-forward layer [n_inner]", STEP, None, at_least=1,
-                               null="4 * hidden_size")  # fmt: skip
+                               at_most=4 * MAX_WIDTH, null="4 * hidden_size")  # fmt: skip
     activation: str = key("of the feed-forward layer", STEP, "gelu_new", choices=("gelu_new", "gelu", "fast_gelu"))
     layer_norm_eps: float = key("added to the variance [layer_norm_epsilon]", STEP, 1e-5, above=0)
     dropout: float = key("on embeddings, attention weights and both residual branches", STEP, 0.1, at_least=0, below=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
+from gpt2x.checkpoint.manifest import MANIFEST
+from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
 from gpt2x.convert.fit import check_weights
 from gpt2x.convert.huggingface import HuggingFaceWeights, open_huggingface

@@ -4,8 +4,8 @@ There are two formats (torch/serialization.py): a zip archive of uncompressed me
 older sequence of pickles followed by raw storages (`_legacy_save`). In both, the pickle only describes tensors as views
 of storages. The values are memory-mapped from the file.
 
-Python's unpickler calls any importable function that a pickle names. Here, `find_class` returns inert, immutable
-stand-ins for the few names that a state dict needs, and rejects every other name.
+Python's unpickler calls any importable function that a pickle names. Here (`gpt2x.convert.pickle_values`), inert,
+immutable stand-ins take the place of the few names that a state dict needs, and every other name is rejected.
 
 As transformers does, only tensors of the table are read. A table within a table, as Lightning, DeepSpeed and nanoGPT
 write it, is read if it is the only one by its name.
@@ -13,18 +13,23 @@ write it, is read if it is the only one by its name.
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import pickle
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gpt2x.checkpoint.tensors import StoredTensor, reject_lfs_pointer
+from gpt2x.convert.pickle_values import filled, load, require_scalars
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,8 @@ UNSUPPORTED = {
     "QInt32Storage": "quantized tensors",
     "UntypedStorage": "tensors of a dtype such as float8",
 }
-MAX_DEPTH = 20  # of tables within tables
+SHARED_BYTES = 16 << 20  # that views of small storages may have beyond four times the file: an expanded mask
+DIRECTORY_BYTES = 8 << 20  # of a zip archive's list of members; a GPT-2 of 48 layers has 60 kB
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, training loops, nanoGPT, DeepSpeed
 BROKEN_PICKLE = (
     pickle.UnpicklingError,
@@ -105,6 +111,9 @@ class _RebuildTensor:
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: int, shape: Any, strides: Any, *_ignored: Any) -> TensorView:
+        for numbers in (shape, strides):
+            if not isinstance(numbers, tuple | list) or len(numbers) > limits.DIMS:
+                raise pickle.UnpicklingError("a tensor has an impossible shape")
         return TensorView(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -123,7 +132,22 @@ class _RebuildSubclass:
     __slots__ = ()
 
     def __call__(self, rebuild: Any, _kind: Any, arguments: Any, _attributes: Any) -> Any:
+        if not isinstance(rebuild, _RebuildTensor | _RebuildParameter) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("a tensor with attributes has an impossible form")
         return rebuild(*arguments)
+
+
+class _MakeTable:
+    """Stand-in for OrderedDict, with or without pairs."""
+
+    __slots__ = ()
+
+    def __call__(self, pairs: Any = ()) -> OrderedDict[Any, Any]:
+        if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+            raise pickle.UnpicklingError("a table has an impossible form")
+        table: OrderedDict[Any, Any] = OrderedDict()
+        filled(table, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return table
 
 
 class _Inert:
@@ -137,7 +161,7 @@ class _Inert:
 
 def _allowed_globals() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "OrderedDict"): _MakeTable(),
         ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
         ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
         ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
@@ -152,39 +176,50 @@ def _allowed_globals() -> dict[tuple[str, str], Any]:
     return allowed
 
 
-class _StateDictUnpickler(pickle.Unpickler):
-    """The restricted unpickler (https://docs.python.org/3/library/pickle.html#restricting-globals)."""
+ALLOWED = _allowed_globals()
 
-    def __init__(self, stream: IO[bytes], path: Path):
-        super().__init__(stream, encoding="utf-8")
-        self._path = path
-        self._allowed = _allowed_globals()
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            if module.startswith("torch") and name in UNSUPPORTED:
-                raise UserError(
-                    f"{self._path} holds {UNSUPPORTED[name]} ({module}.{name}), which are not weights of a GPT-2. "
-                    "Save them as float32, or get model.safetensors."
-                )
-            if module.startswith(("transformers.", "torch.nn.modules.")):
-                raise UserError(
-                    f"{self._path} was rejected: its pickle asks for {module}.{name}. It is a whole pickled model, "
-                    "whose loading runs code. Save only the weights: torch.save(model.state_dict(), FILE), or "
-                    "model.save_pretrained(DIRECTORY)."
-                )
-            raise UserError(
-                f"{self._path} was rejected: its pickle asks for {module}.{name}, which weights do not need and which "
-                "may run code. Get the weights as model.safetensors."
-            )
-        return self._allowed[module, name]
+def _find(path: Path, module: str, name: str) -> Any:
+    """Return the stand-in for a name that a pickle asks for.
 
-    def persistent_load(self, saved_id: Any) -> Storage:
-        kind, storage_type, key, _location, num_elements, *rest = saved_id
-        if kind not in ("storage", b"storage") or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"unknown object {kind!r}")
-        offset = rest[0][1] if rest and rest[0] is not None else 0
-        return Storage(str(key), storage_type.dtype, int(num_elements), int(offset))
+    Raises:
+        UserError: weights do not need it.
+    """
+    if (module, name) in ALLOWED:
+        return ALLOWED[module, name]
+    asked = f"{module}.{name}"[:200]
+    if module.startswith("torch") and name in UNSUPPORTED:
+        raise UserError(
+            f"{path} holds {UNSUPPORTED[name]} ({asked}), which are not weights of a GPT-2. Save them as float32, or "
+            "get model.safetensors."
+        )
+    if module.startswith(("transformers.", "torch.nn.modules.")):
+        raise UserError(
+            f"{path} was rejected: its pickle asks for {asked}. It is a whole pickled model, whose loading runs code. "
+            "Save only the weights: torch.save(model.state_dict(), FILE), or model.save_pretrained(DIRECTORY)."
+        )
+    raise UserError(
+        f"{path} was rejected: its pickle asks for {asked}, which weights do not need and which may run code. Get the "
+        "weights as model.safetensors."
+    )
+
+
+def _storage(saved_id: Any) -> Storage:
+    """Return the storage that a pickle identifies by ("storage", type, key, device, elements[, view])."""
+    if not isinstance(saved_id, tuple) or not 5 <= len(saved_id) <= 6:
+        raise pickle.UnpicklingError("a storage has an impossible form")
+    kind, storage_type, key, _device, num_elements, *rest = saved_id
+    require_scalars([kind, key])
+    if kind not in ("storage", b"storage") or not isinstance(storage_type, _StorageType):
+        raise pickle.UnpicklingError(f"unknown object {kind!r:.60}")
+    offset = rest[0][1] if rest and rest[0] is not None else 0
+    if type(num_elements) is not int or type(offset) is not int or not 0 <= num_elements < limits.DIM or offset < 0:
+        raise pickle.UnpicklingError("a storage has an impossible size")
+    return Storage(str(key), storage_type.dtype, num_elements, offset)
+
+
+def _load(stream: IO[bytes], path: Path) -> Any:
+    return load(stream, partial(_find, path), _storage)
 
 
 def open_torch(path: Path) -> dict[str, StoredTensor]:
@@ -203,7 +238,12 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             content, storage_offsets = _read_zip(stream, path) if is_zip else _read_legacy(stream, path)
         views = _table(content, path)
         file_bytes = path.stat().st_size
-        return {str(name): _locate(view, name, path, storage_offsets, file_bytes) for name, view in views.items()}
+        if len(views) > limits.TENSORS:
+            raise pickle.UnpicklingError(f"it has {len(views):,} tensors")
+        located = {str(name): _locate(view, name, path, storage_offsets, file_bytes) for name, view in views.items()}
+        if sum(math.prod(one.shape) * one.dtype.itemsize for one in located.values()) > 4 * file_bytes + SHARED_BYTES:
+            raise pickle.UnpicklingError("its tensors are views that repeat few values many times")
+        return located
     except UserError:
         raise
     except (zipfile.BadZipFile, OSError, *BROKEN_PICKLE) as error:
@@ -226,36 +266,43 @@ def _table(content: Any, path: Path) -> Mapping[Any, TensorView]:
     if tensors or not content:
         others = [f"{name} ({type(value).__name__})" for name, value in content.items() if name not in tensors]
         if others:
-            log.warning("%s: these entries are no tensors and are ignored: %s.", path, ", ".join(others))
+            log.warning("%s: these entries are no tensors and are ignored: %s.", path, _listed(others))
         return tensors
     tables = [name for name in NESTED if isinstance(content.get(name), Mapping)]
     tables = [name for name in tables if any(isinstance(value, TensorView) for value in content[name].values())]
     if len(tables) == 1:
         others = [str(name) for name in content if name != tables[0]]
         log.warning("%s: the weights are its entry %s%s.", path, tables[0],
-                    f"; ignored: {', '.join(others)}" if others else "")  # fmt: skip
+                    f"; ignored: {_listed(others)}" if others else "")  # fmt: skip
         return _table(content[tables[0]], path)
     if {"state", "param_groups"} <= set(content):
         raise UserError(f"{path} is the state of an optimizer, not weights. Copy the weights that belong to it.")
-    names = ", ".join(f"{name} ({type(value).__name__})" for name, value in content.items())
+    names = _listed([f"{name} ({type(value).__name__})" for name, value in content.items()])
     fault = f"several tables of weights: {', '.join(tables)}" if tables else f"no table of tensors, but {names}"
     raise UserError(f"{path} holds {fault}. Save only the weights: torch.save(model.state_dict(), FILE).")
 
 
-def _views(content: Any, depth: int = 0) -> Iterator[TensorView]:
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(name[:100] for name in names[:20]) + more
+
+
+def _views(content: Any) -> Iterator[TensorView]:
     """Yield all tensors of nested tables and lists, also those that are not read: their storages take space."""
-    if isinstance(content, TensorView):
-        yield content
-    elif depth < MAX_DEPTH and isinstance(content, Mapping):
-        for value in content.values():
-            yield from _views(value, depth + 1)
-    elif depth < MAX_DEPTH and isinstance(content, list | tuple):
-        for value in content:
-            yield from _views(value, depth + 1)
+    left, seen = [content], set()
+    while left:
+        one = left.pop()
+        if isinstance(one, TensorView):
+            yield one
+        elif isinstance(one, Mapping | list | tuple) and id(one) not in seen:
+            seen.add(id(one))  # a value that is referred to many times is visited once
+            left += one.values() if isinstance(one, Mapping) else one
 
 
 def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
     """Return the unpickled object, and the byte offset of each storage in the file."""
+    if _directory_bytes(stream) > DIRECTORY_BYTES:
+        raise zipfile.BadZipFile("an archive of too many members")
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
@@ -263,10 +310,14 @@ def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
             raise UserError(f"{path} is a program of TorchScript, which would run code. Get model.safetensors.")
         if root is None:
             raise zipfile.BadZipFile("a zip archive without data.pkl")
+        for name in (f"{root}byteorder", f"{root}data.pkl"):
+            if name in entries and entries[name].compress_type != zipfile.ZIP_STORED:
+                raise UserError(f"{path} is compressed, which torch.save never does. Download it again.")
+        if entries[f"{root}data.pkl"].file_size > limits.PICKLE_BYTES:
+            raise zipfile.BadZipFile(f"its pickle has more than {limits.PICKLE_BYTES:,} bytes")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
-        with archive.open(f"{root}data.pkl") as pickled:
-            content = _StateDictUnpickler(pickled, path).load()
+        content = _load(io.BytesIO(archive.read(f"{root}data.pkl")), path)
     offsets = {}
     for name, entry in entries.items():
         if not name.startswith(f"{root}data/"):
@@ -280,15 +331,30 @@ def _read_zip(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
     return content, offsets
 
 
+def _directory_bytes(stream: IO[bytes]) -> int:
+    """Return how long a zip archive says that its list of members is, from which zipfile makes objects of 600 bytes.
+
+    The record is at the end of the file, before a comment of at most 64 kB (APPNOTE.TXT, 4.3.14 and 4.3.16).
+    """
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - (1 << 16) - 100))
+    end = stream.read()
+    stream.seek(0)
+    at, at64 = end.rfind(b"PK\5\6"), end.rfind(b"PK\6\6")
+    short = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
+    long = int.from_bytes(end[at64 + 40 : at64 + 48], "little") if at64 >= 0 else 0
+    return max(long, short if short < 0xFFFFFFFF else 0)
+
+
 def _read_legacy(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, int]]:
     """Like `_read_zip`. Five pickles (magic number, version, system, object, storage keys) precede the storages."""
-    if _StateDictUnpickler(stream, path).load() != LEGACY_MAGIC:
+    if _load(stream, path) != LEGACY_MAGIC:
         raise pickle.UnpicklingError("its magic number is not torch.save's")
-    _version, system = _StateDictUnpickler(stream, path).load(), _StateDictUnpickler(stream, path).load()
+    _version, system = _load(stream, path), _load(stream, path)
     if not system.get("little_endian", True):
         raise UserError(f"{path} was written on a big-endian machine. Get the weights as model.safetensors.")
-    content = _StateDictUnpickler(stream, path).load()
-    keys = _StateDictUnpickler(stream, path).load()
+    content, keys = _load(stream, path), _load(stream, path)
+    require_scalars(keys)
     dtypes = {view.storage.key: view.storage.dtype for view in _views(content) if isinstance(view.storage, Storage)}
     offsets = {}
     for key in map(str, keys):
@@ -310,8 +376,10 @@ def _locate(view: Any, name: Any, path: Path, storage_offsets: dict[str, int], f
     if not isinstance(view, TensorView) or not isinstance(view.storage, Storage):
         raise pickle.UnpicklingError(f"{name!r} is a {type(view).__name__}, not a tensor")
     numbers = (view.offset, *view.shape, *view.strides)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(view.shape) != len(view.strides):
-        raise pickle.UnpicklingError(f"{name!r} has the impossible shape {view.shape}")
+    if not all(type(number) is int and 0 <= number < limits.DIM for number in numbers) or len(view.shape) != len(
+        view.strides
+    ):
+        raise pickle.UnpicklingError(f"{name!r:.60} has an impossible shape")
     storage = view.storage
     item_bytes = ITEM_BYTES.get(storage.dtype, 1)
     start = storage_offsets[storage.key] + (storage.offset + view.offset) * item_bytes

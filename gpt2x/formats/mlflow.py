@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import gpt2x
-from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint, seal
+from gpt2x.checkpoint.manifest import MANIFEST, seal
+from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.config import GenerationConfig
 from gpt2x.config.options import CONF, options
 from gpt2x.convert import WeightsSource

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2x.checkpoint.store import MANIFEST, Checkpoint, list_checkpoints, open_checkpoint
+from gpt2x.checkpoint.manifest import MANIFEST
+from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.config import LoraConfig
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers

@@ -170,7 +170,7 @@ def edit_manifest(**changes):
 FAULTS = {
     "does not exist. Give a directory like": shutil.rmtree,
     "has no manifest.json: it is not a checkpoint, or was never completed": lambda p: (p / "manifest.json").unlink(),
-    "manifest.json cannot be read .*Copy it again": lambda p: (p / "manifest.json").write_text('{"format": '),
+    "manifest.json cannot be read, it is not JSON.*Copy": lambda p: (p / "manifest.json").write_text('{"format": '),
     "is not a gpt2x manifest": lambda p: (p / "manifest.json").write_text("[]"),
     "format version 99, but this gpt2x reads 1": edit_manifest(version=99),
     "manifest.json was altered": edit_manifest(loop_state={"step": 8}),

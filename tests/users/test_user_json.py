@@ -53,7 +53,7 @@ def test_what_python_raises_is_one_message(text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe{", "cannot be read as JSON"),
+        (b"\xff\xfe{", "cannot be read as UTF-8 text"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[1]", "holds a list, not a JSON object"),
         (b"", "is not JSON"),
