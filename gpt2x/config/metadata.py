@@ -77,9 +77,9 @@ class Key:
     def bounds(self) -> str:
         """Return the allowed numbers in words, such as 'at least 0 and below 1'; '' if there is no bound."""
         if self.at_least is not None and self.at_most is not None:
-            return f"from {self.at_least:g} to {self.at_most:g}"
+            return f"from {_spelled(self.at_least)} to {_spelled(self.at_most)}"
         limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+        return " and ".join(f"{word} {_spelled(limit)}" for word, limit in limits.items() if limit is not None)
 
     def is_in_bounds(self, number: float) -> bool:
         """Return whether `number` is allowed."""
@@ -100,6 +100,10 @@ class Key:
             f"null: {self.null}" if self.null else "",
         ]
         return "; ".join(part for part in parts if part)
+
+
+def _spelled(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"
 
 
 def key(meaning: str, effect: Effect, default: Any = MISSING, **facts: Any) -> Any:

@@ -41,7 +41,7 @@ def check_weights(weights: Mapping[str, np.ndarray], model: ModelConfig, *, orig
         "not floating-point": [f"{n} {specs[n].dtype}" for n in expected if n in specs and specs[n].dtype.kind != "f"],
     }
     if any(faults.values()):
-        listed = "".join(f"\n  {fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        listed = "".join(f"\n  {fault}: {_first_of(names)}" for fault, names in faults.items() if names)
         is_transposed = [shapes[name] == expected[name][::-1] for name in misshaped if name.endswith(LINEARS)]
         hint = f"\n  {TRANSPOSED}" if is_transposed and all(is_transposed) else ""
         raise UserError(
@@ -49,6 +49,11 @@ def check_weights(weights: Mapping[str, np.ndarray], model: ModelConfig, *, orig
             f"{model.max_seq_len} positions, vocabulary {model.vocab_size}); nothing was loaded. Use the "
             f"configuration that belongs to these weights, or complete files.{listed}{hint}"
         )
+
+
+def _first_of(names: list[str], most: int = 40) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:200] for name in names[:most]) + more
 
 
 def check_model_matches(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.config import ModelConfig
+from gpt2x.config.keys import leaves
 from gpt2x.config.options import known_models
 from gpt2x.convert.huggingface_keys import ACTIVATIONS, CONFIG_KEYS, NOTICED, RATES, SIZES, SUPPORTED
 from gpt2x.convert.special_ids import SpecialIds
@@ -15,6 +16,9 @@ from gpt2x.errors import UserError
 
 log = logging.getLogger(__name__)
 
+FIELDS = {"n_layer": "num_layers", "n_head": "num_heads", "n_embd": "hidden_size", "n_positions": "max_seq_len",
+          "vocab_size": "vocab_size", "n_inner": "ffn_size"}  # fmt: skip
+MAX_LABELS = 1 << 16  # each gets a name
 CLASSIFIER = "GPT2ForSequenceClassification"
 EXPORTED_ACTIVATIONS = {"gelu_new": "gelu_new", "gelu": "gelu", "fast_gelu": "quick_gelu"}  # gpt2x's -> transformers'
 
@@ -125,8 +129,10 @@ def _sizes(config: dict[str, Any], where: str) -> dict[str, int]:
         sizes[key] = values[0] if values else default
     sizes["n_inner"] = 1 if config.get("n_inner") is None else config["n_inner"]
     for key, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where} has {key}={value!r}; it must be a positive whole number.")
+        most = leaves(ModelConfig)[FIELDS[key]].facts.at_most or 0
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            stated = repr(value)[:60]
+            raise UserError(f"{where} has {key}={stated}; it must be a positive whole number of at most {most:,}.")
     if sizes["n_embd"] % sizes["n_head"]:
         raise UserError(
             f"{where} has n_embd={sizes['n_embd']}, which is not divisible by n_head={sizes['n_head']}. "
@@ -161,8 +167,10 @@ def labels_from_config(config: dict[str, Any], where: str) -> list[str]:
     if names is not None and not (isinstance(names, dict) and names):
         raise UserError(f"{where} has id2label={names!r}; it must be an object of ids and names.")
     count = (len(names) if names else 2) if count is None else count
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"{where} has num_labels={count!r}; it must be a positive whole number.")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_LABELS:
+        raise UserError(
+            f"{where} has num_labels={count!r}; it must be a positive whole number of at most {MAX_LABELS}."
+        )
     _check_problem(config.get("problem_type"), count, len(names) if names else count, where)
     if names is None or len(names) != count:
         return [f"LABEL_{i}" for i in range(count)]

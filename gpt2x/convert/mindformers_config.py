@@ -11,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2x.compatibility import Entry, Format, Use, entries
 from gpt2x.config import ModelConfig
 from gpt2x.config.options import known_models
 from gpt2x.convert.directories import read_json
 from gpt2x.convert.mindformers_names import OUTER, Parameters
 from gpt2x.errors import UserError
+from gpt2x.runtime.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +92,7 @@ def read_config(file: Path) -> dict[str, Any] | None:
     """
     if file.suffix == ".json":
         return read_json(file)
-    try:
-        content = file.read_text(encoding="utf-8")
-        # libyaml limits the depth; Python's parser takes a time that grows with its square
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        loaded = yaml.load(content, Loader=loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file} cannot be read ({reason}). Correct it, or move it away.") from error
+    loaded = read_yaml(file, "Correct it, or move it away.")
     if not isinstance(loaded, dict):
         return None
     model = loaded.get("model")

@@ -20,6 +20,7 @@ import numpy as np
 from gpt2x.checkpoint.tensors import PIECE_BYTES, Shape, StoredTensor, Values, pieces, reject_lfs_pointer
 from gpt2x.convert.protobuf import Field, fields, numbers, signed, text, varint
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
 
 # MindSpore's dtypes -> numpy's
 DTYPES = {
@@ -126,7 +127,7 @@ def open_ckpt(path: Path) -> dict[str, Readable]:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             previous = None
-            for record in fields(content, 0, len(content) - _crc_size(content)):  # type: ignore[arg-type]
+            for record in _records(content):
                 name, parameter = _parse(content, record)  # type: ignore[arg-type]
                 if name in parameters and name != previous:
                     raise ValueError(f"{name!r} occurs twice")
@@ -212,6 +213,11 @@ def _reject_other_kinds(path: Path) -> None:
             raise UserError(f"{path} is {kind}, not a MindSpore checkpoint. Give the file that MindSpore saved.")
 
 
+def _records(content: mmap.mmap) -> Iterator[Field]:
+    """Return the records of a file; one of 512 MiB takes a field, and so does a parameter of one value."""
+    return fields(content, 0, len(content) - _crc_size(content), most=limits.TENSORS)  # type: ignore[arg-type]
+
+
 def _crc_size(content: mmap.mmap) -> int:
     """Return the bytes of the checksum at the end: 17, or 0 if there is none."""
     size = len(CRC_MARK) + CRC_BYTES
@@ -236,6 +242,8 @@ def _parse(content: bytes, record: Field) -> tuple[str, _Parameter]:
     for field in fields(content, parts[2].start, parts[2].end):
         if field.number == 1:
             dims += [signed(value) for value in numbers(content, field)]
+            if len(dims) > limits.DIMS:
+                raise ValueError(f"a shape has more than {limits.DIMS} dims")
         elif field.number == 2:
             dtype = text(content, field)
         elif field.number == 3 and field.has_bytes and values is None:
@@ -258,7 +266,11 @@ def _located(path: Path, name: str, parameter: _Parameter) -> Readable:
     stored = DTYPES[parameter.dtype]
     shape = () if parameter.dims == [0] else tuple(parameter.dims)  # as load_checkpoint does
     stated = sum(size for _, size in parameter.records)
-    if len(shape) > 8 or min(shape, default=1) < 0 or math.prod(shape) * _item_bytes(stored) != stated:
+    if (
+        min(shape, default=1) < 0
+        or max(shape, default=1) >= limits.DIM
+        or math.prod(shape) * _item_bytes(stored) != stated
+    ):
         raise ValueError(f"{name!r} has the shape {shape} of {parameter.dtype}, but {stated} bytes")
     if len(parameter.records) == 1:
         return StoredTensor(path, parameter.records[0][0], stored, shape)

@@ -7,10 +7,10 @@ optimizer, the first dim is divided once more, among ranks that would have copie
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from gpt2x.checkpoint.tensors import Shape
 from gpt2x.convert.mindspore_ckpt import Readable
 from gpt2x.convert.protobuf import Field, fields, numbers, signed, text
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
+from gpt2x.runtime.json_text import decoded_text, parse_json
 
+AGAIN = "Copy it again."
 UNEVEN = "it divides a parameter unevenly, which GPT-2 never needs"
 
 
@@ -50,6 +53,7 @@ class Layout:
             splits[0] *= self._shards()
         return splits
 
+    @cache  # noqa: B019 - equal layouts, which most parameters of a model have, share the results
     def slice_of(self, rank: int) -> tuple[int, ...]:
         """Return the number of the slice in each dim that a rank of the stage has."""
         at = np.unravel_index(rank, self.devices)
@@ -204,24 +208,31 @@ def read_strategies(files: Sequence[Path]) -> dict[int, dict[str, Layout]]:
 
 def _read_strategy(file: Path) -> dict[int, dict[str, Layout]]:
     try:
-        content = file.read_bytes()
-        stage, items = _from_json(json.loads(content)) if file.suffix == ".json" else _from_protobuf(content)
+        content = limits.read_bytes(file, limits.STRATEGY_BYTES, AGAIN)
+        if file.suffix == ".json":
+            stage, items = _from_json(parse_json(decoded_text(content, file, AGAIN), str(file), AGAIN))
+        else:
+            stage, items = _from_protobuf(content)
         if not items:
             raise ValueError("it names no parameter")
+        if sum(layout.num_ranks for layout in items.values()) > limits.STRATEGY_SLICES:
+            raise ValueError(f"its ranks hold more than {limits.STRATEGY_SLICES:,} slices")
         by_stage: dict[int, dict[str, Layout]] = {}
         for name, layout in items.items():
             number, dash, rest = name.partition("-")
             is_merged = bool(dash) and number.isdigit()
             by_stage.setdefault(int(number) if is_merged else stage, {})[rest if is_merged else name] = layout
         return by_stage
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is not a strategy file of MindSpore ({error}). Copy it again.") from error
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise UserError(f"{file} is not a strategy file of MindSpore ({str(error)[:200]}). {AGAIN}") from error
 
 
 def _from_protobuf(content: bytes) -> tuple[int, dict[str, Layout]]:
     """Return the stage and the layouts in a ParallelStrategyMap."""
     stage, items = 0, {}
-    for item in fields(content):
+    for item in fields(content, most=limits.TENSORS):
         if item.number == 2 and item.has_bytes:
             for part in fields(content, item.start, item.end):
                 if part.number == 2 and part.has_bytes:
@@ -272,7 +283,9 @@ def _checked(devices: list[int], tensor_map: list[list[int]], step: int, shards:
         ValueError: they are not.
     """
     dims = [dim for row in tensor_map for dim in row]
-    if not all(0 < n < 1 << 20 for n in devices) or math.prod(devices) > 1 << 20:
+    if not all(type(n) is int for n in (*devices, *dims, step, shards)) or max(len(devices), len(tensor_map)) > 32:
+        raise ValueError("its device matrix or tensor map has impossible numbers")
+    if not all(0 < n <= limits.RANKS for n in devices) or math.prod(devices) > limits.RANKS:
         raise ValueError(f"its device matrix is {devices}")
     if not all(-1 <= dim < len(devices) for dim in dims):
         raise ValueError(f"its tensor map {tensor_map} does not fit the device matrix {devices}")

@@ -22,19 +22,26 @@ class Field(NamedTuple):
         return self.start >= 0
 
 
-def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[Field]:
+MAX_NUMBERS = 8192  # of one packed field; a shape has up to 8, a device matrix up to 10
+
+
+def fields(content: bytes, start: int = 0, end: int | None = None, *, most: int = 1000) -> Iterator[Field]:
     """Yield the fields of the message in `content[start:end]`; of bytes, only their position is read.
 
     Args:
         content: bytes, or a mapped file.
         start: position of the message.
         end: position after the message; None: the end.
+        most: fields that the message may have.
 
     Raises:
-        ValueError: the message is cut off, or has a wire type that MindSpore's messages lack.
+        ValueError: the message is cut off, has more fields, or a wire type that MindSpore's messages lack.
     """
+    left = most
     at, end = start, len(content) if end is None else end
     while at < end:
+        if (left := left - 1) < 0:
+            raise ValueError(f"a message has more than {most:,} fields")
         begin = at
         key, at = _varint(content, at, end)
         number, wire = key >> 3, key & 7
@@ -55,8 +62,10 @@ def numbers(content: bytes, field: Field) -> list[int]:
     """Return the numbers of a repeated field, one or packed.
 
     Raises:
-        ValueError: packed numbers are cut off.
+        ValueError: packed numbers are cut off, or too many.
     """
+    if field.end - field.start > MAX_NUMBERS:
+        raise ValueError(f"a list of numbers has {field.end - field.start:,} bytes")
     if not field.has_bytes:
         return [field.value]
     values, at = [], field.start

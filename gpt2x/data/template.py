@@ -14,6 +14,7 @@ import yaml
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.json_text import well_formed
+from gpt2x.runtime.yaml_text import read_yaml
 
 FOLDER = Path(__file__).with_name("templates")
 FILE = "prompt_template.yaml"  # beside a checkpoint's tokenizer
@@ -54,11 +55,9 @@ def load_template(name: str, key: str) -> Template:
     if not path.is_file():
         raise UserError(f"{key}={name} is not a file or template. Give a path, or one of: {', '.join(templates)}.")
     try:
-        content = well_formed(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{key}={name} cannot be read as YAML: {' '.join(str(error).split())}. Correct the file."
-        ) from None
+        content = well_formed(read_yaml(path, "Correct the file."))
+    except UserError as error:
+        raise UserError(f"{key}={name}: {error}") from None
     if not isinstance(content, dict) or set(content) != set(FIELDS):
         raise UserError(
             f"{key}={name} must have two keys, {' and '.join(FIELDS)}, each with the text of a prompt. "
