@@ -218,7 +218,7 @@ def grouped(findings: Iterable[str]) -> list[str]:
     places: dict[str, list[str]] = {}
     for finding in findings:
         place, _, what = finding.partition(": ")
-        places.setdefault(re.sub(r"faults-\w+", "", what), []).append(place)
+        places.setdefault(re.sub(r"faults-\w+|\.\d+(?=\.part)", "", what), []).append(place)
     return [f"{len(at)} x {what}\n      at {'; '.join(at[:4])}" for what, at in places.items()]
 
 
