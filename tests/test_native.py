@@ -195,9 +195,9 @@ def composed_updates():
 def test_updates(recompute, native_updates, composed_updates):
     found, values = native_updates if recompute == "none" else updates(CPU, recompute)
     expected, others = composed_updates
-    assert [update.finite for update in found] == [True, True, False, True] == [update.finite for update in expected]
+    assert [update.is_made for update in found] == [True, True, False, True] == [update.is_made for update in expected]
     for mine, theirs in zip(found, expected, strict=True):
-        if mine.finite:
+        if mine.is_made:
             assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
             assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
     for name, value in values.items():
@@ -331,12 +331,12 @@ def test_the_variant_for_processors_without_avx512_computes_the_same(native_upda
         "from gpt2x import native; native.VARIANTS.pop('avx512')\n"
         "import numpy as np; from tests import test_native as t\n"
         "found, values = t.updates(t.CPU); assert native.library().variant == 'avx2'\n"
-        "print(*(f'{u.loss:.9f}' for u in found if u.finite))"
+        "print(*(f'{u.loss:.9f}' for u in found if u.is_made))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     losses = [float(value) for value in result.stdout.split()]
-    expected = [update.loss for update in native_updates[0] if update.finite]
+    expected = [update.loss for update in native_updates[0] if update.is_made]
     assert losses == pytest.approx(expected, abs=1e-5)
 
 

@@ -236,7 +236,13 @@ class TrainerConfig:
                                         at_least=1, null="off")  # fmt: skip
     stats: list[str] = key("which statistics", HOST, list(STATS), choices=STATS)
     stats_per: str = key("one norm per layer or per tensor", HOST, "layer", choices=("layer", "tensor"))
-    max_skipped_steps: int = key("end after more non-finite gradients in a row", RUN, 10, at_least=0)
+    max_skipped_steps: int = key("end after more updates in a row that were left out or whose loss has exploded", HOST,
+                                 10, at_least=0)  # fmt: skip
+    explosion_factor: float | None = key("a loss above this multiple of the loss of guessing has exploded", HOST, 3.0,
+                                         above=1, null="off")  # fmt: skip
+    spike_window: int | None = key("leave out an update whose loss or gradient norm is far above those of as many "
+                                   "updates before it", RUN, None, at_least=2, null="off")  # fmt: skip
+    spike_sigma: float = key("how far: standard deviations above their mean", RUN, 6.0, above=0)
     profile_steps: list[int] | None = key("first and last update to profile, such as [11,13] (docs/training.md)", HOST,
                                           None, at_least=1, null="off")  # fmt: skip
     compile_cache: bool = key("CPU: keep the compiled update in paths.cache for the next start", HOST, True)

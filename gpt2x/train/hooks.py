@@ -97,12 +97,18 @@ class SaveCheckpoint:
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
+        self.is_late = False  # a checkpoint waits for a loss that has exploded to fall
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Return True every trainer.checkpoint_every_steps, when the run stops, and for a new best evaluation."""
+        """Return True every trainer.checkpoint_every_steps, when the run stops, and for a new best evaluation.
+
+        While the loss has exploded, only the end of the run is due: a resumed run could not recover from such weights.
+        """
         options, state = trainer.config.trainer, trainer.state
         is_best = options.keep_best and state.best_step == state.step
-        return trainer.is_stopping or is_best or trainer.is_due(options.checkpoint_every_steps)
+        is_due = is_best or self.is_late or trainer.is_due(options.checkpoint_every_steps)
+        self.is_late = is_due and state.exploded_in_a_row > 0
+        return trainer.is_stopping or (is_due and not self.is_late)
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
         """Write it, then remove what keep_last and keep_best do not keep."""

@@ -17,6 +17,8 @@ class LoopState:
         step: updates tried.
         num_updates: updates made; skipped ones do not count towards the optimizer's bias correction.
         skipped_in_a_row: updates left out since the last one made.
+        exploded_in_a_row: updates since the last one whose loss had not exploded.
+        recent: loss and gradient norm of the last updates, as many as trainer.spike_window says.
         epoch: passes over the training rows that are complete.
         batch: batches of this epoch that have been used.
         units_seen: what counted in the loss: tokens, or a classifier's texts.
@@ -33,6 +35,8 @@ class LoopState:
     step: int = 0
     num_updates: int = 0
     skipped_in_a_row: int = 0
+    exploded_in_a_row: int = 0
+    recent: list[tuple[float, float]] = field(default_factory=list)
     epoch: int = 0
     batch: int = 0
     units_seen: int = 0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class StepInputs(NamedTuple):
         first_row: the number of this process's first row within the global batch.
         counted_fraction: the sum of `weights`.
         starts: (A, B, T) int32, or None, as in `gpt2x.data.sampling.Inputs`.
+        limits: the largest loss and the largest gradient norm with which the update is made.
     """
 
     ids: np.ndarray
@@ -73,6 +75,7 @@ class StepInputs(NamedTuple):
     first_row: int = 0
     counted_fraction: float = 1.0
     starts: np.ndarray | None = None
+    limits: tuple[float, float] = (math.inf, math.inf)
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Return the inputs of the `index`-th forward and backward pass."""
@@ -87,7 +90,8 @@ class StepInputs(NamedTuple):
 
     def update_scalars(self) -> tuple[Tensor, ...]:
         """Return the scalars of `UpdateFromSums`."""
-        return Tensor(self.counted_fraction, ms.float32), self.loss_scale, *self.scalars
+        limits = (Tensor(limit, ms.float32) for limit in self.limits)
+        return Tensor(self.counted_fraction, ms.float32), self.loss_scale, *limits, *self.scalars
 
 
 BeforeUpdate = Callable[[StepInputs], None]
@@ -99,20 +103,20 @@ class UpdateResult(NamedTuple):
     Attributes:
         loss: unscaled loss of the global batch.
         norm: global norm of the unscaled gradients before clipping.
-        finite: whether the norm was finite; if not, nothing was updated.
+        is_made: whether the norm was finite and both were within their limits; if not, nothing was updated.
         counted_fraction: the fraction of the global batch's targets that counted in the loss.
     """
 
     loss: float
     norm: float
-    finite: bool
+    is_made: bool
     counted_fraction: float
 
     @classmethod
     def from_outputs(cls, outputs: tuple[Tensor, ...]) -> UpdateResult:
         """Copy the outputs of `gpt2x.train.update.Update` to the host."""
-        loss, norm, finite, counted_fraction = (value.asnumpy() for value in outputs)
-        return cls(float(loss), float(norm), bool(finite), float(counted_fraction))
+        loss, norm, is_made, counted_fraction = (value.asnumpy() for value in outputs)
+        return cls(float(loss), float(norm), bool(is_made), float(counted_fraction))
 
 
 class GraphStep(ABC):
@@ -236,5 +240,5 @@ class TrainStep(GraphStep):
 
     def batch_inputs(self, inputs: StepInputs) -> tuple[Tensor | None, ...]:
         """Return the inputs of `UpdateFromBatch`."""
-        counted_fraction, _, *optimizer_scalars = inputs.update_scalars()
-        return *inputs.micro_batch(0), counted_fraction, *optimizer_scalars
+        counted_fraction, _, *others = inputs.update_scalars()  # a micro batch has the loss scale
+        return *inputs.micro_batch(0), counted_fraction, *others

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from gpt2x.checkpoint import Checkpoint
+from gpt2x.checkpoint import Checkpoint, list_checkpoints
 from gpt2x.config.layout import num_micro_batches
 from gpt2x.data.sampling import Batch, batches, num_tokens
 from gpt2x.errors import UserError
@@ -22,12 +22,13 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
 from gpt2x.parallel.replica_batches import ReplicaBatches
 from gpt2x.runtime import clock, heartbeat
-from gpt2x.runtime.console import Progress, console
+from gpt2x.runtime.console import Progress
 from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
 from gpt2x.tracking import Tracker
 from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
+from gpt2x.train.guard import Guard
 from gpt2x.train.hooks import default_hooks, save_checkpoint
 from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
@@ -88,6 +89,8 @@ class Trainer:
         self.last_loss: float | None = None
         self.is_pruned = self.has_evaluated = False  # a job of a sweep that ends early; the last update was evaluated
         self.records = Records(self.run_dir)
+        self.guard = Guard(config, decision.model)
+        self.inputs: StepInputs | None = None  # of the last update
         self.hooks = default_hooks(self, tracker)
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
         self.profile = ProfileWindow(*profile, mesh.rank, config.hardware.is_cpu)
@@ -150,6 +153,7 @@ class Trainer:
                     if hook.is_due(self):
                         heartbeat.does(f"{type(hook).__name__} after update {self.state.step}")
                         hook.run(self, metrics, progress)
+                self.require_converging()
             self.profile.close()
             source.close()
 
@@ -201,9 +205,9 @@ class Trainer:
         Returns:
             Its metrics, and the tokens of the global batch, without padding.
         """
-        state, metrics = self.state, {}
+        state, metrics, limits = self.state, {}, self.guard.limits(self.state)
         rate = self.rate(state.step + 1)
-        inputs = self.step_inputs(batch, rate)
+        self.inputs = inputs = self.step_inputs(batch, rate)._replace(limits=limits)
         if not self.train_step.is_compiled:
             metrics["perf/compile_time_s"] = self.compile(inputs, progress)
         scale = state.loss_scale.scale
@@ -213,16 +217,14 @@ class Trainer:
             metrics |= measured
         else:
             result = self.train_step(inputs)
-        loss, norm, finite, counted_fraction = result
-        if self.nonfinite is not None and not finite and not (math.isfinite(loss) and scale > 1):
+        loss, norm, _, counted_fraction = result
+        is_finite = math.isfinite(norm)
+        if self.nonfinite is not None and not is_finite and not (math.isfinite(loss) and scale > 1):
             self.end_nonfinite(self.nonfinite, inputs, result)
         state.step += 1
         state.units_seen += round(counted_fraction * self.batch_units)
-        state.loss_scale.update(finite)
-        if finite:
-            state.num_updates, state.skipped_in_a_row = state.num_updates + 1, 0
-        else:
-            self.skip(norm, scale)
+        self.guard.count(state, result, limits)
+        state.loss_scale.update(is_finite)
         self.first_loss, self.last_loss = loss if self.first_loss is None else self.first_loss, loss
         metrics["train/loss"] = loss
         if self.task.unit == "token":
@@ -288,21 +290,24 @@ class Trainer:
             f"  its batch: {path}\n  the run before it, which repeats it: resume={folder}"
         )
 
-    def skip(self, norm: float, scale: float) -> None:
-        """Say that an update was left out.
+    def require_converging(self) -> None:
+        """Keep the inputs of the last update if the run has diverged.
 
         Raises:
-            UserError: more than trainer.max_skipped_steps in a row were.
+            UserError: it has.
         """
-        self.state.skipped_in_a_row += 1
-        console.warn(f"step {self.state.step}: gradient norm {norm} at loss scale {scale:g}, update skipped")
-        limit = self.config.trainer.max_skipped_steps
-        if self.state.skipped_in_a_row > limit:
-            raise UserError(
-                f"trainer.max_skipped_steps={limit}: {self.state.skipped_in_a_row} updates in a row had non-finite "
-                "gradients, so the run has diverged. Lower optimizer.learning_rate="
-                f"{self.config.optimizer.learning_rate}."
-            )
+        reason = self.guard.divergence(self.state)
+        if reason is None:
+            return
+        assert self.inputs is not None
+        path = save_inputs(self.run_dir, self.state.step, self.mesh.rank, self.inputs)
+        saved = list_checkpoints(self.run_dir)
+        before = f"\n  the newest checkpoint before: resume={saved[-1]}" if saved else ""
+        rate = self.config.optimizer.learning_rate
+        raise UserError(
+            f"{reason}. Lower optimizer.learning_rate={rate}; with the same one a resumed run diverges again.\n"
+            f"  the last batch: {path}{before}"
+        )
 
 
 def dropout_key(seed: int, step: int) -> int:

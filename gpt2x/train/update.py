@@ -61,7 +61,8 @@ class Gradients(nn.Cell):
 class Update(nn.Cell):
     """Gradient reduction over the processes, clipping, the guard and the optimizer.
 
-    If the global gradient norm is not finite, parameters and optimizer states stay as they are, bit for bit.
+    If the global gradient norm is not finite, or the loss or the norm is above its limit, parameters and optimizer
+    states stay as they are, bit for bit.
 
     Args:
         optimizer: updates its parameters in place.
@@ -74,7 +75,7 @@ class Update(nn.Cell):
         self.optimizer, self.reduction, self.grad_clip = optimizer, reduction, grad_clip
         self.for_each, self.square_sum = ops.HyperMap(), optimizer.backend.square_sum()
 
-    def construct(self, gradients, loss, counted_fraction, loss_scale, optimizer_scalars):
+    def construct(self, gradients, loss, counted_fraction, loss_scale, loss_limit, norm_limit, optimizer_scalars):
         """Reduce, clip and update.
 
         Args:
@@ -82,10 +83,12 @@ class Update(nn.Cell):
             loss: fp32 scalar, multiplied by the loss scale.
             counted_fraction: fp32 scalar, the sum of the loss weights of this process's rows.
             loss_scale: fp32 scalar.
+            loss_limit: fp32 scalar, the largest unscaled loss with which the update is made.
+            norm_limit: fp32 scalar, the largest norm with which it is made.
             optimizer_scalars: what `Optimizer.scalars` returns.
 
         Returns:
-            Unscaled loss, global norm of the unscaled gradients before clipping, whether the norm was finite, and the
+            Unscaled loss, global norm of the unscaled gradients before clipping, whether the update was made, and the
             counted fraction of the global batch.
         """
         if self.reduction is None:
@@ -94,12 +97,14 @@ class Update(nn.Cell):
             gradients, squares, loss, counted_fraction = self.reduction(gradients, loss, counted_fraction)
         scale = loss_scale * counted_fraction
         norm = ops.sqrt(squares) / scale
-        finite = ops.isfinite(norm)
+        loss = loss / scale
+        is_spike = ops.logical_or(loss > loss_limit, norm > norm_limit)
+        is_made = ops.logical_and(ops.isfinite(norm), ops.logical_not(is_spike))
         factor = 1.0 / scale
         if self.grad_clip is not None:
             factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
-        self.optimizer(gradients, factor, finite, optimizer_scalars)  # which changes nothing unless `finite`
-        return loss / scale, norm, finite, counted_fraction
+        self.optimizer(gradients, factor, is_made, optimizer_scalars)  # which changes nothing unless `is_made`
+        return loss, norm, is_made, counted_fraction
 
 
 class GradientSums(nn.Cell):
@@ -165,10 +170,12 @@ class UpdateFromSums(nn.Cell):
         super().__init__(auto_prefix=False)
         self.update, self.sums, self.for_each = update, sums, ops.HyperMap()
 
-    def construct(self, counted_fraction, loss_scale, *optimizer_scalars):
+    def construct(self, counted_fraction, loss_scale, loss_limit, norm_limit, *optimizer_scalars):
         """-> as `Update`."""
         loss = self.sums.loss + 0.0
-        outputs = self.update(self.sums.gradients, loss, counted_fraction, loss_scale, optimizer_scalars)
+        outputs = self.update(
+            self.sums.gradients, loss, counted_fraction, loss_scale, loss_limit, norm_limit, optimizer_scalars
+        )
         self.for_each(clear, self.sums.gradients)
         ops.assign(self.sums.loss, Tensor(0.0, ms.float32))
         return outputs
@@ -181,7 +188,10 @@ class UpdateFromBatch(nn.Cell):
         super().__init__(auto_prefix=False)
         self.gradients, self.update = gradients, update
 
-    def construct(self, ids, weights, starts, key, first_row, loss_scale, counted_fraction, *optimizer_scalars):
+    def construct(
+        self, ids, weights, starts, key, first_row, loss_scale, counted_fraction, loss_limit, norm_limit,
+        *optimizer_scalars,
+    ):  # fmt: skip
         """-> as `Update`."""
         loss, gradients = self.gradients(ids, weights, starts, key, first_row, loss_scale)
-        return self.update(gradients, loss, counted_fraction, loss_scale, optimizer_scalars)
+        return self.update(gradients, loss, counted_fraction, loss_scale, loss_limit, norm_limit, optimizer_scalars)

@@ -16,6 +16,14 @@ def test_a_layout_equals_one_process(layout_runs, job):
     check_equal(layout_runs.of(job), layout_runs.of(REFERENCES[job]), step=STEPS)
 
 
+@pytest.mark.parametrize("job", each(["spikes in pp2"]))
+def test_stages_leave_out_the_same_spikes(layout_runs, job):
+    run_dir = layout_runs.of(job)
+    check_equal(run_dir, layout_runs.of(REFERENCES[job]), step=2 * STEPS)
+    states = [saved(path, 2 * STEPS).loop_state for path in (run_dir, layout_runs.of(REFERENCES[job]))]
+    assert states[0]["num_updates"] == states[1]["num_updates"] < 2 * STEPS
+
+
 @pytest.mark.parametrize("job", [*each(["fp16 in dp2"], exhaustive), *each(["fp16 in tp2_pp2", "fp16 in dp2_zero3"])])
 def test_fp16_skips_the_same_updates(layout_runs, job):
     single, run_dir = layout_runs.of(REFERENCES[job]), layout_runs.of(job)

@@ -156,6 +156,9 @@ MEASURED_EXHAUSTIVE = [
 variant("fp16 in tp2_pp2", "fp16", 4, "parallel=tp2_pp2")
 variant("fp16 in dp2", "fp16", 2, "parallel=dp2")
 variant("fp16 in dp2_zero3", "fp16", 2, "parallel=dp2_zero3")
+# of two stages only the last has the loss, and both leave out the same updates
+add("spikes", 1, *TINY, "trainer.spike_window=2", "trainer.spike_sigma=0.2", f"trainer.max_steps={2 * STEPS}")
+variant("spikes in pp2", "spikes", 2, "parallel=pp2")
 
 
 # ---- the same weights validated: an update by a rate that changes none of their bits
