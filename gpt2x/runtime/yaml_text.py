@@ -1,4 +1,4 @@
-"""YAML that users bring, within limits: an alias counts as often as it occurs, since whoever walks the value does so."""
+"""YAML that users bring, within limits: an alias counts as often as it occurs, since a walk over the value does so."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from gpt2x.tracking.mlflow_sync import sync
 from gpt2x.tracking.trackers.mlflow import MlflowTracker
 from tests.commands import sync as main
 
-
 CPU_USE = "system/cpu_utilization_percentage"
 
 
