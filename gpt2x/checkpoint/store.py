@@ -33,6 +33,7 @@ from gpt2x.checkpoint.manifest import (
 )
 from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, StoredTensor, open_safetensors
 from gpt2x.errors import UserError
+from gpt2x.runtime.console import console
 from gpt2x.runtime.json_text import decoded
 
 STEP_NAME = re.compile(r"step_(\d+)")
@@ -213,11 +214,18 @@ def prune(run_dir: Path | str, keep_last: int, best: int | None = None) -> list[
         raise UserError(
             f"trainer.keep_last={keep_last} is below 1, but a run keeps its last checkpoint. Give 1 or more."
         )
-    removed = [path for path in list_checkpoints(run_dir)[:-keep_last] if path.name != f"step_{best}"]
-    for path in removed:
+    removed = []
+    for path in list_checkpoints(run_dir)[:-keep_last]:
+        if path.name == f"step_{best}":
+            continue
         hidden = path.with_name(f".{path.name}.old")  # renamed first, so that no reader opens half a checkpoint
         shutil.rmtree(hidden, ignore_errors=True)
-        path.rename(hidden)
+        try:
+            path.rename(hidden)
+        except OSError as error:  # the next call tries again
+            console.warn(f"{path} cannot be removed ({error.strerror or error})")
+        else:
+            removed.append(path)
     for remains in (Path(run_dir) / "checkpoints").glob(".step_*"):
         shutil.rmtree(remains, ignore_errors=True)
     return removed

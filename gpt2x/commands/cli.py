@@ -29,6 +29,7 @@ OTHERS = {  # modules with a `main`
     "doctor": "check this machine, from versions to a short training run, and write a report",
     "compare": "runs, a sweep or an experiment side by side, on the terminal and as a report",
     "harness": "run tasks of lm-evaluation-harness on a trained model",
+    "report": "draw the losses of a training run again, and write its report",
     "sync": "send to MLflow what it lacks of finished runs",
 }
 COMMANDS = CONFIGURED | OTHERS

@@ -24,7 +24,7 @@ from gpt2x.runtime import clock, heartbeat, launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.interrupt import deliver_interrupts
-from gpt2x.runtime.jobs import typed_command, write_command
+from gpt2x.runtime.jobs import COMMAND, typed_command, write_command
 from gpt2x.runtime.role import Role
 from gpt2x.runtime.run_log import RUN_LOG, run_log
 
@@ -211,7 +211,11 @@ def open_run_dir(name: str, decision: Decision, hydra_dir: Path) -> None:
         remove_empty(hydra_dir)
     command(name).open_run_dir(decision)
     if name in LOGGED and decision.config.launch.node_rank == 0:
-        write_command(decision.run_dir, typed_command())
+        try:
+            write_command(decision.run_dir, typed_command())
+        except OSError as error:
+            path = decision.run_dir / COMMAND
+            console.warn(f"{path} cannot be written ({error.strerror or error}); the run continues")
     open_log(name, decision, typed_command())
 
 

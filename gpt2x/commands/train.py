@@ -113,7 +113,10 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
     run_dir, state = trainer.run_dir, trainer.state
     references = {baseline.name: baseline.loss} if baseline else {}
     title = f"{trainer.decision.model.name} on {trainer.config.dataset.name}"
-    plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
+    try:
+        plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title, references, trainer.task.unit)
+    except (OSError, ValueError) as error:  # a full disk does not undo a training
+        console.warn(f"no loss.png of this run ({error}). Later: gpt2x report {run_dir}")
     report_run(run_dir)
     metric, patience = trainer.config.trainer.best_metric, trainer.config.trainer.early_stopping_patience
     if trainer.has_stopped_early:

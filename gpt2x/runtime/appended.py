@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
 from threading import Lock
@@ -74,12 +75,14 @@ class Appended:
                 sync(self.path.parent)
         except OSError as error:
             with self._lock:
-                os.ftruncate(descriptor, self._before)
-                self._written = 0
+                with suppress(OSError):  # the disk is gone; nothing is written twice
+                    os.ftruncate(descriptor, self._before)
+                    self._written = 0
                 self._fail(error)
             return False
         finally:
-            os.close(descriptor)
+            with suppress(OSError):  # the fsync has said whether all is on the disk
+                os.close(descriptor)
         with self._lock:
             self._has_name, self._has_failed = True, False
             self._before += length
@@ -115,7 +118,10 @@ class Appended:
         """Close the file; a later `append` opens it again."""
         with self._lock:
             if self._descriptor is not None:
-                os.close(self._descriptor)
+                try:
+                    os.close(self._descriptor)
+                except OSError as error:
+                    self._fail(error)
             self._reset()
 
     @property

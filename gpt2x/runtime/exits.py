@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
@@ -18,6 +19,18 @@ from gpt2x.runtime.heartbeat import register_stacks
 from gpt2x.runtime.interrupt import Terminated
 from gpt2x.runtime.processes import say_done
 from gpt2x.runtime.run_log import run_log
+
+# errors of the file system that are no faults of the program, and what to do
+DISK = {
+    errno.ENOSPC: "Free space, or give a different directory.",
+    errno.EDQUOT: "Free space, or give a different directory.",
+    errno.EROFS: "Give a directory that can be written.",
+    errno.EACCES: "Change its permissions, or give a different directory.",
+    errno.EPERM: "Change its permissions, or give a different directory.",
+    errno.EIO: "Look at the disk and its file system (dmesg).",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENFILE: "Raise the limit of open files (sysctl fs.file-max).",
+}
 
 
 def guarded(job: Callable[[], Any]) -> int:
@@ -39,6 +52,12 @@ def guarded(job: Callable[[], Any]) -> int:
         is_terminated = isinstance(interrupt, Terminated)
         stderr.notice("terminated" if is_terminated else "interrupted")
         return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
+    except OSError as error:
+        if error.errno not in DISK or error.filename is None:
+            run_log.write(traceback.format_exc())
+            raise
+        show_error(f"{error.filename}: {error.strerror}. {DISK[error.errno]}")
+        return 2
     except Exception:
         run_log.write(traceback.format_exc())
         raise

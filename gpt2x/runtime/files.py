@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from gpt2x.errors import UserError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 Agree = Callable[[bool], bool]  # collective: True if every process of the group passes True; also a barrier
 
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """Yield a file beside `target`, which becomes `target` when the block ends without an error; it is not synced."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    """Yield a file beside `target`, which becomes `target` when the block ends without an error.
+
+    Its content is on the disk (fsync) before, so that a loss of power leaves the old or the new file. What processes of
+    this machine left that were killed meanwhile is removed.
+
+    Raises:
+        OSError: with the name of `target`; what was there before is unchanged.
+    """
+    stem = f".{target.name}.{socket.gethostname()}-"
+    part = target.with_name(f"{stem}{os.getpid()}.part")
+    for name in os.listdir(target.parent) if target.parent.is_dir() else ():
+        if name.startswith(stem) and not _is_written(name[len(stem) :].removesuffix(".part")):
+            target.with_name(name).unlink(missing_ok=True)
     try:
         yield part
+        sync(part)
         os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(target)
         raise
+
+
+def _is_written(pid: str) -> bool:
+    """Return whether a process of this machine may still write its file."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, OSError):
+        return True
+    return True
 
 
 def write_durably(target: Path, content: bytes) -> None:
@@ -34,7 +63,6 @@ def write_durably(target: Path, content: bytes) -> None:
     """
     with replaced(target) as part:
         part.write_bytes(content)
-        sync(part)
     sync(target.parent)
 
 
@@ -71,8 +99,8 @@ def new_directory(
 ) -> Iterator[Path]:
     """Yield an empty sibling of `target`, which is renamed to `target` when the block ends without an error.
 
-    Every file and directory is synced before the rename. An existing directory with files is moved aside first and
-    deleted last, so that one complete copy exists at every moment.
+    Every file and directory is synced before the rename. An existing directory with files changes places with the new
+    one in one step, and is deleted last. Where the file system cannot do that, it is moved aside before.
 
     Args:
         target: the directory that will be complete.
@@ -118,10 +146,18 @@ def _put_in_place(temporary: Path, target: Path, aside: Path, keep: Callable[[],
     except OSError:  # `target` is a directory with files
         if not target.is_dir():
             raise
-        if not keep():
+        if not keep() and not exchanged(temporary, target):
             target.rename(aside)
             temporary.rename(target)
     sync(target.parent)
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; return False if the file system cannot (renameat2(2), RENAME_EXCHANGE)."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "renameat2"):
+        return False
+    return libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 def _settle(aside: Path, target: Path) -> None:

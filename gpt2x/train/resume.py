@@ -167,8 +167,8 @@ def copy_history(resumption: Resumption) -> None:
     state = resumption.saved.loop_state
     try:
         cut = jsonl.cut_at(source.read_bytes(), state["step"], state.get(RECORDS, {}).get(METRICS))
-        if target.exists():
-            set_aside(target, target.read_bytes())
+        if target.exists() and (content := target.read_bytes()) != cut.kept:
+            set_aside(target, content)
         write_durably(target, cut.kept)
     except OSError as error:
         raise UserError(

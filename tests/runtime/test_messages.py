@@ -62,6 +62,7 @@ OTHER_MISTAKES = {
     "doctor": [["--hardware", "gpu"], ["--processes", "3"], ["--nonsense"]],
     "compare": [[], ["/nowhere"], ["--nonsense"], ["x", "--out", "y.pdf"]],
     "harness": [[], ["--load", "x", "--tasks", "y", "--limit", "many"], ["--nonsense"]],
+    "report": [[], ["/nowhere"], ["--nonsense"]],
     "sync": [[], ["/nowhere"], ["--nonsense"]],
 }
 LINES = [
