@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +21,7 @@ from gpt2x.config.options import SCHEMAS
 from gpt2x.errors import UserError
 
 environment.register()
+MISSING = "???"  # of a key that has no value, in OmegaConf
 VALIDATIONS: dict[str, Callable[[Any], None]] = {
     "train": rules.validate_train,
     "evaluate": rules.validate_evaluate,
@@ -51,13 +53,15 @@ def to_typed(name: str, values: Any) -> Any:
     try:
         container: Any = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
         container = changed(container, SCHEMAS[name], as_meant)
+        is_composed = OmegaConf.is_config(values)  # only then a key may lack its value
+        container = changed(container, SCHEMAS[name], lambda _, v: v if is_composed and v == MISSING else literal(v))
         typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), escaped(container))
     except OmegaConfBaseException as error:  # references, and `+model.foo=1`, come here
         raise UserError(message_of(error, SCHEMAS[name])) from None
     missing = sorted(OmegaConf.missing_keys(typed))
     if missing:
         raise UserError(f"{missing[0]} has no value; give {missing[0]}=VALUE (missing: {', '.join(missing)}).")
-    config = OmegaConf.to_object(typed)
+    config: Any = restored(OmegaConf.to_object(typed))
     VALIDATIONS[name](config)
     return config
 
@@ -75,16 +79,51 @@ def as_meant(leaf: Leaf, value: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """Return a typed configuration as YAML, which `load_config` reads."""
-    return str(OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))))
+    return str(yaml.dump(escaped(literal(asdict(config))), Dumper=_Dumper, allow_unicode=True, sort_keys=False))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts so that OmegaConf reads texts again: quoted if they look like numbers, escaped if a YAML reader
+    would change their ends of lines.
+    """
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        is_number = re.fullmatch(r"[-+]?[\d_.]+([eE][-+]?\d+)?", text, re.ASCII)
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else "'" if is_number else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return True: a list that is there twice is written twice."""
+        return True
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def escaped(value: Any) -> Any:
     """Return values whose texts OmegaConf reads as they are: ${ in them begins no reference."""
+    return _with_texts(value, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
+
+
+def literal(value: Any) -> Any:
+    """Return values in which OmegaConf misses none: a text ??? gets a backslash, and one that has some, another."""
+    return _with_texts(value, lambda text: f"\\{text}" if re.fullmatch(r"\\*\?{3}", text) else text)
+
+
+def restored(value: Any) -> Any:
+    """Return the values, or the dataclass with them, from which `literal` was made."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: restored(getattr(value, one.name)) for one in fields(value)})
+    return _with_texts(value, lambda text: text[1:] if re.fullmatch(r"\\+\?{3}", text) else text)
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {key: escaped(one) for key, one in value.items()}
+        return {key: _with_texts(one, change) for key, one in value.items()}
     if isinstance(value, list):
-        return [escaped(one) for one in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+        return [_with_texts(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def load_config(name: str, path: Path) -> Any:
@@ -100,4 +139,4 @@ def load_config(name: str, path: Path) -> Any:
         parent, _, last = key.rpartition(".")
         if (group := OmegaConf.select(values, parent)) is not None:
             group.pop(last, None)
-    return to_typed(name, values)
+    return to_typed(name, restored(OmegaConf.to_container(values, resolve=True)))

@@ -29,7 +29,7 @@ MAX_THREADS = 8
 
 
 class DamagedError(Exception):
-    """A directory cannot be used; the message names the file and the cause."""
+    """A file or a directory cannot be used; the message names it and the cause."""
 
 
 def digest_of(facts: list[Any]) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 
 from gpt2x.compatibility import Entry, Format, Use
 from gpt2x.config import DatasetConfig
+from gpt2x.data.cache import DamagedError
+from gpt2x.data.record_structure import check_structure
 from gpt2x.errors import UserError
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
@@ -217,6 +219,10 @@ def scan_rows(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:
                 raise UserError(
                     f"{records.key}: {part} is missing. A MindRecord file and its .db index belong together."
                 )
+        try:
+            check_structure(file)
+        except DamagedError as error:
+            raise UserError(f"{records.key} cannot be read as MindRecord: {error}. {PREPARE_AGAIN}") from error
     try:
         return _scan(records, fault_of)
     except RuntimeError as error:
