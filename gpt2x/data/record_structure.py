@@ -85,36 +85,36 @@ def check_structure(file: Path) -> None:
 
 
 def _read_header(descriptor: int, file: Path) -> Header:
-    def require(holds: bool, what: str) -> None:
+    def expect(holds: bool, what: str) -> None:
         if not holds:
             raise DamagedError(f"{file} is damaged: {what}")
 
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
-    require(0 < length <= min(size - LENGTH_BYTES, MAX_BYTES), f"its header has {length:,} bytes of {size:,}")
+    expect(0 < length <= min(size - LENGTH_BYTES, MAX_BYTES), f"its header has {length:,} bytes of {size:,}")
     try:
         header = json.loads(os.pread(descriptor, length, LENGTH_BYTES).decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise DamagedError(f"{file} is damaged: its header is not JSON") from None
-    require(_is_header(header), "its header has other keys or types")
+    expect(_is_header(header), "its header has other keys or types")
     pages, header_size, page_size = header["page"], header["header_size"], header["page_size"]
-    require(LENGTH_BYTES + length <= header_size <= MAX_BYTES and 0 < page_size <= MAX_BYTES, "the sizes of its pages")
+    expect(LENGTH_BYTES + length <= header_size <= MAX_BYTES and 0 < page_size <= MAX_BYTES, "the sizes of its pages")
     types: list[str] = []
     rows: list[range] = []
     num_rows = 0
     for page in pages:
         numbers = page["page_id"], page["page_type_id"]
-        require(numbers == (len(types), types.count(page["page_type"])), "the numbers of its pages")
-        require(page["page_size"] <= page_size, "the size of a page")
+        expect(numbers == (len(types), types.count(page["page_type"])), "the numbers of its pages")
+        expect(page["page_size"] <= page_size, "the size of a page")
         start, stop = page["start_row_id"], page["end_row_id"]
         if page["page_type"] == "BLOB_DATA":
-            require(num_rows == start <= stop, "the rows of its pages")
+            expect(num_rows == start <= stop, "the rows of its pages")
             num_rows = stop
         rows.append(range(start, stop))
-        require(all(group["offset"] <= page["page_size"] for group in page["row_group_ids"]), "the groups of a page")
+        expect(all(group["offset"] <= page["page_size"] for group in page["row_group_ids"]), "the groups of a page")
         types.append(page["page_type"])
     end = header_size + page_size * (len(pages) - 1) + pages[-1]["page_size"] if pages else header_size
-    require(size >= end, f"it has {size:,} bytes, and its pages end at {end:,}")
+    expect(size >= end, f"it has {size:,} bytes, and its pages end at {end:,}")
     columns = header["schema"][0]["schema"]
     return Header(
         header_size, page_size, types, rows, [columns[name]["type"] for name in header["schema"][0]["blob_fields"]]
