@@ -3,7 +3,8 @@
 A logical tensor has Hugging Face's name and layout. Several ranks may write slices of it, and any layout reads boxes
 of it back. A checkpoint exists completely or not at all: it is written under a hidden name and renamed at the end.
 
-- `write`: `save`. Each rank writes its slices, rank 0 the rest, and the manifest.
+- `write`: the files. Each rank writes its slices, rank 0 the rest, and the manifest. `save` does so in one process.
+- `writer`: `CheckpointWriter`, which writes the checkpoints of a run beside training, on all ranks.
 - `manifest`: the manifest, read within limits and checked; whether slices cover a tensor.
 - `store`: `Checkpoint`, opened and verified; `list_checkpoints` and `prune` of a run.
 - `tensors`: tensors that stay in their file until a box of them is read; safetensors files, read and written.
@@ -12,7 +13,11 @@ of it back. A checkpoint exists completely or not at all: it is written under a 
 """
 
 from gpt2x.checkpoint.files import require_writable
-from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint, prune
-from gpt2x.checkpoint.write import Sliced, save
+from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint, prune, recover
+from gpt2x.checkpoint.write import Content, Sliced, save
+from gpt2x.checkpoint.writer import CheckpointWriter
 
-__all__ = ["Checkpoint", "Sliced", "list_checkpoints", "open_checkpoint", "prune", "require_writable", "save"]
+__all__ = [
+    "Checkpoint", "CheckpointWriter", "Content", "Sliced", "list_checkpoints", "open_checkpoint", "prune", "recover",
+    "require_writable", "save",
+]  # fmt: skip

@@ -20,8 +20,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_writable(directory: Path) -> None:
-    """Create `directory` and write a file in it, so that a run fails now and not at its first checkpoint.
+def require_writable(directory: Path, key: str = "paths.outputs") -> None:
+    """Create `directory`, which `key` names, and write a file in it: a run fails now and not at its first checkpoint.
 
     Raises:
         UserError: the directory cannot be created or written.
@@ -34,5 +34,5 @@ def require_writable(directory: Path) -> None:
     except OSError as error:
         raise UserError(
             f"output directory {directory} is not writable ({error.strerror or error}). "
-            "Give a different one with paths.outputs=DIRECTORY, or change its permissions."
+            f"Give a different one with {key}=DIRECTORY, or change its permissions."
         ) from error

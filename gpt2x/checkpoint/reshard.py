@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gpt2x.checkpoint.store import Checkpoint
 from gpt2x.checkpoint.tensors import LazyTensors
-from gpt2x.checkpoint.write import Sliced, complete, save, write_slices
+from gpt2x.checkpoint.write import Content, Sliced, complete, read_indexes, save, write_slices
 from gpt2x.config import ModelConfig, ParallelConfig
 from gpt2x.config.layout import Coordinates, padded_for, validate_layout, validate_parallel, world_size
 from gpt2x.errors import UserError
@@ -29,11 +29,7 @@ def merge(source: Checkpoint, target: Path) -> None:
     save(
         target,
         tensors={group: {name: lazy.box(name) for name in lazy} for group, lazy in tensors.items()},
-        model=source.model,
-        run_config=source.run_config,
-        loop_state=source.loop_state,
-        tokenizer_dir_writer=_tokenizer_writer(source),
-        special_ids=source.special_ids,
+        **vars(_content(source)),
     )
 
 
@@ -54,15 +50,7 @@ def reshard(source: Checkpoint, target: Path, parallel: ParallelConfig) -> None:
             coordinates = Coordinates(parallel, rank)
             tensors = {group: owned_slices(source.tensors(group), model, coordinates) for group in source.groups()}
             write_slices(folder, tensors, rank, size)
-        complete(
-            folder,
-            size,
-            source.model,
-            source.run_config,
-            source.loop_state,
-            _tokenizer_writer(source),
-            source.special_ids,
-        )
+        complete(folder, read_indexes(folder, size), _content(source))
 
 
 def owned_slices(tensors: LazyTensors, model: ModelConfig, coordinates: Coordinates) -> dict[str, Sliced]:
@@ -109,8 +97,9 @@ def require_new(target: Path) -> None:
         raise UserError(f"{target} exists. Nothing was written; give a directory that does not exist.")
 
 
-def _tokenizer_writer(source: Checkpoint) -> Callable[[Path], object] | None:
+def _content(source: Checkpoint) -> Content:
     tokenizer_dir = source.tokenizer_dir
-    if tokenizer_dir is None:
-        return None
-    return lambda folder: shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    writer = None
+    if tokenizer_dir is not None:
+        writer = partial(shutil.copytree, tokenizer_dir, dirs_exist_ok=True)
+    return Content(source.model, source.run_config, source.loop_state, writer, source.special_ids)

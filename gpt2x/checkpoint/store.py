@@ -202,20 +202,33 @@ def list_checkpoints(run_dir: Path | str) -> list[Path]:
     return complete
 
 
-def prune(run_dir: Path | str, keep_last: int, best: int | None = None) -> list[Path]:
-    """Delete all complete checkpoints except the last `keep_last` and the one of step `best`; return the deleted ones.
+def prune(run_dir: Path | str, keep_last: int, best: int | None = None, newest: int | None = None) -> list[Path]:
+    """Delete complete checkpoints except the last `keep_last` and the one of step `best`; return the deleted ones.
 
     Remains of interrupted writes are deleted as well, so only the process that writes may call this.
 
+    Args:
+        run_dir: of the run.
+        keep_last: how many stay.
+        best: a step whose checkpoint stays.
+        newest: the step that was written last. Later ones, which a run that continues from an earlier checkpoint has
+            not reached again, are not counted and stay; nothing is deleted unless the newest is complete.
+
     Raises:
         UserError: `keep_last` is below 1.
+        OSError: the directory cannot be changed.
     """
     if keep_last < 1:
         raise UserError(
             f"trainer.keep_last={keep_last} is below 1, but a run keeps its last checkpoint. Give 1 or more."
         )
+    recover(run_dir)
+    complete = list_checkpoints(run_dir)
+    if newest is not None:
+        names = [path.name for path in complete]
+        complete = complete[: names.index(f"step_{newest}") + 1] if f"step_{newest}" in names else []
     removed = []
-    for path in list_checkpoints(run_dir)[:-keep_last]:
+    for path in complete[:-keep_last]:
         if path.name == f"step_{best}":
             continue
         hidden = path.with_name(f".{path.name}.old")  # renamed first, so that no reader opens half a checkpoint
@@ -229,6 +242,20 @@ def prune(run_dir: Path | str, keep_last: int, best: int | None = None) -> list[
     for remains in (Path(run_dir) / "checkpoints").glob(".step_*"):
         shutil.rmtree(remains, ignore_errors=True)
     return removed
+
+
+def recover(run_dir: Path | str) -> None:
+    """Give a checkpoint its name back that a crash left moved aside, before its successor was in place.
+
+    Only the process that writes may call this.
+
+    Raises:
+        OSError: the directory cannot be changed.
+    """
+    for aside in (Path(run_dir) / "checkpoints").glob(".step_*.old-*"):
+        path = aside.with_name(aside.name[1:].partition(".")[0])
+        if not path.exists() and (aside / MANIFEST).is_file():
+            aside.rename(path)
 
 
 def _step_directories(run_dir: Path) -> list[Path]:

@@ -1,9 +1,9 @@
-"""Write checkpoints: each rank writes its slices, rank 0 the rest, with the manifest last."""
+"""The files of a checkpoint: each rank writes its slices, rank 0 the rest, with the manifest last."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -15,8 +15,7 @@ from gpt2x.checkpoint.files import sha256
 from gpt2x.checkpoint.manifest import FORMAT, MANIFEST, VERSION, coverage_fault, plain, seal
 from gpt2x.checkpoint.tensors import Shape, Values, write_safetensors
 from gpt2x.config import ModelConfig
-from gpt2x.errors import UserError
-from gpt2x.runtime.files import Agree, new_directory, together
+from gpt2x.runtime.files import new_directory, replaced
 from gpt2x.runtime.json_text import encoded
 
 FILE_BYTES = 1 << 31  # a larger file is split, between tensors
@@ -35,6 +34,25 @@ Slice = dict[str, Any]  # file, start, shape, key
 Index = dict[str, dict[str, Any]]  # name -> shape, dtype, slices
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds beside its tensors.
+
+    Attributes:
+        model: the model's configuration, with `vocab_size` set.
+        run_config: the resolved configuration as plain data.
+        loop_state: plain data. Floats are read back bit for bit (Python writes the shortest text that allows it).
+        tokenizer_dir_writer: writes the tokenizer's files into the (existing) directory that is its argument.
+        special_ids: the model's BOS, EOS and PAD as plain data; None if they are the tokenizer's.
+    """
+
+    model: ModelConfig
+    run_config: dict[str, Any]
+    loop_state: dict[str, Any]
+    tokenizer_dir_writer: Callable[[Path], object] | None
+    special_ids: dict[str, Any] | None = None
+
+
 def save(
     directory: Path,
     *,
@@ -44,47 +62,34 @@ def save(
     loop_state: dict[str, Any],
     tokenizer_dir_writer: Callable[[Path], object] | None,
     special_ids: dict[str, Any] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    agree: Agree = lambda is_well: is_well,
 ) -> None:
-    """Write a checkpoint, completely or not at all.
-
-    Every rank calls this. It returns when the checkpoint has its final name.
+    """Write a checkpoint from one process, completely or not at all; runs have `gpt2x.checkpoint.writer`.
 
     Args:
-        directory: the checkpoint, such as `RUN/checkpoints/step_100`; one that exists is replaced at the end. All
-            ranks must see the same file system.
-        tensors: group -> name -> values, whole or as a `Sliced`, in numpy dtypes. A rank leaves out tensors of which
-            it writes nothing. Exactly one rank writes each box of a tensor.
-        model: the model's configuration, with `vocab_size` set. Of this and of the next four, rank 0's are used.
-        run_config: the resolved configuration as plain data.
-        loop_state: plain data. Floats are read back bit for bit (Python writes the shortest text that allows it).
-        tokenizer_dir_writer: writes the tokenizer's files into the (existing) directory that is its argument.
-        special_ids: the model's BOS, EOS and PAD as plain data; None if they are the tokenizer's.
-        rank: this process' rank.
-        world_size: number of processes.
-        agree: a collective and barrier that returns whether `is_well` is true on every rank.
+        directory: the checkpoint, such as `RUN/checkpoints/step_100`; one that exists is replaced at the end.
+        tensors: group -> name -> values, whole or as a `Sliced`, in numpy dtypes.
+        model: this and the others: see `Content`.
+        run_config: see `Content`.
+        loop_state: see `Content`.
+        tokenizer_dir_writer: see `Content`.
+        special_ids: see `Content`.
 
     Raises:
-        UserError: this rank or a different one cannot write. The files that existed before are unchanged.
+        UserError: it cannot be written. The files that existed before are unchanged.
         ValueError: slices overlap, or do not cover their tensor.
     """
-    with new_directory(directory, rank=rank, agree=None if world_size == 1 else agree) as temporary:
-        with together(agree, directory):
-            write_slices(temporary, tensors, rank, world_size)
-        if rank == 0:
-            complete(temporary, world_size, model, run_config, loop_state, tokenizer_dir_writer, special_ids)
+    with new_directory(directory) as temporary:
+        write_slices(temporary, tensors, 0, 1)
+        content = Content(model, run_config, loop_state, tokenizer_dir_writer, special_ids)
+        complete(temporary, read_indexes(temporary, 1), content)
 
 
 def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> None:
-    """Write a rank's files, GROUP.safetensors or GROUP-00002-of-00008.safetensors, and an index of their slices.
+    """Write a rank's files, GROUP.safetensors or GROUP-00002-of-00008.safetensors, then an index of their slices.
 
     Raises:
         OSError: they cannot be written.
-        UserError: the folder, which rank 0 has created, does not exist here.
     """
-    _require(folder)
     groups: dict[str, Index] = {}
     hashes: dict[str, str] = {}
     for group, entries in tensors.items():
@@ -98,7 +103,8 @@ def write_slices(folder: Path, tensors: Tensors, rank: int, world_size: int) -> 
             for key in keys:
                 slices[key]["file"] = file
     content = json.dumps({"groups": groups, "hashes": hashes})
-    _index_path(folder, rank, world_size).write_text(content, encoding="utf-8")
+    with replaced(_index_path(folder, rank, world_size)) as index:
+        index.write_text(content, encoding="utf-8")
 
 
 def _index_of(entries: Mapping[str, Values | Sliced]) -> tuple[Index, dict[str, Values], dict[str, Slice]]:
@@ -121,35 +127,47 @@ def _index_of(entries: Mapping[str, Values | Sliced]) -> tuple[Index, dict[str, 
     return index, boxes, slices
 
 
-def complete(
-    folder: Path,
-    world_size: int,
-    model: ModelConfig,
-    run_config: dict[str, Any],
-    loop_state: dict[str, Any],
-    tokenizer_dir_writer: Callable[[Path], object] | None,
-    special_ids: dict[str, Any] | None,
-) -> None:
-    """Write everything but tensors, and merge the indexes of all ranks into the manifest.
+def missing_indexes(folder: Path, world_size: int) -> list[Path]:
+    """Return the indexes of the ranks that have not written all of their slices yet, as seen here."""
+    paths = (_index_path(folder, rank, world_size) for rank in range(world_size))
+    return [path for path in paths if not path.exists()]
+
+
+def read_indexes(folder: Path, world_size: int) -> dict[Path, dict[str, Any]]:
+    """Return the index of each rank, by its file, in the order of ranks.
 
     Raises:
-        UserError: a rank's index does not exist here.
+        OSError: one cannot be read.
+    """
+    paths = (_index_path(folder, rank, world_size) for rank in range(world_size))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def complete(folder: Path, indexes: Mapping[Path, dict[str, Any]], content: Content) -> None:
+    """Write everything but tensors, merge the indexes of all ranks into the manifest, and delete their files.
+
+    After an error it may be called again.
+
+    Raises:
+        OSError: something cannot be written.
         ValueError: slices overlap, or do not cover their tensor.
     """
-    groups, hashes = _merge_indexes(folder, world_size)
-    if tokenizer_dir_writer is not None:
-        (folder / "tokenizer").mkdir()
-        tokenizer_dir_writer(folder / "tokenizer")
-    plain_config = json.loads(json.dumps(run_config, default=plain))
+    groups, hashes = _merge(indexes.values())
+    if content.tokenizer_dir_writer is not None:
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        content.tokenizer_dir_writer(folder / "tokenizer")
+    plain_config = json.loads(json.dumps(content.run_config, default=plain))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain_config, sort_keys=False), encoding="utf-8")
+    (folder / MANIFEST).unlink(missing_ok=True)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if folder / name not in indexes]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "model": asdict(model),
+        "model": asdict(content.model),
         "run_config": plain_config,
-        "loop_state": encoded(loop_state),
-        "special_ids": special_ids,
+        "loop_state": encoded(content.loop_state),
+        "special_ids": content.special_ids,
         "groups": groups,
         "files": {
             name: {"size": (folder / name).stat().st_size, "sha256": hashes.get(name) or sha256(folder / name)}
@@ -160,6 +178,8 @@ def complete(
     (folder / MANIFEST).write_text(
         json.dumps(manifest, indent=1, default=plain, allow_nan=False) + "\n", encoding="utf-8"
     )
+    for path in indexes:
+        path.unlink(missing_ok=True)
 
 
 def split(boxes: Mapping[str, Values]) -> list[list[str]]:
@@ -176,38 +196,24 @@ def split(boxes: Mapping[str, Values]) -> list[list[str]]:
     return files
 
 
-def _merge_indexes(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _merge(indexes: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
     groups: dict[str, Any] = {}
     hashes: dict[str, str] = {}
-    for rank in range(world_size):
-        path = _index_path(folder, rank, world_size)
-        _require(path)
-        index = json.loads(path.read_text(encoding="utf-8"))
-        path.unlink()
+    for rank, index in enumerate(indexes):
         hashes |= index["hashes"]
         for group, entries in index["groups"].items():
             merged = groups.setdefault(group, {})
             for name, entry in entries.items():
-                first = merged.setdefault(name, entry)  # the entry of the first rank that writes the tensor
-                if first is not entry:
-                    first["dtype"] = first["dtype"] or entry["dtype"]
-                    first["slices"] += entry["slices"]
-                    if entry["shape"] != first["shape"] or entry["dtype"] not in (None, first["dtype"]):
-                        raise ValueError(f"rank {rank} has a different shape or dtype of {group} {name} than others")
+                first = merged.setdefault(name, entry | {"slices": []})  # of the first rank that writes the tensor
+                first["dtype"] = first["dtype"] or entry["dtype"]
+                first["slices"] += entry["slices"]
+                if entry["shape"] != first["shape"] or entry["dtype"] not in (None, first["dtype"]):
+                    raise ValueError(f"rank {rank} has a different shape or dtype of {group} {name} than others")
     for group, entries in groups.items():
         for name, entry in entries.items():
             if fault := coverage_fault(tuple(entry["shape"]), entry["slices"]):
                 raise ValueError(f"the slices of {group} {name} {tuple(entry['shape'])} {fault}")
     return groups, hashes
-
-
-def _require(path: Path) -> None:
-    """Check that what a different rank has created exists here."""
-    if not path.exists():
-        raise UserError(
-            f"cannot write the checkpoint: {path}, which a different process has created, does not exist here. All "
-            "processes need one shared file system; give it as paths.outputs=DIRECTORY."
-        )
 
 
 def numbered(position: int, count: int) -> str:

@@ -81,6 +81,7 @@ def run(decision: Decision, mesh: Mesh) -> None:
             finish(trainer, baseline, peak_gb)
             if config.tracker.log_model:
                 log_model(trainer, tracker)
+        trainer.saving.require_saved()
         require_loss(trainer)
 
 
@@ -136,7 +137,11 @@ def log_model(trainer: Trainer, tracker: Tracker) -> None:
     if not (trainer.has_stopped_early or state.step == trainer.total_steps):
         return  # the resumed run logs it
     best, output = run_dir / "checkpoints" / f"step_{state.best_step}", run_dir / MODEL_FOLDER
-    checkpoint = best if best.is_dir() else list_checkpoints(run_dir)[-1]
+    complete = [best] if best.is_dir() else list_checkpoints(run_dir)
+    if not complete:
+        console.warn("no MLflow model: there is no checkpoint")
+        return
+    checkpoint = complete[-1]
     try:
         export_checkpoint(checkpoint, output, trainer.config.tracker.registered_model)
     except UserError as error:  # a full disk does not undo a training

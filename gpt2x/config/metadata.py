@@ -38,6 +38,7 @@ class Effect(Enum):
 
 HOST, LAYOUT, RUN, STEP = Effect.HOST, Effect.LAYOUT, Effect.RUN, Effect.STEP
 NAME = "the chosen option's name"  # meaning of the key `name` of every group
+SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from gpt2x.config.metadata import HOST, LAYOUT, NAME, RUN, STEP, group, key
+from gpt2x.config.metadata import HOST, LAYOUT, NAME, RUN, SETTINGS, STEP, group, key
 from gpt2x.config.schema_devices import HardwareConfig, LaunchConfig, ParallelConfig
+from gpt2x.config.schema_optimizer import OptimizerConfig, ScheduleConfig
 from gpt2x.config.schema_sweeps import LrFindConfig, SweepConfig
 
 STATS = ("weights", "gradients", "updates", "activations", "attention")  # of trainer.stats
 MAX_WIDTH, MAX_ROWS = 1 << 20, 10_000_000  # of a model: a size beyond is a mistake, and loops over it would not end
-SETTINGS = "keys that only the chosen option has, as settings.KEY=VALUE (`Settings` in its file)"
 
 
 @dataclass
@@ -155,45 +155,6 @@ class DatasetConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """How gradients change the weights; the states are fp32."""
-
-    name: str = key(NAME, STEP)
-    kind: str = key("the algorithm; adamw is Loshchilov and Hutter, arXiv:1711.05101", STEP, "adamw",
-                    extensions="gpt2x.optim.optimizers")  # fmt: skip
-    learning_rate: float = key("the schedule's peak", RUN, above=0)
-    beta1: float = key("decay of the mean of gradients", STEP, 0.9, at_least=0, below=1)
-    beta2: float = key("decay of the mean of squared gradients", STEP, 0.95, at_least=0, below=1)
-    eps: float = key("added to the root of the mean square", STEP, 1e-8, above=0)
-    weight_decay: float = key("on all weights but biases and layer norms", STEP, 0.1, at_least=0)
-    bias_correction: bool = key("correct the means' bias towards 0; the reference's Adam does not", STEP, True)
-    layer_decay: float | None = key("each layer's rate is this share of the rate of the layer above", STEP, None,
-                                    above=0, at_most=1, null="all layers have one rate")  # fmt: skip
-    settings: dict[str, Any] = key(SETTINGS, STEP, {})
-
-
-@dataclass
-class ScheduleConfig:
-    """The learning rate over steps: a warmup to optimizer.learning_rate, then a decay to final_ratio of it."""
-
-    name: str = key("the curve of the decay", RUN, extensions="gpt2x.optim.schedules")
-    warmup_steps: int | None = key("steps of linear warmup", RUN, None, at_least=0, null="warmup_ratio, or none")
-    warmup_ratio: float | None = key(
-        "warmup as a share of all steps", RUN, None, at_least=0, below=1, null="warmup_steps"
-    )
-    final_ratio: float = key("last rate as a share of the peak", RUN, 0.1, at_least=0, at_most=1)
-    num_cycles: int = key("cosine_restarts: how often the rate falls", RUN, 1, at_least=1)
-    power: float = key("polynomial: its power", RUN, 1.0, above=0)
-    settings: dict[str, Any] = key(SETTINGS, RUN, {})
-
-    def num_warmup_steps(self, total_steps: int) -> int:
-        """Return the steps of warmup, by `warmup_steps` or as a fraction of all steps."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        return round((self.warmup_ratio or 0.0) * total_steps)
-
-
-@dataclass
 class TrainerConfig:
     """The training loop. If both are set, max_steps wins over max_epochs."""
 
@@ -215,6 +176,13 @@ class TrainerConfig:
     checkpoint_every_steps: int | None = key(
         "steps between checkpoints", HOST, None, at_least=1, null="only at the end"
     )
+    checkpoint_async: bool = key(
+        "write checkpoints beside training, from a copy in memory; false: training waits", HOST, True
+    )
+    checkpoint_retries: int = key("how often a checkpoint that cannot be written is tried again", HOST, 2, at_least=0)
+    checkpoint_retry_s: float = key("the pause before that", HOST, 5.0, at_least=0, unit="s")
+    checkpoint_copy: str | None = key("a second directory, to which each checkpoint is copied", HOST, None,
+                                      is_path=True, null="no copies")  # fmt: skip
     keep_last: int = key("how many of the newest checkpoints to keep", HOST, 2, at_least=1)
     keep_best: bool = key("write a checkpoint whenever best_metric improves, and keep the best", HOST, True)
     best_metric: str = key("a metric of the task's validation, such as val/loss or val/accuracy", RUN, "val/loss")

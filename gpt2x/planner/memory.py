@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig
+from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TrainerConfig
 from gpt2x.config.layout import Coordinates, world_size
 from gpt2x.model import stats
 from gpt2x.parallel.placement import placements
@@ -46,6 +46,7 @@ class Memory:
     buffers: float = 0.0  # of gradients and weights that are sent and received
     communicators: float = 0.0  # HCCL's own buffers
     graphs: float = 0.0  # what a deep model's graph takes to compile on the CPU
+    checkpoint: float = 0.0  # the copy that is written beside training, on the CPU; elsewhere the host has it
 
     @property
     def total(self) -> float:
@@ -96,6 +97,7 @@ def step_memory(
     micro_batch_size: int,
     micro_batches: int,
     seq_len: int,
+    copies_checkpoint: bool = False,
 ) -> Memory:
     """Estimate the memory of a training step on the device of one rank.
 
@@ -107,16 +109,21 @@ def step_memory(
         micro_batch_size: sequences per forward pass.
         micro_batches: forward passes per update.
         seq_len: tokens per sequence.
+        copies_checkpoint: checkpoints are written beside training (`copies_checkpoint`).
     """
     model, parallel = trainable.model, coordinates.parallel
     values, tokens = model_values(model, coordinates), micro_batch_size * seq_len
     activations = activation_bytes(model, coordinates, hardware, micro_batch_size, micro_batches, seq_len)
     logits = logits_bytes(model, coordinates, hardware, tokens)
     communicators = 0.0 if hardware.is_cpu else COMMUNICATOR_BYTES * num_communicators(coordinates)
+    is_copied = copies_checkpoint and hardware.is_cpu
+    checkpoint = checkpoint_bytes(trainable, coordinates, values, num_states) if is_copied else 0.0
     if parallel.splits_weights:
         memory = sharded_memory(trainable, coordinates, hardware, values, num_states)
         activations += adapter_bytes(trainable, coordinates, hardware, tokens)
-        return replace(memory, activations=activations, logits=logits, communicators=communicators)
+        return replace(
+            memory, activations=activations, logits=logits, communicators=communicators, checkpoint=checkpoint
+        )
     memory = Memory(
         weights=FP32 * values.parameters + cast_bytes(values, coordinates, hardware),
         gradients=FP32 * values.parameters * gradient_copies(model, coordinates, hardware, values, micro_batches),
@@ -126,8 +133,23 @@ def step_memory(
         buffers=buffer_bytes(parallel, values),
         communicators=communicators,
         graphs=graph_bytes(len(coordinates.layers(model.num_layers))) if hardware.is_cpu else 0.0,
+        checkpoint=checkpoint,
     )
     return memory if trainable.is_whole else memory_of_part(memory, trainable, coordinates, hardware, tokens)
+
+
+def copies_checkpoint(trainer: TrainerConfig) -> bool:
+    """Return True if checkpoints are written while training continues; that of the last update needs no copy."""
+    is_best = trainer.keep_best and trainer.eval_every_steps is not None
+    return trainer.checkpoint_async and (trainer.checkpoint_every_steps is not None or is_best)
+
+
+def checkpoint_bytes(trainable: Trainable, coordinates: Coordinates, values: ModelValues, num_states: int) -> float:
+    """Return what a rank writes of a checkpoint: of the copies of a value on several replicas, one is written."""
+    trained = trained_values(trainable, coordinates, values)
+    stored = trained.parameters if trainable.is_adapter else values.kept
+    is_first, has_states = coordinates.data == 0, coordinates.data < coordinates.parallel.shards
+    return FP32 * (stored * is_first + num_states * trained.states * has_states)
 
 
 def graph_bytes(blocks: int) -> float:

@@ -24,7 +24,7 @@ from gpt2x.config.layout import (
 from gpt2x.optim.registry import state_names
 from gpt2x.planner.communication import Collective, Communication, repeated
 from gpt2x.planner.limits import FULL, highest_stage
-from gpt2x.planner.memory import Memory, step_memory, usable_bytes
+from gpt2x.planner.memory import Memory, copies_checkpoint, step_memory, usable_bytes
 from gpt2x.planner.values import ModelValues, TrainedValues, model_values, trained_values
 from gpt2x.planner.work import Work
 from gpt2x.trainable import Trainable, trainable_of
@@ -290,6 +290,7 @@ class LayoutEstimate:
             micro_batch_size=self.work.micro_batch_size,
             micro_batches=self.micro_batches,
             seq_len=self.trainer.seq_len,
+            copies_checkpoint=copies_checkpoint(self.trainer),
         )
 
     def speed(self, ranks: tuple[RankPlan, ...]) -> Speed | None:

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 from gpt2x.errors import UserError
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-Agree = Callable[[bool], bool]  # collective: True if every process of the group passes True; also a barrier
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h: paths are absolute; renameat2(2)
 
 
 @contextmanager
@@ -66,105 +65,107 @@ def write_durably(target: Path, content: bytes) -> None:
     sync(target.parent)
 
 
-@contextmanager
-def together(agree: Agree, target: Path) -> Iterator[None]:
-    """Fail on every process if the block fails on one, so that no process waits for another.
+class NewDirectory:
+    """A directory that is filled under a hidden name and gets its own name at the end.
+
+    An existing directory with files changes places with it and is deleted last. Where the file system cannot do that in
+    one step, it is moved aside first. So one complete copy exists at every moment.
+
+    Attributes:
+        target: the directory that will be complete.
+        temporary: where it is filled.
+        is_in_place: `temporary` has become `target`, or was not needed.
 
     Args:
-        agree: called once, whatever happens in the block.
-        target: the directory that is written, for the message.
-
-    Raises:
-        UserError: another process failed.
+        target: see above.
+        mark: of the hidden names; several processes that fill it together have the same.
     """
-    try:
-        yield
-    except BaseException:
-        agree(False)
-        raise
-    if not agree(True):
-        raise UserError(
-            f"cannot write {target}: another process failed, its message says why. Nothing there has changed."
-        )
+
+    def __init__(self, target: Path, mark: str):
+        self.target = target.absolute()
+        self.temporary, self._aside = (self.target.with_name(f".{target.name}.{use}-{mark}") for use in ("tmp", "old"))
+        self.is_in_place = False
+
+    def put_in_place(self, keep: Callable[[], bool] = lambda: False) -> None:
+        """Sync every file and directory, and rename; after an error it may be called again.
+
+        Args:
+            keep: asked if `target` has files: True keeps them and drops the new ones.
+
+        Raises:
+            OSError: the system rejected it; `target` has not changed.
+        """
+        if not self.is_in_place:
+            for folder, _, names in os.walk(self.temporary, topdown=False):
+                for path in (*(Path(folder, name) for name in names), Path(folder)):
+                    sync(path)
+            try:
+                self._rename(keep)
+            except OSError:
+                self._settle()
+                raise
+            self.is_in_place = True
+        sync(self.target.parent)
+
+    def _rename(self, keep: Callable[[], bool]) -> None:
+        try:
+            self.temporary.rename(self.target)
+        except OSError:  # `target` is a directory with files
+            if not self.target.is_dir():
+                raise
+            if not keep() and not exchange(self.temporary, self.target):
+                self.target.rename(self._aside)
+                self.temporary.rename(self.target)
+
+    def drop(self) -> None:
+        """Delete what is hidden; what was moved aside is moved back unless its successor is in place."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._aside.exists() and not self.target.exists():
+            self._aside.rename(self.target)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two paths of one file system change places in one step (Linux's renameat2); return False if it cannot."""
+    function = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = os.fsencode(first), os.fsencode(second)
+    return function is not None and function(_HERE, paths[0], _HERE, paths[1], _RENAME_EXCHANGE) == 0
 
 
 @contextmanager
-def new_directory(
-    target: Path,
-    *,
-    key: str = "",
-    keep: Callable[[], bool] = lambda: False,
-    rank: int = 0,
-    agree: Agree | None = None,
-) -> Iterator[Path]:
+def new_directory(target: Path, *, key: str = "", keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Yield an empty sibling of `target`, which is renamed to `target` when the block ends without an error.
 
-    Every file and directory is synced before the rename. An existing directory with files changes places with the new
-    one in one step, and is deleted last. Where the file system cannot do that, it is moved aside before.
+    Every file and directory is synced before the rename (`NewDirectory`).
 
     Args:
         target: the directory that will be complete.
         key: the configuration key that names `target`, for messages.
         keep: asked if `target` has files: True keeps them and drops the new ones.
-        rank: of several processes that fill the directory together, 0 creates, syncs and renames it.
-        agree: of these processes; if one of them fails, all do.
 
     Raises:
         UserError: the system rejected a write (full disk, permission); `target` has not changed.
     """
-    target = target.absolute()
-    mark = uuid4().hex[:8] if agree is None else "shared"  # a name that all processes share
-    agree = agree or (lambda is_well: is_well)
-    temporary, aside = (target.with_name(f".{target.name}.{use}-{mark}") for use in ("tmp", "old"))
+    new = NewDirectory(target, uuid4().hex[:8])
     try:
-        with together(agree, target):
-            if rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)  # left by processes that were killed
-                _settle(aside, target)
-                temporary.mkdir(parents=True)
-        with together(agree, target):
-            yield temporary
-            if rank == 0:
-                _put_in_place(temporary, target, aside, keep)
+        new.temporary.mkdir(parents=True)
+        yield new.temporary
+        new.put_in_place(keep)
     except OSError as error:
-        raise UserError(
-            f"{key and f'{key}: '}cannot write {target} ({error.strerror or error}); nothing there has changed. Free "
-            "space or give a different directory."
-        ) from error
+        raise cannot_write(new.target, error, key) from error
     finally:
-        if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            _settle(aside, target)
+        new.drop()
 
 
-def _put_in_place(temporary: Path, target: Path, aside: Path, keep: Callable[[], bool]) -> None:
-    for folder, _, names in os.walk(temporary, topdown=False):
-        for path in (*(Path(folder, name) for name in names), Path(folder)):
-            sync(path)
-    try:
-        temporary.rename(target)
-    except OSError:  # `target` is a directory with files
-        if not target.is_dir():
-            raise
-        if not keep() and not exchanged(temporary, target):
-            target.rename(aside)
-            temporary.rename(target)
-    sync(target.parent)
-
-
-def exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; return False if the file system cannot (renameat2(2), RENAME_EXCHANGE)."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "renameat2"):
-        return False
-    return libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
-
-
-def _settle(aside: Path, target: Path) -> None:
-    """Move back what was moved aside, or delete it if its successor is in place."""
-    if aside.exists() and not target.exists():
-        aside.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
+def cannot_write(target: Path, error: OSError, key: str = "") -> UserError:
+    """Return the message for a directory that the system did not let be written; `key` names it."""
+    return UserError(
+        f"{key and f'{key}: '}cannot write {target} ({error.strerror or error}); nothing there has changed. Free "
+        "space or give a different directory."
+    )
 
 
 def sync(path: Path) -> None:

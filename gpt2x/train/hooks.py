@@ -7,17 +7,14 @@ with `is_due` and `run`, and put it into `default_hooks` where its turn is.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
-from gpt2x import checkpoint
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.tasks.base import Validates
 from gpt2x.tracking import Tracker
 from gpt2x.train.pruning import Prune
-from gpt2x.train.records import KEY as RECORDS
 from gpt2x.train.records import Records
 from gpt2x.train.samples import SAMPLE_HEAD, can_sample
 
@@ -93,10 +90,9 @@ class Record:
 
 
 class SaveCheckpoint:
-    """Write `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation; tell the tracker."""
+    """Write `checkpoints/step_N` when it is due, when the run stops, and for the best evaluation."""
 
-    def __init__(self, tracker: Tracker):
-        self.tracker = tracker
+    def __init__(self) -> None:
         self.is_late = False  # a checkpoint waits for a loss that has exploded to fall
 
     def is_due(self, trainer: Trainer) -> bool:
@@ -111,11 +107,9 @@ class SaveCheckpoint:
         return trainer.is_stopping or (is_due and not self.is_late)
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
-        """Write it, then remove what keep_last and keep_best do not keep."""
+        """Begin to write it; the last one is complete, or has failed, when this returns."""
         with progress.busy("saving"):
-            save_checkpoint(trainer)
-        if trainer.mesh.is_main:
-            self.tracker.set_tags(checkpoint_tags(trainer))
+            trainer.saving.save(is_last=trainer.is_stopping)
 
 
 class DrawSamples:
@@ -175,7 +169,7 @@ def default_hooks(trainer: Trainer, tracker: Tracker) -> list[Hook]:
         Record(trainer.records, tracker),
         *pruning,
         DrawSamples(trainer),  # before the checkpoint: a run that is resumed there draws only later ones
-        SaveCheckpoint(tracker),
+        SaveCheckpoint(),
     ]
 
 
@@ -202,41 +196,6 @@ def best_so_far(bests: dict[str, tuple[float, int]]) -> Metrics:
         for metric, (value, step) in bests.items()
         for name, number in ((f"best/{metric}", value), (f"best/{metric}_step", step))
     }
-
-
-def save_checkpoint(trainer: Trainer) -> None:
-    """Write `checkpoints/step_N`; every rank calls it.
-
-    What it refers to is on the disk before it has its name.
-    """
-    decision, mesh, options = trainer.decision, trainer.mesh, trainer.config.trainer
-    loop_state = asdict(trainer.state)
-    if mesh.is_main:
-        loop_state[RECORDS] = trainer.records.marks()
-        trainer.records.sync()
-    checkpoint.save(
-        trainer.run_dir / "checkpoints" / f"step_{trainer.state.step}",
-        tensors=trainer.tensors.slices(),
-        model=decision.model,
-        run_config=asdict(decision.config),
-        loop_state=loop_state,
-        tokenizer_dir_writer=decision.data.save_tokenizer,
-        special_ids=decision.special_ids.as_plain(),
-        rank=mesh.rank,
-        world_size=mesh.size,
-        agree=mesh.agree,
-    )
-    if mesh.is_main:
-        checkpoint.prune(trainer.run_dir, options.keep_last, trainer.state.best_step if options.keep_best else None)
-
-
-def checkpoint_tags(trainer: Trainer) -> dict[str, str]:
-    """Return the paths of the newest checkpoint and, if it is kept, of the best one."""
-    folder = (trainer.run_dir / "checkpoints").absolute()
-    steps = {"newest": trainer.state.step}
-    if trainer.config.trainer.keep_best and trainer.state.best_value is not None:
-        steps["best"] = trainer.state.best_step
-    return {f"checkpoint.{name}": str(folder / f"step_{step}") for name, step in steps.items()}
 
 
 def step_report(trainer: Trainer, metrics: Metrics) -> StepReport:

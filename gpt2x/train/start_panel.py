@@ -9,7 +9,7 @@ from gpt2x.config.schema_devices import FLASH_KERNEL
 from gpt2x.model import stats
 from gpt2x.optim.registry import state_names
 from gpt2x.planner.choose import sharding_reason
-from gpt2x.planner.memory import step_memory, usable_bytes
+from gpt2x.planner.memory import copies_checkpoint, step_memory, usable_bytes
 from gpt2x.runtime.console import console
 from gpt2x.tasks.base import Baseline
 from gpt2x.train.decision import Decision
@@ -30,6 +30,7 @@ def describe_model(decision: Decision) -> dict[str, str]:
         micro_batch_size=micro_batch_size(parallel, trainer),
         micro_batches=num_micro_batches(parallel, trainer),
         seq_len=trainer.seq_len,
+        copies_checkpoint=copies_checkpoint(trainer),
     )
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory if size)
     usable = usable_bytes(hardware, world_size(parallel) // decision.config.launch.num_nodes)

@@ -29,13 +29,15 @@ from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.guard import Guard
-from gpt2x.train.hooks import default_hooks, save_checkpoint
+from gpt2x.train.hooks import default_hooks
 from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.records import KEY as RECORDS
 from gpt2x.train.records import Records
 from gpt2x.train.resume import best_is_of_other_rows
+from gpt2x.train.saving import FOLDER as CHECKPOINTS
+from gpt2x.train.saving import Saving
 from gpt2x.train.state import initial_state, resumed_state
 from gpt2x.train.statistics.measure import TIME as STATS_TIME
 from gpt2x.train.statistics.measure import Statistics
@@ -91,6 +93,7 @@ class Trainer:
         self.records = Records(self.run_dir)
         self.guard = Guard(config, decision.model)
         self.inputs: StepInputs | None = None  # of the last update
+        self.saving = Saving(self, tracker)
         self.hooks = default_hooks(self, tracker)
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
         self.profile = ProfileWindow(*profile, mesh.rank, config.hardware.is_cpu)
@@ -142,7 +145,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last step, to stop_after_steps, or until it stops early."""
-        with Progress(self.total_steps, self.state.step, self.config.trainer.log_every_steps) as progress:
+        every = self.config.trainer.log_every_steps
+        with self.saving, Progress(self.total_steps, self.state.step, every) as progress:
             source = self.batches()
             while not self.is_stopping:
                 heartbeat.does(f"reading the batch of update {self.state.step + 1}")
@@ -181,6 +185,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         seconds -= metrics.get("perf/compile_time_s", 0.0) + metrics.get(STATS_TIME, 0.0)
         metrics |= self.speed(num_tokens / seconds, seconds)
+        if stall_s := self.saving.take_stall_s():
+            metrics["perf/checkpoint_stall_s"] = stall_s
         metrics["perf/memory_gb"] = process_memory_gb()
         metrics |= {f"perf/device_memory_{name}_gb": size for name, size in device_memory_gb().items()}
         if "perf/compile_time_s" in metrics:
@@ -281,10 +287,11 @@ class Trainer:
         number = self.state.step + 1
         origin = nonfinite.origin(self.train_step, inputs, result.loss)
         self.state.batch -= 1  # it was read for this update
-        folder = self.run_dir / "checkpoints" / f"step_{self.state.step}"
-        if self.mesh.agree(not folder.exists()):
-            save_checkpoint(self)
         path = save_inputs(self.run_dir, number, self.mesh.rank, inputs)
+        folder = self.run_dir / CHECKPOINTS / f"step_{self.state.step}"
+        self.saving.wait(is_last=True)
+        if self.mesh.agree(not folder.exists()):
+            self.saving.save(is_last=True)
         raise UserError(
             f"update {number}: loss {result.loss:g}, gradient norm {result.norm:g}: {origin}.\n"
             f"  its batch: {path}\n  the run before it, which repeats it: resume={folder}"

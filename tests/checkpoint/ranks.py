@@ -3,33 +3,33 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from gpt2x.checkpoint import save
+from gpt2x.checkpoint import CheckpointWriter, Content
 
 
 class Group:
-    """A collective AND over threads; a thread that stays away fails the test instead of hanging it."""
+    """A collective exchange of texts over threads; a thread that stays away fails the test instead of hanging it."""
 
     def __init__(self, size):
         self.size = size
         self.barrier = threading.Barrier(size, timeout=20)
-        self.votes = [True] * size
+        self.texts = [""] * size
 
-    def agree(self, rank):
-        def vote(is_well):
-            self.votes[rank] = is_well
+    def exchange(self, rank):
+        def texts(text):
+            self.texts[rank] = text
             self.barrier.wait()
-            outcome = all(self.votes)
+            outcome = list(self.texts)
             self.barrier.wait()
             return outcome
 
-        return vote
+        return texts
 
     def run(self, work):
-        """What `work(rank, agree)` returned or raised on each rank."""
+        """What `work(rank, exchange)` returned or raised on each rank."""
 
         def guarded(rank):
             try:
-                return work(rank, self.agree(rank))
+                return work(rank, self.exchange(rank))
             except Exception as error:
                 return error
 
@@ -37,10 +37,12 @@ class Group:
             return list(pool.map(guarded, range(self.size)))
 
 
-def save_in_ranks(directory, tensors_of, size, **settings):
-    """The outcomes of `save` on every rank: None or an exception."""
-    return Group(size).run(
-        lambda rank, agree: save(
-            directory, tensors=tensors_of(rank), rank=rank, world_size=size, agree=agree, **settings
-        )
-    )
+def save_in_ranks(directory, tensors_of, size, **content):
+    """Save on every rank: the failure of each that it knows of, or an exception."""
+
+    def save(rank, exchange):
+        writer = CheckpointWriter(rank=rank, world_size=size, exchange=exchange)
+        writer.save(directory, tensors_of(rank), Content(**content), copies=False)
+        return writer.wait().failure
+
+    return Group(size).run(save)

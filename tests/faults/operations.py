@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2x.checkpoint import list_checkpoints, open_checkpoint, prune, save
-from gpt2x.checkpoint.write import Sliced
+from gpt2x.checkpoint import CheckpointWriter, Content, Sliced, list_checkpoints, open_checkpoint, prune, save, writer
 from gpt2x.config import DatasetConfig, ModelConfig, TokenizerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, jsonl
@@ -111,18 +110,26 @@ class Replace(Save):
         only(folder / "checkpoints", "step_1")
 
 
-class Vote:
-    """A collective AND of two processes by a pair of pipes; the end of one is an error of the other."""
+class Link:
+    """An exchange of texts between two processes by a pair of pipes; the end of one is an error of the other."""
 
-    def __init__(self, read: int, write_to: int):
-        self.read, self.write_to = read, write_to
+    def __init__(self, rank: int, read: int, write_to: int):
+        self.rank, self.read, self.write_to = rank, read, write_to
 
-    def agree(self, is_well: bool) -> bool:
-        os.write(self.write_to, b"1" if is_well else b"0")
-        answer = os.read(self.read, 1)
-        if not answer:
-            raise RuntimeError("the other process has ended")
-        return is_well and answer == b"1"
+    def exchange(self, text: str) -> list[str]:
+        content = text.encode()
+        os.write(self.write_to, len(content).to_bytes(4, "big") + content)
+        other = self.receive(int.from_bytes(self.receive(4), "big")).decode()
+        return [text, other] if self.rank == 0 else [other, text]
+
+    def receive(self, count: int) -> bytes:
+        content = b""
+        while len(content) < count:
+            part = os.read(self.read, count - len(content))
+            if not part:
+                raise RuntimeError("the other process has ended")
+            content += part
+        return content
 
 
 class SaveInRanks(Save):
@@ -144,17 +151,15 @@ class SaveInRanks(Save):
         if pid == 0:
             os.close(up[0])
             os.close(down[1])
-            vote = Vote(down[0], up[1])
+            link = Link(rank, down[0], up[1])
         else:
             disarm()
             os.close(up[1])
             os.close(down[0])
-            vote = Vote(up[0], down[1])
+            link = Link(rank, up[0], down[1])
         try:
-            write(folder, 3, tensors=self.halves(3, rank), rank=rank, world_size=2, agree=vote.agree)
-            if rank == 0:
-                prune(folder, 2)
             failed: BaseException | None = None
+            self.save(folder, link)
         except BaseException as error:
             failed = error
         if os.getpid() != parent:
@@ -171,6 +176,21 @@ class SaveInRanks(Save):
             raise failed
         if failed is not None or theirs:
             raise UserError(f"{theirs}\n{failed}")
+
+    def save(self, folder: Path, link: Link) -> None:
+        """Write step 3 as the rank of `link`, and delete older ones."""
+        writer.LEAVE_S = 0.2
+        saves = CheckpointWriter(rank=link.rank, world_size=2, exchange=link.exchange)
+        content = Content(MODEL, {"seed": 0}, {"step": 3, "seed": 0}, write_tokenizer)
+        try:
+            path = folder / "checkpoints" / "step_3"
+            saves.save(path, self.halves(3, link.rank), content, after=lambda: prune(folder, 2))
+            outcome = saves.wait()
+            assert outcome is not None
+            if outcome.failure:
+                raise UserError(outcome.failure)
+        finally:
+            saves.close()
 
     @staticmethod
     def halves(step: int, rank: int) -> dict[str, dict[str, Sliced]]:
@@ -259,6 +279,8 @@ class Rewind:
         assert set(steps) | set(aside) >= {1, 2, 3, 4, 5, 6, 7}, "lines are lost"
         text = (folder / "samples.txt").read_text()
         assert all(f"sat{step}\n" in text for step in (2, 4)), "samples are lost"
+        text += "".join(path.read_text() for path in folder.glob("samples.*.txt"))
+        assert "sat6\n" in text, "samples are lost"
 
     def complete(self, folder: Path) -> None:
         assert metrics_of(folder / "metrics.jsonl") == [1, 2, 3, 4, 5]

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2x.runtime import appended
 from gpt2x.runtime.appended import Appended, intact_length, set_aside
-from gpt2x.runtime.files import replaced, write_durably
+from gpt2x.runtime.files import exchange, replaced, write_durably
 
 
 @pytest.fixture
@@ -110,3 +110,12 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
         part.write_bytes("ne")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_two_directories_change_places_in_one_step(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert [os.listdir(tmp_path / name) for name in "ab"] == [["b"], ["a"]]
+    assert not exchange(tmp_path / "a", tmp_path / "c")

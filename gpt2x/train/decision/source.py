@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,20 @@ class RunSource:
         return self.weights.model if self.weights else None
 
 
+def require_outputs(config: TrainConfig) -> None:
+    """Check that the directories of runs and of copies can be written, and are two.
+
+    Raises:
+        UserError: one cannot, or they are one.
+    """
+    outputs, copy = Path(config.paths.outputs).expanduser(), config.trainer.checkpoint_copy
+    require_writable(outputs)
+    if copy is not None:
+        require_writable(Path(copy).expanduser(), "trainer.checkpoint_copy")
+        if os.path.samefile(Path(copy).expanduser(), outputs):
+            raise UserError(f"trainer.checkpoint_copy={copy} is paths.outputs. Give a directory on a different disk.")
+
+
 def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) -> RunSource:
     """Open what `load=`, `resume=` and `adapters=` name, and compare it with the configuration.
 
@@ -57,7 +72,7 @@ def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) ->
         UserError: for anything that the configuration and the headers of these files tell; then for damaged files.
     """
     check_finetuning(config)
-    require_writable(Path(config.paths.outputs).expanduser())
+    require_outputs(config)
     resumption = find_resumption(config, run_dir, verify=False) if config.resume else None
     weights = open_weights(config, resumption)
     source = RunSource(weights, resumption, checkpoint_tokenizer(config, weights, resumption), None)
