@@ -17,6 +17,7 @@ from mindspore import Tensor, ops
 from gpt2x.config import HardwareConfig, ModelConfig, ParallelConfig, TokenizerConfig
 from gpt2x.config.layout import Coordinates, fitted_to
 from gpt2x.convert import WeightsSource, load_source
+from gpt2x.convert.fit import Finite
 from gpt2x.convert.special_ids import SpecialIds, special_ids_of_tokenizer
 from gpt2x.data.tokenizer import Tokenizer
 from gpt2x.errors import UserError
@@ -123,8 +124,14 @@ def build_pretrained(
     require_same(mesh, "the directory of load=", source.path.name)
     net = with_inference_dtypes(build_net(model, hardware, mesh))
     first = adapters[0] if adapters else None
-    read_weights(net, merged(source.weights(), first) if first else source.weights(), model, mesh.coordinates)
+    read_weights(net, weights_of(source, first), model, mesh.coordinates)
     return Pretrained(net, replace(source.model, labels=model.labels), tokenizer, source, special_ids, first)
+
+
+def weights_of(source: WeightsSource, adapter: Adapter | None) -> Finite:
+    """Return the weights of a model, with an adapter merged into them; values that are NaN or infinite are rejected."""
+    weights = merged(source.weights(), adapter) if adapter else source.weights()
+    return Finite(weights, f"load={source.path}" + (f" with adapters=[{adapter.path}]" if adapter else ""))
 
 
 def with_inference_dtypes(net: GPT2) -> GPT2:
@@ -157,7 +164,7 @@ def use_adapter(pretrained: Pretrained, adapter: Adapter, mesh: Mesh) -> None:
     if adapter is pretrained.adapter:
         return
     before = changed_weights(pretrained.adapter) if pretrained.adapter else set()
-    weights = merged(pretrained.source.weights(), adapter)
+    weights = weights_of(pretrained.source, adapter)
     parts = placements(pretrained.model, mesh.coordinates)
     for parameter in pretrained.net.get_parameters():
         if parameter.name in before | changed_weights(adapter):

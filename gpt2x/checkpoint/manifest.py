@@ -93,7 +93,13 @@ def model_config(path: Path, values: dict[str, Any]) -> ModelConfig:
         raise UserError(
             f"checkpoint {path} has unknown model settings: {', '.join(unknown[:5])}. Use the gpt2x that wrote it."
         )
-    return check_plain(values, ModelConfig, "model.", f"checkpoint {path}")
+    model = check_plain(values, ModelConfig, "model.", f"checkpoint {path}")
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            f"checkpoint {path} has model.hidden_size={model.hidden_size}, which is not divisible by model.num_heads="
+            f"{model.num_heads}. Use a different checkpoint."
+        )
+    return model
 
 
 def seal(manifest: dict[str, Any]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from rich.table import Table
+from rich.text import Text
 
 from gpt2x.checkpoint.reshard import merge, reshard
 from gpt2x.checkpoint.store import Checkpoint, open_checkpoint
 from gpt2x.commands.arguments import Parser, path
 from gpt2x.config import ParallelConfig
 from gpt2x.config.options import read_option
+from gpt2x.convert.fit import not_finite
 from gpt2x.runtime.console import console
 
 ACTIONS = {
@@ -25,9 +27,9 @@ def inspect(checkpoint: Checkpoint) -> None:
     """Print the model, loop state, groups of tensors, and files with the slices in them."""
     table = Table(title=str(checkpoint.path), show_header=False)
     for key, value in vars(checkpoint.model).items():
-        table.add_row(f"model.{key}", str(value))
+        table.add_row(Text(f"model.{key}"), Text(str(value)))
     for key, value in checkpoint.loop_state.items():
-        table.add_row(f"loop_state.{key}", str(value))
+        table.add_row(Text(f"loop_state.{key}"), Text(str(value)))
     slices: dict[str, int] = {}
     for group, entries in checkpoint.manifest["groups"].items():
         values = sum(prod(entry["shape"]) for entry in entries.values())
@@ -35,10 +37,10 @@ def inspect(checkpoint: Checkpoint) -> None:
         for file in files:
             slices[file] = slices.get(file, 0) + 1
         number = f"{len(files)} slices in {len(set(files))} files"
-        table.add_row(group, f"{len(entries)} tensors, {values:,} values, {number}")
+        table.add_row(Text(group), f"{len(entries)} tensors, {values:,} values, {number}")
     for name, entry in checkpoint.manifest["files"].items():
         number = f", {slices[name]} slices" if name in slices else ""
-        table.add_row(name, f"{entry['size']:,} bytes{number}")
+        table.add_row(Text(name), f"{entry['size']:,} bytes{number}")
     console.rich.print(table)
 
 
@@ -71,6 +73,9 @@ def main(arguments: list[str]) -> None:
     elif options.action == "verify":
         checkpoint.verify()
         console.notice(f"{checkpoint.path}: {len(checkpoint.manifest['files'])} files intact")
+        for group in checkpoint.groups():
+            if wrong := not_finite(checkpoint.tensors(group)):
+                console.warn(f"{group}: values of {len(wrong)} tensors are NaN or infinite, the first is {wrong[0]}")
     else:
         if options.action == "merge":
             merge(checkpoint, options.target)

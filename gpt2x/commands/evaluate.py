@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gpt2x import __version__
 from gpt2x.commands.configuration import save_config
@@ -96,7 +99,8 @@ def run(decision: Decision, mesh: Mesh) -> None:
     tracker = create_tracker(config.tracker, outputs) if mesh.is_main else NoTracker()
     pretrained = build_pretrained(decision.opened, config.hardware, mesh, decision.adapters)
     require_same(mesh, f"the content of dataset={config.dataset.name}", measurement.data_hash)
-    with tracked(tracker, run_info(decision, pretrained)):
+    # a number that is not finite is named at the end, and not wherever it passes
+    with tracked(tracker, run_info(decision, pretrained)), np.errstate(invalid="ignore", over="ignore"):
         for note in measurement.notes:
             console.notice(note)
         measured = {}
@@ -114,7 +118,8 @@ def report(decision: Decision, pretrained: Pretrained, measured: Mapping[str, An
     step, name = trained_steps(pretrained), display_name(pretrained)
     resamples, seed = config.evaluation.bootstrap_resamples, config.seed
     limits = {adapter: all_intervals(each, resamples, seed) for adapter, each in measured.items()}
-    log_metrics(tracker, decision.run_dir, step, metrics_of(measured, limits))
+    metrics = metrics_of(measured, limits)
+    log_metrics(tracker, decision.run_dir, step, metrics)
     tables = {adapter: measurement.report(each, limits[adapter]) for adapter, each in measured.items()}
     content = {"results": tables if config.adapters else tables[""]}
     write_json(target, content | circumstances(config, measurement, pretrained, step))
@@ -128,6 +133,12 @@ def report(decision: Decision, pretrained: Pretrained, measured: Mapping[str, An
     for file in files:
         tracker.log_artifact(file)
     console.notice(f"results: {target}")
+    if wrong := [name.removeprefix("eval/") for name, value in metrics.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"load={config.load}: {', '.join(wrong[:5])} {'is' if len(wrong) == 1 else 'are'} not finite: the model's "
+            "outputs overflow or are NaN, so these results compare with nothing. Use other weights, or "
+            "hardware.precision=fp32."
+        )
 
 
 def log_metrics(tracker: Tracker, run_dir: Path, step: int | None, metrics: Mapping[str, float]) -> None:

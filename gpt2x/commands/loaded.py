@@ -96,10 +96,12 @@ def with_resumed(values: DictConfig, resume: str, configured: ModelConfig, typed
     What is typed and differs is said when the checkpoint is compared with the whole configuration.
     """
     from gpt2x.checkpoint.store import list_checkpoints, open_checkpoint
+    from gpt2x.train.stored import check_training
 
     try:
         path = Path(expanded(resume, "resume"))
         saved = open_checkpoint((list_checkpoints(path) or [path])[-1])
+        check_training(saved)
     except UserError:
         return values  # said by its reader
     stored = flatten(saved.run_config, TrainConfig)

@@ -147,7 +147,7 @@ def check_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str
                 raise UserError(f"{where} has no {prefix}{entry.name}. Use a different one.")
             continue
         value = stated[entry.name] = values[entry.name]
-        if not _has_type(value, str(entry.type)):
+        if not has_type(value, str(entry.type)):
             raise UserError(
                 f"{where} has {prefix}{entry.name}={spell(value)[:60]}, which is no {entry.type}. Use a different one."
             )
@@ -159,13 +159,13 @@ def check_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str
     return config
 
 
-def _has_type(value: Any, annotation: str) -> bool:
+def has_type(value: Any, annotation: str) -> bool:
     """Return whether plain data has the type of a field, as the schema spells it."""
     kind = annotation.removesuffix(" | None")
     if value is None:
         return kind != annotation
-    if kind == "list[str]":
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(has_type(one, kind[len("list[") : -1]) for one in value)
     if kind == "float":
         return type(value) in (int, float)
     return type(value).__name__ == kind.partition("[")[0]
@@ -175,6 +175,8 @@ def _check(name: str, value: Any, facts: Key) -> None:
     null = f"; null means {facts.null}" if facts.null else ""
     if isinstance(value, float) and not isfinite(value):
         raise UserError(f"{name}={spell(value)} must be a finite number{null}.")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise UserError(f"{name}={spell(value)[:40]} has more than 64 bits; give a number below {1 << 63}{null}.")
     if isinstance(value, int | float) and not facts.is_in_bounds(value):
         raise UserError(f"{name}={spell(value)} must be {facts.bounds()}{null}.")
     words = facts.names()

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gpt2x.checkpoint.tensors import LazyTensors
+from gpt2x.checkpoint.tensors import LazyTensors, Shape, pieces
 from gpt2x.config import ModelConfig
 from gpt2x.errors import UserError
 from gpt2x.model.stats import ffn_size, tensor_shapes
+from gpt2x.parallel.placement import Readable
 
 LINEARS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 TRANSPOSED = (
@@ -112,3 +113,41 @@ def _equal(ours: object, theirs: object) -> bool:
 def _typed(value: object) -> str:
     """Return a value as the user types it on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Finite:
+    """Tensors that are rejected when a part of them is read that has a value which is NaN or infinite.
+
+    Args:
+        tensors: what is read.
+        origin: where they come from; begins the message.
+    """
+
+    def __init__(self, tensors: Readable, origin: str) -> None:
+        self.tensors, self.origin = tensors, origin
+
+    def read(self, name: str, start: Shape, shape: Shape) -> np.ndarray:
+        """Return the values of a box.
+
+        Raises:
+            UserError: one is NaN or infinite, with which nothing that a model computes has a meaning.
+        """
+        values = self.tensors.read(name, start, shape)
+        if not is_finite(values):
+            raise UserError(
+                f"{self.origin}: values of {name} are NaN or infinite, so that the model computes nothing. Use a "
+                "checkpoint from before the loss became NaN."
+            )
+        return values
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite; both extremes would be. At the speed of memory, without a copy."""
+    if values.size == 0 or values.dtype.kind != "f":
+        return True
+    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+
+
+def not_finite(tensors: LazyTensors) -> list[str]:
+    """Return the names of tensors that have values which are NaN or infinite, reading a piece of each at a time."""
+    return [name for name in tensors if not all(map(is_finite, pieces(tensors.box(name))))]

@@ -7,6 +7,7 @@ they are those of the option of `conf/model` with the same layers and hidden siz
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,7 @@ def lora_scale(config: dict[str, Any] | None, rank: int, origin: str) -> float:
             f"{{model_config: {{num_heads: NUMBER, hidden_act: gelu, pet_config: {{pet_type: lora, lora_rank: {rank}, "
             "lora_alpha: NUMBER}}}`."
         )
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not -math.inf < alpha < math.inf:
         raise UserError(f"{origin}: pet_config.lora_alpha={alpha!r} in the YAML file; it has to be a number.")
     if pet.get("lora_rank", rank) != rank:
         raise UserError(f"{origin}: pet_config.lora_rank={pet['lora_rank']!r} in the YAML file, but the factors have "

@@ -215,7 +215,7 @@ def _reject_other_kinds(path: Path) -> None:
 
 def _records(content: mmap.mmap) -> Iterator[Field]:
     """Return the records of a file; one of 512 MiB takes a field, and so does a parameter of one value."""
-    return fields(content, 0, len(content) - _crc_size(content), most=limits.TENSORS)  # type: ignore[arg-type]
+    return fields(content, 0, len(content) - _crc_size(content), most=limits.RECORDS)  # type: ignore[arg-type]
 
 
 def _crc_size(content: mmap.mmap) -> int:

@@ -94,7 +94,7 @@ def load_source(
         if "adapter" in checkpoint.groups():
             raise UserError(
                 f"load={path} is an adapter and holds no model. Give its base and the adapter: "
-                f"load={checkpoint.loop_state['base_path']} 'adapters=[{path}]'."
+                f"load={checkpoint.loop_state.get('base_path')} 'adapters=[{path}]'."
             )
         if verify:
             checkpoint.verify()

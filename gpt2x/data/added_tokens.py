@@ -93,8 +93,13 @@ def declared_tokens(
             numbered[_number(number, directory / name)] = _added(token, f"{directory / name}: token {number}")
     else:
         values |= _of_map(special_map, values)
+        extra = values.get("extra_special_tokens") or []
+        if not isinstance(extra, list | dict):
+            raise UserError(
+                f"{directory / name}: extra_special_tokens={extra!r} must be a list or an object. Correct it."
+            )
         special = {text for key in ROLES if (text := _content(values.get(key)))}
-        special |= {text for token in values.get("extra_special_tokens") or [] if (text := _content(token))}
+        special |= {text for token in extra if (text := _content(token))}
         for text, number in added.items():
             is_special = text in special
             token = AddedToken(text, normalized=not is_special, special=is_special)
@@ -126,6 +131,7 @@ def _of_map(special_map: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     extra = content.get("extra_special_tokens")
     if isinstance(extra, list):
         before = values.get("extra_special_tokens") or []
+        before = before if isinstance(before, list) else []
         content["extra_special_tokens"] = [*before, *(token for token in extra if token not in before)]
     return content
 

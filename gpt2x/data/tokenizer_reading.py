@@ -29,8 +29,10 @@ from gpt2x.data.tokenizer_classes import (
     TokenizerClass,
 )
 from gpt2x.data.tokenizer_formats import CONFIG, FILES, KEPT
+from gpt2x.data.tokenizer_limits import check_content
 from gpt2x.errors import UserError
-from gpt2x.runtime.json_text import read_json
+from gpt2x.runtime import limits
+from gpt2x.runtime.json_text import decoded_text, read_json
 
 T = TypeVar("T")
 MAX_ID = 10_000_000  # a broken file must not make a table of four billion rows
@@ -211,6 +213,7 @@ def _read_tokenizer_json(file: Path) -> dict[str, Any]:
     for number in [*ids, *added]:
         if not isinstance(number, int) or not 0 <= number < MAX_ID:
             raise UserError(f"tokenizer.path={file} has the id {number}; ids are from 0 to {MAX_ID:,}. {AGAIN}.")
+    check_content(content, file)
     return content
 
 
@@ -238,6 +241,7 @@ def _model_of_files(directory: Path, kind: TokenizerClass) -> Any:
         vocabulary = {line: number for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
         return guard(lambda: models.WordPiece(vocabulary, unk_token="[UNK]"), f"{directory / 'vocab.txt'}")
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    _text(merges)
     for number in json_of(vocab).values():
         if not isinstance(number, int) or not 0 <= number < MAX_ID:
             raise UserError(f"tokenizer.path={vocab} has the id {number}; ids are from 0 to {MAX_ID:,}. {AGAIN}.")
@@ -258,10 +262,7 @@ def guard(call: Callable[[], T], fault: str) -> T:
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as UTF-8 text: {error}. {AGAIN}.") from None
+    return decoded_text(limits.read_bytes(file, limits.TEXT_BYTES, f"{AGAIN}."), file, f"{AGAIN}.")
 
 
 def json_of(file: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gpt2x.evaluate.results import RESULTS, SCORES, write_json
 from gpt2x.runtime.console import console, format_estimate
 from gpt2x.runtime.files import shortened
 from gpt2x.runtime.jobs import Job
+from gpt2x.runtime.json_text import decoded
 from gpt2x.tracking import jsonl, run_tags
 from gpt2x.tracking.sweep_run import end_sweep_run
 
@@ -70,7 +71,7 @@ class Outcome:
     @classmethod
     def read(cls, run_dir: Path) -> Outcome:
         """Read the run directory of a job."""
-        results = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
+        results = decoded(json.loads((run_dir / RESULTS).read_text(encoding="utf-8")))
         return cls(jsonl.read(run_dir / "metrics.jsonl")[-1], load_scores(run_dir / SCORES), results)
 
     @property

@@ -13,6 +13,7 @@ from gpt2x.evaluate.bootstrap import Intervals, flat, intervals
 from gpt2x.evaluate.measurement import Measured
 from gpt2x.pretrained import Pretrained
 from gpt2x.runtime.files import replaced
+from gpt2x.runtime.json_text import encoded
 
 RESULTS, SCORES = "results.json", "scores.npz"
 
@@ -67,7 +68,10 @@ def check_target(target: Path) -> None:
 
 
 def write_json(target: Path, content: object, default: Callable[[Any], object] | None = None) -> None:
-    """Replace `target` atomically; `default` converts values for which JSON has no form."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n"
+    """Replace `target` atomically; `default` converts values for which JSON has no form.
+
+    A number that is not finite becomes a string, as in metrics.jsonl.
+    """
+    text = json.dumps(encoded(content), indent=2, ensure_ascii=False, default=default, allow_nan=False) + "\n"
     with replaced(target) as part:
         part.write_text(text, encoding="utf-8")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gpt2x.convert import WeightsSource, load_source
+from gpt2x.convert.fit import not_finite
 from gpt2x.extensions import Extensions
 from gpt2x.lora.adapter import check_base, check_fits
 from gpt2x.lora.merge import MergedWeights
 from gpt2x.lora.open import open_adapter
 
+log = logging.getLogger(__name__)
 FORMATS = Extensions("gpt2x.formats", "export", "--to")
 
 
@@ -56,5 +59,10 @@ def open_model(source_dir: Path, change: Change | None) -> WeightsSource:
 
 
 def describe(source: WeightsSource) -> str:
-    """Return the number of tensors and the name of the model."""
+    """Return the number of tensors and the name of the model; a warning names tensors that are not finite."""
+    if wrong := not_finite(source.weights()):
+        log.warning(
+            "%s: values of %s are NaN or infinite; they were copied as they are, and such a model computes nothing.",
+            source.path, ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+        )  # fmt: skip
     return f"{len(source.weights())} tensors of {source.model.name}"

@@ -21,6 +21,7 @@ from gpt2x.data.template import stored_template
 from gpt2x.errors import UserError
 from gpt2x.formats.base import Change, describe, open_model
 from gpt2x.formats.gpt2x import write_checkpoint
+from gpt2x.lora.open import adapter_of_checkpoint
 from gpt2x.runtime.files import new_directory
 from gpt2x.tracking.mlflow_model import REGISTERED
 from gpt2x.tracking.mlflow_store import import_mlflow
@@ -76,7 +77,7 @@ def base_of(source: Path, change: Change | None) -> tuple[Path, Change | None]:
     """Return the model to open and what to merge: for an adapter's checkpoint or run, its base and itself."""
     checkpoint = checkpoint_of(source)
     if change is None and checkpoint is not None and "adapter" in checkpoint.groups():
-        return Path(checkpoint.loop_state["base_path"]), Change(str(checkpoint.path), 1)
+        return Path(adapter_of_checkpoint(checkpoint).base or ""), Change(str(checkpoint.path), 1)
     return source, change
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt2x.checkpoint.manifest import MANIFEST
 from gpt2x.checkpoint.store import Checkpoint, list_checkpoints, open_checkpoint
 from gpt2x.config import LoraConfig
+from gpt2x.config.keys import check_plain
 from gpt2x.config.patterns import adapted_modules, scaling
 from gpt2x.convert.mindformers_files import CKPT, SAFETENSORS, is_mindformers
 from gpt2x.convert.special_ids import special_ids_from_plain
@@ -22,6 +23,7 @@ from gpt2x.model.stats import HEAD
 from gpt2x.runtime.hub import Wish, fetch, names_repository
 
 FIX = "Give the directory of a run with lora=, of its checkpoint, or of a PEFT adapter."
+BASE_HASH = "base_fingerprint"  # in a loop state
 HUB_FILES = Wish(required=((CONFIG_FILE,), tuple(WEIGHT_FILES)))
 
 
@@ -62,7 +64,13 @@ def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:
     Raises:
         UserError: the tensors are not those of the stored configuration.
     """
-    lora, model = LoraConfig(**checkpoint.run_config["lora"]), checkpoint.model
+    where, state = f"checkpoint {checkpoint.path}", checkpoint.loop_state
+    stored = checkpoint.run_config.get("lora")
+    if not isinstance(stored, dict) or not all(isinstance(state.get(key), str) for key in ("base_path", BASE_HASH)):
+        raise UserError(f"{where} has the tensors of an adapter, but not its lora or its base. Use a different one.")
+    lora, model = check_plain(stored, LoraConfig, "lora.", where), checkpoint.model
+    if lora.rank is None or lora.alpha is None:
+        raise UserError(f"{where} has the tensors of an adapter, but no lora.rank or lora.alpha. Use a different one.")
     tensors = checkpoint.tensors(GROUP)
     if tensors.shapes != trained_shapes(lora, model):
         raise UserError(
@@ -77,8 +85,8 @@ def adapter_of_checkpoint(checkpoint: Checkpoint) -> Adapter:
         },
         dropout=lora.dropout,
         rank_stabilized=lora.rank_stabilized,
-        base=checkpoint.loop_state["base_path"],
-        fingerprint=checkpoint.loop_state["base_fingerprint"],
+        base=state["base_path"],
+        fingerprint=state[BASE_HASH],
         num_layers=model.num_layers,
         head=tensors[HEAD] if model.labels else None,
         labels=model.labels,

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpt2x.compatibility import Entry, Format, Use, entries
 from gpt2x.errors import UserError
+from gpt2x.runtime.expressions import expression_fault
 from gpt2x.runtime.json_text import read_json
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,9 @@ def open_config(path: Path) -> PeftConfig:
     for key, (off, effect) in CHANGING.items():
         if keys.get(key) not in off:
             raise UserError(f"{where} has {key}={keys[key]!r}, which {effect}; gpt2x does not support this. {FIX}")
+    dropout = keys.get("lora_dropout") or 0.0
+    is_rate = type(dropout) in (int, float) and 0 <= dropout < 1
+    require_type(is_rate, keys, "lora_dropout", "a number from 0 to below 1", where)
     check_init(keys.get("init_lora_weights", True), where)
     check_task(keys, where)
     check_modules(keys, where)
@@ -254,8 +258,10 @@ def check_modules(keys: Mapping[str, Any], where: str) -> None:
 
 
 def check_expressions(expressions: Iterable[str], key: str, where: str) -> None:
-    """Raise UserError if one is not a regular expression of Python."""
+    """Raise UserError if one is not a regular expression of Python, or may take for ever."""
     for expression in expressions:
+        if fault := expression_fault(expression):
+            raise UserError(f"{where}: {key} has the expression {expression[:60]!r}, which {fault}. Write it without.")
         try:
             re.compile(expression)
         except re.error as error:

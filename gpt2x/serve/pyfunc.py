@@ -6,7 +6,6 @@ server, so its device is set up once, and requests of several threads are comput
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from gpt2x.generate.predict_classes import answer
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.pretrained import Pretrained, load_pretrained
 from gpt2x.runtime.device import has_device, set_up_device
-from gpt2x.serve.requests import answered_by_mlflow, read_params, read_prompts
+from gpt2x.serve.requests import Queue, answered_by_mlflow, read_params, read_prompts
 
 if TYPE_CHECKING:
     import pandas
@@ -47,7 +46,7 @@ class Completer:
             pretrained.net, pretrained.model, hardware, pretrained.tokenizer, special_ids=pretrained.special_ids
         )
         self.batch_size, self.weights = batch_size, weights
-        self.lock = threading.Lock()
+        self.queue = Queue()
 
     def predict(self, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """Return a row per prompt: `completion`, `num_tokens` and `finish_reason`, "eos" or "length".
@@ -61,7 +60,7 @@ class Completer:
             prompts = read_prompts(model_input)
             texts = [self.template.prompt(*prompt[:2]) if self.template else prompt.text for prompt in prompts]
             generation, seed = read_params(params, slots_for(len(prompts), self.batch_size), self.weights)
-            with self.lock:  # one cache of keys and values, and MindSpore compiles in one thread at a time
+            with self.queue.turn():  # one cache of keys and values, and MindSpore compiles in one thread at a time
                 completions = self.generator.complete(texts, generation, seed)
         rows = [{key: asdict(one)[key] for key in ("completion", "num_tokens", "finish_reason")} for one in completions]
         return pandas.DataFrame(rows)
@@ -78,7 +77,7 @@ class Labeller:
     def __init__(self, pretrained: Pretrained, batch_size: int):
         self.pretrained, self.batch_size = pretrained, batch_size
         self.scorers: dict[int, ClassScorer] = {}
-        self.lock = threading.Lock()
+        self.queue = Queue()
 
     def predict(self, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """Return a row per prompt: its `label` (or `score`), the `probabilities` of all labels, and `is_cut`.
@@ -93,7 +92,7 @@ class Labeller:
         with answered_by_mlflow():
             texts = [prompt.text.strip() for prompt in read_prompts(model_input)]
             size = slots_for(len(texts), self.batch_size)
-            with self.lock:
+            with self.queue.turn():
                 rows = [row for start in range(0, len(texts), size) for row in self.classes(texts, start, size)]
         return pandas.DataFrame(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpt2x.convert.added_rows import with_added_rows
+from gpt2x.convert.fit import Finite
 from gpt2x.lora.cells import initial_factors
 from gpt2x.model.classifier import WithFreshHead
 from gpt2x.model.gpt2 import initial_weights
@@ -27,7 +28,7 @@ def loaded_weights(decision: Decision) -> Readable:
     model, source = decision.model, decision.source.weights
     assert source is not None
     assert model.vocab_size is not None
-    weights = with_added_rows(source.weights(), model.vocab_size)
+    weights = Finite(with_added_rows(source.weights(), model.vocab_size), f"load={source.path}")
     if not model.is_classifier or keeps_head(model, source.model):
         return weights
     return WithFreshHead(weights, model, decision.config.seed)

@@ -20,6 +20,7 @@ from gpt2x.runtime.hub import names_repository
 from gpt2x.tracking import jsonl
 from gpt2x.train.records import KEY as RECORDS
 from gpt2x.train.records import METRICS
+from gpt2x.train.stored import check_training
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def find_resumption(config: TrainConfig, new_run_dir: Path, *, verify: bool = Tr
             f"resume={config.resume}: {path} has weights but no optimizer states, so no run can continue from it; "
             f"start a new run from it with load={path}."
         )
+    check_training(saved)
     changes = differences(config, saved.run_config)
     wrong = [line for line in changes if line.startswith(("model.", "lora.", "trainer.frozen"))]
     if wrong:

@@ -9,6 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
+
+
+class TextTooLongError(Exception):
+    """A part of a text that is encoded at once would take too much memory and time."""
 
 
 class Piece(NamedTuple):
@@ -35,16 +40,34 @@ def cut_position(text: str) -> int:
 
 
 def pieces_of(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Yield the pieces of one document that arrives in chunks cut anywhere. A blank document has none."""
-    rest, visible = "", False
-    for chunk in chunks:
+    """Yield the pieces of one document that arrives in chunks cut anywhere. A blank document has none.
+
+    Raises:
+        TextTooLongError: a part without a place to cut is longer than `limits.WORD_CHARS`.
+    """
+    rest: list[str] = []  # what has no place to cut yet
+    visible, last, length = False, "", 0
+    for chunk in filter(None, chunks):
+        is_first = not visible
         visible = visible or not chunk.isspace()
-        rest += chunk
-        if visible and (position := cut_position(rest)):
-            yield Piece(rest[:position], False)
-            rest = rest[position:]
+        # of what has been looked at, the last character decides whether the chunk may begin a piece
+        text = last + chunk if not is_first else "".join([*rest, chunk])
+        position = cut_position(text) if visible else 0
+        if position:
+            yield Piece(text[:position] if is_first else "".join([*rest, chunk[: position - 1]]), False)
+            rest = [text[position:]]
+            length = len(rest[0])
+        else:
+            rest.append(chunk)
+            length += len(chunk)
+        if length > limits.WORD_CHARS:
+            raise TextTooLongError(
+                f"{length:,} characters without a blank or newline after a visible one, within which it cannot be cut; "
+                f"at most {limits.WORD_CHARS:,} are read. Give a text with words or lines."
+            )
+        last = chunk[-1]
     if visible:
-        yield Piece(rest, True)
+        yield Piece("".join(rest), True)
 
 
 def document(text: str) -> Iterator[Piece]:

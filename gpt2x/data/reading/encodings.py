@@ -16,6 +16,7 @@ from unicodedata import category
 
 from gpt2x.compatibility import Entry, Format, Use
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
 
 # the longer mark first: UTF-32's begins as UTF-16's does
 MARKS = {
@@ -151,8 +152,25 @@ class _Checked(io.RawIOBase):
         return len(content)
 
 
+class _Unpacked(gzip.GzipFile):
+    """A file packed by gzip, whose text is not hundreds of times as long as what is stored."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path, self._most = path, max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * path.stat().st_size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if self.tell() > self._most:
+            raise UserError(
+                f"{self._path} unpacks to more than {limits.UNPACKED_RATIO} times its size, as no text does. Unpack it "
+                "yourself if that is right."
+            )
+        return content
+
+
 def _open_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return _Unpacked(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _reject_binary(path: Path, head: bytes) -> None:

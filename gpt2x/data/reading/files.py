@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt2x.data.reading.documents import Piece, document, pieces_of
+from gpt2x.data.reading.documents import Piece, TextTooLongError, document, pieces_of
 from gpt2x.data.reading.encodings import open_text
 from gpt2x.data.reading.tables import TABLES, Columns, kind_of, read_rows
 from gpt2x.data.reading.values import text_of
+from gpt2x.errors import UserError
 
 CHUNK_CHARS = 1 << 16
 TEXTS = (".txt", ".md")
@@ -28,7 +29,10 @@ def read_documents(path: Path, column: str, on_blank: Callable[[], None] = lambd
         UserError: a file that cannot be read, or a value that is no text; names the place.
     """
     if kind_of(path) in TEXTS:
-        yield from pieces_of(_chunks(path))
+        try:
+            yield from pieces_of(_chunks(path))
+        except TextTooLongError as error:
+            raise UserError(f"{path} has {error}") from None
         return
     columns = Columns([column], "Set dataset.text_column to the one with the text.")
     for location, row in read_rows(path, columns):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gpt2x.data.reading.encodings import open_text
 from gpt2x.errors import UserError
+from gpt2x.runtime import limits
 from gpt2x.runtime.json_text import parse_json
 
 MAX_CSV_FIELD_CHARS = 1 << 30  # the csv module's default, 128 kB, is less than an article
@@ -196,7 +197,8 @@ def _read_json(path: Path, columns: Columns) -> Iterator[Row]:
     with open_text(path) as file:
         text = file.read()
     try:
-        content = parse_json(text, str(path), "Correct it.", unique_keys=True)
+        memory = max(limits.MEMORY_BYTES, limits.JSON_TABLE_RATIO * len(text))
+        content = parse_json(text, str(path), "Correct it.", unique_keys=True, memory=memory)
     except UserError as error:
         if "Extra data" in str(error):
             raise UserError(f"{error} One object per line is .jsonl: rename the file.") from error
