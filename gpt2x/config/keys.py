@@ -140,6 +140,20 @@ def check_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str
     Raises:
         UserError: a value is missing, has a different type, or is not allowed.
     """
+    config = typed_plain(values, cls, prefix, where)
+    try:
+        check_values(config, prefix)
+    except UserError as error:
+        raise UserError(f"{where} has {error}") from None
+    return config
+
+
+def typed_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str) -> T:
+    """Return the dataclass of `check_plain`, of whose values only the types have been checked.
+
+    Raises:
+        UserError: a value is missing, or has a different type.
+    """
     stated = {}
     for entry in fields(cls):  # type: ignore[arg-type]
         if entry.name not in values:
@@ -151,12 +165,7 @@ def check_plain(values: Mapping[str, Any], cls: type[T], prefix: str, where: str
             raise UserError(
                 f"{where} has {prefix}{entry.name}={spell(value)[:60]}, which is no {entry.type}. Use a different one."
             )
-    config = cls(**stated)
-    try:
-        check_values(config, prefix)
-    except UserError as error:
-        raise UserError(f"{where} has {error}") from None
-    return config
+    return cls(**stated)
 
 
 def has_type(value: Any, annotation: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2x.config import GenerationConfig
-from gpt2x.config.keys import check_plain
+from gpt2x.config.keys import typed_plain
 from gpt2x.config.rules import validate_generation
 from gpt2x.errors import UserError, require, require_choice
 from gpt2x.generate.prompts import Prompt
@@ -112,7 +112,7 @@ def read_params(params: Mapping[str, Any] | None, batch_size: int, weights: str)
         numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
         require(all(abs(one) < MAX_NUMBER for one in numbers), f"{name} must be below {MAX_NUMBER:,} in size.")
     stated = values | {"batch_size": batch_size, "weights": weights}
-    generation = check_plain(stated, GenerationConfig, "generation.", "the request")
+    generation = typed_plain(stated, GenerationConfig, "generation.", "the request")
     validate_generation(generation)
     seed = 0 if generation.seed is None else generation.seed
     require(seed >= 0, f"seed={seed} must be at least 0.")

@@ -57,7 +57,7 @@ def resume(path: Path) -> None:
     """`resume=`: the checkpoint that a training would continue from, and its position."""
     from gpt2x.train.state import LoopState
 
-    config = typed("train", f"resume={path}", "trainer.max_steps=2")
+    config = typed("train", f"resume={path}", "trainer.max_steps=2", "trainer.seq_len=16")
     LoopState.from_dict(find_resumption(config, path / "new").saved.loop_state)
 
 
