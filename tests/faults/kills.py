@@ -192,7 +192,6 @@ class Kills:
             run = self.start(outputs)
         if status := run.wait(START_S):
             self.report.findings.append(f"the last start ended with {status}: {run.printed()[-600:]}")
-            return
         self.compare(outputs)
 
     def compare(self, outputs: Path) -> None:

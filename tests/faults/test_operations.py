@@ -11,7 +11,8 @@ from tests.faults.shim import preloaded
 # (operations, each with the calls that it makes at least; what happens to each call in the short form)
 SHORT = [
     ({"save": 30}, ["--errors", "none"]),
-    ({"rank 0": 30, "rank 1": 10, "prune": 20}, ["--errors", "none", "--ways", "kill"]),
+    ({"rank 0": 30, "rank 1": 10, "prune": 20, "replace": 30}, ["--errors", "none", "--ways", "kill"]),
+    ({"rewind": 20, "history": 5}, ["--errors", "one"]),
 ]
 
 
