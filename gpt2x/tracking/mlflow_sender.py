@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRIES = 3  # of an item that MLflow rejects although it answers; it is tried again at the end
 RETRY_S = 15.0
 REJECTED_VALUES = 8  # of one metric: then MLflow does not take the metric, whatever its value
+BUSY = (401, 403, 429, 499, 502, 503, 504)  # answers that say nothing about what was given
 REJECTED_METRICS = 3  # and none accepted: then MLflow takes no metrics at present
 
 
@@ -164,7 +165,7 @@ class Sender:
             self.sent += len(metrics)
             return
         except Exception as error:
-            _require_active(run)
+            _require_rejection(run, error)
             failure = error
         rejected: dict[str, Exception] = {}
         sent = self.sent
@@ -194,7 +195,7 @@ class Sender:
             self.sent += len(values)
             return REJECTED_VALUES, None
         except Exception as error:
-            _require_active(run)
+            _require_rejection(run, error)
             reason = error
         if len(values) == 1:
             return budget - 1, reason
@@ -229,8 +230,8 @@ class Sender:
         try:
             run.set_tags(run.new_tags)
             run.new_tags.clear()
-        except Exception:
-            _require_active(run)
+        except Exception as error:
+            _require_rejection(run, error)
             for key, value in list(run.new_tags.items()):
                 if self._item(run, f"the tag {key}", lambda item={key: value}: run.set_tags(item), is_last):  # type: ignore[misc]
                     del run.new_tags[key]
@@ -254,7 +255,7 @@ class Sender:
                 send()
                 self._settle(name, 0, None)
             except Exception as error:
-                _require_active(run)
+                _require_rejection(run, error)
                 self._settle(name, 0, error)
         return name in self._done
 
@@ -279,12 +280,20 @@ class GoneError(Exception):
     """MLflow answers, and does not have the run any more."""
 
 
-def _require_active(run: MlflowRun) -> None:
+def _require_rejection(run: MlflowRun, error: BaseException) -> None:
     """Return if MLflow answers and has the run, so that it has rejected what it was given.
 
     Raises:
         GoneError: it does not have the run.
-        Exception: it does not answer.
+        Exception: `error` if it is no answer about what was given, or that of a question which fails as well.
     """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):  # the connection, of any of the packages that MLflow uses
+            raise error
+        cause = cause.__cause__ or cause.__context__
+    status = getattr(error, "get_http_status_code", lambda: 0)()
+    if status in BUSY:
+        raise error
     if not run.is_active:
         raise GoneError
