@@ -124,17 +124,23 @@ def visible_devices() -> list[int] | None:
     return [int(entry) for entry in takewhile(str.isdigit, text.split(","))] if text else None
 
 
-def measure_peak_tflops(seconds: float = 0.4) -> float:
-    """Return the best rate of MindSpore's fp32 matrix products (2048, 2048) x (2048, 2048) here, in TFLOP/s."""
+def measure_peak_tflops(seconds: float = 0.4, sizes: tuple[int, ...] = (512, 1024, 2048)) -> float:
+    """Return the best rate of MindSpore's fp32 products of square matrices here, in TFLOP/s.
+
+    The largest matrices are the fastest on an idle machine. On a busy one the smallest are, since a short product may
+    end before other work interrupts it.
+    """
     from mindspore import Tensor, ops
 
-    size = 2048
-    a = Tensor(np.ones((size, size), np.float32))
-    product = ops.MatMul()
-    product(a, a).asnumpy()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product(a, a)[0, 0].asnumpy()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e12
+    product, best = ops.MatMul(), 0.0
+    for size in sizes:
+        a = Tensor(np.ones((size, size), np.float32))
+        product(a, a).asnumpy()
+        end = time.perf_counter() + seconds / len(sizes)
+        while True:
+            start = time.perf_counter()
+            product(a, a)[0, 0].asnumpy()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e12)
+            if time.perf_counter() > end:
+                break
+    return best

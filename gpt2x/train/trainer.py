@@ -30,6 +30,7 @@ from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.guard import Guard
 from gpt2x.train.hooks import default_hooks
+from gpt2x.train.mfu import Peak
 from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
@@ -75,7 +76,7 @@ class Trainer:
     ):
         config = decision.config
         self.decision, self.config, self.task, self.run_dir = decision, config, decision.task, decision.run_dir
-        self.net, self.mesh, self.peak_tflops = net, mesh, peak_tflops
+        self.net, self.mesh, self.peak = net, mesh, Peak(peak_tflops)
         self.optimizer, self.tensors, self.train_step = optimizer, tensors, train_step
         self.total_steps = decision.steps.total
         self.stop_step = min(self.total_steps, config.trainer.stop_after_steps or self.total_steps)
@@ -197,8 +198,7 @@ class Trainer:
         """Return the metrics of an update's speed; a profiled update has only its time, under a different name."""
         if self.profile.covers(self.state.step):
             return {"perf/profiled_step_time_s": seconds}
-        peak_flops = self.mesh.size * self.peak_tflops * 1e12
-        mfu = tokens_per_s * self.flops_per_token / peak_flops
+        mfu = self.peak.mfu(tokens_per_s * self.flops_per_token / self.mesh.size / 1e12)
         return {"perf/tokens_per_s": tokens_per_s, "perf/mfu": mfu, "perf/step_time_s": seconds}
 
     def scheduled_rate(self, step: int) -> float:
