@@ -12,11 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gpt2x.commands import cli, entry
 from gpt2x.commands.sweep_end import again, best_job, closed, ranking, write_csv
-from gpt2x.commands.sweep_jobs import ATTEMPTS, owned, prepare_directory, same_overrides
-from gpt2x.commands.sweep_start import count_jobs, new_directory, newest_sweep, require_once, require_same_sweep
+from gpt2x.commands.sweep_jobs import ATTEMPTS, prepare_directory, same_overrides
+from gpt2x.commands.sweep_start import count_jobs, newest_sweep, require_once, require_same_sweep
 from gpt2x.errors import UserError
 from gpt2x.runtime.exits import guarded
+from gpt2x.runtime.files import create_new
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_jobs, read_sweep, typed_command, write_job, write_sweep
+from tests.support.owners import forked, own_for_ever
 
 SWEEP = Sweep("python train.py -m seed=1,2", ["seed=1,2"], ["seed"], 2, 1, "val/loss", "lower")
 
@@ -28,7 +30,7 @@ def job(folder, number=0, **values):
 
 def test_sweeps_that_start_in_one_instant_have_directories_of_their_own(tmp_path):
     wanted = tmp_path / "sweep_2026-01-01_00-00-00"
-    found = [new_directory(wanted) for _ in range(3)]
+    found = [create_new(wanted) for _ in range(3)]
     assert len(set(found)) == 3
     assert all(path.is_dir() and not any(path.iterdir()) for path in found)
 
@@ -111,13 +113,13 @@ def test_a_job_without_a_checkpoint_begins_anew_and_keeps_what_it_left(tmp_path)
     one = job(tmp_path)
     write_job(one)
     (one.path / "metrics.jsonl").write_text("x")
-    assert prepare_directory(one, one) is None
+    assert not prepare_directory(one, one)
     assert [path.name for path in one.path.iterdir()] == [ATTEMPTS]
     assert (one.path / ATTEMPTS / "1" / "metrics.jsonl").read_text() == "x"
     (one.path / "metrics.jsonl").write_text("y")
     prepare_directory(one, one)
     assert (one.path / ATTEMPTS / "2" / "metrics.jsonl").read_text() == "y"
-    assert prepare_directory(one, one) is None
+    assert not prepare_directory(one, one)
     assert not (one.path / ATTEMPTS / "3").exists()
 
 
@@ -130,13 +132,9 @@ def test_how_a_job_resumes_is_no_part_of_it(tmp_path):
 def test_a_job_that_runs_is_not_run_twice(tmp_path):
     one = job(tmp_path)
     write_job(one)
-    with owned(one) as nobody, owned(one, wait_s=0.0) as owner:
-        assert nobody == ""
-        assert owner.startswith(f"{os.getpid()} on ")
+    with forked(own_for_ever(one.path)):
         assert closed(one).status == "running"
     assert closed(one).status == "killed"
-    with owned(one) as nobody:
-        assert nobody == ""
 
 
 def test_jobs_are_ranked_by_the_direction_of_the_objective(tmp_path):

@@ -13,9 +13,11 @@ layout reads it back.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,11 @@ from gpt2x.checkpoint.manifest import (
 from gpt2x.checkpoint.tensors import LazyTensors, Shape, Spec, StoredTensor, open_safetensors
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
+from gpt2x.runtime.files import sync
 from gpt2x.runtime.json_text import decoded
 
 STEP_NAME = re.compile(r"step_(\d+)")
+DAMAGED = ".damaged"  # after the name of a checkpoint that was set aside
 
 
 class Checkpoint:
@@ -69,12 +73,7 @@ class Checkpoint:
         Raises:
             UserError: a file differs from the manifest, or slices overlap, leave gaps or are not in their file.
         """
-        for name, expected in self.manifest["files"].items():
-            if sha256(self.path / name) != expected["sha256"]:
-                raise UserError(
-                    f"checkpoint {self.path}: {name} was altered after it was written (its sha256 is not the "
-                    "manifest's). Copy it again, or use a different checkpoint."
-                )
+        self.verify_files(self.manifest["files"])
         for group in self.groups():
             for name, entry in self._group(group).items():
                 for piece in entry["slices"]:
@@ -84,6 +83,34 @@ class Checkpoint:
                         f"checkpoint {self.path}: the slices of {group} {name} {tuple(entry['shape'])} {fault}. "
                         "Use a different checkpoint."
                     )
+
+    def verify_files(self, names: Iterable[str]) -> None:
+        """Hash some of the files.
+
+        Raises:
+            UserError: one differs from the manifest, or cannot be read.
+        """
+        for name in names:
+            try:
+                actual = sha256(self.path / name)
+            except OSError as error:
+                raise UserError(
+                    f"checkpoint {self.path}: {name} cannot be read ({error.strerror or error}). Copy the checkpoint "
+                    "again, or use a different one."
+                ) from error
+            if actual != self.manifest["files"][name]["sha256"]:
+                raise UserError(
+                    f"checkpoint {self.path}: {name} was altered after it was written (its sha256 is not the "
+                    "manifest's). Copy it again, or use a different checkpoint."
+                )
+
+    def verify_small_files(self) -> None:
+        """Hash every file but those of tensors, which takes milliseconds.
+
+        Raises:
+            UserError: as `verify_files`.
+        """
+        self.verify_files(name for name in self.manifest["files"] if not name.endswith(".safetensors"))
 
     def groups(self) -> list[str]:
         """Return the groups of tensors: weights or adapter, and optimizer."""
@@ -193,7 +220,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 def list_checkpoints(run_dir: Path | str) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first; unfinished and damaged ones are left out."""
     complete = []
-    for path in _step_directories(Path(run_dir)):
+    for path in step_directories(run_dir):
         try:
             open_checkpoint(path)
         except UserError:
@@ -205,7 +232,8 @@ def list_checkpoints(run_dir: Path | str) -> list[Path]:
 def prune(run_dir: Path | str, keep_last: int, best: int | None = None, newest: int | None = None) -> list[Path]:
     """Delete complete checkpoints except the last `keep_last` and the one of step `best`; return the deleted ones.
 
-    Remains of interrupted writes are deleted as well, so only the process that writes may call this.
+    Remains of interrupted writes are deleted as well, and damaged checkpoints that were set aside and have been written
+    again; so only the owner of the run directory may call this.
 
     Args:
         run_dir: of the run.
@@ -227,6 +255,9 @@ def prune(run_dir: Path | str, keep_last: int, best: int | None = None, newest: 
     if newest is not None:
         names = [path.name for path in complete]
         complete = complete[: names.index(f"step_{newest}") + 1] if f"step_{newest}" in names else []
+    for path in complete:
+        for damaged in path.parent.glob(f"{path.name}{DAMAGED}*"):
+            remove(damaged)
     removed = []
     for path in complete[:-keep_last]:
         if path.name == f"step_{best}":
@@ -258,12 +289,36 @@ def recover(run_dir: Path | str) -> None:
             aside.rename(path)
 
 
-def _step_directories(run_dir: Path) -> list[Path]:
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to `step_N.damaged`, which no reader takes for one; return the new path.
+
+    If that exists already, a number is added. `prune` deletes it when the step has been written again.
+    """
+    number, target = 1, path.with_name(path.name + DAMAGED)
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}{DAMAGED}.{number}")
+    path.rename(target)
+    sync(path.parent)
+    return target
+
+
+def step_directories(run_dir: Path | str) -> list[Path]:
+    """Return what has the name of a checkpoint of a run, oldest first, damaged ones included."""
     steps = {}
-    for path in (run_dir / "checkpoints").glob("step_*"):
+    for path in (Path(run_dir) / "checkpoints").glob("step_*"):
         if match := STEP_NAME.fullmatch(path.name):
             steps[int(match[1])] = path
     return [steps[step] for step in sorted(steps)]
+
+
+def remove(path: Path) -> None:
+    """Delete a directory or a file as far as the system allows."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _hint(path: Path) -> str:

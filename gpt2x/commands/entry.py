@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gpt2x.commands.configuration import save_config, typed_config
+from gpt2x.commands.run_directory import LOGGED, owned_run
 from gpt2x.config import CommonConfig, TrainConfig
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan
-from gpt2x.errors import RunError
+from gpt2x.errors import NothingLeftError, RunError
 from gpt2x.runtime import clock, heartbeat, launch
 from gpt2x.runtime.console import console
-from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.interrupt import deliver_interrupts
 from gpt2x.runtime.jobs import COMMAND, typed_command, write_command
 from gpt2x.runtime.role import Role
@@ -30,8 +30,6 @@ from gpt2x.runtime.run_log import RUN_LOG, run_log
 
 if TYPE_CHECKING:
     from gpt2x.parallel.mesh import Mesh
-
-LOGGED = ("train", "evaluate")  # the commands whose run directory has command.txt and run.log
 
 
 class Decision(Protocol):
@@ -98,11 +96,16 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         from gpt2x.commands.start_checks import check_start
 
         check_start(config)
-    if role.is_worker or (world_size(config.parallel) == 1 and not role.is_sweeping):
+    is_here = role.is_worker or (world_size(config.parallel) == 1 and not role.is_sweeping)
+    if is_here:
         os.environ.update(launch.timeouts(config.launch, config.hardware.device_target))
-        run_here(name, config, role, run_dir)
-    else:
-        run_in_workers(name, config, role, run_dir)
+    with owned_run(name, config, role, run_dir) as (config, run_dir):
+        try:
+            (run_here if is_here else run_in_workers)(name, config, role, run_dir)
+        except NothingLeftError:
+            if config.resume == "auto":
+                close_tracking(run_dir, "FINISHED")  # it was killed after its last checkpoint
+            raise
 
 
 def show(config: CommonConfig) -> None:
@@ -136,7 +139,7 @@ def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None
         mesh = open_mesh(config, role)
         decision = decide_together(name, config, mesh, run_dir)
     if role.decides:
-        open_run_dir(name, decision, run_dir)
+        open_run_dir(name, decision)
     elif role.rank == 0:
         open_log(name, decision)
     heartbeat.does(name)
@@ -152,7 +155,8 @@ def run_in_process(name: str, config: Any, run_dir: Path) -> None:
     os.environ.setdefault("GLOG_v", "3")
     if isinstance(config, CommonConfig):
         try:
-            run_here(name, config, Role(), run_dir)
+            with owned_run(name, config, Role(), run_dir) as (config, run_dir):
+                run_here(name, config, Role(), run_dir)
         finally:
             run_log.close()
     else:
@@ -162,7 +166,7 @@ def run_in_process(name: str, config: Any, run_dir: Path) -> None:
 def run_in_workers(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None:
     """Decide once, then start this node's processes of the layout and wait for their end."""
     decision = command(name).decide(config, run_dir, role)
-    open_run_dir(name, decision, run_dir)
+    open_run_dir(name, decision)
     run_dir = decision.run_dir.absolute()
     path = launch.config_path(config.launch.node_rank, run_dir)
     save_config(decision.resolved, path)
@@ -196,19 +200,24 @@ def decide_together(name: str, config: CommonConfig, mesh: Mesh, run_dir: Path) 
     """Decide on rank 0, then on the other ranks from rank 0's run directory and resolved configuration."""
     from gpt2x.parallel.agreement import from_main
 
-    decision = command(name).decide(config, run_dir, mesh.role) if mesh.is_main else None
-    text = json.dumps([str(decision.run_dir.absolute()), asdict(decision.resolved)]) if decision else ""
-    rank0_run_dir, rank0_values = json.loads(from_main(mesh, text))
+    decision, answer = None, ""
+    if mesh.is_main:
+        try:
+            decision = command(name).decide(config, run_dir, mesh.role)
+            answer = json.dumps([str(decision.run_dir.absolute()), asdict(decision.resolved)])
+        except NothingLeftError as error:  # which is no failure, so that the others would wait
+            answer = json.dumps([str(error), None])
+    rank0_run_dir, rank0_values = json.loads(from_main(mesh, answer))
+    if rank0_values is None:
+        raise NothingLeftError(rank0_run_dir)
     if decision:
         return decision
     resolved = replace(typed_config(name, rank0_values), launch=config.launch)
     return command(name).decide(resolved, Path(rank0_run_dir), mesh.role)
 
 
-def open_run_dir(name: str, decision: Decision, hydra_dir: Path) -> None:
-    """Begin the run directory; remove the one that Hydra made if the run writes to an older one."""
-    if decision.run_dir != hydra_dir:
-        remove_empty(hydra_dir)
+def open_run_dir(name: str, decision: Decision) -> None:
+    """Begin the run directory, or a new part of it."""
     command(name).open_run_dir(decision)
     if name in LOGGED and decision.config.launch.node_rank == 0:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -12,18 +13,22 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt2x.commands.sweep_start import CommandRejected, set_sweep_dir
 from gpt2x.config.locations import expanded, with_home
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import create_new
 
 
 class Directories(Callback):
     """Settles the directory of a run or a sweep, which the options derive from `paths.outputs` or `paths.cache`."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Settle `hydra.run.dir`.
+        """Settle `hydra.run.dir`; create one that is named by the time of day, so that no other process has it.
 
         Raises:
             CommandRejected: a directory is empty, or its `~user` names nobody.
         """
         directory = settled(config, "hydra.run.dir")
+        with suppress(OmegaConfBaseException, OSError):  # said by Hydra, which does the same next
+            if "${now:" in str(config.hydra.run._get_node("dir")._value()):
+                directory = str(create_new(Path(directory or config.hydra.run.dir)))
         if directory is not None:
             with read_write(config), open_dict(config):
                 config.hydra.run.dir = directory

@@ -75,6 +75,17 @@ def hydra_main(name: str, run: Run) -> None:
             sys.argv.append("hydra.run.dir=.")  # makes no directory
     job = HydraJob(name, run, role, typed_command())
     SweepStart.sweep_dir = None
+    with SweepStart.owns:
+        run_and_end(name, job)
+
+
+def run_and_end(name: str, job: HydraJob) -> None:
+    """Run what Hydra composes, and end the sweep if it is one.
+
+    Raises:
+        UserError: for anything that is wrong with the command line.
+        RunError: as `hydra_main`.
+    """
     try:
         with plain_answers():
             compose_and_run(name, job)

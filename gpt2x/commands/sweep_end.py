@@ -7,10 +7,10 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2x.commands.sweep_jobs import owned
 from gpt2x.commands.sweep_start import remove_places, remove_unused
 from gpt2x.config.messages import quoted
 from gpt2x.errors import RunError
@@ -18,6 +18,7 @@ from gpt2x.runtime import jobs
 from gpt2x.runtime.console import console, format_duration
 from gpt2x.runtime.files import replaced
 from gpt2x.runtime.jobs import Job, Sweep, read_jobs, read_sweep, write_job
+from gpt2x.runtime.owner import OwnedError, owning
 
 PLAIN_PATH = re.compile(r"[\w./:+-]+")  # needs no quotes in Hydra's grammar
 CSV, PICTURE = "sweep.csv", "sweep.png"  # in the directory of a sweep
@@ -74,10 +75,9 @@ def closed(job: Job) -> Job:
     """Return the job; one whose process ended without a word is marked as killed."""
     if job.status != jobs.RUNNING:
         return job
-    with owned(job, wait_s=0.0) as owner:
-        if not owner:
-            job = replace(job, status=jobs.KILLED)
-            write_job(job)
+    with suppress(OwnedError), owning(job.path):
+        job = replace(job, status=jobs.KILLED)
+        write_job(job)
     return job
 
 

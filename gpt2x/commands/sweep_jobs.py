@@ -6,19 +6,16 @@ over nothing in memory but its objective, which sweepers such as Optuna's read; 
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import signal
-import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -33,6 +30,7 @@ from gpt2x.runtime import jobs, launch, scheduler
 from gpt2x.runtime.console import console, show_error, stderr
 from gpt2x.runtime.files import remove_empty
 from gpt2x.runtime.jobs import Job, Sweep, read_job, read_sweep, write_job
+from gpt2x.runtime.owner import OwnedError, is_record, owning
 from gpt2x.runtime.processes import last_error
 from gpt2x.runtime.role import Role
 from gpt2x.runtime.run_log import RUN_LOG
@@ -40,7 +38,6 @@ from gpt2x.runtime.shares import share_of_cores
 
 Run = Callable[[str, Any, Role, Path], None]  # name of the entry, configuration, role of the process, run directory
 ATTEMPTS = "attempts"  # in a job's run directory: what earlier attempts left that cannot be continued
-LOCK = ".job.lock"
 OWNER_WAIT_S = 20.0  # for the processes of a sweep that was killed to end
 
 
@@ -79,9 +76,11 @@ class HydraJob:
             if self.failure:
                 remove_empty(run_dir)
                 return None
-            self.failure = run_guarded(self.name, self.run, self.role, values, run_dir)
+            is_named = any(each.startswith("hydra.run.dir=") for each in as_typed(settings.overrides.hydra))
+            role = replace(self.role, has_named_run_dir=is_named)
+            self.failure = run_guarded(self.name, self.run, role, values, run_dir)
             return None
-        role = replace(self.role, is_sweeping=True)
+        role = replace(self.role, is_sweeping=True, has_named_run_dir=True)
         if "joblib" in str(settings.launcher.get("_target_", "")):
             end_with_parent()
         sweep_dir = Path(os.path.abspath(settings.sweep.dir))
@@ -131,40 +130,46 @@ def run_job(this: HydraJob, role: Role, values: DictConfig, job: Job, sweep: Swe
     if job.number == 0:
         at_a_time = f", {sweep.parallel_jobs} at a time" if sweep.parallel_jobs > 1 else ""
         console.notice(f"sweep of {sweep.num_jobs} jobs{at_a_time}: {job.sweep_dir}")
-    with owned(job) as owner:
-        if owner:
-            show_error(f"job {job.number} ({job.name}) is being run by process {owner}; wait for it, or end it.")
-            return None
-        earlier = read_job(job.path)
-        if earlier and earlier.number != job.number:
-            show_error(
-                f"job {job.number} ({job.name}): {job.path} is the directory of job {earlier.number}; "
-                "give hydra.sweep.subdir a value that differs between jobs, such as '${hydra.job.num}'."
+    try:
+        with owning(job.path, OWNER_WAIT_S):
+            return run_owned_job(this, role, values, job, sweep)
+    except OwnedError as error:
+        show_error(f"job {job.number} ({job.name}) is being run: {error}")
+        return None
+
+
+def run_owned_job(this: HydraJob, role: Role, values: DictConfig, job: Job, sweep: Sweep) -> float | None:
+    """Do what `run_job` does, as the owner of the job's directory."""
+    earlier = read_job(job.path)
+    if earlier and earlier.number != job.number:
+        show_error(
+            f"job {job.number} ({job.name}): {job.path} is the directory of job {earlier.number}; "
+            "give hydra.sweep.subdir a value that differs between jobs, such as '${hydra.job.num}'."
+        )
+        return None
+    if earlier and same_overrides(earlier, job):
+        if earlier.has_succeeded:
+            console.notice(f"job {job.number} ({job.name}) was {earlier.status} before: {result(earlier)}")
+            return earlier.value
+        job = replace(job, seconds=earlier.seconds)
+    continues = prepare_directory(job, earlier)
+    write_job(job)
+    console.notice(f"job {job.number} (of {sweep.num_jobs}): {job.name}{', continues' if continues else ''}")
+    started = time.monotonic()
+    ended = replace(job, status=jobs.KILLED)
+    try:
+        with share_of_cores(Path(job.sweep_dir), sweep.parallel_jobs, f"{job.number} | "):
+            started = time.monotonic()
+            failure = run_guarded(
+                this.name, this.run, role, with_resume(values, continues), job.path, job, shows_mistakes=True
             )
-            return None
-        if earlier and same_overrides(earlier, job):
-            if earlier.has_succeeded:
-                console.notice(f"job {job.number} ({job.name}) was {earlier.status} before: {result(earlier)}")
-                return earlier.value
-            job = replace(job, seconds=earlier.seconds)
-        resume = prepare_directory(job, earlier)
-        write_job(job)
-        console.notice(f"job {job.number} (of {sweep.num_jobs}): {job.name}{', continues' if resume else ''}")
-        started = time.monotonic()
-        ended = replace(job, status=jobs.KILLED)
-        try:
-            with share_of_cores(Path(job.sweep_dir), sweep.parallel_jobs, f"{job.number} | "):
-                started = time.monotonic()
-                failure = run_guarded(
-                    this.name, this.run, role, with_resume(values, resume), job.path, job, shows_mistakes=True
-                )
-            ended = replace(job, status=status_of(job, failure), exit_status=failure.status if failure else 0)
-            ended = replace(ended, message=str(failure) if failure else "")
-        finally:
-            seconds = job.seconds + time.monotonic() - started
-            ended = with_objective(replace(ended, seconds=round(seconds, 3)), sweep)
-            write_job(ended)
-        return ended.value if ended.has_succeeded else None
+        ended = replace(job, status=status_of(job, failure), exit_status=failure.status if failure else 0)
+        ended = replace(ended, message=str(failure) if failure else "")
+    finally:
+        seconds = job.seconds + time.monotonic() - started
+        ended = with_objective(replace(ended, seconds=round(seconds, 3)), sweep)
+        write_job(ended)
+    return ended.value if ended.has_succeeded else None
 
 
 def run_guarded(
@@ -194,9 +199,9 @@ def run_guarded(
         else:
             run(name, config, role, run_dir)
     except NothingLeftError as error:
-        if job is None:
+        if config.resume != "auto":
             return RunError(str(error), status=2)
-        close_tracking(run_dir, "FINISHED")  # it was interrupted after its last checkpoint
+        console.notice(str(error))
     except UserError as error:
         if shows_mistakes:
             show_error(f"{label}{error}")
@@ -206,33 +211,6 @@ def run_guarded(
     finally:
         remove_empty(run_dir)
     return None
-
-
-@contextmanager
-def owned(job: Job, wait_s: float = OWNER_WAIT_S) -> Iterator[str]:
-    """Hold the job's directory; yield "" if it is held, else the process that holds it after `wait_s`."""
-    job.path.mkdir(parents=True, exist_ok=True)
-    with (job.path / LOCK).open("a+") as file:
-        deadline = time.monotonic() + wait_s
-        while not lock(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                yield file.read().strip() or "unknown"
-                return
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield ""
-
-
-def lock(file: IO[str]) -> bool:
-    """Lock an open file; return False if another process has locked it. The lock ends with the process."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @functools.cache
@@ -259,16 +237,16 @@ def is_resume(override: str) -> bool:
     return override.partition("=")[0].lstrip("+") == "resume"
 
 
-def prepare_directory(job: Job, earlier: Job | None) -> Path | None:
-    """Return the run directory if an earlier attempt left a checkpoint to continue from; else make it empty.
+def prepare_directory(job: Job, earlier: Job | None) -> bool:
+    """Return whether an earlier attempt left a checkpoint to continue from; if not, make the run directory empty.
 
     What cannot be continued is moved to `attempts/N`, so nothing is lost.
     """
     from gpt2x import checkpoint
 
-    if earlier and same_overrides(earlier, job) and checkpoint.list_checkpoints(job.path):
-        return job.path
-    left = [path for path in job.path.iterdir() if path.name not in (LOCK, ATTEMPTS)]
+    if earlier and same_overrides(earlier, job) and checkpoint.step_directories(job.path):
+        return True
+    left = [path for path in job.path.iterdir() if path.name != ATTEMPTS and not is_record(path)]
     if left:
         close_tracking(job.path, "KILLED")
         numbers = [int(path.name) for path in (job.path / ATTEMPTS).glob("*") if path.name.isdigit()]
@@ -276,7 +254,7 @@ def prepare_directory(job: Job, earlier: Job | None) -> Path | None:
         target.mkdir(parents=True)
         for path in left:
             path.rename(target / path.name)
-    return None
+    return False
 
 
 def reason(run_dir: Path) -> str:
@@ -286,12 +264,12 @@ def reason(run_dir: Path) -> str:
     return lines[0].strip().removeprefix("error: ") if lines else f"its processes failed, see {run_dir}"
 
 
-def with_resume(values: DictConfig, resume: Path | None) -> DictConfig:
+def with_resume(values: DictConfig, continues: bool) -> DictConfig:
     """Return the configuration that continues a job in its own directory, or begins it."""
     if "resume" not in values:
         return values
     values = values.copy()
-    values.resume = str(resume) if resume else None
+    values.resume = "auto" if continues else None
     return values
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from gpt2x.config.messages import quoted
 from gpt2x.errors import UserError, did_you_mean, require, require_choice
 from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
+from gpt2x.runtime.files import create_new
 from gpt2x.runtime.jobs import COMMAND, SWEEP, Sweep, read_sweep, typed_command, write_command, write_sweep
+from gpt2x.runtime.owner import is_record, owning
 from gpt2x.tasks.registry import TASKS
 
 DIRECTIONS = {  # of metrics that a task does not own
@@ -38,6 +41,7 @@ DIRECTIONS = {  # of metrics that a task does not own
     "perf/tokens_per_s": "higher",
     "perf/mfu": "higher",
 }
+CHOICE_WAIT_S = 120.0  # for other sweeps that choose a directory at the same time
 OPTUNA_DIRECTIONS = {"lower": "minimize", "higher": "maximize"}
 
 
@@ -54,9 +58,11 @@ class SweepStart(Callback):
 
     Attributes:
         sweep_dir: the directory of the sweep that this process has started, or None.
+        owns: that directory, until it is closed.
     """
 
     sweep_dir: Path | None = None
+    owns = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Settle the directory, before Hydra starts a job.
@@ -94,18 +100,26 @@ def start_sweep(config: DictConfig) -> Path | None:
     signal.signal(signal.SIGTERM, interrupt.terminate)  # the jobs' processes have handlers of their own
     has_directory = any(override.startswith("hydra.sweep.dir=") for override in as_typed(config.hydra.overrides.hydra))
     sweep_dir = Path(os.path.abspath(config.hydra.sweep.dir))
+    resumes = OmegaConf.select(config, "resume", default=None) == "auto"
     if has_directory:
+        SweepStart.owns.enter_context(owning(sweep_dir))
         require_same_sweep(sweep_dir, sweep)
+        write_sweep(sweep_dir, sweep)
+    elif resumes:
+        with owning(sweep_dir.parent, CHOICE_WAIT_S):  # of several that start at once, one chooses at a time
+            earlier = newest_sweep(sweep_dir.parent, sweep)
+            if earlier is None:
+                console.notice(f"resume=auto: no sweep with this command in {sweep_dir.parent}; a new one starts")
+            sweep_dir = earlier or create_new(sweep_dir)
+            SweepStart.owns.enter_context(owning(sweep_dir))
+            write_sweep(sweep_dir, sweep)
     else:
-        resumes = OmegaConf.select(config, "resume", default=None) == "auto"
-        earlier = newest_sweep(sweep_dir.parent, sweep) if resumes else None
-        if resumes and earlier is None:
-            console.notice(f"resume=auto: no sweep with this command in {sweep_dir.parent}; a new one starts")
-        sweep_dir = earlier or new_directory(sweep_dir)
+        sweep_dir = create_new(sweep_dir)
+        SweepStart.owns.enter_context(owning(sweep_dir))
+        write_sweep(sweep_dir, sweep)
     set_sweep_dir(config, sweep_dir)
     if "submitit" in str(config.hydra.launcher.get("_target_", "")):
         console.notice(f"what the jobs print is in {sweep_dir}/.submitit/*/*_log.out")
-    write_sweep(sweep_dir, sweep)
     write_command(sweep_dir, sweep.command)
     return sweep_dir
 
@@ -261,7 +275,7 @@ def require_same_sweep(sweep_dir: Path, sweep: Sweep) -> None:
     Raises:
         UserError: it holds something else.
     """
-    if not sweep_dir.is_dir() or not any(sweep_dir.iterdir()):
+    if not sweep_dir.is_dir() or all(is_record(path) for path in sweep_dir.iterdir()):
         return
     earlier = read_sweep(sweep_dir)
     if earlier is None:
@@ -287,19 +301,6 @@ def newest_sweep(folder: Path, sweep: Sweep) -> Path | None:
     return max(sweeps)[1] if sweeps else None
 
 
-def new_directory(first: Path) -> Path:
-    """Create `first`, or the first of `first_2`, `first_3`, … that does not exist, and return it."""
-    first.parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = first if number == 1 else first.with_name(f"{first.name}_{number}")
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1
-
-
 def set_sweep_dir(config: DictConfig, sweep_dir: Path | str) -> None:
     """Make `sweep_dir` Hydra's directory of the sweep, also where a launcher composes again for each job."""
     with read_write(config), open_dict(config):
@@ -310,7 +311,7 @@ def set_sweep_dir(config: DictConfig, sweep_dir: Path | str) -> None:
 
 def remove_unused(sweep_dir: Path) -> None:
     """Remove the directory of a sweep that Hydra rejected before its first job."""
-    if {path.name for path in sweep_dir.iterdir()} <= {SWEEP, COMMAND, "multirun.yaml"}:
+    if {path.name for path in sweep_dir.iterdir() if not is_record(path)} <= {SWEEP, COMMAND, "multirun.yaml"}:
         shutil.rmtree(sweep_dir)
 
 

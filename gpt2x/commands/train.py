@@ -36,7 +36,7 @@ from gpt2x.train.build import build_trainer
 from gpt2x.train.decision import Decision
 from gpt2x.train.lr_find import find_rate
 from gpt2x.train.profiling import FOLDER
-from gpt2x.train.resume import copy_history
+from gpt2x.train.resume import copy_history, set_aside_newer
 from gpt2x.train.start_panel import show_panel
 from gpt2x.train.trainer import Trainer
 
@@ -52,9 +52,10 @@ def decide(config: TrainConfig, run_dir: Path, role: Role) -> Decision:
 
 
 def open_run_dir(decision: Decision) -> None:
-    """Write `config.yaml`, and the metrics of the run that is resumed."""
+    """Write `config.yaml`, and the metrics of the run that is resumed; set its damaged checkpoints aside."""
     save_config(decision.resolved, launch.config_path(decision.config.launch.node_rank, decision.run_dir))
     if decision.source.resumption and decision.config.launch.node_rank == 0:
+        set_aside_newer(decision.source.resumption)
         copy_history(decision.source.resumption)
 
 

@@ -177,6 +177,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def create_new(first: Path) -> Path:
+    """Create `first`, or the first of `first_2`, `first_3`, … that does not exist, and return it.
+
+    Of several processes that ask for the same directory in one instant, each gets one of its own (mkdir(2) creates a
+    directory once).
+    """
+    number, path = 1, first
+    while True:
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+            path = first.with_name(f"{first.name}_{number}")
+        except FileNotFoundError:  # also if another process has removed an empty parent in between
+            first.parent.mkdir(parents=True, exist_ok=True)
+
+
 def remove_empty(directory: Path) -> None:
     """Remove an empty run directory and up to three empty parents, but never one that holds the working directory."""
     for path in (directory, *directory.parents[:3]):

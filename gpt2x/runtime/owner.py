@@ -54,12 +54,6 @@ def living_owner(directory: Path) -> Owner | None:
     return next((record.owner for record in records_of(directory) if record.is_alive), None)
 
 
-def has_dead_owner(directory: Path) -> bool:
-    """Return True if the last owner of a directory was killed, and nobody has owned it since."""
-    records = records_of(directory)
-    return bool(records) and not any(record.is_alive for record in records)
-
-
 def is_record(path: Path) -> bool:
     """Return whether a file of a directory only names its owner."""
     return path.name.startswith(".owner.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from gpt2x.errors import RunError
-from gpt2x.runtime import heartbeat
+from gpt2x.runtime import heartbeat, owner
 from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.hangs import Report, describe, find_hang
 from gpt2x.runtime.shares import PREFIX, prefixed
@@ -166,7 +166,7 @@ class World:
                 stdin=subprocess.DEVNULL,
                 stdout=piped,
                 stderr=piped,
-                pass_fds=[*descriptors, writing, beats.fileno()],
+                pass_fds=[*descriptors, *owner.descriptors(), writing, beats.fileno()],
                 process_group=0,  # a terminal's Ctrl-C reaches only the launcher
             )
             mark, beat = os.fdopen(reading, "rb"), os.fdopen(os.dup(beats.fileno()), "rb")

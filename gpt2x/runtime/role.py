@@ -21,6 +21,7 @@ class Role:
         msrun_workers: --worker_num of the user's own msrun that started this process, else None.
         is_scheduler: True if this process only connects the workers to each other.
         is_sweeping: True if this process runs the jobs of a Hydra multirun, one after the other.
+        has_named_run_dir: True if the user, or the sweep, has named the run directory: a run is looked for only there.
     """
 
     rank: int = 0
@@ -29,6 +30,7 @@ class Role:
     msrun_workers: int | None = None
     is_scheduler: bool = False
     is_sweeping: bool = False
+    has_named_run_dir: bool = False
 
     @property
     def is_under_msrun(self) -> bool:

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.config.keys import REPLACED, defaults, flatten, leaves, spell
 from gpt2x.errors import UserError
 from gpt2x.runtime.appended import set_aside
+from gpt2x.runtime.console import console
 from gpt2x.runtime.files import write_durably
 from gpt2x.runtime.hub import names_repository
 from gpt2x.tracking import jsonl
@@ -25,11 +24,21 @@ from gpt2x.train.stored import check_training
 
 @dataclass(frozen=True)
 class Resumption:
-    """A verified checkpoint, and the run directory that is written to."""
+    """A checkpoint to continue from, and the run directory that is written to.
+
+    Attributes:
+        saved: the checkpoint.
+        run_dir: where the run writes.
+        differences: keys whose change makes the continuation a different run.
+        is_newest: it is the newest of a run, and another one takes its place if it is damaged; else it was named.
+        newer: damaged checkpoints of `run_dir` that are set aside before the run continues.
+    """
 
     saved: checkpoint.Checkpoint
     run_dir: Path
     differences: list[str]
+    is_newest: bool = False
+    newer: tuple[Path, ...] = ()
 
 
 def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
@@ -93,67 +102,78 @@ def keys_that_may_be_omitted(config: TrainConfig, now: dict[str, Any], then: dic
         yield from (key for key in now if key.startswith("lora."))
 
 
-def find_resumption(config: TrainConfig, new_run_dir: Path, *, verify: bool = True) -> Resumption:
+def find_resumption(config: TrainConfig, run_dir: Path, damaged: dict[Path, str] | None = None) -> Resumption:
     """Return the checkpoint that `resume=` names.
 
-    `auto` is the newest checkpoint under paths.outputs of a run with this configuration, which continues in that run's
-    directory. A directory is the checkpoint itself, or the run whose newest checkpoint it is. It continues in a new run
-    directory, so that nothing is overwritten that the old run wrote later.
+    `auto` is the newest checkpoint of `run_dir` (`gpt2x.train.run_search` has chosen it), where the run continues. A
+    directory is the checkpoint itself, or the run whose newest checkpoint it is; it continues in `run_dir`, a new one,
+    so that nothing is overwritten that the old run wrote later. Damaged checkpoints of a run are left out.
+
+    Args:
+        config: with `resume`.
+        run_dir: of the run that begins or continues.
+        damaged: checkpoints of a run that are known to be damaged, and how; more are added.
 
     Raises:
         UserError: there is nothing to resume, or the checkpoint is damaged, has no optimizer states, or was written by
             a different model.
     """
     assert config.resume is not None
-    if config.resume == "auto":
-        path = newest_checkpoint(config)
-        run_dir = path.parent.parent
-    else:
-        path = Path(config.resume).expanduser()
-        newest = checkpoint.list_checkpoints(path)
-        path, run_dir = (newest[-1] if newest else path), new_run_dir
-    saved = checkpoint.open_checkpoint(path)
-    if verify:
-        saved.verify()
+    damaged = {} if damaged is None else damaged
+    path = run_dir if config.resume == "auto" else Path(config.resume).expanduser()
+    steps = checkpoint.step_directories(path)
+    saved = newest_intact(path, steps, damaged, config.resume) if steps else checkpoint.open_checkpoint(path)
     if "optimizer" not in saved.groups():
         raise UserError(
-            f"resume={config.resume}: {path} has weights but no optimizer states, so no run can continue from it; "
-            f"start a new run from it with load={path}."
+            f"resume={config.resume}: {saved.path} has weights but no optimizer states, so no run can continue from "
+            f"it; start a new run from it with load={saved.path}."
         )
     check_training(saved)
     changes = differences(config, saved.run_config)
     wrong = [line for line in changes if line.startswith(("model.", "lora.", "trainer.frozen"))]
     if wrong:
         raise UserError(
-            f"resume={config.resume}: {path} was written by a different model or trains different tensors "
-            f"({'; '.join(wrong)}); use the checkpoint's options, or start a new run with load={path}."
+            f"resume={config.resume}: {saved.path} was written by a different model or trains different tensors "
+            f"({'; '.join(wrong)}); use the checkpoint's options, or start a new run with load={saved.path}."
         )
-    return Resumption(saved, run_dir, changes)
+    newer = steps[steps.index(saved.path) + 1 :] if config.resume == "auto" else []
+    return Resumption(saved, run_dir, changes, bool(steps), tuple(newer))
 
 
-def newest_checkpoint(config: TrainConfig) -> Path:
-    """Return the newest checkpoint of a run with this configuration.
+def newest_intact(run_dir: Path, steps: list[Path], damaged: dict[Path, str], resume: str) -> checkpoint.Checkpoint:
+    """Return the newest checkpoint of a run that is not damaged, as far as that is known without reading tensors.
+
+    Args:
+        run_dir: of the run.
+        steps: its checkpoints, oldest first.
+        damaged: those that are known to be damaged, and how; more are added.
+        resume: what was typed, for the message.
 
     Raises:
-        UserError: no run with this configuration has a checkpoint; the nearest one and its differences are named.
+        UserError: all are damaged.
     """
-    root = Path(config.paths.outputs).expanduser() / config.task.name
-    candidates = [
-        (checkpoints[-1].stat().st_mtime, checkpoints[-1])
-        for run in {path.parent for path in root.rglob("checkpoints") if path.is_dir()}
-        if (checkpoints := checkpoint.list_checkpoints(run))
-    ]
-    nearest: list[str] = []
-    for _, path in sorted(candidates, reverse=True):
-        changes = differences(config, yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-        if not changes:
-            return path
-        nearest = nearest or [f"{path.parent.parent} differs in {'; '.join(changes[:5])}"]
+    for path in reversed(steps):
+        if path not in damaged:
+            try:
+                saved = checkpoint.open_checkpoint(path)
+                saved.verify_small_files()
+                return saved
+            except UserError as error:
+                damaged[path] = str(error)
+    faults = "".join(f"\n  {fault}" for fault in damaged.values())
     raise UserError(
-        f"resume=auto: there is nothing to resume; no run under {root} with this configuration has a checkpoint"
-        + (f" ({nearest[0]})" if nearest else "")
-        + "; drop resume to start a new run, or give resume=CHECKPOINT_DIRECTORY."
+        f"resume={resume}: no checkpoint of {run_dir} is intact, so no run continues from there; nothing was changed. "
+        f"Is the disk readable? Copy one back, or move {run_dir}/checkpoints away to start again from step 0.{faults}"
     )
+
+
+def set_aside_newer(resumption: Resumption) -> None:
+    """Rename the damaged checkpoints after the one from which the run continues in its own directory."""
+    for path in resumption.newer:
+        aside = checkpoint.set_aside(path)
+        console.notice(
+            f"{path.name} is set aside as {aside}, which is deleted when the run has written that step again"
+        )
 
 
 def copy_history(resumption: Resumption) -> None:

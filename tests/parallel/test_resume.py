@@ -13,6 +13,7 @@ from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.model import complete_model
 from gpt2x.train.decision.source import RunSource
 from gpt2x.train.resume import differences, find_resumption
+from gpt2x.train.run_search import newest_match
 from tests.parallel.runs import check_equal, pairs, relative, saved
 from tests.support.layout_jobs import JOBS, PROCESSES, SAVED, STEPS, resumed
 from tests.support.layout_runs import LAUNCHED, each
@@ -98,8 +99,9 @@ def test_what_makes_another_run(layout_runs, tmp_path):
         hardware__device_target="Ascend", hardware__flash_attention=True, paths__outputs=str(tmp_path),
     )  # fmt: skip
     assert differences(other, stored) == []
-    found = find_resumption(other, tmp_path)
-    assert (found.run_dir, found.differences) == (run_dir, [])
+    assert newest_match(other, tmp_path, tmp_path / "new") == (run_dir, "")
+    found = find_resumption(other, run_dir)
+    assert found.differences == []
     assert found.saved.loop_state["step"] == STEPS
     model = complete_model(other, task_of(other), RunSource(None, found, None, None), None)
     assert model == dataclasses.replace(found.saved.model, pad_vocab_multiple=128)

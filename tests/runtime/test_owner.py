@@ -14,39 +14,8 @@ import pytest
 
 from gpt2x.errors import UserError
 from gpt2x.runtime import owner, owner_record
-from gpt2x.runtime.owner import OwnedError, has_dead_owner, living_owner, owning
-
-
-@contextlib.contextmanager
-def forked(body):
-    """Run `body` in a forked process, which has said that it is ready by then; kill it at the end."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        owner._holds.clear()
-        os.close(reading)
-        try:
-            body(lambda: os.write(writing, b"."))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    assert os.read(reading, 1) == b"."
-    try:
-        yield pid
-    finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def own_for_ever(directory):
-    def body(ready):
-        with owning(directory):
-            ready()
-            time.sleep(60)
-
-    return body
+from gpt2x.runtime.owner import OwnedError, living_owner, owning
+from tests.support.owners import forked, own_for_ever
 
 
 def without_locks(monkeypatch):
@@ -86,13 +55,12 @@ def test_a_second_process_is_rejected_with_the_name_of_the_owner_until_that_is_g
             owning(tmp_path).__enter__()
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie is dead
-        assert has_dead_owner(tmp_path)
+        assert living_owner(tmp_path) is None
         with owning(tmp_path):
             assert living_owner(tmp_path).pid == os.getpid()
             assert [path.name for path in tmp_path.iterdir()] == [".owner.2"]
     assert not list(tmp_path.iterdir())
     assert living_owner(tmp_path) is None
-    assert not has_dead_owner(tmp_path)
 
 
 def test_blocks_in_blocks_and_processes_that_the_owner_starts_belong_to_it(tmp_path, monkeypatch):

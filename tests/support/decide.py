@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpt2x.commands.entry import command
+from gpt2x.commands.run_directory import owned_run
 from gpt2x.errors import UserError
 from gpt2x.runtime.role import Role
 from tests.support.configs import typed
@@ -21,9 +22,11 @@ def decide(name: str, *overrides: str) -> Any:
         UserError: for anything that the user can put right.
     """
     config = typed(name, *overrides)
-    with tempfile.TemporaryDirectory() as run_dir:
-        decision = command(name).decide(config, Path(run_dir), Role())
-        assert not list(Path(run_dir).iterdir())
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "runs" / "new"
+        with owned_run(name, config, Role(), run_dir) as (config, owned_dir):
+            decision = command(name).decide(config, owned_dir, Role())
+        assert not run_dir.exists()
         return decision
 
 

@@ -14,7 +14,6 @@ from tests.commands import convert
 from tests.support.decide import refusal
 from tests.support.in_process import train
 from tests.support.small_runs import curve, run_dirs, small
-from tests.support.zoo import LONG
 
 
 def test_what_a_run_leaves(zoo):
@@ -104,13 +103,9 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(zoo, tmp_path):
 
 
 def test_nothing_to_resume(zoo, tmp_path):
-    assert "nothing to resume" in refusal("train", *small(tmp_path), *LONG, "resume=auto")
     message = refusal("train", *zoo.plain.options, f"resume={zoo.plain.checkpoint(16)}")
     assert "nothing to resume" in message
     assert "step 16" in message
-    message = refusal("train", *zoo.plain.options, "resume=auto", "seed=5")
-    assert "nothing to resume" in message
-    assert "seed: 0 -> 5" in message
 
 
 def test_a_profile_of_steps_that_a_resumed_run_does_not_make(zoo):

@@ -124,6 +124,11 @@ def check_end(config: TrainConfig, steps: Steps, resumption: Resumption | None) 
     if not resumption:
         return
     stop = min(steps.total, config.trainer.stop_after_steps or steps.total)
+    if done >= stop and config.resume == "auto":
+        raise NothingLeftError(
+            f"resume=auto: nothing is left to do, since {resumption.saved.path.parent.parent} is at step {done} and "
+            f"ends at step {stop}"
+        )
     if done >= stop:
         longer = "trainer.stop_after_steps" if stop < steps.total else "trainer.max_steps or trainer.max_epochs"
         raise NothingLeftError(

@@ -22,6 +22,7 @@ from gpt2x.lora.shapes import factor_shapes
 from gpt2x.model import stats
 from gpt2x.parallel.placement import holds
 from gpt2x.pretrained import limit_to_rows, source_tokenizer
+from gpt2x.runtime.console import console
 from gpt2x.runtime.role import Role
 from gpt2x.tasks.base import Task
 from gpt2x.train.resume import Resumption, find_resumption
@@ -73,7 +74,39 @@ def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) ->
     """
     check_finetuning(config)
     require_outputs(config)
-    resumption = find_resumption(config, run_dir, verify=False) if config.resume else None
+    damaged: dict[Path, str] = {}
+    while True:
+        source = open_source(config, task, run_dir, damaged)
+        if not role.decides:
+            return source
+        resumption = source.resumption
+        try:
+            if resumption:
+                resumption.saved.verify()
+            break
+        except UserError as error:
+            if resumption is None or not resumption.is_newest:
+                raise
+            damaged[resumption.saved.path] = str(error)
+    for fault in damaged.values():
+        console.warn(f"resume={config.resume} leaves out a damaged checkpoint: {fault}")
+    verify(config, source)
+    return source
+
+
+def open_source(config: TrainConfig, task: Task, run_dir: Path, damaged: dict[Path, str]) -> RunSource:
+    """Open what a run starts from and compare it with the configuration; no tensors are read.
+
+    Args:
+        config: of the run.
+        task: of the run.
+        run_dir: where it writes.
+        damaged: checkpoints of a resumed run that are known to be damaged, and how; more are added.
+
+    Raises:
+        UserError: for anything that the configuration and the headers of these files tell.
+    """
+    resumption = find_resumption(config, run_dir, damaged) if config.resume else None
     weights = open_weights(config, resumption)
     source = RunSource(weights, resumption, checkpoint_tokenizer(config, weights, resumption), None)
     if weights and not resumption:
@@ -84,8 +117,6 @@ def decide_source(config: TrainConfig, task: Task, run_dir: Path, role: Role) ->
     validate_layout(config.parallel, replace(config.model, vocab_size=None))
     if config.adapters and not resumption:
         source = replace(source, adapter=open_matching_adapter(config, weights))
-    if role.decides:
-        verify(config, source)
     return source
 
 
@@ -116,13 +147,11 @@ def checkpoint_tokenizer(
 
 
 def verify(config: TrainConfig, source: RunSource) -> None:
-    """Hash the files of checkpoints, once for all processes of a run.
+    """Hash the files of what a run loads, once for all its processes.
 
     Raises:
         UserError: a file is damaged, or the adapter was trained beside other weights.
     """
-    if source.resumption:
-        source.resumption.saved.verify()
     if source.weights:
         source.weights.verify()
     if source.adapter:
