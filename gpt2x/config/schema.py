@@ -319,7 +319,7 @@ class TrackedConfig(CommonConfig):
 class TrainConfig(TrackedConfig):
     """Train GPT-2 from random weights or from load=, the whole model or adapters beside it."""
 
-    resume: str | None = key("auto, for the newest run with this configuration, or a checkpoint directory", HOST, None,
+    resume: str | None = key("auto: the newest run like this one, else it starts; or a directory", HOST, None,
                              is_path=True, null="start a new run")  # fmt: skip
     num_devices: int | None = key("plan=search: how many devices", HOST, None, at_least=1, null="the layout's")
     task: TaskConfig = group(TaskConfig)
