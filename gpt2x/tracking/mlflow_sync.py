@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
+from gpt2x.runtime.owner import owning
 from gpt2x.tracking import jsonl
 from gpt2x.tracking.mlflow_record import RECORD_NAME, RunRecord, is_dead, sender_lock
 from gpt2x.tracking.mlflow_run import MlflowRun
@@ -65,12 +66,13 @@ def job_dirs(sweep_dir: Path) -> list[Path]:
 
 
 def sync_one(run_dir: Path) -> int:
-    """Do what `sync` does for one run.
+    """Do what `sync` does for one run, as the owner of its directory.
 
     Raises:
+        OwnedError: it is alive, or another process sends it.
         UserError: it could not be sent.
     """
-    with sender_lock(run_dir, SENDER_WAIT_S) as is_free:
+    with owning(run_dir), sender_lock(run_dir, SENDER_WAIT_S) as is_free:
         if not is_free:
             stderr.notice(f"{run_dir}: the run is running, and sends its values itself")
             return 0

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from gpt2x import checkpoint
 from gpt2x.config import TrainConfig
 from gpt2x.config.files import to_yaml
@@ -23,6 +21,7 @@ from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import write_durably
 from gpt2x.runtime.owner import OwnedError, owning
+from gpt2x.runtime.yaml_text import read_yaml
 from gpt2x.train.resume import differences
 
 CONFIG = "config.yaml"
@@ -185,10 +184,9 @@ def stored_config(run_dir: Path) -> dict[str, Any] | None:
     for path in reversed(checkpoint.step_directories(run_dir)):
         with suppress(UserError):
             return plain_config(checkpoint.open_checkpoint(path).run_config)
-    try:
-        return plain_config(yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
+    with suppress(UserError):
+        return plain_config(read_yaml(run_dir / CONFIG, fix=""))
+    return None
 
 
 def plain_config(stored: Any) -> dict[str, Any] | None:
