@@ -165,9 +165,9 @@ def complete(folder: Path, indexes: Mapping[Path, dict[str, Any]], content: Cont
         "format": FORMAT,
         "version": VERSION,
         "model": asdict(content.model),
-        "run_config": plain_config,
+        "run_config": encoded(plain_config),
         "loop_state": encoded(content.loop_state),
-        "special_ids": content.special_ids,
+        "special_ids": encoded(content.special_ids),
         "groups": groups,
         "files": {
             name: {"size": (folder / name).stat().st_size, "sha256": hashes.get(name) or sha256(folder / name)}
