@@ -3,8 +3,8 @@
 All keys and options: python train.py --help
 """
 
-from gpt2x.commands.cli import script
+from gpt2x.__main__ import run
 
 # Hydra's tab completion completes a script that contains this word: @hydra.main
 if __name__ == "__main__":
-    script("train")
+    run("train")

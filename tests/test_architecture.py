@@ -46,7 +46,7 @@ ARROWS = {
     "doctor": "config generate model native ops optim parallel runtime",
     "commands": "checkpoint config convert data doctor errors evaluate formats generate lora model parallel planner "
     "pretrained reports runtime tasks tracking train",
-    "__main__": "commands",
+    "__main__": "commands runtime",
 }
 
 

@@ -67,8 +67,8 @@ class HalfValidation:
     def __init__(self, whole):
         self.whole = whole
 
-    def run(self):
-        values = self.whole.run()
+    def run(self, before_round):
+        values = self.whole.run(before_round)
         return {"val/half": values["val/loss"]}
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from gpt2x import __version__
 from gpt2x.errors import UserError, did_you_mean
+from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
 from gpt2x.runtime.log_records import handle_log_records
@@ -56,6 +57,7 @@ def finish(job: Callable[[], None]) -> None:
         handle_log_records(are_shown=True)
         job()
 
+    interrupt.catch()
     if is_one_of_several(os.environ):
         run_and_leave(checked)
     sys.exit(guarded(checked))

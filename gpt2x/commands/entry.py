@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -21,9 +20,9 @@ from gpt2x.config import CommonConfig, TrainConfig
 from gpt2x.config.layout import world_size
 from gpt2x.config.rules import is_plan
 from gpt2x.errors import NothingLeftError, RunError
-from gpt2x.runtime import clock, heartbeat, launch
+from gpt2x.runtime import clock, heartbeat, interrupt, launch
 from gpt2x.runtime.console import console
-from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.device import compiler_dumps
 from gpt2x.runtime.jobs import COMMAND, typed_command, write_command
 from gpt2x.runtime.role import Role
 from gpt2x.runtime.run_log import RUN_LOG, run_log
@@ -79,13 +78,15 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         UserError: for anything the user can put right.
         RunError: a process that was started here failed; its error has been shown.
     """
+    interrupt.catch(is_launched=role.is_launched)
+    interrupt.check()  # a launcher's process may get a next job after the signal
     if not isinstance(config, CommonConfig):  # `prepare` has no processes
         import_module(f"gpt2x.commands.{name}").run(config)
         return
     if role.is_sweeping:
         clock.begin_job()
         run_log.close()  # a job that is rejected before it has a directory may have left lines
-    deliver_interrupts(signal.SIGINT, *([] if role.is_launched else [signal.SIGTERM]))
+    interrupt.set_grace(config.launch.grace_s)
     if is_plan(config):
         show(config)
         return
@@ -143,7 +144,8 @@ def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None
     elif role.rank == 0:
         open_log(name, decision)
     heartbeat.does(name)
-    this.run(decision, mesh)
+    with compiler_dumps(decision.run_dir / launch.LOGS):
+        this.run(decision, mesh)
 
 
 def run_in_process(name: str, config: Any, run_dir: Path) -> None:

@@ -9,7 +9,6 @@ import atexit
 import math
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from gpt2x.config.messages import quoted
 from gpt2x.errors import UserError, did_you_mean, require, require_choice
-from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
 from gpt2x.runtime.files import create_new
 from gpt2x.runtime.jobs import COMMAND, SWEEP, Sweep, read_sweep, typed_command, write_command, write_sweep
@@ -97,7 +95,6 @@ def start_sweep(config: DictConfig) -> Path | None:
         return None
     check_keys(config)
     sweep = sweep_of(config)
-    signal.signal(signal.SIGTERM, interrupt.terminate)  # the jobs' processes have handlers of their own
     has_directory = any(override.startswith("hydra.sweep.dir=") for override in as_typed(config.hydra.overrides.hydra))
     sweep_dir = Path(os.path.abspath(config.hydra.sweep.dir))
     resumes = OmegaConf.select(config, "resume", default=None) == "auto"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import NoReturn
 
 from gpt2x.checkpoint.store import list_checkpoints
 from gpt2x.commands.configuration import save_config
@@ -14,7 +16,7 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.planner.memory import CPU_PROCESS_BYTES
 from gpt2x.planner.roofline import plan_run
 from gpt2x.reports import report_run
-from gpt2x.runtime import launch
+from gpt2x.runtime import heartbeat, interrupt, launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.device import measure_peak_tflops
 from gpt2x.runtime.memory import peak_memory_gb
@@ -71,12 +73,11 @@ def run(decision: Decision, mesh: Mesh) -> None:
     if config.lr_find.num_steps is not None:
         find_rate(trainer)
         return
-    with tracked(tracker, run_info(decision), files_at_end=("loss.png", "samples.txt", "report.html")):
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            console.notice("interrupted; resume=auto continues from the last checkpoint, if there is one")
-            raise
+    files = ("loss.png", "samples.txt", "report.html")
+    with tracked(tracker, run_info(decision), files_at_end=files), interrupt.deferred("the run saves and ends"):
+        trainer.fit()
+        if trainer.is_broken_off:
+            break_off(trainer, tracker)
         peak_gb = float(mesh.gather(peak_memory_gb()).max())
         if mesh.is_main:
             finish(trainer, baseline, peak_gb)
@@ -84,6 +85,22 @@ def run(decision: Decision, mesh: Mesh) -> None:
                 log_model(trainer, tracker)
         trainer.saving.require_saved()
         require_loss(trainer)
+
+
+def break_off(trainer: Trainer, tracker: Tracker) -> NoReturn:
+    """Say how a run continues that a signal has ended, and tell the tracker why.
+
+    Raises:
+        Interrupted: the run is saved.
+        UserError: it could not be.
+    """
+    trainer.saving.require_saved()
+    interrupted, step = interrupt.Interrupted(trainer.signalled), trainer.state.step
+    heartbeat.does("ending after a signal")
+    tracker.set_tags({"interrupted": f"{interrupted}, after step {step}, {time.strftime('%Y-%m-%d %H:%M:%S')}"})
+    console.notice(f"{interrupted}: step {step} of {trainer.total_steps} is saved; continue with resume=auto")
+    console.notice(f"run directory: {trainer.run_dir}")
+    raise interrupted
 
 
 def run_info(decision: Decision) -> RunInfo:

@@ -176,6 +176,8 @@ class TrainerConfig:
     checkpoint_every_steps: int | None = key(
         "steps between checkpoints", HOST, None, at_least=1, null="only at the end"
     )
+    checkpoint_every_minutes: float | None = key("save work that is as old, whatever the steps", HOST, 30.0, above=0,
+                                                 unit="minutes", null="never")  # fmt: skip
     checkpoint_async: bool = key(
         "write checkpoints beside training, from a copy in memory; false: training waits", HOST, True
     )

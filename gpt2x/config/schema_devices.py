@@ -72,6 +72,8 @@ class LaunchConfig:
     num_nodes: int = key("machines, each with the same number of processes", HOST, 1, at_least=1)
     node_rank: int = key("this machine's number, from 0", HOST, 0, at_least=0)
     timeout_s: int = key("how long a process waits for the others", HOST, 600, at_least=1, unit="seconds")
+    grace_s: int = key("from a signal such as SIGTERM to the end of all processes, at most", HOST, 30, at_least=5,
+                       unit="seconds")  # fmt: skip
     check_memory: bool = key("start only if the plan fits the memory that is there", HOST, True)
 
 

@@ -61,12 +61,14 @@ class Predictions:
 def predict(
     scorer: ClassScorer, split: Split, *, max_rows: int | None = None, replicas: ReplicaBatches = ALONE,
     track: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda rows: rows,
+    before_round: Callable[[], None] = lambda: None,
 ) -> Predictions:  # fmt: skip
     """Return the predictions for this replica's batches of a split, in their order."""
     labels: list[np.ndarray] = []
     log_probabilities: list[np.ndarray] = []
     rows = evaluation_batches(split, scorer.batch_size, max_rows)
     for batch, is_local in replicas.rounds(track(rows)):
+        before_round()
         scores = scorer.score(batch["input_ids"], batch["attention_mask"])
         if is_local:
             log_probabilities.append(scores)
@@ -93,9 +95,14 @@ class ClassValidation:
         self.scorer, self.split, self.max_rows = ClassScorer(net, batch_size, seq_len, mesh), split, max_rows
         self.replicas = ReplicaBatches(mesh)
 
-    def run(self) -> dict[str, float]:
-        """Return `val/loss` in nats per text, `val/accuracy`, `val/f1` (the mean over classes), `val/mcc`."""
-        predictions = predict(self.scorer, self.split, max_rows=self.max_rows, replicas=self.replicas)
+    def run(self, before_round: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return `val/loss` in nats per text, `val/accuracy`, `val/f1` (the mean over classes), `val/mcc`.
+
+        `before_round` is called before each batch.
+        """
+        predictions = predict(
+            self.scorer, self.split, max_rows=self.max_rows, replicas=self.replicas, before_round=before_round
+        )
         confusion = self.replicas.totals(predictions.confusion)
         loss = self.replicas.total(predictions.losses) / confusion.sum()
         return {"val/loss": loss} | {f"val/{name}": metric(confusion) for name, metric in METRICS.items()}

@@ -87,18 +87,19 @@ class Validation:
         self.scorer, self.targets, self.token_bytes = scorer or Scorer(net, batch_size), targets, token_bytes
         self.num_tokens = 0  # counted by the last run
 
-    def run(self) -> dict[str, float]:
+    def run(self, before_round: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Return `val/loss` in nats per token (a mean over tokens, not over batches) and `val/ppl`, its exponential.
 
         With `token_bytes`, `val/bits_per_byte` is the same sum in bits by the bytes of the tokens' text.
 
         Losses are added row by row and then over rows, both without rounding on the way, so that neither batches nor
-        replicas change the sum.
+        replicas change the sum. `before_round` is called before each batch.
         """
         nll_of_rows: list[float] = []
         count = num_bytes = 0
         blocks = evaluation_batches(self.split, self.batch_size, self.max_rows)
         for batch, is_local in self.replicas.rounds(blocks):
+            before_round()
             ids, counted, starts = self.targets(batch)
             scores = self.scorer.score(ids, starts)
             if is_local:

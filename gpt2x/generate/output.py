@@ -18,6 +18,7 @@ from gpt2x.errors import UserError
 from gpt2x.generate.completion import Completion
 from gpt2x.generate.prompts import Prompt
 from gpt2x.runtime.console import console, stderr
+from gpt2x.runtime.streams import require_reader
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Lines:
         try:
             self.stream.write(json_line(values) + "\n")
             self.stream.flush()
+            if self.output == "-":
+                require_reader()
         except OSError as error:
             raise cannot_write(self.output, error) from None
         self.count += 1
@@ -224,6 +227,7 @@ class Shown:
 
     def _print(self, text: str, style: str = "") -> None:
         console.rich.print(Text(printable(text), style=style), end="", soft_wrap=True)
+        require_reader()
 
 
 def printable(text: str) -> str:

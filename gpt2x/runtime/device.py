@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +18,7 @@ from gpt2x import native
 from gpt2x.config import HardwareConfig
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
+from gpt2x.runtime.files import remove_empty
 
 if TYPE_CHECKING:
     from mindspore import Tensor, nn
@@ -97,6 +101,22 @@ def bind_cores() -> None:
         )
         return
     ms.runtime.set_cpu_affinity(True)
+
+
+@contextmanager
+def compiler_dumps(folder: Path) -> Iterator[None]:
+    """Have MindSpore write a graph that it cannot compile into `folder`, and not into the working directory.
+
+    A signal that interrupts the compiler makes such a file, too; nobody needs that one.
+    """
+    os.environ["MS_OM_PATH"] = str(folder.absolute())  # MindSpore appends rank_N/om
+    try:
+        yield
+    except KeyboardInterrupt:
+        for dump in folder.glob("rank_*/om"):
+            shutil.rmtree(dump.parent, ignore_errors=True)
+        remove_empty(folder)
+        raise
 
 
 def compile_graph(cell: nn.Cell, *inputs: Tensor | None) -> None:

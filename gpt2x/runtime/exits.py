@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import io
 import logging
 import os
 import signal
@@ -14,9 +13,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gpt2x.errors import RunError, UserError
+from gpt2x.runtime import interrupt, streams
 from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.heartbeat import register_stacks
-from gpt2x.runtime.interrupt import Terminated
 from gpt2x.runtime.processes import say_done
 from gpt2x.runtime.run_log import run_log
 
@@ -36,11 +35,14 @@ DISK = {
 def guarded(job: Callable[[], Any]) -> int:
     """Run `job`, print its failure as one message, and return the exit status.
 
-    The status is 0, 2 after a user's mistake, 1 after another failure, 130 after Ctrl-C, 143 after SIGTERM.
+    The status is 0, 2 after a user's mistake, 1 after another failure, 128 + N after signal N.
     """
-    print_all_characters()
+    streams.set_up()
     try:
         job()
+        streams.require_written()
+    except KeyboardInterrupt as signalled:
+        return say_interrupted(signalled)
     except UserError as error:
         show_error(str(error))
         return 2
@@ -48,10 +50,6 @@ def guarded(job: Callable[[], Any]) -> int:
         if str(failure):  # otherwise it has been shown
             show_error(str(failure))
         return failure.status
-    except KeyboardInterrupt as interrupt:
-        is_terminated = isinstance(interrupt, Terminated)
-        stderr.notice("terminated" if is_terminated else "interrupted")
-        return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
     except OSError as error:
         if error.errno not in DISK or error.filename is None:
             run_log.write(traceback.format_exc())
@@ -60,18 +58,18 @@ def guarded(job: Callable[[], Any]) -> int:
         return 2
     except Exception:
         run_log.write(traceback.format_exc())
+        if interrupt.is_ending():  # MindSpore turns what interrupts its compiler into an error of its own
+            return say_interrupted(interrupt.Interrupted(interrupt.requested()))
         raise
     return 0
 
 
-def print_all_characters() -> None:
-    """Let both streams print a character that their encoding lacks as Python spells it, such as \\u4e2d, and not fail.
-
-    This is how Python opens standard error. PYTHONIOENCODING and locales other than UTF-8 make the streams strict.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def say_interrupted(signalled: KeyboardInterrupt) -> int:
+    """Say which signal ended this process, and return its exit status."""
+    if not isinstance(signalled, interrupt.Interrupted):
+        signalled = interrupt.Interrupted(signal.SIGINT)
+    stderr.notice(str(signalled))
+    return signalled.status
 
 
 def run_and_leave(job: Callable[[], Any]) -> NoReturn:

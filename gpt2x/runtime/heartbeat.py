@@ -18,6 +18,7 @@ HEARTBEAT = "GPT2X_HEARTBEAT"  # in a process: the descriptor of the file
 ALL = "all"  # waits for every process of the run
 INSIDE = "inside"  # computes, and may wait for others within a graph
 NOTHING = "nothing"
+STACKS = signal.SIGURG  # asks a process for its stacks; one that is starting ignores it
 LINE_BYTES = 4096  # at the start of the file; the stacks of Python's threads come after them
 
 
@@ -96,8 +97,8 @@ def message(what: str, rank: int) -> Iterator[None]:
 
 
 def register_stacks() -> None:
-    """Have SIGUSR1 write the stacks of Python's threads into the file, even while the process waits in MindSpore."""
+    """Have STACKS write the stacks of Python's threads into the file, even while the process waits in MindSpore."""
     if HEARTBEAT in os.environ:
         descriptor = int(os.environ[HEARTBEAT])
         os.lseek(descriptor, LINE_BYTES, os.SEEK_SET)
-        faulthandler.register(signal.SIGUSR1, file=descriptor)
+        faulthandler.register(STACKS, file=descriptor)

@@ -86,7 +86,7 @@ def launch(worker: Sequence[str], config: CommonConfig, run_dir: Path) -> None:
     Raises:
         UserError: the scheduler's port is taken, or its address is not this machine's.
         RunError: a process failed; its error has been shown.
-        KeyboardInterrupt: after rank 0 had time to finish.
+        Interrupted: a signal asked for the end, and the processes have saved what they had.
     """
     size, settings = world_size(config.parallel), config.launch
     variables = {LAUNCHER: str(os.getpid()), RUN_DIR: str(run_dir), clock.STARTED: clock.start()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from gpt2x.errors import RunError
-from gpt2x.runtime import heartbeat, owner
+from gpt2x.runtime import heartbeat, interrupt, owner
 from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.hangs import Report, describe, find_hang
 from gpt2x.runtime.shares import PREFIX, prefixed
@@ -30,8 +30,8 @@ STACK_S = 0.5  # for a late process to write its stacks
 STACK_LINES = 4
 LOST_S = 20.0  # MindSpore's scheduler ends the others 30 s after it lost a process
 SETTLE_S = 1.0  # after a failure, for the others to say why they fail
-INTERRUPT_S = 8.0  # for rank 0 to finish after Ctrl-C
-TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
+TRACKER_S = 8.0  # of the grace after a signal, for the launcher to close the tracker of a rank 0 that could not
+KILL_S = 2.0  # for a process to be gone after SIGKILL
 LOG_TAIL_BYTES = 32_768
 ERROR_LINES = 12
 
@@ -73,10 +73,20 @@ class Process:
 
     @property
     def has_failed(self) -> bool:
-        """True if the process ended before its work was done."""
-        return self.popen.poll() is not None and not self.is_done
+        """True if the process ended before its work was done, and not because a signal asked it to."""
+        return self.popen.poll() is not None and not self.is_done and not self.signalled
 
-    def send(self, number: signal.Signals) -> None:
+    @property
+    def signalled(self) -> int:
+        """The signal that asked the process to end, once it has ended for that; else 0."""
+        status = self.popen.poll()
+        if status is None:
+            return 0
+        if -status == interrupt.requested():  # it had not yet begun to receive signals
+            return -status
+        return interrupt.STATUSES.get(status, 0)
+
+    def send(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
         if self.is_running:
             self.popen.send_signal(number)
@@ -104,7 +114,7 @@ class Process:
         """Return the innermost calls of the main thread, innermost first; none of a stopped process."""
         if self.is_stopped:
             return []
-        self.send(signal.SIGUSR1)
+        self.send(heartbeat.STACKS)
         time.sleep(STACK_S)
         lines = heartbeat.read_stacks(self.heartbeat.fileno())
         starts = [number for number, line in enumerate(lines) if "most recent call first" in line]
@@ -181,21 +191,41 @@ class World:
         return [process for process in self.processes if process.rank is not None]
 
     def wait(self) -> None:
-        """Wait until the workers are done.
+        """Wait until the workers are done; hand them a signal that asks this process to end.
 
         Raises:
             RunError: a worker failed, or waited too long for another; the error has been shown.
+            Interrupted: a signal asked this process or a worker to end, and the workers have ended.
         """
-        looked = time.monotonic()
-        while not all(process.is_done for process in self.workers):
-            self._check()
-            if time.monotonic() - looked > HANG_POLL_S:
-                looked = time.monotonic()
-                self._check_waits()
+        with interrupt.deferred("the processes save and end"):
+            looked, is_told = time.monotonic(), False
+            while not all(process.is_done for process in self.workers):
+                if interrupt.requested() and not is_told:
+                    is_told = True
+                    for process in self.workers:
+                        process.send(interrupt.requested())
+                self._check()
+                if any(process.signalled for process in self.workers) or is_late():
+                    self._end_signalled()
+                if time.monotonic() - looked > HANG_POLL_S:
+                    looked = time.monotonic()
+                    self._check_waits()
+                time.sleep(POLL_S)
+            self._leave(self.farewell_s)
+
+    def _end_signalled(self) -> None:
+        """Wait until all workers have ended, once a signal has ended one; end those that wait for it in vain.
+
+        Raises:
+            Interrupted: always.
+        """
+        while running := [process for process in self.workers if process.is_running and not process.is_done]:
+            for process in running:
+                if is_late() or process.report().heartbeat.waits_for != heartbeat.NOTHING:
+                    process.send(signal.SIGKILL)
             time.sleep(POLL_S)
-        self._leave(self.farewell_s)
-        for process in self.processes:
-            process.send(signal.SIGKILL)  # nothing is lost, and SIGTERM would take longer
+        numbers = (process.signalled for process in self.workers)
+        raise interrupt.Interrupted(interrupt.requested() or next(filter(None, numbers)))
 
     def _leave(self, seconds: float) -> None:
         """Wait for the end of all processes, at most `seconds` in total."""
@@ -240,21 +270,20 @@ class World:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            for process in self.processes:
-                if process.name == "rank 0":  # only rank 0: the others serve its collectives until it ends
-                    process.send(signal.SIGINT)
-                    process.wait(INTERRUPT_S)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.processes:
-                process.send(number)
-            self._leave(TERMINATE_S)
+    def __exit__(self, *details: object) -> None:
+        for process in self.processes:
+            process.send(signal.SIGKILL)  # nothing is lost, and one in a collective reacts to nothing else
+        self._leave(KILL_S)
         for copy in self.copies:  # they end with the processes
-            copy.join(TERMINATE_S)
+            copy.join(KILL_S)
         for process in self.processes:
             process.mark.close()
             process.heartbeat.close()
+
+
+def is_late() -> bool:
+    """Return True if a signal asked this process to end, and the time for its workers is over."""
+    return time.monotonic() > interrupt.deadline(TRACKER_S)
 
 
 def say_done() -> None:

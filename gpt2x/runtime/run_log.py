@@ -16,9 +16,13 @@ class RunLog:
     """The text log of a run. A file that cannot be written ends the log and never the run.
 
     What is written before `open` is kept in memory and becomes the beginning of the log.
+
+    Attributes:
+        path: the file; None if there is none.
     """
 
     def __init__(self) -> None:
+        self.path: Path | None = None
         self._early: deque[str] = deque(maxlen=EARLY_TEXTS)
         self._file: TextIO | None = None
         self._has_failed = False
@@ -39,6 +43,7 @@ class RunLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+            self.path = path
         except OSError as error:
             self._has_failed = True
             return error
@@ -70,6 +75,7 @@ class RunLog:
     def _end(self) -> None:
         with self._lock:
             file, self._file, self._has_failed = self._file, None, False
+            self.path = None
         if file is not None:
             file.close()
 

@@ -22,7 +22,7 @@ answered at once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -90,8 +90,12 @@ class Baseline(NamedTuple):
 class Validates(Protocol):
     """A validation, created once and run many times."""
 
-    def run(self) -> dict[str, float]:
-        """Return the values of `Task.metrics` by name, the same on every process."""
+    def run(self, before_round: Callable[[], None]) -> dict[str, float]:
+        """Return the values of `Task.metrics` by name, the same on every process.
+
+        Args:
+            before_round: is called before each batch, as often on every process; it may raise, to break off.
+        """
 
 
 class StatedInFull:

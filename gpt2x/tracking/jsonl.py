@@ -75,7 +75,7 @@ class MetricsLog:
             ValueError: after `rewind`, `step` is not after the last one.
         """
         time_s = round(time.time() if time_s is None else time_s, 3)
-        line = {"step": int(step), "time": time_s} | {key: _encode(value) for key, value in metrics.items()}
+        line = {"step": int(step), "time": time_s} | encoded(metrics)
         same = (row for row in self._earlier.pop(int(step), []) if _result(row) == _result(line))
         line = next(same, line)
         if not self._is_checked:
@@ -215,6 +215,16 @@ def read_after(path: Path, offset: int, num_bytes: int = 2**22) -> tuple[list[Li
     return lines, offset + len(whole), len(rows) - len(lines)
 
 
+def encoded(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """Return metrics as JSON can hold them."""
+    return {key: _encode(value) for key, value in metrics.items()}
+
+
+def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `encoded` was given."""
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+
+
 def last_step(path: Path) -> int | None:
     """Return the step of the last line of a `metrics.jsonl`; None if there is no line.
 
@@ -239,7 +249,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, raw in enumerate(lines, 1):
         row = _parse(raw + b"\n") if number < len(lines) else None
         if row is not None:
-            yield _decoded(row)
+            yield decoded(row)
         elif number < len(lines) - (not lines[-1]):
             raise ValueError(f"{path}, line {number}: not a metrics line")
 
@@ -258,12 +268,8 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return row if is_metrics and type(row.get("time")) in (int, float) else None
 
 
-def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-
-
 def _line(row: Mapping[str, Any]) -> Line:
-    values = _decoded(row)
+    values = decoded(row)
     return values.pop("step"), values.pop("time"), values
 
 

@@ -33,9 +33,9 @@ from gpt2x.runtime.console import console
 from gpt2x.runtime.files import new_directory
 
 MAX_KEPT = 32  # sets of graphs, of a few MB each
-# Set by the launcher; other values give the same graphs
+# Set by the launcher and by `compiler_dumps`; other values give the same graphs
 MEETING = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "MS_TOPO_TIMEOUT",
-           "MS_CPU_COMM_OP_TIMEOUT"}  # fmt: skip
+           "MS_CPU_COMM_OP_TIMEOUT", "MS_OM_PATH"}  # fmt: skip
 
 _used: list[Path] = []  # MindSpore accepts a directory for its cache once per process
 

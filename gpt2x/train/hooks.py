@@ -1,4 +1,6 @@
-"""What the loop does after each update, in this order: show, evaluate, record, prune, sample, save.
+"""What the loop does after each update, in this order: show, evaluate, sample, record, prune, save.
+
+A checkpoint comes last, so that a run which continues from it has all metrics and samples up to there.
 
 A hook sees the trainer after an update and the metrics of that update, to which it may add. To add one, write a class
 with `is_due` and `run`, and put it into `default_hooks` where its turn is.
@@ -7,10 +9,13 @@ with `is_due` and `run`, and put it into `default_hooks` where its turn is.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
+from gpt2x.parallel.poll import Poll
+from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import Progress, StepReport, console
 from gpt2x.tasks.base import Validates
 from gpt2x.tracking import Tracker
@@ -31,7 +36,15 @@ class Hook(Protocol):
         """Return True if `run` is to be called after this update; the same on every rank."""
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
-        """Do it; `metrics` are those of the update, and may be added to."""
+        """Do it; `metrics` are those of the update, and may be added to.
+
+        Raises:
+            CutShortError: a signal asked the run to end; this hook and those after it run when the run continues.
+        """
+
+
+class CutShortError(Exception):
+    """A hook stopped in the middle, because a signal asked the run to end; it has changed nothing."""
 
 
 class ShowStep:
@@ -66,8 +79,14 @@ class Evaluate:
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
         """Add the validation's metrics, and the best value so far of each with its step."""
         assert self.validation is not None
+        poll = Poll(trainer.mesh)
+
+        def before_round() -> None:
+            if any(poll(interrupt.requested())):
+                raise CutShortError
+
         with progress.busy("evaluating"):
-            values = self.validation.run()
+            values = self.validation.run(before_round)
         trainer.has_evaluated = True
         progress.evaluation(trainer.state.step, values)
         remember(trainer, values)
@@ -109,7 +128,8 @@ class SaveCheckpoint:
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
         """Begin to write it; the last one is complete, or has failed, when this returns."""
         with progress.busy("saving"):
-            trainer.saving.save(is_last=trainer.is_stopping)
+            trainer.saving.save(is_last=trainer.is_stopping or bool(trainer.signalled))
+        trainer.saved_step, trainer.saved_at = trainer.state.step, time.monotonic()
 
 
 class DrawSamples:
@@ -126,6 +146,7 @@ class DrawSamples:
         )
         self.samples = decision.samples
         self.file = trainer.records.samples
+        self.is_whole = trainer.mesh.tensor is None
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return True if samples are due and can be drawn; ranks of other replicas wait in the next update."""
@@ -142,11 +163,22 @@ class DrawSamples:
         with progress.busy("sampling"):
             self.draw(trainer)
 
+    def go_on(self, index: int, text: str) -> None:
+        """Break off if a signal asks for it; processes that split a model's layers would have to do so together.
+
+        Raises:
+            CutShortError: it does.
+        """
+        if self.is_whole and interrupt.requested():
+            raise CutShortError
+
     def draw(self, trainer: Trainer) -> None:
         """Write the samples of one step."""
         step = trainer.state.step
         try:
-            completions = self.generator.complete(self.samples.prompts, self.samples.generation, self.samples.seed)
+            completions = self.generator.complete(
+                self.samples.prompts, self.samples.generation, self.samples.seed, on_text=self.go_on
+            )
         except UserError as error:  # logits that are not finite do not end the run
             console.warn(f"step {step}: no samples: {error}")
             return
@@ -166,9 +198,9 @@ def default_hooks(trainer: Trainer, tracker: Tracker) -> list[Hook]:
     return [
         ShowStep(),
         Evaluate(validation),
+        DrawSamples(trainer),
         Record(trainer.records, tracker),
         *pruning,
-        DrawSamples(trainer),  # before the checkpoint: a run that is resumed there draws only later ones
         SaveCheckpoint(),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def copy_history(resumption: Resumption) -> None:
         return
     state = resumption.saved.loop_state
     try:
-        cut = jsonl.cut_at(source.read_bytes(), state["step"], state.get(RECORDS, {}).get(METRICS))
+        cut = jsonl.cut_at(source.read_bytes(), recorded_step(state), state.get(RECORDS, {}).get(METRICS))
         if target.exists() and (content := target.read_bytes()) != cut.kept:
             set_aside(target, content)
         write_durably(target, cut.kept)
@@ -196,3 +196,8 @@ def copy_history(resumption: Resumption) -> None:
         raise UserError(
             f"cannot copy {source} to {target} ({error.strerror or error}). Change the permissions, or free space."
         ) from error
+
+
+def recorded_step(loop_state: Mapping[str, Any]) -> int:
+    """Return the last step of a checkpoint whose metrics and samples are complete."""
+    return loop_state["step"] - bool(loop_state.get("open_hook"))

@@ -30,6 +30,9 @@ class LoopState:
         data_sha256: hash of the training rows that `batch` refers to; "" in checkpoints of older versions.
         base_path: the frozen weights that adapters stand beside; None if there are none.
         base_fingerprint: hash of those weights.
+        open_hook: what a signal broke off after the update `step`, such as Evaluate; it and the hooks after it are
+            still to run. "": nothing.
+        open_metrics: those of the update, for these hooks; as `gpt2x.tracking.jsonl.encoded` has them.
     """
 
     step: int = 0
@@ -48,6 +51,8 @@ class LoopState:
     data_sha256: str = ""
     base_path: str | None = None
     base_fingerprint: str = ""
+    open_hook: str = ""
+    open_metrics: dict[str, float | str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:

@@ -20,23 +20,24 @@ from gpt2x.optim.base import Optimizer
 from gpt2x.optim.schedule import learning_rate
 from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
+from gpt2x.parallel.poll import Poll
 from gpt2x.parallel.replica_batches import ReplicaBatches
-from gpt2x.runtime import clock, heartbeat
+from gpt2x.runtime import clock, heartbeat, interrupt
 from gpt2x.runtime.console import Progress
 from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
-from gpt2x.tracking import Tracker
+from gpt2x.tracking import Tracker, jsonl
 from gpt2x.tracking.units import perplexity
 from gpt2x.train.compile_cache import kept_graphs
 from gpt2x.train.decision import Decision
 from gpt2x.train.guard import Guard
-from gpt2x.train.hooks import default_hooks
+from gpt2x.train.hooks import CutShortError, SaveCheckpoint, default_hooks
 from gpt2x.train.mfu import Peak
 from gpt2x.train.nonfinite import NonFinite, save_inputs
 from gpt2x.train.profiling import FOLDER, ProfileWindow
 from gpt2x.train.rank_tensors import RankTensors
 from gpt2x.train.records import KEY as RECORDS
 from gpt2x.train.records import Records
-from gpt2x.train.resume import best_is_of_other_rows
+from gpt2x.train.resume import best_is_of_other_rows, recorded_step
 from gpt2x.train.saving import FOLDER as CHECKPOINTS
 from gpt2x.train.saving import Saving
 from gpt2x.train.state import initial_state, resumed_state
@@ -96,6 +97,10 @@ class Trainer:
         self.inputs: StepInputs | None = None  # of the last update
         self.saving = Saving(self, tracker)
         self.hooks = default_hooks(self, tracker)
+        self.save = SaveCheckpoint()
+        self.poll = Poll(mesh)
+        self.signalled = 0  # the signal for which all processes stop after the same update; 0: none
+        self.saved_step, self.saved_at = 0, time.monotonic()  # of the newest checkpoint, or of the start
         profile = config.trainer.profile_steps, self.run_dir / FOLDER
         self.profile = ProfileWindow(*profile, mesh.rank, config.hardware.is_cpu)
 
@@ -111,11 +116,12 @@ class Trainer:
         """Continue from a checkpoint: weights, optimizer states, position in the data, schedule, loss scale."""
         self.tensors.load(saved.tensors(self.tensors.group))
         self.tensors.load_states(saved.tensors("optimizer"))
+        self.saved_step = saved.loop_state["step"]
         is_branch = saved.path.parent.parent != self.run_dir
         is_comparable = not best_is_of_other_rows(self.config, saved.run_config)
         self.state = resumed_state(self.decision, saved.loop_state, saved.run_config, is_branch, is_comparable)
         if self.mesh.is_main:
-            self.records.begin(self.state.step, saved.loop_state.get(RECORDS), is_branch=is_branch)
+            self.records.begin(recorded_step(saved.loop_state), saved.loop_state.get(RECORDS), is_branch=is_branch)
 
     # ---- position
 
@@ -142,25 +148,64 @@ class Trainer:
         ends_before = self.has_stopped_early or self.has_reached_loss or self.is_pruned
         return self.state.step >= self.stop_step or ends_before
 
+    @property
+    def is_broken_off(self) -> bool:
+        """True if a signal ended the loop and there is something left to do."""
+        return bool(self.signalled) and (bool(self.state.open_hook) or not self.is_stopping)
+
     # ---- loop
 
     def fit(self) -> None:
-        """Train to the last step, to stop_after_steps, or until it stops early."""
+        """Train to the last step, to stop_after_steps, until it stops early, or until a signal asks for the end."""
         every = self.config.trainer.log_every_steps
         with self.saving, Progress(self.total_steps, self.state.step, every) as progress:
             source = self.batches()
-            while not self.is_stopping:
+            if self.state.open_hook:
+                self.follow(jsonl.decoded(self.state.open_metrics), progress, self.state.open_hook)
+            while not (self.is_stopping or self.signalled):
                 heartbeat.does(f"reading the batch of update {self.state.step + 1}")
                 with self.profile.update(self.state.step + 1, progress):
                     metrics = self.timed_update(source, progress)
                 self.has_evaluated = False
-                for hook in self.hooks:
-                    if hook.is_due(self):
-                        heartbeat.does(f"{type(hook).__name__} after update {self.state.step}")
-                        hook.run(self, metrics, progress)
+                self.follow(metrics, progress)
                 self.require_converging()
             self.profile.close()
             source.close()
+
+    def follow(self, metrics: dict[str, float], progress: Progress, first_hook: str = "") -> None:
+        """Run the hooks after an update, and save if time or a signal asks for it.
+
+        Args:
+            metrics: of the update.
+            progress: shows what is done.
+            first_hook: the one to begin with, by its class; "": all.
+        """
+        names = [type(hook).__name__ for hook in self.hooks]
+        self.state.open_hook, self.state.open_metrics = "", {}
+        for hook, name in list(zip(self.hooks, names, strict=True))[names.index(first_hook) if first_hook else 0 :]:
+            if hook.is_due(self):
+                heartbeat.does(f"{name} after update {self.state.step}")
+                try:
+                    hook.run(self, metrics, progress)
+                except CutShortError:
+                    self.state.open_hook, self.state.open_metrics = name, jsonl.encoded(metrics)
+                    break
+        signalled, is_late = self.poll(interrupt.requested(), self.is_late, now=self.is_long)
+        self.signalled = int(signalled)
+        if (signalled or (is_late and not self.state.exploded_in_a_row)) and self.saved_step != self.state.step:
+            self.save.run(self, metrics, progress)
+
+    @property
+    def is_late(self) -> bool:
+        """True on the main process if the newest checkpoint is older than trainer.checkpoint_every_minutes."""
+        minutes = self.config.trainer.checkpoint_every_minutes
+        return minutes is not None and self.mesh.is_main and time.monotonic() - self.saved_at >= 60 * minutes
+
+    @property
+    def is_long(self) -> bool:
+        """True after an update that was followed by what may take long, or may have been cut short on one process."""
+        options = self.config.trainer
+        return self.is_due(options.eval_every_steps) or self.is_due(options.sample_every_steps)
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's rows of global batches from the position of the state, epoch after epoch."""
@@ -271,7 +316,7 @@ class Trainer:
         """Compile the update, or take it from the compile cache; return the seconds."""
         started = time.perf_counter()
         heartbeat.does("compiling")
-        with progress.busy("compiling"):
+        with progress.busy("compiling"), interrupt.prompt():
             graphs = self.train_step.graphs(inputs)
             with kept_graphs(self.config, self.decision.model, self.mesh, graphs):
                 self.train_step.compile(inputs)

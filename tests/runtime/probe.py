@@ -4,7 +4,6 @@ Only the mode `finish` imports MindSpore: how a launch fails or is interrupted d
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,12 +13,12 @@ from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime import heartbeat, launch
 from gpt2x.runtime.exits import guarded, run_and_leave
-from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.interrupt import Interrupted, catch
 from gpt2x.runtime.role import Role, read_role
 
 
 def start(directory: Path, world: int, mode: str, settings: LaunchConfig) -> None:
-    deliver_interrupts(signal.SIGINT, signal.SIGTERM)
+    catch()
     config = TrainConfig(parallel=ParallelConfig(name=f"dp{world}", data=world), launch=settings)
     launch.launch([sys.executable, "-m", "tests.runtime.probe", "work", str(world), mode], config, directory)
 
@@ -65,7 +64,7 @@ def fall_asleep() -> None:
 
 def work(world: int, mode: str) -> None:
     """Take some steps with the others, or until a signal; fail as `mode` says. Rank 0 writes down what it does."""
-    deliver_interrupts(signal.SIGINT)
+    catch(is_launched=True)
     role, directory = read_role(os.environ), Path(os.environ[launch.RUN_DIR])
     if mode == "mistake":
         raise UserError("key=1 must be 2")
@@ -84,9 +83,9 @@ def work(world: int, mode: str) -> None:
             if mode == "sleep" and rank == 0 and step == 3:
                 fall_asleep()
             time.sleep(0.05 * (rank == 0))
-    except KeyboardInterrupt:
-        (directory / "interrupted").write_text(str(rank))
-        raise RunError(status=130) from None
+    except Interrupted as interrupted:
+        (directory / f"interrupted_{rank}").write_text(str(interrupted))
+        raise RunError(status=interrupted.status) from None
     print(f"rank {rank} is done", flush=True)
 
 

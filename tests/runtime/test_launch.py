@@ -103,15 +103,22 @@ def test_a_rank_that_is_stopped(tmp_path):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_lets_rank_0_finish(tmp_path, number, status):
-    """Workers that wait for each other in a collective are interrupted in tests/train/test_launched.py."""
+@pytest.mark.parametrize(
+    ("number", "receiver", "status"),
+    [(signal.SIGINT, "launcher", 130), (signal.SIGTERM, "all", 143), (signal.SIGUSR1, "rank 0", 138)],
+)
+def test_a_signal_reaches_all_ranks(tmp_path, number, receiver, status):
+    """Ranks that train agree on the update after which they stop: tests/train/test_launched.py."""
     running = Launch(tmp_path, "forever")
     running.run_for_some_steps()
-    os.killpg(running.launcher.pid, number)
-    word = "interrupted" if number == signal.SIGINT else "terminated"
-    assert running.end() == (status, "rank 0 begins\n", f"{word}\n")
-    assert (tmp_path / "interrupted").read_text() == "0"
+    if receiver != "rank 0":
+        os.kill(running.launcher.pid, number)
+    if receiver != "launcher":
+        os.kill(running.pid_of(0), number)
+    text = f"interrupted by {number.name}"
+    notice = f"{number.name}: the processes save and end; a second signal ends at once\n" * (receiver != "rank 0")
+    assert running.end() == (status, "rank 0 begins\n", f"{notice}{text}\n")
+    assert (tmp_path / "interrupted_0").read_text() == text
     assert (tmp_path / "logs/rank_1.log").read_text() == "rank 1 begins\n"
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STREAMS = {
     "gpt2x/runtime/console.py": "prints",
     "gpt2x/runtime/exits.py": "flushes and closes the streams at the process' end",
+    "gpt2x/runtime/streams.py": "makes them outlive whoever reads them",
     "gpt2x/generate/output.py": "JSON lines on stdout are results and no messages",
     "gpt2x/tracking/mlflow_mirror.py": "JSON lines on stdout are for the process of the run",
     "gpt2x/config/reference.py": "a tool of developers",

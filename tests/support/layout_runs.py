@@ -12,7 +12,6 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from gpt2x.config import LaunchConfig, ParallelConfig, TrainConfig
 from gpt2x.runtime import launch
 from gpt2x.runtime.console import console
 from gpt2x.runtime.exits import guarded, run_and_leave
-from gpt2x.runtime.interrupt import deliver_interrupts
+from gpt2x.runtime.interrupt import catch
 from gpt2x.runtime.role import Role, read_role
 from tests.ascend.reference_ops import ascend_branch
 from tests.support.configs import typed
@@ -159,7 +158,7 @@ def run_batch(folder: Path, names: list[str]) -> str:
 
 def main(folder: Path, names: list[str]) -> None:
     """Start the processes of these jobs."""
-    deliver_interrupts(signal.SIGINT, signal.SIGTERM)
+    catch()
     processes = JOBS[names[0]].processes
     config = TrainConfig(parallel=ParallelConfig(name="jobs", data=processes))
     command = [sys.executable, "-m", "tests.support.layout_runs", str(folder), *names]

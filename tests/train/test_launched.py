@@ -69,7 +69,7 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     status, out, error = running.end()
     assert status == 130, error
     assert "resume=auto continues" in out
-    assert error.splitlines()[-1] == "interrupted"
+    assert error.splitlines()[-1] == "interrupted by SIGINT"
     assert "Traceback" not in error
     assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
     last = checkpoint.list_checkpoints(run_dir)[-1]
@@ -91,7 +91,8 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     typed = (run_dir / "command.txt").read_text(encoding="utf-8").splitlines()
     assert [line.partition("train.py ")[2].endswith(" resume=auto") for line in typed] == [False, True]
     log = (run_dir / "run.log").read_text(encoding="utf-8")
-    told = [typed[0], "step 5/100000", "\ninterrupted; resume", typed[1], "\nerror: rank 0 was killed by SIGKILL"]
+    ends = ["\ninterrupted by SIGINT: step", "\nerror: rank 0 was killed by SIGKILL"]
+    told = [typed[0], "step 5/100000", ends[0], typed[1], ends[1]]
     places = [log.index(text) for text in told]
     assert places == sorted(places)
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))

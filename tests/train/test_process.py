@@ -36,7 +36,7 @@ def test_ctrl_c_ends_a_run_cleanly(tmp_path):
             break
     out, error = running.communicate(timeout=60)
     assert running.returncode == 130, out + error
-    assert "interrupted" in out
+    assert "interrupted by SIGINT: step" in out
     assert "Traceback" not in error
     (run_dir,) = run_dirs(tmp_path)
     assert max(curve(run_dir)) >= 6

@@ -124,12 +124,13 @@ def check_end(config: TrainConfig, steps: Steps, resumption: Resumption | None) 
     if not resumption:
         return
     stop = min(steps.total, config.trainer.stop_after_steps or steps.total)
-    if done >= stop and config.resume == "auto":
+    is_done = done >= stop and not resumption.saved.loop_state.get("open_hook")
+    if is_done and config.resume == "auto":
         raise NothingLeftError(
             f"resume=auto: nothing is left to do, since {resumption.saved.path.parent.parent} is at step {done} and "
             f"ends at step {stop}"
         )
-    if done >= stop:
+    if is_done:
         longer = "trainer.stop_after_steps" if stop < steps.total else "trainer.max_steps or trainer.max_epochs"
         raise NothingLeftError(
             f"resume={config.resume}: nothing to resume, since {resumption.saved.path} is at step {done} and the "
