@@ -334,7 +334,7 @@ class OpenRunDir:
             config=config, resolved=config, run_dir=folder / "run", source=SimpleNamespace(resumption=None)
         )
         assert callable(open_run_dir)
-        entry.open_run_dir("train", decision, folder / "run")
+        entry.open_run_dir("train", decision)
         run_log.write("a line")
         run_log.close()
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gpt2x.config.files import load_config
-from gpt2x.errors import UserError
 from gpt2x.tasks.registry import task_of
 from gpt2x.train.decision.model import complete_model
 from gpt2x.train.decision.source import RunSource
@@ -111,5 +110,6 @@ def test_what_makes_another_run(layout_runs, tmp_path):
         ("optimizer__learning_rate", 0.01, "optimizer.learning_rate: 0.001 -> 0.01"),
     ):
         assert differences(changed(other, **{key: value}), stored) == [line]
-        with pytest.raises(UserError, match=f"nothing to resume.*{line}"):
-            find_resumption(changed(other, **{key: value}), tmp_path)
+        match, nearest = newest_match(changed(other, **{key: value}), tmp_path, tmp_path / "new")
+        assert match is None
+        assert line in nearest

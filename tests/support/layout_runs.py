@@ -212,7 +212,7 @@ def begin(job: Job, folder: Path, directory: Path) -> None:
         job.before(folder)
     config = typed(job.entry, *job.arguments(folder), *UNCACHED.get(job.entry, []))
     decision = command(job.entry).decide(config, directory, Role())
-    open_run_dir(job.entry, decision, directory)
+    open_run_dir(job.entry, decision)
     save_config(decision.resolved, directory / "config.yaml")
 
 

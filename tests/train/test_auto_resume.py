@@ -189,6 +189,7 @@ def begin_for_ever(options, new_run_dir):
     return body
 
 
+@pytest.mark.run
 def test_a_run_that_never_started_starts_and_others_see_it_from_its_first_moment(tmp_path, capsys):
     options = [*small(tmp_path), *LONG, "resume=auto"]
     root = tmp_path / "outputs" / "pretrain"
@@ -208,6 +209,7 @@ def test_a_run_that_never_started_starts_and_others_see_it_from_its_first_moment
     assert [path.name for path in root.iterdir()] == ["first"], "a run that is rejected leaves nothing"
 
 
+@pytest.mark.run
 def test_of_twenty_that_start_at_once_one_is_the_run(tmp_path):
     options = [*small(tmp_path), *LONG, "resume=auto"]
     root = tmp_path / "outputs" / "pretrain"
