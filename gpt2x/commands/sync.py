@@ -1,11 +1,12 @@
-"""`gpt2x sync DIR…`: send to MLflow what it lacks of earlier runs."""
+"""`gpt2x sync DIR…`: send to MLflow what it lacks of earlier runs, and write again the files of csv and tensorboard."""
 
 from __future__ import annotations
 
 from gpt2x.commands.arguments import Parser, path
 from gpt2x.errors import RunError, UserError
 from gpt2x.runtime.console import console, show_error
-from gpt2x.tracking.mlflow_sync import sync
+from gpt2x.tracking.mlflow_sync import sync, tracked_dirs
+from gpt2x.tracking.repair import repair_files
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +21,11 @@ def main(arguments: list[str]) -> None:
     has_failed = False
     for run_dir in parser.parse_args(arguments).run_dirs:
         try:
-            console.notice(f"{run_dir}: {sync(run_dir)} values sent")
+            written = repair_files(run_dir)
+            for text in written:
+                console.notice(f"{text} written from metrics.jsonl")
+            if tracked_dirs(run_dir) or not written:
+                console.notice(f"{run_dir}: {sync(run_dir)} values sent")
         except UserError as error:
             show_error(str(error))
             has_failed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,17 +13,25 @@ from gpt2x.tracking.tracker import RunInfo, Tracker, require_status
 
 
 class Guarded:
-    """A tracker that is left alone after its first failure, which is said once.
+    """A tracker that is left alone after its first failure, which is said once; at the end its files are repaired.
 
     Args:
         name: of the tracker.
         tracker: does the work in the caller's thread.
         warn: called with the failure; None: the console.
+        repair: writes to a run directory what the tracker's files lack of `metrics.jsonl`; None: it has none.
     """
 
-    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None] | None = None) -> None:
-        self._name, self._tracker, self._warn = name, tracker, warn or console.warn
+    def __init__(
+        self,
+        name: str,
+        tracker: Tracker,
+        warn: Callable[[str], None] | None = None,
+        repair: Callable[[Path], bool] | None = None,
+    ) -> None:
+        self._name, self._tracker, self._warn, self._repair = name, tracker, warn or console.warn, repair
         self._has_failed = False
+        self._run_dir = Path()
 
     def start(self, run: RunInfo) -> None:
         """Open the run.
@@ -30,6 +39,7 @@ class Guarded:
         Raises:
             UserError: as the tracker.
         """
+        self._run_dir = Path(run.run_dir)
         self._try(lambda: self._tracker.start(run))
 
     def log_metrics(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
@@ -52,6 +62,16 @@ class Guarded:
         """
         require_status(status)
         self._try(lambda: self._tracker.finish(status))
+        if not self._has_failed or self._repair is None:
+            return
+        try:
+            self._repair(self._run_dir)
+            console.notice(f"tracker={self._name}: what it had missed was written from metrics.jsonl")
+        except Exception as error:  # a disk that is still full
+            self._warn(
+                f"tracker={self._name} lacks a part of this run, which metrics.jsonl has ({_first_line(error)}). Write "
+                f"it later: gpt2x sync {shlex.quote(str(self._run_dir))}"
+            )
 
     def _try(self, call: Callable[[], None]) -> None:
         if self._has_failed:
@@ -62,8 +82,11 @@ class Guarded:
             raise
         except Exception as error:  # whatever a library raises must not end a training run
             self._has_failed = True
-            text = str(error).strip() or type(error).__name__
-            self._warn(f"tracker={self._name} has failed, the run continues without it: {text.splitlines()[0][:300]}")
+            self._warn(f"tracker={self._name} has failed, the run continues without it: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 class Several:

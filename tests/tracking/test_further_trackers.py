@@ -17,7 +17,9 @@ from gpt2x.config import TrackerConfig
 from gpt2x.errors import UserError
 from gpt2x.tracking import MetricsLog, RunInfo, create_tracker, jsonl
 from gpt2x.tracking.guarded import Guarded
+from gpt2x.tracking.repair import repair_files
 from gpt2x.tracking.tracker import tracked
+from tests.commands import sync as main
 from tests.support.decide import refusal
 from tests.support.small_runs import ROOT, run_dirs
 
@@ -79,9 +81,46 @@ def test_a_table_that_cannot_be_written_ends_the_table_and_not_the_run(tmp_path,
     (tmp_path / "run" / "metrics.csv").mkdir(parents=True)
     mirror(tmp_path / "run", range(1, 5), "csv")
     printed = capsys.readouterr().out
-    assert printed.count("warning: ") == 1
+    assert printed.count("warning: ") == 2
     assert "tracker=csv has failed, the run continues without it: " in printed
+    assert f"Write it later: gpt2x sync {tmp_path / 'run'}" in printed
     assert len(jsonl.read(tmp_path / "run" / "metrics.jsonl")) == 4
+    (tmp_path / "run" / "metrics.csv").rmdir()
+    (tmp_path / "run" / "config.yaml").write_text("tracker: {name: csv}\n")
+    assert main(["sync", str(tmp_path)]) == 0
+    assert "tracker=csv written from metrics.jsonl" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 5
+    assert repair_files(tmp_path) == []
+
+
+def test_a_table_that_fails_for_a_while_is_whole_at_the_end(tmp_path, capsys, monkeypatch):
+    tracker, log = create_tracker(TrackerConfig(name="csv"), tmp_path), MetricsLog(tmp_path / "run" / "metrics.jsonl")
+    tracker.start(RunInfo("e", "r", tmp_path / "run"))
+    for step in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            if step == 2:
+                patch.setattr("gpt2x.tracking.trackers.csv._text", lambda *_: 1 / 0)
+            tracker.log_metrics(*log.append(step, {"a": 1.0}))
+    tracker.finish("FINISHED")
+    assert [line[0] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()] == ["s", "1", "2", "3"]
+    printed = capsys.readouterr().out
+    assert "division by zero" in printed
+    assert "what it had missed was written" in printed
+
+
+@pytest.mark.run
+def test_lines_that_event_files_lack_are_written_again(tmp_path):
+    """Each step once, as TensorBoard shows it."""
+    run_dir = tmp_path / "run"
+    mirror(run_dir, range(1, 5), "tensorboard")
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    for step in (5, 6):  # as a tracker that has failed misses them
+        log.append(step, {"train/loss": float(step)})
+    (run_dir / "config.yaml").write_text("tracker: {name: mlflow, also: [tensorboard]}\n")
+    assert repair_files(tmp_path) == [f"{run_dir}: tracker=tensorboard"]
+    assert repair_files(tmp_path) == []
+    _, _, tensors = events(tmp_path)
+    assert [event.step for event in tensors["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
 # ---- tensorboard

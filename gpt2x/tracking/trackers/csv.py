@@ -56,14 +56,34 @@ class CsvTracker:
             self._file.close()
 
     def _rewrite(self) -> None:
-        rows = jsonl.read(self._metrics)
-        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
-        text = ",".join(map(_quoted, self._columns)) + "\n" + _text(rows, self._columns)
+        self._columns, text = _table(self._metrics)
         with replaced(self._path) as part:
             part.write_text(text, encoding="utf-8")
         if self._file is not None:
             self._file.close()
         self._file = self._path.open("a", encoding="utf-8", newline="")
+
+
+def repair(run_dir: Path) -> bool:
+    """Write `metrics.csv` again if it is not what `metrics.jsonl` says; return whether it was not.
+
+    Raises:
+        OSError, ValueError: a file cannot be read or written, or `metrics.jsonl` is damaged.
+    """
+    _, text = _table(run_dir / "metrics.jsonl")
+    path = run_dir / FILE
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return True
+
+
+def _table(metrics: Path) -> tuple[list[str], str]:
+    """Return the columns and the text of the whole table."""
+    rows = jsonl.read(metrics)
+    columns = list(dict.fromkeys([*FIRST_COLUMNS, *(key for row in rows for key in row)]))
+    return columns, ",".join(map(_quoted, columns)) + "\n" + _text(rows, columns)
 
 
 def _text(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> str:
@@ -79,4 +99,4 @@ def _quoted(column: str) -> str:
 
 def create(config: TrackerConfig, outputs: Path) -> Guarded:
     """Return the writer of `metrics.csv`."""
-    return Guarded("csv", CsvTracker())
+    return Guarded("csv", CsvTracker(), repair=repair)

@@ -92,20 +92,44 @@ class TensorBoardTracker:
 
     def _open(self, first_step: int | None) -> None:
         """Begin an event file; the first one of a run gets what `metrics.jsonl` has before `first_step`."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        folder = self._folder()
-        folder.mkdir(parents=True, exist_ok=True)
         is_new = not self._has_events()
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
-        self._writer = RecordWriter((folder / name).open("xb"))
-        self._event(time.time(), 0, file_version="brain.Event:2")
-        self._event(time.time(), first_step or 0, session_log=SessionLog(status=SessionLog.START))
+        self._begin_file(self._folder(), first_step or 0)
         metrics = Path(self._run.run_dir) / "metrics.jsonl"
         for row in jsonl.read(metrics) if is_new and metrics.exists() else []:
             if first_step is None or row["step"] < first_step:
                 self._scalars(row.pop("step"), row.pop("time"), row)
+
+    def repair(self, run_dir: Path) -> bool:
+        """Write all lines of `metrics.jsonl` to a new file if there is one that no file has; return whether there is.
+
+        The new file tells TensorBoard to drop the scalars of the others.
+
+        Raises:
+            OSError, ValueError: a file cannot be read or written, or `metrics.jsonl` is damaged.
+        """
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+        rows = jsonl.read(run_dir / "metrics.jsonl")
+        paths = sorted((run_dir / FOLDER).glob(EVENTS))
+        events = (event for path in paths for event in EventFileLoader(str(path)).Load())
+        if {row["step"] for row in rows} <= {event.step for event in events if event.HasField("summary")}:
+            return False
+        self._begin_file(paths[0].parent if paths else run_dir / FOLDER / run_dir.name, 0)
+        for row in rows:
+            self._scalars(row.pop("step"), row.pop("time"), row)
+        self._writer.close()
+        return True
+
+    def _begin_file(self, folder: Path, first_step: int) -> None:
+        """Begin an event file, which tells TensorBoard to drop what other files have from a step on."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        self._writer = RecordWriter((folder / name).open("xb"))
+        self._event(time.time(), 0, file_version="brain.Event:2")
+        self._event(time.time(), first_step, session_log=SessionLog(status=SessionLog.START))
 
     def _folder(self) -> Path:
         """Return the directory of the event files: of a resumed run the one that there is."""
@@ -189,4 +213,15 @@ def create(config: TrackerConfig, outputs: Path) -> Guarded:
         UserError: the package `tensorboard` is not installed.
     """
     require_package("tensorboard", "tensorboard")
-    return Guarded("tensorboard", TensorBoardTracker(config))
+    return Guarded("tensorboard", TensorBoardTracker(config), repair=repair)
+
+
+def repair(run_dir: Path) -> bool:
+    """Write to the event files of a run directory what they lack; return whether they lacked something.
+
+    Raises:
+        UserError: the package `tensorboard` is not installed.
+        OSError, ValueError: a file cannot be read or written, or `metrics.jsonl` is damaged.
+    """
+    require_package("tensorboard", "tensorboard")
+    return TensorBoardTracker(TrackerConfig(name="tensorboard")).repair(run_dir)
