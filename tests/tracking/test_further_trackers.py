@@ -87,7 +87,7 @@ def test_a_table_that_cannot_be_written_ends_the_table_and_not_the_run(tmp_path,
     assert len(jsonl.read(tmp_path / "run" / "metrics.jsonl")) == 4
     (tmp_path / "run" / "metrics.csv").rmdir()
     (tmp_path / "run" / "config.yaml").write_text("tracker: {name: csv}\n")
-    assert main(["sync", str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     assert "tracker=csv written from metrics.jsonl" in capsys.readouterr().out
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 5
     assert repair_files(tmp_path) == []
