@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import yaml
 
 from gpt2x.errors import UserError
-from gpt2x.tracking.trackers import csv, tensorboard
-
-REPAIRS = {"csv": csv.repair, "tensorboard": tensorboard.repair}
+from gpt2x.tracking.registry import TRACKERS
 
 
 def repair_files(directory: Path) -> list[str]:
@@ -22,7 +21,10 @@ def repair_files(directory: Path) -> list[str]:
     for metrics in sorted(Path(directory).rglob("metrics.jsonl")):
         for name in trackers_of(metrics.parent):
             try:
-                if name in REPAIRS and REPAIRS[name](metrics.parent):
+                repair = getattr(
+                    import_module(f"{TRACKERS.package}.{name}"), "repair", None
+                )  # not every tracker has it
+                if repair is not None and repair(metrics.parent):
                     written.append(f"{metrics.parent}: tracker={name}")
             except (OSError, ValueError) as error:
                 raise UserError(f"{metrics.parent}: tracker={name} cannot be written again: {error}") from error
@@ -33,6 +35,7 @@ def trackers_of(run_dir: Path) -> list[str]:
     """Return the names of the trackers that `config.yaml` of a run directory names."""
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        return [config["tracker"]["name"], *config["tracker"].get("also", [])]
+        names = [config["tracker"]["name"], *config["tracker"].get("also", [])]
+        return [name for name in names if name in TRACKERS.names()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return []
