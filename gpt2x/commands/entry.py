@@ -22,7 +22,6 @@ from gpt2x.config.rules import is_plan
 from gpt2x.errors import NothingLeftError, RunError
 from gpt2x.runtime import clock, heartbeat, interrupt, launch
 from gpt2x.runtime.console import console
-from gpt2x.runtime.device import compiler_dumps
 from gpt2x.runtime.jobs import COMMAND, typed_command, write_command
 from gpt2x.runtime.role import Role
 from gpt2x.runtime.run_log import RUN_LOG, run_log
@@ -131,6 +130,8 @@ def run_here(name: str, config: CommonConfig, role: Role, run_dir: Path) -> None
     A process that was launched on a single node decides by itself, since the launcher has resolved everything. The
     processes of msrun, or of several launchers, first agree on what rank 0 decides.
     """
+    from gpt2x.runtime.device import compiler_dumps
+
     this = command(name)
     is_agreed = role.is_launched and config.launch.num_nodes == 1
     if world_size(config.parallel) == 1 or is_agreed:

@@ -25,11 +25,12 @@ class Lasting(io.RawIOBase):
     Args:
         descriptor: open for writing.
         what: its name, for a message.
+        replaced: the stream that had the descriptor; kept, since it may close the descriptor at its end.
     """
 
-    def __init__(self, descriptor: int, what: str):
+    def __init__(self, descriptor: int, what: str, replaced: io.TextIOWrapper | None = None):
         super().__init__()
-        self.descriptor, self.what = descriptor, what
+        self.descriptor, self.what, self.replaced = descriptor, what, replaced
         self.fault: OSError | None = None  # with which it was lost
 
     def write(self, data: object) -> int:
@@ -97,7 +98,7 @@ def lasting(stream: io.TextIOWrapper, descriptor: int) -> io.TextIOWrapper:
     stream.flush()
     what = {1: "standard output", 2: "standard error"}.get(descriptor, "the output")
     return io.TextIOWrapper(
-        io.BufferedWriter(Lasting(descriptor, what)),
+        io.BufferedWriter(Lasting(descriptor, what, stream)),
         encoding=stream.encoding,
         errors=ERRORS,
         line_buffering=stream.line_buffering,
