@@ -96,6 +96,8 @@ def _read_header(descriptor: int, file: Path) -> Header:
         header = json.loads(os.pread(descriptor, length, LENGTH_BYTES).decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise DamagedError(f"{file} is damaged: its header is not JSON") from None
+    if isinstance(header, dict) and "page" in header and header["page"] is None:
+        header["page"] = []  # of several files that were written together, one may have no rows
     expect(_is_header(header), "its header has other keys or types")
     pages, header_size, page_size = header["page"], header["header_size"], header["page_size"]
     expect(LENGTH_BYTES + length <= header_size <= MAX_BYTES and 0 < page_size <= MAX_BYTES, "the sizes of its pages")
