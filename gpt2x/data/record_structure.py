@@ -115,7 +115,7 @@ def _read_header(descriptor: int, file: Path) -> Header:
         rows.append(range(start, stop))
         expect(all(group["offset"] <= page["page_size"] for group in page["row_group_ids"]), "the groups of a page")
         types.append(page["page_type"])
-    end = header_size + page_size * (len(pages) - 1) + pages[-1]["page_size"] if pages else header_size
+    end = header_size + page_size * (len(pages) - 1) + pages[-1]["page_size"] if pages else LENGTH_BYTES + length
     expect(size >= end, f"it has {size:,} bytes, and its pages end at {end:,}")
     columns = header["schema"][0]["schema"]
     return Header(
