@@ -50,7 +50,7 @@ def test_a_second_process_is_rejected_with_the_name_of_the_owner_until_that_is_g
     with forked(own_for_ever(tmp_path)) as pid:
         assert living_owner(tmp_path).pid == pid
         with pytest.raises(
-            OwnedError, match=rf"belongs to process {pid} on {socket.gethostname()} since 20\d\d-.*: .*pytest"
+            OwnedError, match=rf"belongs to process {pid} on {socket.gethostname()} since 20\d\d-.*: .+"
         ):
             owning(tmp_path).__enter__()
         os.kill(pid, signal.SIGKILL)
