@@ -13,7 +13,7 @@ from gpt2x import __version__
 from gpt2x.errors import UserError, did_you_mean
 from gpt2x.runtime import interrupt
 from gpt2x.runtime.console import console
-from gpt2x.runtime.exits import guarded, run_and_leave
+from gpt2x.runtime.exits import guarded, leave, run_and_leave
 from gpt2x.runtime.log_records import handle_log_records
 from gpt2x.runtime.role import is_one_of_several
 
@@ -60,7 +60,10 @@ def finish(job: Callable[[], None]) -> None:
     interrupt.catch()
     if is_one_of_several(os.environ):
         run_and_leave(checked)
-    sys.exit(guarded(checked))
+    status = guarded(checked)
+    if status in interrupt.STATUSES and any(name.startswith("mindspore.") for name in sys.modules):
+        leave(status)  # half of MindSpore may be imported, and its exit functions would abort
+    sys.exit(status)
 
 
 def check_text(arguments: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def run_and_leave(job: Callable[[], Any]) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End a process of several without the destructors of MindSpore's libraries.
+    """End a process of several, or one that a signal has interrupted, without the destructors of MindSpore's libraries.
 
     After a failure, leave out MindSpore's farewell to the other processes, too: it would wait for them.
     """
