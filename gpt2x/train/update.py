@@ -98,8 +98,8 @@ class Update(nn.Cell):
         scale = loss_scale * counted_fraction
         norm = ops.sqrt(squares) / scale
         loss = loss / scale
-        is_spike = ops.logical_or(loss > loss_limit, norm > norm_limit)
-        is_made = ops.logical_and(ops.isfinite(norm), ops.logical_not(is_spike))
+        is_made = ops.logical_and(ops.isfinite(norm), norm <= norm_limit)
+        is_made = ops.logical_and(is_made, ops.logical_not(loss > loss_limit))  # a loss that is NaN alone is no spike
         factor = 1.0 / scale
         if self.grad_clip is not None:
             factor = factor * ops.minimum(self.grad_clip / (norm + 1e-6), Tensor(1.0, ms.float32))
