@@ -68,7 +68,7 @@ def test_an_interrupted_run_is_killed_in_the_tracker_and_resumed_in_its_director
     os.killpg(running.launcher.pid, signal.SIGINT)
     status, out, error = running.end()
     assert status == 130, error
-    assert "resume=auto continues" in out
+    assert "is saved; continue with resume=auto" in out
     assert error.splitlines()[-1] == "interrupted by SIGINT"
     assert "Traceback" not in error
     assert mlflow_runs(tmp_path) == [("KILLED", max(curve(run_dir)))]
