@@ -41,9 +41,10 @@ def test_the_time_of_a_step_contains_reading(monkeypatch):
         clock.now += 3.0
         return {}, 100
 
-    run = SimpleNamespace(update=update, speed=lambda rate, seconds: {"rate": rate, "seconds": seconds})
+    saving = SimpleNamespace(take_stall_s=lambda: 1.5)
+    run = SimpleNamespace(update=update, speed=lambda rate, seconds: {"rate": rate, "seconds": seconds}, saving=saving)
     metrics = Trainer.timed_update(run, source(), None)
-    assert (metrics["rate"], metrics["seconds"]) == (20.0, 5.0)
+    assert (metrics["rate"], metrics["seconds"], metrics["perf/checkpoint_stall_s"]) == (20.0, 5.0, 1.5)
 
 
 @pytest.mark.parametrize(("stored", "batches", "expected"), [(8, 10, 20), (2, 10, 5), (3, 5, 4), (4, 7, 7)])
