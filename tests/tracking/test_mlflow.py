@@ -257,7 +257,7 @@ def test_a_dead_server_costs_nothing_and_sync_replays(tmp_path, outputs, capsys,
     assert time.monotonic() - start < 30
     assert 1 <= len(warnings) <= 2  # that it does not answer (unless finish is faster), and how to sync
     assert "gpt2x sync" in warnings[-1]
-    assert main(["sync", str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "does not accept the run" in capsys.readouterr().err
 
     noted = record(tmp_path)  # the server is back, elsewhere
