@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from gpt2x.config.locations import expanded
-from gpt2x.errors import UserError
+from gpt2x.errors import RunError, UserError
+from gpt2x.runtime.console import show_error
+
+
+def for_each(directories: Iterable[Path], work: Callable[[Path], None]) -> None:
+    """Do `work` for each directory; one that fails does not keep the others from it.
+
+    Raises:
+        RunError: one failed; its error has been shown.
+    """
+    has_failed = False
+    for directory in directories:
+        try:
+            work(directory)
+        except UserError as error:
+            show_error(str(error))
+            has_failed = True
+    if has_failed:
+        raise RunError(status=2)
 
 
 class Parser(argparse.ArgumentParser):

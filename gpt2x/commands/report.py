@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2x.commands.arguments import Parser, path
+from gpt2x.commands.arguments import Parser, for_each, path
 from gpt2x.commands.configuration import read_config
-from gpt2x.errors import RunError, UserError
+from gpt2x.errors import UserError
 from gpt2x.reports import report_run
-from gpt2x.runtime.console import console, show_error
+from gpt2x.runtime.console import console
 from gpt2x.tasks.registry import task_of
 from gpt2x.tracking.plots import plot_loss
 
@@ -21,15 +21,10 @@ def main(arguments: list[str]) -> None:
     """
     parser = Parser(prog="gpt2x report", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", type=path, metavar="RUN_DIR", help="directory of a training run")
-    has_failed = False
-    for run_dir in parser.parse_args(arguments).run_dirs:
-        try:
-            console.notice(f"{run_dir}: {', '.join(file.name for file in redraw(run_dir))}")
-        except UserError as error:
-            show_error(str(error))
-            has_failed = True
-    if has_failed:
-        raise RunError(status=2)
+    for_each(
+        parser.parse_args(arguments).run_dirs,
+        lambda run_dir: console.notice(f"{run_dir}: {', '.join(file.name for file in redraw(run_dir))}"),
+    )
 
 
 def redraw(run_dir: Path) -> list[Path]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gpt2x.commands.arguments import Parser, path
-from gpt2x.errors import RunError, UserError
-from gpt2x.runtime.console import console, show_error
+from pathlib import Path
+
+from gpt2x.commands.arguments import Parser, for_each, path
+from gpt2x.runtime.console import console
 from gpt2x.tracking.mlflow_sync import sync, tracked_dirs
 from gpt2x.tracking.repair import repair_files
 
@@ -18,16 +19,17 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="gpt2x sync", description=__doc__)
     help_text = "directory of a tracked run, or one with tracked runs below it"
     parser.add_argument("run_dirs", nargs="+", type=path, metavar="DIR", help=help_text)
-    has_failed = False
-    for run_dir in parser.parse_args(arguments).run_dirs:
-        try:
-            written = repair_files(run_dir)
-            for text in written:
-                console.notice(f"{text} written from metrics.jsonl")
-            if tracked_dirs(run_dir) or not written:
-                console.notice(f"{run_dir}: {sync(run_dir)} values sent")
-        except UserError as error:
-            show_error(str(error))
-            has_failed = True
-    if has_failed:
-        raise RunError(status=2)
+    for_each(parser.parse_args(arguments).run_dirs, sync_below)
+
+
+def sync_below(directory: Path) -> None:
+    """Send and write what is missing of the runs in or below a directory, and say what was.
+
+    Raises:
+        UserError: the directory has no tracked run, MLflow does not answer, or a file cannot be written.
+    """
+    written = repair_files(directory)
+    for text in written:
+        console.notice(f"{text} written from metrics.jsonl")
+    if tracked_dirs(directory) or not written:
+        console.notice(f"{directory}: {sync(directory)} values sent")

@@ -1,12 +1,11 @@
 r"""`metrics.jsonl`, the truth about a run: one JSON object per line, one line per step or evaluation.
 
-JSON has no NaN: non-finite values are the strings "NaN", "Infinity" and "-Infinity", and `read` turns them back.
+Non-finite values are strings, as `gpt2x.runtime.json_text.encoded` has them, and `read` turns them back.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.errors import UserError
+from gpt2x.runtime import json_text
 from gpt2x.runtime.appended import Appended, asides, intact_length
 
 SPEED = "perf/"  # how the metrics begin that differ each time a step is repeated
 
 Line = tuple[int, float, dict[str, float]]  # step, time (unix seconds), metrics
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_NAMES = tuple(_NON_FINITE)  # a tuple: a value of a damaged line may have no hash
+_NAMES = tuple(json_text.NON_FINITE)  # a tuple: a value of a damaged line may have no hash
 
 
 @dataclass(frozen=True)
@@ -217,12 +216,7 @@ def read_after(path: Path, offset: int, num_bytes: int = 2**22) -> tuple[list[Li
 
 def encoded(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """Return metrics as JSON can hold them."""
-    return {key: _encode(value) for key, value in metrics.items()}
-
-
-def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `encoded` was given."""
-    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+    return {key: json_text.encoded(float(value)) for key, value in metrics.items()}
 
 
 def last_step(path: Path) -> int | None:
@@ -249,7 +243,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, raw in enumerate(lines, 1):
         row = _parse(raw + b"\n") if number < len(lines) else None
         if row is not None:
-            yield decoded(row)
+            yield json_text.decoded(row)
         elif number < len(lines) - (not lines[-1]):
             raise ValueError(f"{path}, line {number}: not a metrics line")
 
@@ -269,17 +263,10 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def _line(row: Mapping[str, Any]) -> Line:
-    values = decoded(row)
+    values = json_text.decoded(row)
     return values.pop("step"), values.pop("time"), values
 
 
 def _result(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a step that is repeated has again."""
     return {key: value for key, value in row.items() if key != "time" and not key.startswith(SPEED)}
-
-
-def _encode(value: float) -> float | str:
-    value = float(value)
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

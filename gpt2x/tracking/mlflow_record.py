@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import replaced
+from gpt2x.runtime.owner_record import lock
 from gpt2x.tracking.sqlite_store import ARTIFACTS, moved_uri, sqlite_file
 from gpt2x.tracking.tracker import STATUSES
 
@@ -192,16 +193,11 @@ def sender_lock(run_dir: Path, wait_s: float) -> Iterator[bool]:
 def _locked(descriptor: int, wait_s: float) -> bool:
     """Lock a file; False if another process has it for longer than `wait_s`, True if there are no locks here."""
     deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        except OSError:
-            return True
+    while lock(descriptor) is False:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _run_id_of(run_dir: Path) -> str | None:

@@ -25,7 +25,7 @@ class Guard:
     """
 
     def __init__(self, config: TrainConfig, model: ModelConfig):
-        self.options, self.learning_rate = config.trainer, config.optimizer.learning_rate
+        self.options = config.trainer
         factor = self.options.explosion_factor
         self.loss_limit = math.inf if factor is None else factor * guessing_loss(model)
 

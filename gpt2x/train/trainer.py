@@ -22,7 +22,7 @@ from gpt2x.parallel.mesh import Mesh
 from gpt2x.parallel.placement import Readable
 from gpt2x.parallel.poll import Poll
 from gpt2x.parallel.replica_batches import ReplicaBatches
-from gpt2x.runtime import clock, heartbeat, interrupt
+from gpt2x.runtime import clock, heartbeat, interrupt, json_text
 from gpt2x.runtime.console import Progress
 from gpt2x.runtime.memory import device_memory_gb, process_memory_gb
 from gpt2x.tracking import Tracker, jsonl
@@ -161,7 +161,7 @@ class Trainer:
         with self.saving, Progress(self.total_steps, self.state.step, every) as progress:
             source = self.batches()
             if self.state.open_hook:
-                self.follow(jsonl.decoded(self.state.open_metrics), progress, self.state.open_hook)
+                self.follow(json_text.decoded(self.state.open_metrics), progress, self.state.open_hook)
             while not (self.is_stopping or self.signalled):
                 heartbeat.does(f"reading the batch of update {self.state.step + 1}")
                 with self.profile.update(self.state.step + 1, progress):
