@@ -103,8 +103,8 @@ def start(name: str, config: Any, role: Role, run_dir: Path) -> None:
         try:
             (run_here if is_here else run_in_workers)(name, config, role, run_dir)
         except NothingLeftError:
-            if config.resume == "auto":
-                close_tracking(run_dir, "FINISHED")  # it was killed after its last checkpoint
+            if config.resume == "auto" and role.decides:  # it may have been killed after its last checkpoint
+                import_module("gpt2x.commands.train").end_again(run_dir)
             raise
 
 

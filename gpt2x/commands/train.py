@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from gpt2x.checkpoint.store import list_checkpoints
 from gpt2x.commands.configuration import save_config
+from gpt2x.commands.report import redraw
 from gpt2x.config import TrainConfig
 from gpt2x.config.layout import world_size
 from gpt2x.errors import UserError
@@ -30,8 +31,10 @@ from gpt2x.tracking import (
     create_tracker,
     data_source,
     describe_run,
+    jsonl,
     tracked,
 )
+from gpt2x.tracking.mlflow_sync import end_finished
 from gpt2x.tracking.plots import plot_loss
 from gpt2x.train import decision as decisions
 from gpt2x.train.build import build_trainer
@@ -41,6 +44,8 @@ from gpt2x.train.profiling import FOLDER
 from gpt2x.train.resume import copy_history, set_aside_newer
 from gpt2x.train.start_panel import show_panel
 from gpt2x.train.trainer import Trainer
+
+FILES_AT_END = ("loss.png", "samples.txt", "report.html")  # the tracker gets them
 
 
 def decide(config: TrainConfig, run_dir: Path, role: Role) -> Decision:
@@ -73,8 +78,7 @@ def run(decision: Decision, mesh: Mesh) -> None:
     if config.lr_find.num_steps is not None:
         find_rate(trainer)
         return
-    files = ("loss.png", "samples.txt", "report.html")
-    with tracked(tracker, run_info(decision), files_at_end=files), interrupt.deferred("the run saves and ends"):
+    with tracked(tracker, run_info(decision), FILES_AT_END), interrupt.deferred("the run saves and ends"):
         trainer.fit()
         if trainer.is_broken_off:
             break_off(trainer, tracker)
@@ -147,6 +151,19 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
         console.notice(f"{trainer.task.summary(metric, state.best_value)} at step {state.best_step}{against}")
     console.notice(memory_line(trainer.config, peak_gb))
     console.notice(f"run directory: {run_dir}")
+
+
+def end_again(run_dir: Path) -> None:
+    """Do what a run has left undone that was killed after its last checkpoint: picture, report, the end in MLflow."""
+    report, last_s = run_dir / "report.html", jsonl.last_time(run_dir / "metrics.jsonl")
+    if last_s is not None and (
+        not report.is_file() or report.stat().st_mtime < last_s - 1
+    ):  # of the file system's clock
+        try:
+            redraw(run_dir)
+        except UserError as error:
+            console.warn(str(error))
+    end_finished(run_dir, FILES_AT_END)
 
 
 def log_model(trainer: Trainer, tracker: Tracker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -77,7 +78,8 @@ class RunLog:
             file, self._file, self._has_failed = self._file, None, False
             self.path = None
         if file is not None:
-            file.close()
+            with suppress(OSError):  # each line was flushed; what a file system says late is no reason to end a run
+                file.close()
 
 
 run_log = RunLog()

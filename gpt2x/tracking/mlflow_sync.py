@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt2x.errors import UserError
@@ -157,6 +158,31 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
     if record is None or record.has_ended:
         return
     record.update(run_dir, status=status, end_time_s=time.time())
+    _send(run_dir, wait_s)
+
+
+def end_finished(run_dir: Path, files: Iterable[str], wait_s: float = 60.0) -> None:
+    """Send what MLflow lacks of a run that has done its steps; if it was killed after them, close it as FINISHED.
+
+    Its end is then the time of its last metrics.
+
+    Args:
+        run_dir: the run directory.
+        files: names of files in it that are sent, if they exist.
+        wait_s: as `end_abandoned`.
+    """
+    record = RunRecord.load(run_dir)
+    if record is None:
+        return
+    if not record.has_ended or record.status == "KILLED":
+        close_killed(record, run_dir)
+        names = [name for name in files if (run_dir / name).is_file() and name not in record.artifacts]
+        record.update(run_dir, status="FINISHED", artifacts=[*record.artifacts, *names])
+    _send(run_dir, wait_s)
+
+
+def _send(run_dir: Path, wait_s: float) -> None:
+    """Send what MLflow lacks; a warning names the command that does it later."""
     command = [sys.executable, "-m", "gpt2x", "sync", str(run_dir)]
     try:  # in a process, because a process can be ended
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)

@@ -7,6 +7,7 @@ a run is recognised from its first moment on, and whatever happened to its check
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -19,12 +20,14 @@ from gpt2x.config.files import to_yaml
 from gpt2x.config.rules import validate_train
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import console
-from gpt2x.runtime.files import write_durably
-from gpt2x.runtime.owner import OwnedError, owning
+from gpt2x.runtime.files import remove_empty, write_durably
+from gpt2x.runtime.owner import OwnedError, living_owner, owning
 from gpt2x.runtime.yaml_text import read_yaml
 from gpt2x.train.resume import differences
 
 CONFIG = "config.yaml"
+REMAINS = (".owner.", f".{CONFIG}.")  # how the names begin of what a start writes before its configuration
+CLAIM_S = 10.0  # a directory may have no owner yet
 CHOICE_WAIT_S = 120.0  # for others that choose at the same time; reading thousands of runs takes seconds
 
 
@@ -62,6 +65,8 @@ def continued_run(
     root = Path(config.paths.outputs).expanduser() / config.task.name
     with ExitStack() as stack:
         with owning(root, CHOICE_WAIT_S) if is_owner else nullcontext():
+            if is_owner:
+                remove_remains(root, new_run_dir)
             run_dir, missing, begins = choose(config, root, new_run_dir, is_named)
             try:
                 stack.enter_context(owning(run_dir) if is_owner else nullcontext())
@@ -154,6 +159,25 @@ def check_beginning(config: TrainConfig, missing: str) -> None:
         validate_train(config)
     except UserError as error:
         raise UserError(f"resume=auto: {missing}, and a new one cannot start: {error}") from None
+
+
+def remove_remains(root: Path, new_run_dir: Path) -> None:
+    """Remove the directories of starts that were killed before their configuration was there.
+
+    A start that is alive has an owner; one that waits for its turn creates its directory again.
+    """
+    for folder, folders, files in os.walk(root):
+        is_bare = not folders and all(name.startswith(REMAINS) for name in files)
+        if CONFIG in files or "checkpoints" in folders:
+            folders.clear()
+        elif is_bare and Path(folder) not in (root, new_run_dir):
+            with suppress(OSError):
+                is_new = time.time() - os.stat(folder).st_mtime < CLAIM_S
+                if not is_new and living_owner(Path(folder)) is None:
+                    for name in files:
+                        Path(folder, name).unlink()
+                    remove_empty(Path(folder))
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def run_dirs(root: Path) -> Iterator[Path]:

@@ -2,8 +2,9 @@
 
     python -m tests.faults.kills --kills 200 --layout single --report kills.md
 
-Each phase of a run is hit about equally often. The run that was killed has to equal one that was not: every float of
-metrics.jsonl, every value in MLflow once, every sample, and no file more.
+Each phase of a run is hit about equally often; it is what rank 0 does. Killed are all processes, as by a machine that
+fails, or one: that of the run, or in a layout the launcher or a rank. The run that was killed has to equal one that was
+not: every float of metrics.jsonl, every value in MLflow once, every sample, and no file more.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2x.runtime import heartbeat
+from gpt2x.train.run_search import CLAIM_S
 from tests.faults import starts
 from tests.faults.starts import Started
 from tests.support.small_runs import small
@@ -32,17 +36,18 @@ RUN = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_steps=2", "traine
        "model.dropout=0.1", "trainer.keep_last=2", "tracker=mlflow", "tracker.system_metrics=false"]  # fmt: skip
 LAYOUTS = {"single": [], "dp2": ["parallel=dp2"], "tp2": ["parallel=tp2"]}
 PHASES = ("starting", "compiling", "training", "evaluating", "saving", "sampling", "ending")
-NOTHING = "there is nothing to resume"
+HIDDEN = "pretrain/*/*/checkpoints/.step_*"  # checkpoints that are not complete
 START_S = 600.0  # a start may take, on a busy machine
+GONE_S = 60.0  # what is left of a run after a kill may take to end
 
 
 def phase_of(doing: str) -> str:
     """Return the phase of a run by what its heartbeat says."""
     for word, phase in (("compiling", "compiling"), ("Evaluate", "evaluating"), ("SaveCheckpoint", "saving"),
-                        ("DrawSamples", "sampling"), ("update", "training"), ("Record", "training")):  # fmt: skip
+                        ("DrawSamples", "sampling"), ("reading", "training"), ("update", "training"),
+                        ("waiting for the checkpoint", "ending")):  # fmt: skip
         if word in doing:
-            last = f"after update {STEPS}" in doing and phase in ("sampling",)
-            return "ending" if last else phase
+            return phase
     return "starting"
 
 
@@ -54,8 +59,9 @@ class Report:
     kills: int = 0
     runs: int = 0
     starts: int = 0
-    by_hand: int = 0  # starts that needed a different command, because there was nothing to resume
     phases: Counter[str] = field(default_factory=Counter)
+    durations: dict[str, float] = field(default_factory=dict)  # of the phases of an undisturbed run
+    victims: Counter[str] = field(default_factory=Counter)
     steps_compared: int = 0
     samples_compared: int = 0
     values_in_mlflow: int = 0
@@ -66,11 +72,13 @@ class Report:
     def markdown(self) -> str:
         """Return the report as Markdown."""
         phases = ", ".join(f"{name} {self.phases[name]}" for name in PHASES)
+        lasting = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.durations.items())
         lines = [
             f"| kills, {self.layout} | {self.kills} in {self.runs} runs, {self.starts} starts |",
             "|---|---|",
             f"| phases hit | {phases} |",
-            f"| starts that needed a different command | {self.by_hand} |",
+            f"| they last, undisturbed | {lasting} |",
+            f"| killed | {', '.join(f'{name} {count}' for name, count in sorted(self.victims.items()))} |",
             f"| steps compared with the undisturbed run | {self.steps_compared} |",
             f"| samples compared | {self.samples_compared} |",
             f"| values compared in MLflow | {self.values_in_mlflow} |",
@@ -95,7 +103,8 @@ class Kills:
         self.random = random.Random(seed)
         self.report = Report(layout)
         (folder / "cwd").mkdir(parents=True)
-        self.durations: dict[str, float] = {}
+        self.durations = self.report.durations
+        self.watched, self.workers = 0, {}  # a run, and its ranks
 
     def options(self, outputs: Path) -> list[str]:
         """Return the command line; a supervisor repeats it."""
@@ -106,6 +115,7 @@ class Kills:
     def start(self, outputs: Path, *more: str) -> Started:
         """Start the command."""
         self.report.starts += 1
+        self.outputs, self.remains = outputs, set(outputs.glob(HIDDEN))
         start = starts.fork if self.is_forked else starts.spawn
         outputs.mkdir(parents=True, exist_ok=True)
         return start([*self.options(outputs), *more], self.folder / "cwd", self.folder / "printed")
@@ -138,58 +148,65 @@ class Kills:
         assert run.status == 0, run.printed()
 
     def phase(self, run: Started) -> str:
-        """Return the phase that a run is in."""
-        if self.layout == "single":
-            return phase_of(run.doing())
-        return "any"
+        """Return the phase that a run is in; it is saving while its checkpoint has a hidden name."""
+        if run.pid != self.watched:
+            for _, beat in self.workers.values():
+                os.close(beat)
+            self.watched, self.workers = run.pid, {}
+        if self.layout != "single" and not self.workers and 0 in (workers := starts.workers_of(run.pid)):
+            self.workers = workers
+        beat = self.workers[0][1] if self.workers else run.beat
+        phase = phase_of(heartbeat.read(beat, run.started).doing) if self.workers or self.layout == "single" else ""
+        is_saving = phase == "training" and any(path not in self.remains for path in self.outputs.glob(HIDDEN))
+        return "saving" if is_saving else phase or "starting"
 
-    def kill_once(self, run: Started) -> str | None:
-        """Kill a run at a random instant of a random phase -> the phase; None: it ended before."""
-        if self.layout == "single":
-            least = min(self.report.phases[phase] for phase in PHASES)
-            phase = self.random.choice([name for name in PHASES if self.report.phases[name] <= least + 2])
-            visits = self.random.randrange(3) if phase in ("training", "saving") else 0
-            inside = False
-            while run.poll() is None:
-                now_inside = self.phase(run) == phase
-                if now_inside and not inside:
-                    if visits == 0:
-                        break
-                    visits -= 1
-                inside = now_inside
-                time.sleep(0.0005)
-        longest = self.durations.get(phase, 0.05) if self.layout == "single" else self.durations["any"]
-        deadline = time.monotonic() + self.random.uniform(0, longest)
+    def kill_once(self, run: Started, phases: Sequence[str]) -> str | None:
+        """Kill a run at a random instant of a phase, of those hit least -> the phase; None: it ended before."""
+        least = min(self.report.phases[phase] for phase in phases)
+        phase = self.random.choice([name for name in phases if self.report.phases[name] <= least + 2])
+        visits = self.random.randrange(3) if phase in ("training", "saving") else 0
+        inside = False
+        while run.poll() is None:
+            now_inside = self.phase(run) == phase
+            if now_inside and not inside:
+                if visits == 0:
+                    break
+                visits -= 1
+            inside = now_inside
+            time.sleep(0.0005)
+        deadline = time.monotonic() + self.random.uniform(0, self.durations.get(phase, 0.05))
         while run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.0005)
         if run.poll() is not None:
             return None
         hit = self.phase(run)
-        run.kill()
+        victims = {"all processes": (), "the run's process" if self.layout == "single" else "launcher": (run.pid,)}
+        victims |= {f"rank {rank}": (pid,) for rank, (pid, _) in self.workers.items()}
+        name = self.random.choice(list(victims))
+        family = [pid for pid in starts.family_of(run.pid) if os.getsid(pid) == run.pid]  # without MLflow's mirror
+        run.kill(*victims[name])
+        self.report.victims[name] += 1
+        gone = time.monotonic() + GONE_S
+        while (left := [pid for pid in family if starts.state_of(pid) not in "ZX"]) and time.monotonic() < gone:
+            time.sleep(0.01)
+        if left:
+            self.report.findings.append(f"{name} was killed while {hit}; {len(left)} processes still live: {left}")
         return hit
 
     def one(self, outputs: Path, kills: int) -> None:
         """Kill and start again, `kills` times at most, then let it end, and compare."""
         self.report.runs += 1
         resume = "resume=auto"
-        for _ in range(kills):
+        for left in reversed(range(kills)):
             run = self.start(outputs, resume)
-            hit = self.kill_once(run)
-            if hit is not None:
-                self.report.kills += 1
-                self.report.phases[hit] += 1
-            elif run.status and NOTHING in run.printed():
-                self.report.by_hand += 1
-                run = self.start(outputs)
-                if (hit := self.kill_once(run)) is not None:
-                    self.report.kills += 1
-                    self.report.phases[hit] += 1
-            else:  # it ended before
+            hit = self.kill_once(run, PHASES[:-1] if left else PHASES[-1:])  # a run that was ending has no more phases
+            if hit is None:  # it ended before
                 break
+            self.report.kills += 1
+            self.report.phases[hit] += 1
+        if any(path.is_dir() and not any(path.glob("[!.]*")) for path in outputs.glob("pretrain/*/*")):
+            time.sleep(CLAIM_S)  # resume=auto removes what is older
         run = self.start(outputs, resume)
-        if run.wait(START_S) and NOTHING in run.printed():
-            self.report.by_hand += 1
-            run = self.start(outputs)
         if status := run.wait(START_S):
             self.report.findings.append(f"the last start ended with {status}: {run.printed()[-600:]}")
         self.compare(outputs)
@@ -305,7 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Kill, compare, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--per-run", type=int, default=10, help="kills of one run before it may end")
+    parser.add_argument("--per-run", type=int, default=len(PHASES), help="kills of one run before it may end")
     parser.add_argument("--layout", choices=LAYOUTS, default="single")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9, help="end after the run that is killed then")

@@ -19,6 +19,7 @@ from gpt2x.tracking import MetricsLog, jsonl
 from gpt2x.train.records import Records
 from gpt2x.train.resume import Resumption, copy_history
 from gpt2x.train.samples import SAMPLE_HEAD
+from tests.support.configs import typed
 from tests.support.small_runs import corpus
 
 MODEL = ModelConfig(name="tiny", num_layers=1, num_heads=1, hidden_size=4, max_seq_len=8, vocab_size=16)
@@ -320,6 +321,9 @@ class OpenRunDir:
 
     name, is_power_safe = "open run directory", False
 
+    def __init__(self) -> None:
+        self.config = typed("train", "dataset=text")  # once, since Hydra takes a second
+
     def begin(self, folder: Path) -> None:
         (folder / "run").mkdir()
 
@@ -327,11 +331,9 @@ class OpenRunDir:
         from gpt2x.commands import entry
         from gpt2x.commands.train import open_run_dir
         from gpt2x.runtime.run_log import run_log
-        from tests.support.configs import typed
 
-        config = typed("train", "dataset=text", f"paths.outputs={folder}")
         decision = SimpleNamespace(
-            config=config, resolved=config, run_dir=folder / "run", source=SimpleNamespace(resumption=None)
+            config=self.config, resolved=self.config, run_dir=folder / "run", source=SimpleNamespace(resumption=None)
         )
         assert callable(open_run_dir)
         entry.open_run_dir("train", decision)

@@ -140,12 +140,12 @@ def run_mode(mode: str, folder: Path, num_steps: int) -> list[str]:
     run_dir = folder / "run"
     run_dir.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        server = None
+        server, locking = None, threading.Thread(target=hold_lock, args=[folder / "mlflow.db"], daemon=True)
         if mode in SQLITE:
             uri = f"sqlite:///{folder}/mlflow.db"
             make_store(folder)
             if mode != "healthy sqlite":
-                threading.Thread(target=hold_lock, args=[folder / "mlflow.db"], daemon=True).start()
+                locking.start()
         else:
             server = stack.enter_context(MlflowServer())
             server.fault, uri = FAULTS[mode] or on("", None), server.uri
@@ -163,6 +163,8 @@ def run_mode(mode: str, folder: Path, num_steps: int) -> list[str]:
             RunRecord.load(run_dir).update(run_dir, uri=server.uri)
         if server is not None:
             server.fault = on("", None)
+        if locking.is_alive():
+            locking.join()
         sync(run_dir)
         lost, doubled = compare(run_dir, server)
         said = [line for line in printed if line.startswith("warning:")]

@@ -80,16 +80,53 @@ class Started:
         assert self.status is not None
         return self.status
 
-    def kill(self) -> None:
-        """Send SIGKILL to the whole process group, as a machine that fails does."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        while self.poll() is None:
+    def kill(self, *pids: int) -> None:
+        """Send SIGKILL to processes, or to all of the run, as a machine that fails does; wait until none is left."""
+        family = family_of(self.pid)
+        for pid in pids or family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while self.poll() is None or any(state_of(pid) not in "ZX" for pid in ([] if pids else family)):
             time.sleep(0.002)
 
     def printed(self) -> str:
         """Return what the process has printed."""
         return self.output.read_text(encoding="utf-8", errors="replace")
+
+
+def family_of(pid: int) -> list[int]:
+    """Return a process and those that it started, and they, and so on."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    family = [pid]
+    for each in family:
+        family += parents.get(each, [])
+    return family
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process, such as R, S, Z; X: there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def workers_of(pid: int) -> dict[int, tuple[int, int]]:
+    """Return rank -> (pid, open file of the heartbeat) of the processes that a launcher has started so far."""
+    workers: dict[int, tuple[int, int]] = {}
+    for each in family_of(pid)[1:]:
+        with contextlib.suppress(OSError, KeyError):
+            pairs = (pair.partition(b"=") for pair in Path(f"/proc/{each}/environ").read_bytes().split(b"\0"))
+            variables = {name: value for name, _, value in pairs}
+            if (
+                variables[b"MS_ROLE"] == b"MS_WORKER" and int(variables[b"MS_NODE_ID"]) not in workers
+            ):  # not its children
+                beat = os.open(f"/proc/{each}/fd/{int(variables[heartbeat.HEARTBEAT.encode()])}", os.O_RDONLY)
+                workers[int(variables[b"MS_NODE_ID"])] = (each, beat)
+    return workers
 
 
 def fork(

@@ -6,12 +6,17 @@ import signal
 import time
 
 import pytest
+from mlflow.tracking.client import MlflowClient
 
 from gpt2x.commands.run_directory import owned_run
+from gpt2x.commands.train import end_again
 from gpt2x.errors import NothingLeftError, UserError
 from gpt2x.runtime.files import create_new, remove_empty
-from gpt2x.runtime.owner import OwnedError
+from gpt2x.runtime.owner import OwnedError, owning
 from gpt2x.runtime.role import Role
+from gpt2x.tracking import jsonl
+from gpt2x.tracking.mlflow_record import RunRecord
+from gpt2x.train.run_search import remove_remains
 from tests.support.configs import typed
 from tests.support.decide import decide, refusal
 from tests.support.owners import forked
@@ -210,6 +215,22 @@ def test_a_run_that_never_started_starts_and_others_see_it_from_its_first_moment
 
 
 @pytest.mark.run
+def test_the_directories_of_starts_that_were_killed_at_once_are_removed(tmp_path):
+    root = tmp_path / "outputs" / "pretrain"
+    kept = {"new": None, "users": "notes.txt", "marked": ".gitkeep", "alive": None, "whole/checkpoints": None}
+    for name, file in {**kept, "day/empty": None, "day/torn": ".config.yaml.host-1.part", "dead": ".owner.1"}.items():
+        (root / name).mkdir(parents=True)
+        if file:
+            (root / name / file).write_text("{}")
+        if name != "new":  # which another process may just have created
+            os.utime(root / name, (0, 0))
+    with owning(root / "alive"):
+        os.utime(root / "alive", (0, 0))
+        remove_remains(root, root / "ours")
+    assert {str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir()} == {*kept, "whole"}
+
+
+@pytest.mark.run
 def test_of_twenty_that_start_at_once_one_is_the_run(tmp_path):
     options = [*small(tmp_path), *LONG, "resume=auto"]
     root = tmp_path / "outputs" / "pretrain"
@@ -300,3 +321,23 @@ def test_a_finished_run_is_said_and_not_touched(zoo, tmp_path):
         zoo.plain.again(tmp_path, "resume=auto")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == before
     assert run_dirs(tmp_path) == [run_dir]
+
+
+@pytest.mark.launch
+def test_what_a_run_left_undone_that_was_killed_at_its_end_is_done(zoo, tmp_path):
+    run_dir = zoo.plain.copy(tmp_path)
+    for name in ("loss.png", "report.html"):
+        (run_dir / name).unlink()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for status in ("KILLED", "FAILED"):  # as the mirror notes it; as a run whose loss did not fall enough
+        record = RunRecord(uri, str(tmp_path / "artifacts"), "pretrain", "tiny", start_time_s=1.0, end_time_s=2.0)
+        record.status = status
+        record.save(run_dir)
+        end_again(run_dir)
+        record = RunRecord.load(run_dir)
+        assert record.status == {"KILLED": "FINISHED"}.get(status, status)
+        if status == "KILLED":
+            assert record.end_time_s == jsonl.last_time(run_dir / "metrics.jsonl")
+            assert {"loss.png", "report.html"} <= set(record.artifacts) & set(os.listdir(run_dir))
+            run = MlflowClient(tracking_uri=uri).get_run(record.run_id)
+            assert run.info.status == "FINISHED"
