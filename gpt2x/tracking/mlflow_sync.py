@@ -70,13 +70,12 @@ def sync_one(run_dir: Path) -> int:
     """Do what `sync` does for one run, as the owner of its directory.
 
     Raises:
-        OwnedError: it is alive, or another process sends it.
-        UserError: it could not be sent.
+        OwnedError: it is alive.
+        UserError: it could not be sent, or another process sends it.
     """
     with owning(run_dir), sender_lock(run_dir, SENDER_WAIT_S) as is_free:
         if not is_free:
-            stderr.notice(f"{run_dir}: the run is running, and sends its values itself")
-            return 0
+            raise UserError(f"{run_dir}: the process that sends its values has not ended yet; try again when it has.")
         return _sync_locked(run_dir)
 
 

@@ -119,8 +119,13 @@ class Enumeration:
             said = self.report.read_text() if self.report.exists() else f"status {status}"
             lines = said.strip().splitlines()
             where = [line.strip() for line in lines if line.startswith("  File")][-1:] if len(lines) > 1 else []
-            self.outcome.findings.append(f"{what}: {' '.join([*where, lines[-1]])[:400]}")
+            self.note(f"{what}: {' '.join([*where, lines[-1]])[:400]}")
         return not status
+
+    def note(self, finding: str) -> None:
+        """Keep a finding, and say it at once, since a long enumeration may be ended before it is through."""
+        self.note(finding)
+        sys.stderr.write(f"{self.operation.name}: {finding}\n")
 
     def fresh(self) -> None:
         """Put the files back that the operation begins with."""
@@ -154,6 +159,8 @@ class Enumeration:
     def kills(self, calls: Iterable[Call], ways: Iterable[str] = KILLS) -> None:
         """Kill the operation at each call in each way; then everything is intact, and it succeeds when repeated."""
         for call in calls:
+            if call.number % 50 == 0:
+                sys.stderr.write(f"{self.operation.name}: {call.number} of {self.outcome.num_calls} calls\n")
             for way in ways:
                 if (way == "tear" and call.kind != "write") or (way == "power" and not self.operation.is_power_safe):
                     continue
@@ -161,7 +168,7 @@ class Enumeration:
                 self.outcome.runs[way] = self.outcome.runs.get(way, 0) + 1
                 at = f"{way} at {call.number} {call.name} {self.short(call)}"
                 if status != -signal.SIGKILL:
-                    self.outcome.findings.append(f"{at}: not reached, status {status}")
+                    self.note(f"{at}: not reached, status {status}")
                     continue
                 if way == "power":
                     sizes = {
@@ -196,9 +203,9 @@ class Enumeration:
                     at = f"{key} at {call.number} {call.name} {self.short(call)}"
                     if status not in (0, REJECTED):
                         said = self.report.read_text() if self.report.exists() else f"status {status}"
-                        self.outcome.findings.append(f"{at}: no message: {summary(said)}")
+                        self.note(f"{at}: no message: {summary(said)}")
                     elif status == REJECTED and os.strerror(error) not in (said := self.report.read_text()):
-                        self.outcome.findings.append(f"{at}: the cause is not in: {said[:200]}")
+                        self.note(f"{at}: the cause is not in: {said[:200]}")
                     self.after(at)
 
     def short(self, call: Call) -> str:

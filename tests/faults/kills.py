@@ -233,6 +233,7 @@ class Kills:
         if samples != (theirs / "samples.txt").read_text():
             found.append(f"samples differ: {samples[:300]!r}")
         self.report.samples_compared += samples.count("=== step")
+        self.await_mirrors(outputs)
         found.extend(self.mlflow_findings(outputs, ours_dir))
         extra = {name for name in names_in(ours_dir) - self.names if not is_aside(name)}
         missing = self.names - names_in(ours_dir)
@@ -244,6 +245,12 @@ class Kills:
             found.append(f"litter in the working directory: {litter[:8]}")
             shutil.rmtree(self.folder / "cwd")
             (self.folder / "cwd").mkdir()
+
+    def await_mirrors(self, outputs: Path) -> None:
+        """Wait for the mirrors of starts that were killed, which give way to all else on this machine."""
+        until = time.monotonic() + START_S
+        while any(f"{outputs}/" in starts.command_of(pid) for pid in starts.processes()) and time.monotonic() < until:
+            time.sleep(0.1)
 
     def mlflow_findings(self, outputs: Path, ours_dir: Path) -> list[str]:
         """Return what MLflow has not once, or differently from metrics.jsonl, and runs that are not FINISHED."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,6 +391,11 @@ class Sync:
     """`gpt2x sync` of a run that was killed, into a store that exists."""
 
     name, is_power_safe = "sync", False  # sqlite writes in place, behind its own journal
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as name:  # MLflow imports most of itself when it is used
+            self.begin(Path(name))
+            self.act(Path(name))
 
     def begin(self, folder: Path) -> None:
         from gpt2x.tracking.mlflow_store import import_mlflow

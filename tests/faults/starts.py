@@ -97,13 +97,27 @@ class Started:
 def family_of(pid: int) -> list[int]:
     """Return a process and those that it started, and they, and so on."""
     parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for each in processes():
         with contextlib.suppress(OSError):
-            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(each)
     family = [pid]
     for each in family:
         family += parents.get(each, [])
     return family
+
+
+def processes() -> list[int]:
+    """Return all processes of this machine."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def state_of(pid: int) -> str:
