@@ -31,12 +31,14 @@ GATHER_S = 2.0  # lines of this many seconds are sent together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0  # for what is left, once the run has ended
 LAUNCHER_WAIT_S = 3.0  # a launcher may say how a run ended that could not
-NICENESS = 19  # training goes first: where both want a core, it gets 98 % of it (weights of sched(7))
+NICENESS = 10  # training goes first: where both want a core, it gets 90 % of it (weights of sched(7))
 
 Say = Callable[..., None]  # keys of a message
 
 
-def mirror(run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str]) -> None:
+def mirror(
+    run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str], once_ready: Callable[[], None] = lambda: None
+) -> None:
     """Send what a run writes until it ends, and then the rest.
 
     Args:
@@ -57,6 +59,7 @@ def mirror(run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str]) -
     with sender_lock(run_dir, 2 * FINISH_WAIT_S) as is_free:
         if is_free:
             import_mlflow()
+            once_ready()
             say(ready=True)
             _Mirror(run_dir, session, run_ended, say).run()
 
@@ -151,8 +154,10 @@ def _end_dead_runs(run: MlflowRun) -> None:
 
 
 def give_way() -> None:
-    """Let training go first; also as a session: Linux may share the cores among sessions before niceness counts."""
-    os.nice(NICENESS)
+    """Let training go first also where Linux shares the cores among sessions, before the niceness of a process counts.
+
+    Only once MLflow is imported: on a busy machine a short run would else have ended before.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
@@ -161,8 +166,8 @@ def main() -> None:
     """Mirror the run that the arguments name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    give_way()
-    mirror(Path(sys.argv[1]), sys.argv[2], sys.stdin.buffer, sys.stdout)
+    os.nice(NICENESS)
+    mirror(Path(sys.argv[1]), sys.argv[2], sys.stdin.buffer, sys.stdout, give_way)
 
 
 if __name__ == "__main__":

@@ -58,11 +58,13 @@ class MlflowRun:
             self._client = MlflowClient(tracking_uri=client_uri(record.uri))
             self.experiment_id = self._experiment_id(MlflowException)
         tags = tags_for_mlflow(record.tags) | _mlflow_tags(record.tags) | ({PARENT: parent_id} if parent_id else {})
-        run = self._find(MlflowException)
+        start_ms = round(record.start_time_s * 1000)
+        run = self._unnoted(start_ms) if record.run_id is None else self._find(MlflowException)
         self.is_resumed = run is not None
+        if run is not None and record.run_id is None:
+            record.update(run_dir, run_id=run.info.run_id, run_name=run.info.run_name)
         if run is None:
             record.run_name = record.run_name if record.is_name_fixed else self._distinct_name(parent_id)
-            start_ms = round(record.start_time_s * 1000)
             try:
                 run = self._client.create_run(self.experiment_id, start_ms, tags=tags, run_name=record.run_name)
             except MlflowException as error:
@@ -182,10 +184,15 @@ class MlflowRun:
                 self.record.update(self.run_dir, metric_names=self.record.metric_names | {key: name})
         return self._names[key]
 
+    def _unnoted(self, start_ms: int) -> Any:
+        """Return the run that a process created which was killed before it noted the id; None if there is none."""
+        runs = self._client.search_runs([self.experiment_id], f"attributes.start_time = {start_ms}")
+        run_dir = tags_for_mlflow(self.record.tags).get("run_dir")
+        same = (run for run in runs if run.info.start_time == start_ms and run.data.tags.get("run_dir") == run_dir)
+        return next(same, None)
+
     def _find(self, mlflow_error: type[Exception]) -> Any:
         """Return the run of the record; None if MLflow does not have it any more, or if it was deleted there."""
-        if self.record.run_id is None:
-            return None
         try:
             run = self._client.get_run(self.record.run_id)
         except mlflow_error as error:

@@ -124,7 +124,7 @@ class Enumeration:
 
     def note(self, finding: str) -> None:
         """Keep a finding, and say it at once, since a long enumeration may be ended before it is through."""
-        self.note(finding)
+        self.outcome.findings.append(finding)
         sys.stderr.write(f"{self.operation.name}: {finding}\n")
 
     def fresh(self) -> None:

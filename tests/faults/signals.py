@@ -63,6 +63,7 @@ class Terminal:
 
     def enter(self) -> None:
         """Make it the terminal of this process, whose session is new."""
+        os.close(self.master)
         os.login_tty(self.slave)
 
     def read(self) -> None:
@@ -150,7 +151,7 @@ def main() -> None:
     """Send the signals, compare, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=CASES, default="single")
-    parser.add_argument("--cases", type=int, help="how many; all by default")
+    parser.add_argument("--target", help="only the cases of: run, launcher, all, terminal, …; all by default")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     starts.import_all()
@@ -162,7 +163,9 @@ def main() -> None:
         driver = Signals(Path(folder).resolve() / "files", options.layout, 0, True)
         driver.reference()
         sys.stdout.write("\n".join(lines) + "\n")
-        for number, phase, target in CASES[options.layout][: options.cases]:
+        for number, phase, target in CASES[options.layout]:
+            if options.target not in (None, target):
+                continue
             lines.append(driver.one_case(number, phase, target).row())
             sys.stdout.write(lines[-1] + "\n")
             sys.stdout.flush()

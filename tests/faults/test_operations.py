@@ -12,7 +12,7 @@ from tests.faults.shim import preloaded
 SHORT = [
     ({"save": 30}, ["--errors", "none"]),
     ({"rank 0": 30, "rank 1": 10, "prune": 20, "replace": 30}, ["--errors", "none", "--ways", "kill"]),
-    ({"rewind": 20, "history": 5}, ["--errors", "one"]),
+    ({"rewind": 20, "history": 5, "open": 15}, ["--errors", "one"]),
 ]
 
 
