@@ -7,7 +7,6 @@ of the grace (`launch.grace_s`).
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -25,6 +24,7 @@ SAME_EVENT_S = 1.0  # one event may arrive several times: GNU's timeout and a cl
 GRACE_S = 30.0  # Slurm's KillWait and Kubernetes' terminationGracePeriodSeconds
 MARGIN_S = 2.0  # before the end of the grace
 WATCH_S = 0.2
+WAKE = signal.SIGURG  # interrupts the main thread, and nothing in a process without its handler
 STDERR = 2
 
 
@@ -77,7 +77,8 @@ def catch(*, is_launched: bool = False) -> None:
     """Receive the signals of STOPS from now on; call it first in a process, in the main thread.
 
     At every run of a graph, MindSpore's graph executor installs a handler that kills the process at once. Therefore
-    the signals are blocked in every thread, and one thread waits for them. A child process inherits the blocked signals
+    the signals are blocked in every thread, and one thread waits for them. It sends WAKE to the main thread, because
+    only a signal ends what that waits for: a lock, a program, a read. A child process inherits the blocked signals
     and has to call this function as well. A signal that is ignored (nohup) stays so.
 
     Args:
@@ -88,7 +89,7 @@ def catch(*, is_launched: bool = False) -> None:
     _requests.is_caught = True
     stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-    signal.signal(signal.SIGINT, _interrupt_main)
+    signal.signal(WAKE, _interrupt_main)
 
     def wait() -> None:
         while stops:
@@ -110,10 +111,9 @@ def request(number: int, *, may_repeat: bool = False) -> None:
     now = time.monotonic()
     if not _requests.number:
         _requests.number, _requests.since = number, now
-        threading.Thread(target=_watch_grace, name="grace", daemon=True).start()
-        if _requests.notice is None:
-            _thread.interrupt_main(signal.SIGINT)
-        elif not may_repeat:
+        is_deferred = _requests.notice is not None
+        threading.Thread(target=_watch_grace, args=(is_deferred,), name="grace", daemon=True).start()
+        if is_deferred and not may_repeat:
             from gpt2x.runtime.console import stderr
 
             stderr.notice(f"{signal.Signals(number).name}: {_requests.notice}; a second signal ends at once")
@@ -204,8 +204,11 @@ def _interrupt_main(number: int, frame: FrameType | None) -> None:
         check()
 
 
-def _watch_grace() -> None:
+def _watch_grace(is_deferred: bool) -> None:
+    """Interrupt the main thread, in whatever it waits for, and end the process at the end of the grace."""
     while time.monotonic() < deadline():
+        if not is_deferred and not _requests.has_raised:  # once more: it may just have begun to wait
+            signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
         time.sleep(WATCH_S)
         if not _requests.number:  # a test has put it back
             return

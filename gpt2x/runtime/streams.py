@@ -49,9 +49,10 @@ class Lasting(io.RawIOBase):
     def _drop(self, error: OSError) -> None:
         """Send to nowhere what is written from now on, by MindSpore as well, and say so."""
         self.fault = error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.descriptor)
-        os.close(nowhere)
+        with contextlib.suppress(OSError):  # no descriptor is left; then what MindSpore writes fails
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.descriptor)
+            os.close(nowhere)
         text = f"{self.what} takes no more text ({error.strerror}); the run continues without it"
         run_log.write(text)
         if run_log.path and self.descriptor == 1:
