@@ -47,6 +47,7 @@ def mirror(
         run_ended: readable, at its end, when the process has ended or has closed the run.
         output: gets the messages: `ready`, `warning` TEXT, `run` [EXPERIMENT, RUN], and at the end `left`, what MLflow
             does not take, with the reasons.
+        once_ready: called when MLflow is imported, which is most of the work.
     """
 
     def say(**message: Any) -> None:

@@ -220,6 +220,19 @@ def test_the_next_run_of_the_store_closes_those_that_were_killed(tmp_path, serve
     assert killed.stored["info"]["end_time"] == round(jsonl.last_time(killed.run_dir / "metrics.jsonl") * 1000)
 
 
+@pytest.mark.parametrize("noted", [{}, {"start_time_s": 5.0}], ids=["the same run", "a run that began later"])
+def test_a_run_that_was_created_and_not_noted_is_adopted(tmp_path, server, noted):
+    Run(tmp_path / "run", server).start().steps(1, 5).end()
+    record = RunRecord.load(tmp_path / "run")
+    earlier_id = record.run_id
+    record.update(tmp_path / "run", run_id=None, **noted)  # as a kill right after the creation leaves it
+    sync(tmp_path / "run")
+    assert (RunRecord.load(tmp_path / "run").run_id == earlier_id) == (not noted)
+    assert len(server.runs) == 1 + len(noted)
+    for run_id in server.runs:
+        assert all(len(values) == 1 for values in server.points(run_id).values())
+
+
 def test_a_copy_of_a_run_directory_has_a_run_of_its_own(tmp_path, server):
     import shutil
 
