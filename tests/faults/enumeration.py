@@ -162,7 +162,8 @@ class Enumeration:
             if call.number % 50 == 0:
                 sys.stderr.write(f"{self.operation.name}: {call.number} of {self.outcome.num_calls} calls\n")
             for way in ways:
-                if (way == "tear" and call.kind != "write") or (way == "power" and not self.operation.is_power_safe):
+                is_torn = call.kind == "write" and "truncate" not in call.name
+                if (way == "tear" and not is_torn) or (way == "power" and not self.operation.is_power_safe):
                     continue
                 status = self.act(Fault(call.number, "kill" if way == "power" else way))
                 self.outcome.runs[way] = self.outcome.runs.get(way, 0) + 1

@@ -31,6 +31,7 @@ TOGETHER += [(signal.SIGTERM, "training", "all"), (signal.SIGUSR1, "training", "
              (signal.SIGINT, "training", "launcher"), (signal.SIGUSR1, "evaluating", "all"),
              (signal.SIGHUP, "training", "terminal"), (signal.SIGTERM, "training", "twice")]  # fmt: skip
 CASES = {"single": ALONE, "dp2": TOGETHER, "tp2": TOGETHER}
+SECOND_S = 1.1  # a second signal counts after a second
 END_S = 30.0  # launch.grace_s, which Slurm and Kubernetes grant
 
 
@@ -135,7 +136,7 @@ class Signals(Kills):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         if target == "twice":
-            time.sleep(0.05)
+            time.sleep(SECOND_S)
             with suppress(ProcessLookupError):
                 os.kill(run.pid, number)
 
