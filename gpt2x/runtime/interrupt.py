@@ -24,7 +24,7 @@ SAME_EVENT_S = 1.0  # one event may arrive several times: GNU's timeout and a cl
 GRACE_S = 30.0  # Slurm's KillWait and Kubernetes' terminationGracePeriodSeconds
 MARGIN_S = 2.0  # before the end of the grace
 WATCH_S = 0.2
-WAKE = signal.SIGURG  # interrupts the main thread, and nothing in a process without its handler
+WAKE = signal.SIGWINCH  # to the main thread; without a handler it does nothing (SIGURG is heartbeat.STACKS)
 STDERR = 2
 
 
