@@ -111,8 +111,9 @@ def origin_of(source: Path, change: Change | None) -> dict[str, Any]:
     if checkpoint is None:
         return facts | {"source": trained.name}
     facts |= {"checkpoint": checkpoint.path.name, "checkpoint_sha256": seal(checkpoint.manifest)}
-    if checkpoint.loop_state:  # a converted checkpoint has none
-        facts |= {"run": checkpoint.path.absolute().parents[1].name, "step": int(checkpoint.loop_state["step"])}
+    step = checkpoint.loop_state.get("step")
+    if isinstance(step, int):  # a converted checkpoint has none
+        facts |= {"run": checkpoint.path.absolute().parents[1].name, "step": step}
     hardware = checkpoint.run_config.get("hardware", {}).get("name")
     return facts | ({"hardware": hardware} if hardware else {})
 

@@ -108,7 +108,10 @@ MANIFESTS = [case for cases in (
     *(_manifest(f"loop_state is {value!r}", _set("loop_state", value), ("resume=",)) for value in ({}, {"step": "x"}, {"loss_scale": 3})),
     *(_manifest(f"loop_state.{key} is {value!r}", _set(f"loop_state/{key}", value), ("resume=",)) for key, value in (
         ("step", -1), ("step", "1"), ("step", None), ("step", 10**30), ("batch", "x"), ("loss_scale", {"x": 1}),
-        ("loss_scale", {"value": "NaN", "factor": 0, "window": -1}), ("bests", 7), ("epoch", 1.5), ("units_seen", []))),
+        ("loss_scale", {"value": "NaN", "factor": 0, "window": -1}), ("bests", 7), ("epoch", 1.5), ("units_seen", []),
+        ("open_hook", "Nothing"), ("open_hook", ["Evaluate"]), ("open_metrics", {}), ("open_metrics", {"train/loss": [1]}),
+        ("recent", [["NaN", 1.0]]), ("exploded_in_a_row", -1), ("num_updates", 2), ("best_value", "Infinity"),
+        ("best_step", 7), ("records", {"metrics.jsonl": {"bytes": "x", "sha256": ""}}))),
     *(_manifest(f"run_config is {value!r}", _set("run_config", value), ("resume=",)) for value in ({}, {"trainer": 7}, {"model": []})),
     _manifest("run_config nested 200 deep", _set("run_config/seed", _nested()), ALL),
     _manifest("a key with the signs of a terminal", lambda m: m["loop_state"].update({"\x1b[2J[/red]": "[bold]\x1b]0;x\x07"}), ("checkpoint",), is_accepted=True),
