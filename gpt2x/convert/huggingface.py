@@ -25,9 +25,10 @@ from gpt2x.convert.huggingface_names import (
     without_other_heads,
 )
 from gpt2x.convert.special_ids import GENERATION_FILE, SpecialIds, special_ids_from_files, special_ids_of_tokenizer
-from gpt2x.convert.tokenizer_files import copy_tokenizer, has_tokenizer, special_ids
+from gpt2x.convert.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, has_tokenizer, special_ids
 from gpt2x.model.stats import tensor_shapes
 from gpt2x.runtime.files import new_directory
+from gpt2x.runtime.hub import check_blob, check_blobs
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,15 @@ class HuggingFaceWeights:
         return with_query_factors(lazy_tensors(self._stored), self.query_factors)
 
     def verify(self) -> None:
-        """Do nothing. A Hugging Face directory states no hashes, and opening it has checked the sizes."""
+        """Hash the files of weights that the cache of the hub names by their content (about 1 GB/s).
+
+        Any other Hugging Face directory states no hashes, and opening it has checked the sizes.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        for file in sorted({tensor.file for tensor in self._stored.values()}):
+            check_blob(file)
 
 
 def open_huggingface(path: Path) -> HuggingFaceWeights:
@@ -59,6 +68,7 @@ def open_huggingface(path: Path) -> HuggingFaceWeights:
     Raises:
         UserError: config.json, names, shapes or files are wrong.
     """
+    check_blobs(path, ("config.json", GENERATION_FILE, *TOKENIZER_FILES))
     config = read_json(path / "config.json")
     model, factors = model_from_config(config, path), query_factors(config, path)
     stored = without_other_heads(logical_names(open_weights(path, config), path), model, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from gpt2x.compatibility import Entry, Format, Use
 from gpt2x.convert.directories import read_json
 from gpt2x.convert.torch_pickle import open_torch
 from gpt2x.errors import UserError
+from gpt2x.runtime.hub import check_blob
 
 # in the order in which transformers looks for them
 WEIGHT_FILES = (
@@ -124,7 +125,8 @@ def open_weights(path: Path, config: dict[str, Any]) -> dict[str, StoredTensor]:
     name = weight_file(path, config)
     open_file = open_safetensors if "safetensors" in name else open_torch
     if not name.endswith(".index.json"):
-        return open_file(path / name)
+        return _opened(open_file, path / name)
+    check_blob(path / name)
     weight_map = read_json(path / name).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(file, str) for file in weight_map.values())):
         raise UserError(f"{path / name} has no weight_map of names to files. Copy or download it again.")
@@ -136,7 +138,16 @@ def open_weights(path: Path, config: dict[str, Any]) -> dict[str, StoredTensor]:
             f"load={path}: {name} names {', '.join(absent)}, which the directory does not contain. "
             "Copy or download all shards."
         )
-    return _joined(path, name, weight_map, {file: open_file(path / file) for file in shards})
+    return _joined(path, name, weight_map, {file: _opened(open_file, path / file) for file in shards})
+
+
+def _opened(open_file: Callable[[Path], dict[str, StoredTensor]], file: Path) -> dict[str, StoredTensor]:
+    """Open one file; a damaged one of the hub's cache is named as such, with what to delete there."""
+    try:
+        return open_file(file)
+    except UserError:
+        check_blob(file)
+        raise
 
 
 def weight_file(path: Path, config: dict[str, Any]) -> str:

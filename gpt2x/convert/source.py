@@ -70,7 +70,8 @@ def load_source(
 ) -> CheckpointWeights | HuggingFaceWeights | MindFormersWeights:
     """Open the directory that `load=` names, and check all of it before anything is loaded.
 
-    A gpt2x checkpoint is hashed. In both formats, names and shapes are compared with the model's.
+    Files are hashed that have a hash: those of a gpt2x checkpoint and of the hub's cache, and MindFormers' with sums.
+    In all formats, names and shapes are compared with the model's.
 
     Args:
         path: a run, a gpt2x checkpoint, a Hugging Face directory, a `.ckpt` file of MindFormers or its folder, or the
@@ -105,7 +106,10 @@ def load_source(
     if not is_huggingface and is_mindformers(path):
         return opened_mindformers(path, verify=verify)
     if (path / "config.json").is_file():
-        return open_huggingface(path)
+        weights = open_huggingface(path)
+        if verify:
+            weights.verify()
+        return weights
     if (path / "adapter_config.json").is_file():
         raise UserError(f"load={path} is a PEFT adapter and holds no model. Give load=BASE 'adapters=[{path}]'.")
     raise UserError(

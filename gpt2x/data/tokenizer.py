@@ -17,7 +17,7 @@ from gpt2x.data.added_tokens import in_order
 from gpt2x.data.tokenizer_classes import GENERIC, GPT2, GPT2_TOKENS
 from gpt2x.data.tokenizer_reading import guard, read_tokenizer
 from gpt2x.errors import UserError
-from gpt2x.runtime.hub import Wish, fetch, names_repository
+from gpt2x.runtime.hub import Wish, check_blobs, fetch, names_repository
 
 CANNOT_ENCODE = "The tokenizer cannot encode a text"
 HUB_FILES = Wish(
@@ -217,6 +217,7 @@ class Tokenizer:
                 )
             fix = "Give tokenizer.path= a local directory with vocab.json and merges.txt, or use tokenizer=bpe."
             local = fetch("tokenizer.path", str(path), HUB_FILES, fix)
+        check_blobs(local.parent if local.is_file() else local, HUB_FILES.names)
         files = read_tokenizer(local, eos_token)
         return cls(files.backend, files.eos_token, files.special_tokens, files.additional, files.options)
 

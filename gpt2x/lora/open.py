@@ -20,7 +20,7 @@ from gpt2x.lora.peft_config import CONFIG_FILE
 from gpt2x.lora.peft_tensors import WEIGHT_FILES
 from gpt2x.lora.shapes import GROUP, A, B, trained_shapes
 from gpt2x.model.stats import HEAD
-from gpt2x.runtime.hub import Wish, fetch, names_repository
+from gpt2x.runtime.hub import Wish, check_blobs, fetch, names_repository
 
 FIX = "Give the directory of a run with lora=, of its checkpoint, or of a PEFT adapter."
 BASE_HASH = "base_fingerprint"  # in a loop state
@@ -48,6 +48,7 @@ def open_adapter(directory: Path | str) -> Adapter:
         checkpoint.verify()
         return adapter_of_checkpoint(checkpoint)
     if (path / CONFIG_FILE).is_file():
+        check_blobs(path, HUB_FILES.names)
         return open_peft(path)
     if is_mindformers(path):
         return open_mindformers_adapter(path)

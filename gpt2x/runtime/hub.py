@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the one place that reads its cache and downloads from it.
+"""The Hugging Face hub: the one place that finds files in its cache, checks them, and downloads into it.
 
 Cache, token, endpoint and offline mode are those of huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and
 HF_HUB_OFFLINE. As there, the hub is asked for the newest revision, and the cache answers if the hub cannot be reached.
@@ -7,9 +7,10 @@ HF_HUB_OFFLINE. As there, the hub is asked for the newest revision, and the cach
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from gpt2x.errors import UserError, did_you_mean
 NAME = re.compile(r"(?P<repository>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[\w-][\w./-]*))?")
 TIMEOUT_S = 5  # of the first question; huggingface_hub waits twice as long for each file
 INDEX = ".index.json"  # ends the name of a file that lists shards
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the name of a file's content: SHA-1 of git's object, or SHA-256
+REPOSITORIES = re.compile(r"(models|datasets|spaces)--(?P<name>.+)")  # folders of the cache
 
 
 def names_repository(name: str) -> bool:
@@ -51,6 +54,11 @@ class Wish:
     required: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        """The files by name, without the shards that one of them may list."""
+        return [*(file for group in self.required for file in group), *self.optional]
+
 
 @cache  # so that all parts of a process read the same revision
 def fetch(key: str, name: str, wish: Wish, fix: str) -> Path:
@@ -80,6 +88,65 @@ def fetch(key: str, name: str, wish: Wish, fix: str) -> Path:
         repository.get(file)
     assert folder is not None
     return folder
+
+
+def check_blobs(folder: Path, names: Iterable[str]) -> None:
+    """Check those of the files in a folder that exist and that the cache names by their content.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for name in names:
+        check_blob(folder / name)
+
+
+def check_blob(path: Path, sha256: str | None = None) -> None:
+    """Compare a file of the cache with the hash that is its name there; do nothing for any other file.
+
+    A snapshot in the cache has links to `blobs/HASH`: the SHA-256 of a large file (git LFS), git's SHA-1 of a small one
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+
+    Args:
+        path: the file, or a link to it.
+        sha256: the hash of its content, if that has been computed already.
+
+    Raises:
+        UserError: the content has a different hash, so it was damaged or not written to its end.
+    """
+    blob = _blob(path)
+    if blob is None:
+        return
+    is_large = len(blob.name) == hashlib.sha256().digest_size * 2
+    if is_large and sha256 is None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if blob.name == sha256 or (not is_large and blob.name == _git_hash(path)):
+        return
+    folder = REPOSITORIES.fullmatch(blob.parents[1].name)
+    assert folder is not None
+    raise UserError(
+        f"{path} is damaged: its content does not have the hash that it is named by in the cache of the Hugging Face "
+        f"hub. Delete {path.resolve()} and download it again. With the name {folder['name'].replace('--', '/')} "
+        "instead of a path, gpt2x downloads what the cache lacks."
+    )
+
+
+def _blob(path: Path) -> Path | None:
+    """Return the `blobs/HASH` of a repository to which a link in the cache leads; None for any other file."""
+    if not path.is_file():
+        return None
+    while path.is_symlink():
+        path = path.parent.resolve() / path.readlink()
+        folder = path.parent.resolve()
+        if folder.name == "blobs" and BLOB.fullmatch(path.name) and REPOSITORIES.fullmatch(folder.parent.name):
+            return folder / path.name  # which can be a link to a file that several repositories share
+    return None
+
+
+def _git_hash(path: Path) -> str:
+    """Return the SHA-1 that git gives to the content of a file (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects)."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class _Repository:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2x.errors import UserError
-from gpt2x.runtime.hub import Wish, fetch, names_repository, pinned
+from gpt2x.runtime.hub import Wish, check_blob, check_blobs, fetch, names_repository, pinned
 from tests.support.hub import COMMIT, Hub, fill_cache, hub_at
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -208,3 +208,79 @@ def test_a_disk_that_is_full_or_may_not_be_written(hub, tmp_path):
         answer = message("a/b")
     assert answer.startswith("load=a/b: the download of config.json failed: ")
     assert str(tmp_path / "cache") in answer
+
+
+DAMAGE = {
+    "truncated": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "longer": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS[0]])
+def test_a_damaged_file_of_the_cache_is_named(tmp_path, file, damage):
+    snapshot = fill_cache(tmp_path / "cache", "a/b", repository(tmp_path / "a", "config.json", WEIGHTS[0]))
+    check_blobs(snapshot, [*WISH.names, "no such file"])
+    blob = (snapshot / file).resolve()
+    blob.write_bytes(DAMAGE[damage](blob.read_bytes()))
+    with pytest.raises(UserError) as error:
+        check_blobs(snapshot, WISH.names)
+    assert str(error.value) == (
+        f"{snapshot / file} is damaged: its content does not have the hash that it is named by in the cache of the "
+        f"Hugging Face hub. Delete {blob} and download it again. With the name a/b instead of a path, gpt2x downloads "
+        "what the cache lacks."
+    )
+    check_blobs(snapshot, {"config.json", WEIGHTS[0]} - {file})
+
+
+def test_a_deleted_file_of_the_cache_is_downloaded_again(hub, tmp_path):
+    hub.repositories["a/b"] = repository(tmp_path / "a", "config.json", WEIGHTS[0])
+    with hub_at(hub.endpoint, tmp_path / "cache"):
+        path = load("a/b") / WEIGHTS[0]
+        path.write_bytes(b"")
+        fetch.cache_clear()
+        with pytest.raises(UserError, match="is damaged"):
+            check_blob(load("a/b") / WEIGHTS[0])
+        path.resolve().unlink()
+        fetch.cache_clear()
+        check_blob(load("a/b") / WEIGHTS[0])
+        assert path.read_bytes() == (tmp_path / "a" / WEIGHTS[0]).read_bytes()
+
+
+def test_only_links_into_the_cache_are_compared_with_their_names(tmp_path):
+    """Links may lead to the snapshot, and from a blob to a file that repositories share under another hash's name."""
+    blobs = tmp_path / "models--a/blobs"
+    snapshot = tmp_path / "models--a/snapshots/1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    name = "ce013625030ba8dba906f756967f9e9ca394464a"  # `git hash-object` of the line hello
+    (tmp_path / ("5" * 64)).write_text("hello\n")
+    (blobs / name).symlink_to(tmp_path / ("5" * 64))
+    (snapshot / "config.json").symlink_to(f"../../blobs/{name}")
+    (tmp_path / "mine").symlink_to(snapshot)
+    (tmp_path / "config.json").symlink_to("mine/config.json")
+    for path in (snapshot, tmp_path / "mine", tmp_path):
+        check_blob(path / "config.json")
+    (tmp_path / ("5" * 64)).write_text("hello")
+    for path in (snapshot, tmp_path / "mine", tmp_path):
+        with pytest.raises(UserError, match=f"Delete {tmp_path}/{'5' * 64} and"):
+            check_blob(path / "config.json")
+    (tmp_path / "copy").write_text("hello")  # as `cp -L` writes it
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "dangling").symlink_to(blobs / ("0" * 40))
+    (blobs / "an-etag").write_text("x")
+    (tmp_path / "unnamed").symlink_to(blobs / "an-etag")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / name).write_text("x")
+    (tmp_path / "foreign").symlink_to(tmp_path / "blobs" / name)
+    check_blobs(tmp_path, ["copy", "circle", "dangling", "unnamed", "foreign", "absent", "."])
+
+
+def test_a_hash_that_was_computed_already(tmp_path):
+    snapshot = fill_cache(tmp_path / "cache", "a/b", repository(tmp_path / "a", "config.json", WEIGHTS[0]))
+    check_blob(snapshot / WEIGHTS[0], (snapshot / WEIGHTS[0]).resolve().name)
+    with pytest.raises(UserError, match="is damaged"):
+        check_blob(snapshot / WEIGHTS[0], "0" * 64)
+    check_blob(snapshot / "config.json", "0" * 64)  # named by its other hash

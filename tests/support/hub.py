@@ -17,12 +17,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def fill_cache(cache: Path, repository: str, source: Path, *, commit: str = COMMIT, ref: str = "main") -> Path:
-    """Put the files of a directory into a cache, as blobs with links; return the folder of the snapshot."""
+    """Put the files of a directory into a cache, as blobs with links; return the folder of the snapshot.
+
+    As on the hub, weights are named by SHA-256 and other files by the SHA-1 of their git object.
+    """
     folder = cache / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for path in sorted(source.iterdir()):
         content = path.read_bytes()
-        blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+        is_large = path.suffix in (".safetensors", ".bin")
+        digest = hashlib.sha256(content) if is_large else hashlib.sha1(f"blob {len(content)}\0".encode() + content)
+        blob = folder / "blobs" / digest.hexdigest()
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
         snapshot.mkdir(parents=True, exist_ok=True)

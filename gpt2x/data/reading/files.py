@@ -11,6 +11,7 @@ from gpt2x.data.reading.encodings import open_text
 from gpt2x.data.reading.tables import TABLES, Columns, kind_of, read_rows
 from gpt2x.data.reading.values import text_of
 from gpt2x.errors import UserError
+from gpt2x.runtime.hub import check_blob
 
 CHUNK_CHARS = 1 << 16
 TEXTS = (".txt", ".md")
@@ -59,11 +60,16 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """Return the sha256 over the contents of the files, in order; names do not matter, suffixes do."""
+    """Return the sha256 over the contents of the files, in order; names do not matter, suffixes do.
+
+    Raises:
+        UserError: a file of the cache of the Hugging Face hub is damaged.
+    """
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
+        check_blob(path, content)
         packed = ".gz" if path.suffix.lower() == ".gz" else ""
         digest.update(f"{kind_of(path)}{packed} {content}\n".encode())
     return digest.hexdigest()
