@@ -57,7 +57,7 @@ def soak(folder: Path, seconds: float) -> tuple[str, bool]:
         time.sleep(READ_S)
         if run.poll() is not None:
             raise AssertionError(f"the run has ended with status {run.status}: {run.printed()[-1000:]}")
-        mirrors = [pid for pid in starts.family_of(run.pid)[1:] if os.getsid(pid) == pid]
+        mirrors = [pid for pid in starts.family_of(run.pid)[1:] if starts.session_of(pid) == pid]
         names = dict(zip(("the run", "the mirror"), (run.pid, *mirrors), strict=False))
         readings.append((time.monotonic() - started, {name: reading(pid) for name, pid in names.items()}))
     os.kill(run.pid, signal.SIGTERM)

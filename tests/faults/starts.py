@@ -120,6 +120,13 @@ def command_of(pid: int) -> str:
         return ""
 
 
+def session_of(pid: int) -> int | None:
+    """Return the session of a process; None if there is none."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
+
+
 def state_of(pid: int) -> str:
     """Return the state of a process, such as R, S, Z; X: there is none."""
     try:
