@@ -20,6 +20,7 @@ from gpt2x.runtime import heartbeat, interrupt, owner
 from gpt2x.runtime.console import show_error, stderr
 from gpt2x.runtime.hangs import Report, describe, find_hang
 from gpt2x.runtime.shares import PREFIX, prefixed
+from gpt2x.runtime.strangers import strangers
 
 DONE = "GPT2X_DONE"  # in a process: the descriptor of its mark
 
@@ -247,14 +248,15 @@ class World:
             late = self._hang(LOST_S)
             stderr.end_bar()
             text = failed[0].obituary() + (f"\n  then failed: {later}" if later else "")
-            show_error(f"{text}\n{late}" if late else text)
+            show_error((f"{text}\n{late}" if late else text) + strangers())
         raise RunError(status=status)
 
     def _check_waits(self) -> None:
         late = self._hang(self.timeout_s)
         if late:
             stderr.end_bar()
-            show_error(f"{late}\nlaunch.timeout_s={self.timeout_s:g} ends such a wait; if it is only slow, give more.")
+            advice = f"launch.timeout_s={self.timeout_s:g} ends such a wait; if it is only slow, give more."
+            show_error(f"{late}{strangers()}\n{advice}")
             raise RunError(status=1)
 
     def _hang(self, limit_s: float) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -143,6 +144,25 @@ def test_a_taken_port_and_a_foreign_address(tmp_path):
         launch.resolve("no.such.host.invalid")
     with launch.reserve("127.0.0.1", None) as reserved:
         assert reserved.getsockname()[1] > 0
+
+
+@pytest.mark.launch
+@pytest.mark.exhaustive
+def test_a_program_that_keeps_the_scheduler_waiting_is_named(tmp_path):
+    """A message of MindSpore's protocol that never ends: its scheduler then hears no worker."""
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))  # else an attempt could reach itself, from the port that it tries
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        running = Launch(tmp_path, "finish", f"port={port}", "timeout_s=4")
+        while stranger.connect_ex(("127.0.0.1", port)):
+            assert running.launcher.poll() is None, running.launcher.communicate()
+            time.sleep(0.001)
+        stranger.sendall(b"RPC0" + struct.pack("!IIII", 8, 8, 8, 4096))  # lengths of name, receiver, sender and body
+        status, _, error = running.end(within_s=180)
+    assert status == 1
+    assert f"process {os.getpid()} (" in error
+    assert f") is connected to port {port} of this run and does not belong to it." in error
 
 
 @pytest.mark.launch
