@@ -9,8 +9,7 @@ Only for folders of a cache: files there that look like what a killed builder le
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import math
 import os
 import re
 import shutil
@@ -20,10 +19,10 @@ from pathlib import Path
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
+from gpt2x.runtime.locks import lock
 
 # what `new_directory` and this file put beside NAME while it is built
 REMAINS = re.compile(r"\.(?P<name>.+)\.((tmp|old)-[0-9a-f]+|lock)")
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 HOLDER_BYTES = 200
 
 
@@ -113,22 +112,16 @@ def _locked(directory: Path, *, waits: bool) -> int | None:
     path = _lock_of(directory)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            is_taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-            if is_taken and waits:
-                holder = os.pread(descriptor, HOLDER_BYTES, 0).decode("utf-8", "replace").strip()
-                stderr.notice(f"{directory} is being built by {holder or 'another process'}; waiting for it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            else:
-                os.close(descriptor)
-                if is_taken:
-                    return None
+        is_locked = lock(descriptor)
+        if is_locked is False and waits:
+            holder = os.pread(descriptor, HOLDER_BYTES, 0).decode("utf-8", "replace").strip()
+            stderr.notice(f"{directory} is being built by {holder or 'another process'}; waiting for it")
+            is_locked = lock(descriptor, wait_s=math.inf)
+        if not is_locked:
+            os.close(descriptor)
+            if is_locked is None:
                 path.unlink(missing_ok=True)
-                if error.errno in NO_LOCKS:
-                    return None
-                raise
+            return None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # else its holder has just removed it
                 os.ftruncate(descriptor, 0)

@@ -24,7 +24,7 @@ SAME_EVENT_S = 1.0  # one event may arrive several times: GNU's timeout and a cl
 GRACE_S = 30.0  # Slurm's KillWait and Kubernetes' terminationGracePeriodSeconds
 MARGIN_S = 2.0  # before the end of the grace
 WATCH_S = 0.2
-WAKE = signal.SIGWINCH  # to the main thread; without a handler it does nothing (SIGURG is heartbeat.STACKS)
+WAKE = signal.SIGRTMAX  # to the main thread; nobody else sends it, as a terminal sends SIGWINCH when its size changes
 STDERR = 2
 
 
@@ -112,7 +112,9 @@ def request(number: int, *, may_repeat: bool = False) -> None:
     if not _requests.number:
         _requests.number, _requests.since = number, now
         is_deferred = _requests.notice is not None
-        threading.Thread(target=_watch_grace, args=(is_deferred,), name="grace", daemon=True).start()
+        threading.Thread(
+            target=_watch_grace, args=(not is_deferred and _requests.is_caught,), name="grace", daemon=True
+        ).start()
         if is_deferred and not may_repeat:
             from gpt2x.runtime.console import stderr
 
@@ -204,10 +206,10 @@ def _interrupt_main(number: int, frame: FrameType | None) -> None:
         check()
 
 
-def _watch_grace(is_deferred: bool) -> None:
+def _watch_grace(interrupts: bool) -> None:
     """Interrupt the main thread, in whatever it waits for, and end the process at the end of the grace."""
     while time.monotonic() < deadline():
-        if not is_deferred and not _requests.has_raised:  # once more: it may just have begun to wait
+        if interrupts and _requests.notice is None and not _requests.has_raised:  # again: it may just begin to wait
             signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
         time.sleep(WATCH_S)
         if not _requests.number:  # a test has put it back

@@ -35,7 +35,8 @@ from uuid import uuid4
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import show_error
-from gpt2x.runtime.owner_record import LIMIT_S, Owner, Record, boot, lock, number_of, records_of, this_process
+from gpt2x.runtime.locks import lock
+from gpt2x.runtime.owner_record import LIMIT_S, Owner, Record, boot, number_of, records_of, this_process
 
 OWNERS = "GPT2X_OWNERS"  # in processes that an owner starts: the tokens of its records; they may write as it does
 BEAT_S = 20.0

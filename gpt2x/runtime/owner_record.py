@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from gpt2x.runtime.jobs import typed_command
+from gpt2x.runtime.locks import lock
 
 RECORD = re.compile(r"\.owner\.(\d+)")
 RECORD_BYTES = 1 << 20
@@ -148,17 +149,6 @@ def file_system_time(directory: Path) -> float:
             probe.unlink()
     except OSError:
         return time.time()
-
-
-def lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool | None:
-    """Lock an open file; return False if another process has locked it, None if the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def this_process(has_lock: bool) -> Owner:

@@ -1,12 +1,11 @@
 """Jobs that run at a time on one machine: each has its share of the cores, and its lines can be told apart.
 
 The places are lock files, so that jobs of any launcher find them, whoever started them, and a killed job's place is
-free again.
+free again. A file system without locks has all jobs at the first place.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import threading
@@ -15,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from gpt2x.runtime.locks import lock
 
 PREFIX = "GPT2X_LINE_PREFIX"  # in a job beside others: what its lines begin with
 POLL_S = 0.2
@@ -62,12 +63,9 @@ def place(folder: Path, places: int) -> Iterator[int]:
     while True:
         for number in range(places):
             with (folder / f"{socket.gethostname()}_{number}").open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield number
-                return
+                if lock(file) is not False:
+                    yield number
+                    return
         time.sleep(POLL_S)
 
 

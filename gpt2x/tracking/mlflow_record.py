@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import replaced
-from gpt2x.runtime.owner_record import lock
+from gpt2x.runtime.locks import lock
 from gpt2x.tracking.sqlite_store import ARTIFACTS, moved_uri, sqlite_file
 from gpt2x.tracking.tracker import STATUSES
 
@@ -151,20 +151,17 @@ def hold_live(run_dir: Path) -> IO[str] | None:
         The open file; None if the file system has no locks.
     """
     file = (run_dir / LIVE_NAME).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for nobody but `is_dead`
-    except OSError:
-        file.close()
-        return None
-    return file
+    if lock(file, fcntl.LOCK_SH, wait_s=math.inf):  # nobody but `is_dead` is in the way
+        return file
+    file.close()
+    return None
 
 
 def is_dead(run_dir: Path) -> bool:
     """Return True if a process held the directory by `hold_live` and is gone; False if that cannot be known."""
     try:
         with (run_dir / LIVE_NAME).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            return lock(file) is True
     except OSError:
         return False
 
@@ -177,7 +174,7 @@ def save_lock(run_dir: Path) -> Iterator[None]:
     """
     descriptor = os.open(run_dir, os.O_RDONLY)
     try:
-        _locked(descriptor, SAVE_WAIT_S)
+        lock(descriptor, wait_s=SAVE_WAIT_S)
         yield
     finally:
         os.close(descriptor)
@@ -187,17 +184,7 @@ def save_lock(run_dir: Path) -> Iterator[None]:
 def sender_lock(run_dir: Path, wait_s: float) -> Iterator[bool]:
     """Let one process at a time send what a directory has; yield False if another one still does after `wait_s`."""
     with (run_dir / SENDER_LOCK_NAME).open("w") as file:
-        yield _locked(file.fileno(), wait_s)
-
-
-def _locked(descriptor: int, wait_s: float) -> bool:
-    """Lock a file; False if another process has it for longer than `wait_s`, True if there are no locks here."""
-    deadline = time.monotonic() + wait_s
-    while lock(descriptor) is False:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+        yield lock(file, wait_s=wait_s) is not False
 
 
 def _run_id_of(run_dir: Path) -> str | None:
@@ -213,5 +200,5 @@ def _run_id_of(run_dir: Path) -> str | None:
 def sweep_lock(sweep_dir: Path) -> Iterator[None]:
     """Let one process at a time find or create the parent run of a sweep."""
     with (sweep_dir / SWEEP_LOCK_NAME).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait_s=math.inf)
         yield

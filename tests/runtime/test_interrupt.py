@@ -171,6 +171,18 @@ def test_a_deferred_signal_is_noted_and_a_second_one_ends_at_once(child, monkeyp
     assert errors == "SIGHUP: it saves; a second signal ends at once\nSIGINT: ended at once\n"
 
 
+def test_a_request_interrupts_nobody_in_a_process_that_does_not_receive_signals(child):
+    def body(say):
+        interrupt._requests.is_caught = False
+        threading.Thread(target=request, args=(signal.SIGTERM,)).start()
+        while not interrupt.requested():
+            time.sleep(0.01)
+        time.sleep(2 * interrupt.WATCH_S)
+
+    with child(body) as one:
+        assert one.end() == (0, "")
+
+
 def test_one_event_that_arrives_twice_is_one_signal(monkeypatch, capsys):
     ends = []
     monkeypatch.setattr(interrupt, "leave", lambda number, text: ends.append(number))
