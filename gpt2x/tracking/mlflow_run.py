@@ -193,6 +193,7 @@ class MlflowRun:
 
     def _find(self, mlflow_error: type[Exception]) -> Any:
         """Return the run of the record; None if MLflow does not have it any more, or if it was deleted there."""
+        assert self.record.run_id is not None
         try:
             run = self._client.get_run(self.record.run_id)
         except mlflow_error as error:
