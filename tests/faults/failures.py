@@ -125,7 +125,9 @@ def chosen(calls: list[Call], number: int | None) -> list[Call]:
 def main(arguments: list[str] | None = None) -> None:
     """Train again and again, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, help="how many of the calls; all by default")
+    parser.add_argument("--calls", type=int, help="how many of the calls fail with the first error; all by default")
+    parser.add_argument("--few", type=int, default=60, help="how many fail with the other errors, and from then on")
+    parser.add_argument("--part", default="1/1", help="K/N: every N-th of these runs, for N processes side by side")
     parser.add_argument("--errors", nargs="*", default=["ENOSPC"], help="names, such as ENOSPC EIO EROFS EACCES")
     parser.add_argument("--seconds", type=float, default=1e9, help="end after the run that is tried then")
     parser.add_argument("--report", type=Path)
@@ -140,14 +142,20 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="failures-") as name:
         failures = Failures(Path(name).resolve() / "files")
-        for call in chosen(failures.calls(), options.calls):
-            for error in errors:
-                for is_lasting in (False, True):
-                    if call.kind in MAY_MEET[error] and time.monotonic() - started < options.seconds:
-                        before = len(failures.report.findings)
-                        failures.fail(Fault(call.number, "fail", error, is_lasting), call)
-                        sys.stdout.writelines(f"{finding}\n" for finding in failures.report.findings[before:])
-                        sys.stdout.flush()
+        calls = failures.calls()
+        faults = [(call, errors[0], False) for call in chosen(calls, options.calls)]
+        few = chosen(calls, options.few)
+        faults += [(call, errors[0], True) for call in few]
+        faults += [(call, error, False) for error in errors[1:] for call in few]
+        part, parts = map(int, options.part.split("/"))
+        for call, error, is_lasting in faults[part - 1 :: parts]:
+            if call.kind in MAY_MEET[error] and time.monotonic() - started < options.seconds:
+                before = len(failures.report.findings)
+                failures.fail(Fault(call.number, "fail", error, is_lasting), call)
+                sys.stdout.writelines(f"{finding}\n" for finding in failures.report.findings[before:])
+                if failures.number % 20 == 0:
+                    sys.stdout.write(f"{failures.number} runs, {len(failures.report.findings)} findings\n")
+                sys.stdout.flush()
     failures.report.seconds = time.monotonic() - started
     sys.stdout.write(failures.report.markdown())
     if options.report:
