@@ -138,6 +138,10 @@ class RunRecord:
                 setattr(current, key, value)
             current.save(run_dir)
 
+    def end_at(self, time_s: float) -> float:
+        """Return a time at which the run may have ended: not before its start, though a clock was put back."""
+        return max(self.start_time_s, time_s)
+
     @property
     def has_ended(self) -> bool:
         """True if the run was closed."""

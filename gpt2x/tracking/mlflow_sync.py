@@ -125,7 +125,7 @@ def close_killed(record: RunRecord, run_dir: Path) -> None:
         ends = [job.end_time_s for job_dir in job_dirs(run_dir) if (job := RunRecord.load(job_dir))]
     else:
         ends = [time_s for time_s in [jsonl.last_time(run_dir / "metrics.jsonl")] if time_s is not None]
-    record.update(run_dir, status="KILLED", end_time_s=max([record.start_time_s, *ends]))
+    record.update(run_dir, status="KILLED", end_time_s=record.end_at(max(ends, default=0.0)))
 
 
 def end_dead_runs(run: MlflowRun) -> None:
@@ -156,7 +156,7 @@ def end_abandoned(run_dir: Path, status: str, wait_s: float = 8.0) -> None:
     record = RunRecord.load(run_dir)
     if record is None or record.has_ended:
         return
-    record.update(run_dir, status=status, end_time_s=time.time())
+    record.update(run_dir, status=status, end_time_s=record.end_at(time.time()))
     _send(run_dir, wait_s)
 
 

@@ -44,6 +44,7 @@ FILE_SYSTEMS = {
 def file_system(request, monkeypatch):
     for change in FILE_SYSTEMS[request.param]:
         change(monkeypatch)
+    return request.param
 
 
 def test_a_second_process_is_rejected_with_the_name_of_the_owner_until_that_is_gone(tmp_path, file_system):
@@ -209,3 +210,31 @@ def test_a_directory_that_cannot_be_written_is_named_and_one_that_stays_empty_is
     with owning(tmp_path / "c" / "d"):
         (tmp_path / "c" / "d" / "x").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "file"]
+
+
+@pytest.mark.parametrize("hours", [-7, 7])
+def test_a_clock_that_jumps_by_hours_takes_no_directory_from_its_owner(tmp_path, file_system, monkeypatch, hours):
+    now = time.time
+    with forked(own_for_ever(tmp_path)) as pid:
+        monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+        monkeypatch.setattr(owner_record, "file_system_time", lambda directory: now() + 3600 * hours)
+        assert living_owner(tmp_path).pid == pid
+        with pytest.raises(OwnedError, match=f"process {pid}"):
+            owning(tmp_path).__enter__()
+    with owning(tmp_path):
+        (hold,) = owner._holds.values()
+        assert hold.successor() is None
+
+
+def test_an_owner_of_this_machine_that_is_stopped_stays_the_owner_however_long(tmp_path, file_system, monkeypatch):
+    """Its process is there, and continues to write when it is continued; only another machine cannot see that."""
+    monkeypatch.setattr(owner_record, "LIMIT_S", 0.0)
+    with forked(own_for_ever(tmp_path)) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        os.utime(tmp_path / ".owner.1", (0, 0))
+        with pytest.raises(OwnedError, match=f"process {pid}"):
+            owning(tmp_path).__enter__()
+        monkeypatch.setattr(owner_record, "namespace", lambda: "pid:[1]")  # of a container beside it
+        is_seen = file_system.startswith(("locks", "no links"))
+        assert (living_owner(tmp_path) is not None) == is_seen

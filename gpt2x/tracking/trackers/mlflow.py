@@ -176,7 +176,7 @@ class MlflowTracker:
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
-        self._note(status=status, end_time_s=time.time())
+        self._note(status=status, end_time_s=self._record.end_at(time.time()))
         try:
             self._closing.set()
             self._has_begun.set()
