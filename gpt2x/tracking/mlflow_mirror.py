@@ -31,13 +31,13 @@ GATHER_S = 2.0  # lines of this many seconds are sent together
 RETRY_S = 15.0
 FINISH_WAIT_S = 15.0  # for what is left, once the run has ended
 LAUNCHER_WAIT_S = 3.0  # a launcher may say how a run ended that could not
-NICENESS = 10  # training goes first: where both want a core, it gets 90 % of it (weights of sched(7))
+NICENESS = 5  # training goes first: where both want a core, it gets 75 % of it (weights of sched(7))
 
 Say = Callable[..., None]  # keys of a message
 
 
 def mirror(
-    run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str], once_ready: Callable[[], None] = lambda: None
+    run_dir: Path, session: str, run_ended: IO[bytes], output: IO[str], once_begun: Callable[[], None] = lambda: None
 ) -> None:
     """Send what a run writes until it ends, and then the rest.
 
@@ -47,7 +47,7 @@ def mirror(
         run_ended: readable, at its end, when the process has ended or has closed the run.
         output: gets the messages: `ready`, `warning` TEXT, `run` [EXPERIMENT, RUN], and at the end `left`, what MLflow
             does not take, with the reasons.
-        once_ready: called when MLflow is imported, which is most of the work.
+        once_begun: called when MLflow has the run, which is most of the work.
     """
 
     def say(**message: Any) -> None:
@@ -60,14 +60,16 @@ def mirror(
     with sender_lock(run_dir, 2 * FINISH_WAIT_S) as is_free:
         if is_free:
             import_mlflow()
-            once_ready()
             say(ready=True)
-            _Mirror(run_dir, session, run_ended, say).run()
+            _Mirror(run_dir, session, run_ended, say, once_begun).run()
 
 
 class _Mirror:
-    def __init__(self, run_dir: Path, session: str, run_ended: IO[bytes], say: Say) -> None:
-        self._run_dir, self._session, self._run_ended, self._say = run_dir, session, run_ended, say
+    def __init__(
+        self, run_dir: Path, session: str, run_ended: IO[bytes], say: Say, once_begun: Callable[[], None]
+    ) -> None:
+        self._run_dir, self._session, self._run_ended = run_dir, session, run_ended
+        self._say, self._once_begun = say, once_begun
         self._sender = Sender(run_dir, lambda text: say(warning=text), is_live=True)
         self._end_system_metrics: Callable[[], None] | None = None
         self._has_warned = self._has_begun = False
@@ -142,6 +144,7 @@ class _Mirror:
         if self._has_begun or (run := self._sender.run) is None:
             return
         self._has_begun = True
+        self._once_begun()
         self._say(run=[run.experiment_id, run.run_id])
         if run.record.system_metrics and not run.record.has_ended:
             self._end_system_metrics = run.start_system_metrics()
@@ -157,7 +160,7 @@ def _end_dead_runs(run: MlflowRun) -> None:
 def give_way() -> None:
     """Let training go first also where Linux shares the cores among sessions, before the niceness of a process counts.
 
-    Only once MLflow is imported: on a busy machine a short run would else have ended before.
+    Only once MLflow has the run: on a busy machine a short run would else have ended before.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
