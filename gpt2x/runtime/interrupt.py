@@ -24,7 +24,8 @@ SAME_EVENT_S = 1.0  # one event may arrive several times: GNU's timeout and a cl
 GRACE_S = 30.0  # Slurm's KillWait and Kubernetes' terminationGracePeriodSeconds
 MARGIN_S = 2.0  # before the end of the grace
 WATCH_S = 0.2
-WAKE = signal.SIGRTMAX  # to the main thread; nobody else sends it, as a terminal sends SIGWINCH when its size changes
+# to the main thread; nobody else sends it, as a terminal sends SIGWINCH when its size changes; macOS lacks SIGRTMAX
+WAKE = getattr(signal, "SIGRTMAX", signal.SIGUSR2)
 STDERR = 2
 
 
