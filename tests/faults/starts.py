@@ -162,6 +162,8 @@ def fork(
     status = 1
     try:
         os.setsid()
+        for number in (signal.SIGINT, signal.SIGHUP):  # which this process ignores if a shell runs it in the background
+            signal.signal(number, signal.SIG_DFL)
         os.chdir(folder)
         stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for descriptor in (1, 2):
