@@ -5,6 +5,7 @@ L is the number of columns of a row.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable, Iterable
@@ -19,12 +20,15 @@ from gpt2x.config import DatasetConfig
 from gpt2x.data.cache import DamagedError
 from gpt2x.data.record_structure import check_structure
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import replaced, require_space
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 # the words of a file's name that say its split; the first kind of `val` that a folder has is its validation part
 SPLIT_WORDS = {"train": ("train",), "val": ("dev", "val", "eval", "test")}
 RECORD_NAME = re.compile(r".+\.mindrecord\d*")  # a writer with several shards numbers them; `.db` is the index
 PREPARE_AGAIN = "Prepare it again: gpt2x prepare."
+SPARE_BYTES = 48 << 20  # FileWriter's pages, of 4 to 32 MB each, and the index
+PROBE_BYTES = 64 << 10
 
 RECORDS = Format(
     "MindRecord files",
@@ -122,22 +126,48 @@ def write_rows(file: Path, batches: Iterable[RowArrays], description: str) -> tu
 
     Returns:
         Number of rows and their `RowHash`.
+
+    Raises:
+        OSError: the system rejects it, or there is too little space for what comes next: MindSpore's writer may end the
+            process by SIGSEGV on a full disk.
     """
     from mindspore.mindrecord import FileWriter
 
-    writer = FileWriter(str(file), shard_num=1)
-    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, description)
     num_rows, digest = 0, RowHash()
-    for batch in batches:
-        rows = list(zip(*batch, strict=True))
-        if rows:
-            writer.write_raw_data([dict(zip(COLUMNS, row, strict=True)) for row in rows])
-            for row in rows:
-                digest.update(*row)
-            num_rows += len(rows)
-    if num_rows:
-        writer.commit()
+    try:
+        writer = FileWriter(str(file), shard_num=1)
+        writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in COLUMNS}, description)
+        for batch in batches:
+            rows = list(zip(*batch, strict=True))
+            if rows:
+                require_space(file, 2 * sum(column.nbytes for column in batch) + SPARE_BYTES)
+                writer.write_raw_data([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+                for row in rows:
+                    digest.update(*row)
+                num_rows += len(rows)
+        if num_rows:
+            writer.commit()
+    except RuntimeError as error:  # MindSpore's, without the system's cause
+        raise _system_error(file, error) from error
     return num_rows, digest.hexdigest()
+
+
+def _system_error(file: Path, error: RuntimeError) -> OSError:
+    """Return why MindSpore could not write a file: what the system says to a small file there, else its own words."""
+    try:
+        with replaced(file.with_name(f"{file.name}.probe")) as part:
+            part.write_bytes(bytes(PROBE_BYTES))
+        file.with_name(f"{file.name}.probe").unlink()
+    except OSError as cause:
+        return cause
+    return OSError(errno.EIO, f"MindSpore's writer failed: {_first_reason(error)}", str(file))
+
+
+def _first_reason(error: RuntimeError) -> str:
+    """Return the line of MindSpore's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
+    return re.sub(r"^(\[[^]]*\]\s*)+", "", reason)  # [ERROR] [Internal ERROR]
 
 
 def find_records(config: DatasetConfig, splits: tuple[str, ...]) -> dict[str, RecordFiles]:
@@ -226,10 +256,9 @@ def scan_rows(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:
     try:
         return _scan(records, fault_of)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-        reason = next((line for line in lines if "ERROR]" in line), lines[0] if lines else "unknown error")
-        reason = re.sub(r"^(\[[^]]*\]\s*)+", "", reason)  # [ERROR] [Internal ERROR]
-        raise UserError(f"{records.key} cannot be read as MindRecord: {reason} {PREPARE_AGAIN}") from error
+        raise UserError(
+            f"{records.key} cannot be read as MindRecord: {_first_reason(error)} {PREPARE_AGAIN}"
+        ) from error
 
 
 def _scan(records: RecordFiles, fault_of: Callable[..., str]) -> Scan:

@@ -17,6 +17,7 @@ from gpt2x.data.added_tokens import in_order
 from gpt2x.data.tokenizer_classes import GENERIC, GPT2, GPT2_TOKENS
 from gpt2x.data.tokenizer_reading import guard, read_tokenizer
 from gpt2x.errors import UserError
+from gpt2x.runtime.files import written_by_rust
 from gpt2x.runtime.hub import Wish, check_blobs, fetch, names_repository
 
 CANNOT_ENCODE = "The tokenizer cannot encode a text"
@@ -171,13 +172,18 @@ class Tokenizer:
         """Write the files that `transformers.AutoTokenizer` and `load` read into `directory`, which may be new.
 
         GPT-2's class sets normalizer and pre-tokenizer itself, so it is named only if it encodes the same.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / "tokenizer.json"))
+        with written_by_rust(directory / "tokenizer.json"):
+            self._backend.save(str(directory / "tokenizer.json"))
         roles: dict[str, str | None] = dict(self.special_tokens)
         if self._is_gpt2:
-            self._backend.model.save(str(directory))  # vocab.json, merges.txt
+            with written_by_rust(directory / "vocab.json"):
+                self._backend.model.save(str(directory))  # vocab.json, merges.txt
             roles = in_order(dict.fromkeys(GPT2_TOKENS) | roles)  # null: not the class' own token
         config: dict[str, Any] = {
             "tokenizer_class": GPT2 if self._is_gpt2 else GENERIC,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import stderr
-from gpt2x.runtime.locks import lock
+from gpt2x.runtime.locks import lock, release
 
 # what `new_directory` and this file put beside NAME while it is built
 REMAINS = re.compile(r"\.(?P<name>.+)\.((tmp|old)-[0-9a-f]+|lock)")
@@ -118,7 +118,7 @@ def _locked(directory: Path, *, waits: bool) -> int | None:
             stderr.notice(f"{directory} is being built by {holder or 'another process'}; waiting for it")
             is_locked = lock(descriptor, wait_s=math.inf)
         if not is_locked:
-            os.close(descriptor)
+            release(descriptor)
             if is_locked is None:
                 path.unlink(missing_ok=True)
             return None
@@ -127,10 +127,10 @@ def _locked(directory: Path, *, waits: bool) -> int | None:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
                 return descriptor
-        os.close(descriptor)
+        release(descriptor)
 
 
 def _release(directory: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         _lock_of(directory).unlink()  # before the lock is released: nobody can hold a file that has no name
-    os.close(descriptor)
+    release(descriptor)

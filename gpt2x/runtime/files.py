@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -168,6 +170,16 @@ def cannot_write(target: Path, error: OSError, key: str = "") -> UserError:
     )
 
 
+def require_space(file: Path, num_bytes: int) -> None:
+    """Check that the disk of a file has room for so many bytes more.
+
+    Raises:
+        OSError: ENOSPC, with the name of the file.
+    """
+    if shutil.disk_usage(file.parent).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+
 def sync(path: Path) -> None:
     """fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -193,6 +205,22 @@ def create_new(first: Path) -> Path:
             path = first.with_name(f"{first.name}_{number}")
         except FileNotFoundError:  # also if another process has removed an empty parent in between
             first.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def written_by_rust(target: Path) -> Iterator[None]:
+    """Turn the failure of a library in Rust, which raises a plain Exception, into that of the system.
+
+    Raises:
+        OSError: with the name of `target`.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)$", str(error))  # as std::io::Error shows itself
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
 
 
 def remove_empty(directory: Path) -> None:

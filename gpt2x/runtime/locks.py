@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import math
+import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 POLL_S = 0.05
@@ -32,3 +37,23 @@ def lock(file: int | IO, kind: int = fcntl.LOCK_EX, wait_s: float = 0.0) -> bool
             return None
         else:
             return True
+
+
+def release(descriptor: int) -> None:
+    """Close a file that was opened for its lock; what a full disk says then is about nothing that anyone needs."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, wait_s: float = math.inf) -> Iterator[bool | None]:
+    """Create a file if it is not there, and hold its lock until the block ends; yield what `lock` returns.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield lock(descriptor, wait_s=wait_s)
+    finally:
+        release(descriptor)

@@ -35,7 +35,7 @@ from uuid import uuid4
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.console import show_error
-from gpt2x.runtime.locks import lock
+from gpt2x.runtime.locks import lock, release
 from gpt2x.runtime.owner_record import LIMIT_S, Owner, Record, boot, number_of, records_of, this_process
 
 OWNERS = "GPT2X_OWNERS"  # in processes that an owner starts: the tokens of its records; they may write as it does
@@ -125,7 +125,7 @@ class _Hold:
             self._thread.join()
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        os.close(self.descriptor)
+        release(self.descriptor)
 
     def _beat(self) -> None:
         while not self._ending.wait(BEAT_S):
@@ -197,7 +197,7 @@ def _create(directory: Path, number: int) -> _Hold | None:
     others = [record for record in records_of(directory) if record.path != path]
     if any(record.is_alive for record in others):  # it began after a dead owner was seen here
         path.unlink()
-        os.close(descriptor)
+        release(descriptor)
         return None
     for record in others:
         record.path.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ def _linked(path: Path) -> tuple[int, Owner] | None:
     try:
         os.link(part, path)
     except OSError as error:
-        os.close(descriptor)
+        release(descriptor)
         if error.errno in NO_LINKS:
             return None
         raise
@@ -228,7 +228,7 @@ def _opened(path: Path) -> tuple[int, Owner]:
         os.write(descriptor, json.dumps(asdict(owner)).encode())
         os.fsync(descriptor)
     except BaseException:
-        os.close(descriptor)
+        release(descriptor)
         path.unlink(missing_ok=True)
         raise
     return descriptor, owner

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from gpt2x.runtime.jobs import typed_command
-from gpt2x.runtime.locks import lock
+from gpt2x.runtime.locks import lock, release
 
 RECORD = re.compile(r"\.owner\.(\d+)")
 RECORD_BYTES = 1 << 20
@@ -124,7 +124,7 @@ def read_record(path: Path) -> Record | None:
         owner = read_owner(os.pread(descriptor, RECORD_BYTES, 0))
         return Record(path, owner, os.fstat(descriptor).st_mtime, is_locked)
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def read_owner(text: bytes) -> Owner | None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from gpt2x.errors import UserError
 from gpt2x.runtime.files import replaced
-from gpt2x.runtime.locks import lock
+from gpt2x.runtime.locks import lock, lock_file, release
 from gpt2x.tracking.sqlite_store import ARTIFACTS, moved_uri, sqlite_file
 from gpt2x.tracking.tracker import STATUSES
 
@@ -181,14 +181,14 @@ def save_lock(run_dir: Path) -> Iterator[None]:
         lock(descriptor, wait_s=SAVE_WAIT_S)
         yield
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 @contextlib.contextmanager
 def sender_lock(run_dir: Path, wait_s: float) -> Iterator[bool]:
     """Let one process at a time send what a directory has; yield False if another one still does after `wait_s`."""
-    with (run_dir / SENDER_LOCK_NAME).open("w") as file:
-        yield lock(file, wait_s=wait_s) is not False
+    with lock_file(run_dir / SENDER_LOCK_NAME, wait_s) as is_locked:
+        yield is_locked is not False
 
 
 def _run_id_of(run_dir: Path) -> str | None:
@@ -203,6 +203,5 @@ def _run_id_of(run_dir: Path) -> str | None:
 @contextlib.contextmanager
 def sweep_lock(sweep_dir: Path) -> Iterator[None]:
     """Let one process at a time find or create the parent run of a sweep."""
-    with (sweep_dir / SWEEP_LOCK_NAME).open("w") as file:
-        lock(file, wait_s=math.inf)
+    with lock_file(sweep_dir / SWEEP_LOCK_NAME):
         yield

@@ -7,7 +7,6 @@ options. So the characters `%` and `?` of a name are escaped.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from gpt2x.errors import UserError
-from gpt2x.runtime.locks import lock
+from gpt2x.runtime.locks import lock_file
 
 SCHEME = "sqlite:///"
 ARTIFACTS = "mlartifacts"  # the folder of artifacts beside the file
@@ -76,8 +75,7 @@ def store_lock(uri: str) -> Iterator[None]:
         yield
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as lock_file:
-        lock(lock_file, wait_s=math.inf)
+    with lock_file(file.with_name(f"{file.name}.lock")):
         if not file.exists():
             create_store(file)
         yield

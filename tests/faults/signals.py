@@ -95,7 +95,7 @@ class Signals(Kills):
         printed = run.printed()
         saved = max((int(path.name[5:]) for path in outputs.rglob("checkpoints/step_*")), default=0)
         done = max((last_step(path.parent) or 0 for path in outputs.rglob("metrics.jsonl")), default=0)
-        case.lost, case.state = done - saved, self.state(outputs)
+        case.lost, case.state = max(0, done - saved), self.state(outputs)  # a step whose validation is open has no line
         num_findings = len(self.report.findings)
         if "Traceback" in printed:
             self.report.findings.append(f"a traceback: {printed.strip().splitlines()[-1][:200]}")
