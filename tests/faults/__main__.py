@@ -12,11 +12,12 @@ from tests.faults.shim import build, preloaded
 
 
 def main() -> None:
-    """Run the enumerations, the failing calls and the kills, each in a process, and join their reports."""
+    """Run each command of this package in a process of its own, and join their reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, default=Path("faults.md"))
     parser.add_argument("--kills", type=int, default=200, help="of one process; a seventh of it in dp2 and in tp2")
     parser.add_argument("--calls", type=int, help="calls of a whole run that fail; all by default")
+    parser.add_argument("--minutes", type=int, default=60, help="of the soak; half of it are for the fuzzers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
@@ -29,6 +30,12 @@ def main() -> None:
                 f"kills at random instants, {layout}": ["kills", "--layout", layout, "--kills", str(number)]
                 for layout, number in kills.items()
             },
+            **{f"signals, {layout}": ["signals", "--layout", layout] for layout in kills},
+            "damaged files": ["damage"],
+            "outages of MLflow": ["outages"],
+            "hostile inputs": ["hostile"],
+            "fuzzers": ["fuzz", "--minutes", str(options.minutes // 2)],
+            "soak": ["soak", "--minutes", str(options.minutes)],
         }
         texts, has_failed = [], False
         for title, (module, *arguments) in parts.items():
