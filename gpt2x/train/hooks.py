@@ -149,19 +149,29 @@ class DrawSamples:
         self.is_whole = trainer.mesh.tensor is None
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Return True if samples are due and can be drawn; ranks of other replicas wait in the next update."""
+        """Return True if samples are due and can be drawn."""
         options = trainer.config.trainer
         return (
             trainer.is_due(options.sample_every_steps or options.eval_every_steps)
             and bool(self.samples.prompts)
             and can_sample(trainer.task, trainer.config.parallel)
-            and trainer.mesh.coordinates.data == 0
         )
 
     def run(self, trainer: Trainer, metrics: Metrics, progress: Progress) -> None:
-        """Complete the prompts."""
+        """Complete the prompts on the first replica, for which the others wait.
+
+        Raises:
+            CutShortError: on every rank, if one of them was told to end.
+        """
+        is_complete = True
         with progress.busy("sampling"):
-            self.draw(trainer)
+            if trainer.mesh.coordinates.data == 0:
+                try:
+                    self.draw(trainer)
+                except CutShortError:
+                    is_complete = False
+        if not trainer.mesh.agree(is_complete):
+            raise CutShortError
 
     def go_on(self, index: int, text: str) -> None:
         """Break off if a signal asks for it; processes that split a model's layers would have to do so together.

@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=CASES, default="single")
     parser.add_argument("--target", help="only the cases of: run, launcher, all, terminal, …; all by default")
+    parser.add_argument("--phase", choices=PHASES, help="only the cases of this phase")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     starts.import_all()
@@ -165,7 +166,7 @@ def main() -> None:
         driver.reference()
         sys.stdout.write("\n".join(lines) + "\n")
         for number, phase, target in CASES[options.layout]:
-            if options.target not in (None, target):
+            if options.target not in (None, target) or options.phase not in (None, phase):
                 continue
             lines.append(driver.one_case(number, phase, target).row())
             sys.stdout.write(lines[-1] + "\n")
