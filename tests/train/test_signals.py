@@ -1,6 +1,7 @@
 """A signal ends a training without loss; what a process does with signals: tests/runtime/test_interrupt.py."""
 
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from gpt2x.checkpoint import open_checkpoint
 from gpt2x.evaluate.validation import Validation
 from gpt2x.runtime import interrupt
 from gpt2x.train import trainer as trainers
-from gpt2x.train.hooks import DrawSamples, ShowStep
+from gpt2x.train.hooks import CutShortError, DrawSamples, ShowStep
 from gpt2x.train.trainer import Trainer
 from tests.support.small_runs import curve, run_dirs
 
@@ -76,6 +77,27 @@ def test_a_run_that_signals_end_again_and_again_is_the_undisturbed_one(zoo, tmp_
     assert updates == list(range(1, 17))
     assert curve(run_dir, *KEYS) == curve(plain.run_dir, *KEYS)
     assert (run_dir / "samples.txt").read_bytes() == (plain.run_dir / "samples.txt").read_bytes()
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_a_sampling_that_is_broken_off_on_one_rank_is_on_all(replica):
+    """Else the others would go on to a save, in which the ranks meet."""
+
+    def draw(trainer):
+        assert replica == 0, "only the first replica samples"
+        raise CutShortError
+
+    def agree(is_complete):
+        votes.append(is_complete)
+        return False  # as the first replica says
+
+    votes: list[bool] = []
+    hook = object.__new__(DrawSamples)
+    hook.draw = draw
+    mesh = SimpleNamespace(coordinates=SimpleNamespace(data=replica), agree=agree)
+    with pytest.raises(CutShortError):
+        hook.run(SimpleNamespace(mesh=mesh), {}, SimpleNamespace(busy=lambda doing: nullcontext()))
+    assert votes == [replica == 1]
 
 
 def test_a_checkpoint_is_due_after_minutes_of_the_main_process(monkeypatch):
