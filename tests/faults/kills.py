@@ -37,6 +37,7 @@ RUN = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_steps=2", "traine
        "trainer.sample_prompts=['the cat']", "generation.max_new_tokens=8", "generation.min_new_tokens=1",
        "model.dropout=0.1", "trainer.keep_last=2", "tracker=mlflow", "tracker.system_metrics=false"]  # fmt: skip
 LAYOUTS = {"single": [], "dp2": ["parallel=dp2"], "tp2": ["parallel=tp2"]}
+NUM_RANKS = 2  # of each layout
 PHASES = ("starting", "compiling", "training", "evaluating", "saving", "sampling", "ending")
 HIDDEN = "pretrain/*/*/checkpoints/.step_*"  # checkpoints that are not complete
 START_S = 600.0  # a start may take, on a busy machine
@@ -108,7 +109,8 @@ class Kills:
         self.report = Report(layout)
         (folder / "cwd").mkdir(parents=True)
         self.durations = self.report.durations
-        self.watched, self.workers = 0, {}  # a run, and its ranks
+        self.watched = 0  # a run
+        self.workers: dict[int, tuple[int, int]] = {}  # its ranks
 
     def options(self, outputs: Path) -> list[str]:
         """Return the command line; a supervisor repeats it."""
@@ -154,15 +156,21 @@ class Kills:
     def phase(self, run: Started) -> str:
         """Return the phase that a run is in; it is saving while its checkpoint has a hidden name."""
         if run.pid != self.watched:
-            for _, beat in self.workers.values():
-                os.close(beat)
-            self.watched, self.workers = run.pid, {}
-        if self.layout != "single" and not self.workers and 0 in (workers := starts.workers_of(run.pid)):
-            self.workers = workers
-        beat = self.workers[0][1] if self.workers else run.beat
-        phase = phase_of(heartbeat.read(beat, run.started).doing) if self.workers or self.layout == "single" else ""
+            self.watched = run.pid
+            self.forget_workers()
+        if self.layout != "single" and len(self.workers) < NUM_RANKS:
+            self.forget_workers()
+            self.workers = starts.workers_of(run.pid)
+        beat = run.beat if self.layout == "single" else self.workers[0][1] if 0 in self.workers else None
+        phase = "" if beat is None else phase_of(heartbeat.read(beat, run.started).doing)
         is_saving = phase == "training" and any(path not in self.remains for path in self.outputs.glob(HIDDEN))
         return "saving" if is_saving else phase or "starting"
+
+    def forget_workers(self) -> None:
+        """Close the heartbeats of a run's ranks."""
+        for _, beat in self.workers.values():
+            os.close(beat)
+        self.workers = {}
 
     def kill_once(self, run: Started, phases: Sequence[str]) -> str | None:
         """Kill a run at a random instant of a phase, of those hit least -> the phase; None: it ended before."""
