@@ -25,6 +25,7 @@ RUN = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_steps=2", "traine
 HALF = 6
 UNREAD = ("command.txt", "run.log", ".mlflow_run.live", ".mlflow_run.lock", ".mlflow_sender.lock", "loss.png",
           "report.html")  # fmt: skip  # nothing depends on them; they are written again or appended to
+FAULT_WORDS = ("error", "warning", "damaged", "missing", "cannot", "no index", "no directory", "a directory", "lost")
 
 
 def flip(path: Path) -> None:
@@ -117,7 +118,7 @@ class Damage:
         kind(self.work / file)
         status, printed = self.run("resume=auto")
         said = [line for line in printed.splitlines() if file.name in line or file.parent.name in line]
-        said = [line for line in said if line.startswith(("warning", "error", "note")) or ":" in line]
+        said = [line.replace(f"{self.work}/", "") for line in said if any(word in line for word in FAULT_WORDS)]
         if "Traceback" in printed:
             return "", f"a traceback: {printed.strip().splitlines()[-1][:200]}"
         if status == 2:
