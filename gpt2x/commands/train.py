@@ -156,9 +156,9 @@ def finish(trainer: Trainer, baseline: Baseline | None, peak_gb: float) -> None:
 def end_again(run_dir: Path) -> None:
     """Do what a run has left undone that was killed after its last checkpoint: picture, report, the end in MLflow."""
     report, last_s = run_dir / "report.html", jsonl.last_time(run_dir / "metrics.jsonl")
-    if last_s is not None and (
-        not report.is_file() or report.stat().st_mtime < last_s - 1
-    ):  # of the file system's clock
+    # the clock of the file system may differ a little
+    is_drawn = last_s is None or (report.is_file() and report.stat().st_mtime >= last_s - 1)
+    if not is_drawn:
         try:
             redraw(run_dir)
         except UserError as error:

@@ -166,27 +166,29 @@ def remove_remains(root: Path, new_run_dir: Path) -> None:
 
     A start that is alive has an owner; one that waits for its turn creates its directory again.
     """
-    for folder, folders, files in os.walk(root):
+    for folder, is_run_dir, folders, files in _walk(root):
         is_bare = not folders and all(name.startswith(REMAINS) for name in files)
-        if CONFIG in files or "checkpoints" in folders:
-            folders.clear()
-        elif is_bare and Path(folder) not in (root, new_run_dir):
-            with suppress(OSError):
-                is_new = time.time() - os.stat(folder).st_mtime < CLAIM_S
-                if not is_new and living_owner(Path(folder)) is None:
-                    for name in files:
-                        Path(folder, name).unlink()
-                    remove_empty(Path(folder))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if is_run_dir or not is_bare or folder in (root, new_run_dir):
+            continue
+        with suppress(OSError):
+            is_new = time.time() - folder.stat().st_mtime < CLAIM_S
+            if not is_new and living_owner(folder) is None:
+                for name in files:
+                    (folder / name).unlink()
+                remove_empty(folder)
 
 
 def run_dirs(root: Path) -> Iterator[Path]:
     """Yield the run directories below `root`; what is in a run directory is none."""
+    return (folder for folder, is_run_dir, _, _ in _walk(root) if is_run_dir)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, bool, list[str], list[str]]]:
+    """Yield each directory below `root`, whether it is a run's, its folders and its files; hidden ones are left out."""
     for folder, folders, files in os.walk(root):
-        if CONFIG in files or "checkpoints" in folders:
-            yield Path(folder)
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        is_run_dir = CONFIG in files or "checkpoints" in folders
+        yield Path(folder), is_run_dir, folders, files
+        folders[:] = [] if is_run_dir else [name for name in folders if not name.startswith(".")]
 
 
 def is_run(directory: Path) -> bool:
