@@ -56,8 +56,8 @@ class Lasting(io.RawIOBase):
         text = f"{self.what} takes no more text ({error.strerror}); the run continues without it"
         run_log.write(text)
         if run_log.path and self.descriptor == 1:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"{text}, see {run_log.path}\n")
+            with contextlib.suppress(OSError):  # not through sys.stderr: a live bar sends that through this very stream
+                os.write(2, f"{text}, see {run_log.path}\n".encode())
 
     def fileno(self) -> int:
         """Return the descriptor."""

@@ -150,10 +150,8 @@ def workers_of(pid: int) -> dict[int, tuple[int, int]]:
     return workers
 
 
-def fork(
-    options: Sequence[str], folder: Path, output: Path, before: Callable[[], None] = lambda: None, name: str = "train"
-) -> Started:
-    """Run `train.py OPTIONS` in a child, in the working directory `folder`; `before` is called in the child."""
+def fork(options: Sequence[str], folder: Path, output: Path, name: str = "train") -> Started:
+    """Run `train.py OPTIONS` in a child, in the working directory `folder`."""
     beat = os.memfd_create("heartbeat")
     started = time.monotonic()
     pid = os.fork()
@@ -175,7 +173,6 @@ def fork(
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         from gpt2x.commands.cli import script
 
-        before()
         script(name)
         status = 0
     except SystemExit as end:
@@ -191,8 +188,12 @@ def fork(
         os._exit(status)
 
 
-def spawn(options: Sequence[str], folder: Path, output: Path) -> Started:
-    """Run `python train.py OPTIONS` as a process of its own, in the working directory `folder`."""
+def spawn(options: Sequence[str], folder: Path, output: Path, before: Callable[[], None] | None = None) -> Started:
+    """Run `python train.py OPTIONS` as a process of its own, in the working directory `folder`.
+
+    Args:
+        before: called in the child before the program begins; it makes the child's session.
+    """
     beat = os.memfd_create("heartbeat")
     with output.open("w") as stream:
         process = subprocess.Popen(
@@ -200,7 +201,8 @@ def spawn(options: Sequence[str], folder: Path, output: Path) -> Started:
             cwd=folder,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,
+            start_new_session=before is None,
+            preexec_fn=before,
             pass_fds=[beat],
             env={**os.environ, heartbeat.HEARTBEAT: str(beat)},
         )

@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+import rich.console
+from rich.live import Live
 
 from gpt2x.errors import RunError
 from gpt2x.runtime import streams
@@ -211,6 +213,24 @@ def test_set_up_twice_makes_both_streams_last_and_says_on_standard_error_where_t
         "\\u4e2d\nstandard output takes no more text (Broken pipe); the run continues without it, see "
         f"{tmp_path / 'run.log'}\n"
     )
+
+
+def test_a_terminal_that_is_closed_below_a_live_bar_costs_only_the_bar(log, tmp_path):
+    def body():
+        log.open(tmp_path / "run.log")
+        reading, writing = os.pipe()
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(writing, number)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+        os.close(writing)
+        streams.set_up()
+        console = rich.console.Console(force_terminal=True)
+        with Live(console=console):  # sys.stderr is the console's now
+            os.close(reading)
+            console.print("a step")
+        return type(sys.stdout.buffer.raw.fault).__name__
+
+    assert in_child(body) == "'BrokenPipeError'"
 
 
 def test_a_stream_in_memory_stays_and_escapes_what_its_encoding_lacks(monkeypatch):
