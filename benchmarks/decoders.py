@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import llama
+
 TRANSFORMERS = "transformers"
-EXACT = ("gpt2x", TRANSFORMERS, "ctranslate2")  # fp32
+EXACT = ("gpt2x", TRANSFORMERS, "ctranslate2")  # fp32 throughout; llama.cpp keeps keys and values in fp16
 
 Prompts = tuple[list[list[int]], int]
 
@@ -43,13 +46,13 @@ def gpt2x_decoder(options: argparse.Namespace, folder: Path, **config: object):
     return run
 
 
-def transformers_decoder(options: argparse.Namespace, folder: Path):
-    """`generate` in fp32 by PyTorch eager, with its default attention (SDPA) and cache."""
+def transformers_decoder(options: argparse.Namespace, folder: Path, dtype: str = "float32"):
+    """`generate` by PyTorch eager, with its default attention (SDPA) and cache."""
     import torch
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(options.threads)
-    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
 
     @torch.inference_mode()
@@ -91,8 +94,24 @@ def ctranslate2_decoder(options: argparse.Namespace, folder: Path, compute_type:
 
 CONTESTANTS = {
     "gpt2x": gpt2x_decoder,
+    "gpt2x_bf16": partial(gpt2x_decoder, weights="bf16"),
     "gpt2x_int8": partial(gpt2x_decoder, weights="int8"),
     TRANSFORMERS: transformers_decoder,
+    f"{TRANSFORMERS}_bf16": partial(transformers_decoder, dtype="bfloat16"),
     "ctranslate2": partial(ctranslate2_decoder, compute_type="float32"),
     "ctranslate2_int8": partial(ctranslate2_decoder, compute_type="int8"),
+    "llama": partial(llama.llama_decoder, kind="F32"),
+    "llama_bf16": partial(llama.llama_decoder, kind="BF16"),
+    "llama_int8": partial(llama.llama_decoder, kind="Q8_0"),
 }
+NEEDS = {"ctranslate2": ("ctranslate2",), "llama": llama.PACKAGES}  # by the first word of a contestant's name
+
+
+def missing() -> dict[str, list[str]]:
+    """Contestants that cannot take part here -> the packages that are not installed."""
+    found = {}
+    for name in CONTESTANTS:
+        absent = [package for package in NEEDS.get(name.partition("_")[0], ()) if find_spec(package) is None]
+        if absent:
+            found[name] = absent
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import limits
 import numpy as np
 import side_by_side
-from decoders import CONTESTANTS, EXACT, TRANSFORMERS
+from decoders import CONTESTANTS, EXACT, TRANSFORMERS, missing
 from train_steps import gpt2x_model, save_weights
 
 SHAPES = {"tiny": (4, 4, 128, 1024, 50257), "small": (12, 12, 768, 1024, 50257)}
@@ -25,6 +26,7 @@ DEFAULT_TOKENIZER = side_by_side.ROOT.parent / "shared" / "data" / "gpt2-tokeniz
 NEAR_TIE = 1e-3  # logits this close may be ordered by rounding; the largest differ by some 0.1 from the next
 INITIALIZER_RANGE = 0.05  # with GPT-2's 0.02 random weights repeat one token: texts that agree would prove little
 BANDWIDTH = "bandwidth"
+BITS = {"": 32, "bf16": 16, "int8": 8, "int4": 4}  # of a weight, by the end of a contestant's name
 RATIOS = {"transformers": "ratio_generate", "ctranslate2": "ratio_ctranslate2"}  # others: ratio_NAME
 
 
@@ -38,12 +40,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt of the workload with one new token")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, help="all by default; gpt2x and transformers always take part"
+    )
     options = side_by_side.parse(parser)
     for name in TOKENIZER_FILES:
         if not (options.tokenizer / name).is_file():
             parser.error(f"--tokenizer {options.tokenizer} has no {name}: give GPT-2's tokenizer")
     options.shape, options.dropout = list(SHAPES[options.model]), 0.0
     options.initializer_range = INITIALIZER_RANGE
+    skipped = missing()
+    for name, packages in skipped.items():
+        print(f"skipped: {name}, which needs {' and '.join(packages)} (pip install)", file=sys.stderr)
+    chosen = {"gpt2x", TRANSFORMERS, *(options.contestants or CONTESTANTS)} - skipped.keys()
+    options.contestants = [name for name in CONTESTANTS if name in chosen]
     if max(options.prompt_tokens + options.new_tokens, options.prefill_tokens + 1) > options.shape[3]:
         parser.error(f"prompt and new tokens exceed the model's {options.shape[3]} positions")
     return options
@@ -75,7 +85,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shutil.copyfile(options.tokenizer / name, folder / name)
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     bandwidths = []
-    with side_by_side.working(__file__, [*CONTESTANTS, BANDWIDTH], options, folder) as workers:
+    with side_by_side.working(__file__, [*options.contestants, BANDWIDTH], options, folder) as workers:
         *decoding, reading = workers
         for label, request in workloads(options).items():
             found = runs[label] = {worker.name: [] for worker in decoding}
@@ -137,7 +147,6 @@ def summary(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     limit = max(bandwidths.values())
-    weights_gb = weight_bytes(options) / 1e9
     result: dict[str, Any] = {"workloads": {}}
     for label, request in workloads(options).items():
         seconds = {name: [run["seconds"] for run in found[1:]] for name, found in runs[label].items()}
@@ -145,45 +154,42 @@ def summary(
         tokens = request["batch"] * (request["prompt"] if label == "prefill" else request["new"])
         contestants = {}
         for name, found in seconds.items():
-            shares = [weights_gb * passes / each / limit for each in found]
+            kind = name.partition("_")[2]
+            shares = [weight_gb(options, kind) * passes / each / limit for each in found]
             contestants[name] = {
                 "tokens_per_s": side_by_side.spread([tokens / each for each in found]),
                 "seconds": side_by_side.spread(found),
                 "first_run_s": runs[label][name][0]["seconds"],
                 "peak_rss_gb": runs[label][name][-1]["peak_rss_gb"],
-                **({"bandwidth_share": statistics.median(shares)} if is_decoding(label, name) else {}),
+                **({"bandwidth_share": statistics.median(shares)} if label != "prefill" else {}),
                 **agreement[label][name],
             }
-            if name != "gpt2x":
+            ours = f"gpt2x_{kind}" if kind else "gpt2x"
+            if name != ours and ours in seconds:
                 stem = RATIOS.get(name, f"ratio_{name}")
                 key = "ratio_prefill" if (name, label) == (TRANSFORMERS, "prefill") else f"{stem}_{label}"
-                result |= side_by_side.ratio(key, found, seconds["gpt2x"])
+                result |= side_by_side.ratio(key, found, seconds[ours])
                 contestants[name]["ratio"] = key
             elif label != "prefill":
-                key = "bandwidth_share" if request["batch"] == 1 else f"bandwidth_share_{label}"
+                key = "bandwidth_share" + name.removeprefix("gpt2x") + ("" if request["batch"] == 1 else f"_{label}")
                 result |= {key: statistics.median(shares), f"{key}_spread": side_by_side.spread(shares)}
         result["workloads"][label] = {**request, "contestants": contestants}
     return result | {
         "bandwidth_gb_per_s": limit,
         "bandwidth_kernels": bandwidths,
-        "weights_read_gb": weights_gb,
+        "weights_read_gb": weight_gb(options, ""),
         **side_by_side.facts(options),
     }
 
 
-def is_decoding(label: str, name: str) -> bool:
-    """Whether a share of the bandwidth means something: weights in fp32 are read once for each new token."""
-    return label != "prefill" and name in EXACT
-
-
-def weight_bytes(options: argparse.Namespace) -> int:
-    """Weights in fp32 that a forward pass reads: all of the blocks, the last norm and the tied head; of the position
-    embedding a row, which is nothing.
+def weight_gb(options: argparse.Namespace, kind: str) -> float:
+    """GB that a forward pass reads with weights of a kind ("" for fp32): all of the blocks, the last norm and the tied
+    head; of the position embedding a row, which is nothing. Scales are left out.
     """
     from gpt2x.model import stats
 
     model = gpt2x_model(options.shape)
-    return 4 * (stats.num_params(model) - model.max_seq_len * model.hidden_size)
+    return BITS[kind] / 8 * (stats.num_params(model) - model.max_seq_len * model.hidden_size) / 1e9
 
 
 def title(result: dict[str, Any], label: str) -> str:
@@ -193,7 +199,7 @@ def title(result: dict[str, Any], label: str) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = ("", "tokens/s", "quartiles", "time over gpt2x's", "bandwidth share", "same tokens", "peak memory")
+    columns = ("", "tokens/s", "quartiles", "time over gpt2x's in its format", "bandwidth share", "same tokens", "peak memory")
     for label, work in result["workloads"].items():
         rows = []
         for name, found in work["contestants"].items():

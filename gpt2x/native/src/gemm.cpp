@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "onednn.hpp"
 #include "parallel.hpp"
 
 namespace gpt2x {
@@ -17,9 +18,11 @@ Sgemm sgemm = nullptr;
 
 }  // namespace
 
-bool open_sgemm(const char* path) {
+bool open_onednn(const char* path) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (library != nullptr) sgemm = reinterpret_cast<Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
+  if (library == nullptr) return false;
+  sgemm = reinterpret_cast<Sgemm>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
+  open_primitives(library);
   return sgemm != nullptr;
 }
 

@@ -8,8 +8,8 @@
 
 namespace gpt2x {
 
-// Take sgemm from the oneDNN library at `path`; false if it has none.
-bool open_sgemm(const char* path);
+// Take sgemm, and if possible the primitives (onednn.hpp), from the oneDNN library at `path`; false if it has no sgemm.
+bool open_onednn(const char* path);
 
 // C (m, n) = op(A) (m, k) op(B) (k, n) + beta C, row-major with leading dimensions, by oneDNN's sgemm on all threads.
 void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,

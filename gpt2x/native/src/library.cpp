@@ -69,7 +69,7 @@ extern "C" const char* gpt2x_interface() {
 // to one core.
 extern "C" int gpt2x_open(const char* path, int num_threads) {
   start_pool(num_threads);
-  return open_sgemm(path) ? 0 : 1;
+  return open_onednn(path) ? 0 : 1;
 }
 
 extern "C" void gpt2x_move_to_huge_pages(const void* data, int64_t bytes) { move_to_huge_pages(data, bytes); }

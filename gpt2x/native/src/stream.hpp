@@ -11,14 +11,12 @@
 
 #include "constants.hpp"
 #include "gemm.hpp"
+#include "onednn.hpp"
 #include "parallel.hpp"
 #include "workspace.hpp"
 
 namespace gpt2x {
 
-struct Bf16 {
-  uint16_t bits;
-};
 
 inline Vec load_weights(const float* p) { return load(p); }
 
