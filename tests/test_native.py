@@ -14,7 +14,7 @@ from gpt2x import native as library
 from gpt2x.config import OptimizerConfig
 from gpt2x.errors import UserError
 from gpt2x.generate.decoder import Decoder
-from gpt2x.generate.fused import Weights, bf16_bits, int8_rows, is_fused, panels
+from gpt2x.generate.fused import Weights, bf16_bits, int4_groups, int8_rows, is_fused, panels
 from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
@@ -216,8 +216,8 @@ def draw_weights(net, model, std=0.3):
     return model
 
 
-def decoder_of(net, model, kind="fp32", batch_size=2):
-    return Decoder(net, model, CPU, batch_size, 32, weights=Weights(net, kind))
+def decoder_of(net, model, kind="fp32", batch_size=2, cache="fp32"):
+    return Decoder(net, model, CPU, batch_size, 32, weights=Weights(net, kind, cache))
 
 
 def fed(decoder, ids, widths):
@@ -257,10 +257,12 @@ def test_decoding_equals_the_models_cells(hidden_size, wide):
         assert np.allclose(mine, expected[:, end - 1, : model.vocab_size], atol=1e-4)
 
 
-def test_a_token_is_the_same_to_the_bit_whatever_is_decoded_with_it(wide):
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
+def test_a_token_is_the_same_to_the_bit_whatever_is_decoded_with_it(kind, wide):
     """What speculative decoding relies on: one at a time, or up to eight together, in one row or in two."""
     net, model, decoder = wide
     draw_weights(net, model)
+    decoder = decoder if kind == "fp32" else decoder_of(net, model, kind)
     ids, one_by_one = random_ids(model, (2, 24)), [10] + [1] * 14
     single = fed(decoder, ids, one_by_one)
     for widths in ([10, 5, 8, 1], [10, 2, 3, 4, 5]):
@@ -268,11 +270,11 @@ def test_a_token_is_the_same_to_the_bit_whatever_is_decoded_with_it(wide):
         found = fed(decoder, ids, widths)
         for logits, end in zip(found[1:], np.cumsum(widths)[1:], strict=True):
             assert np.array_equal(logits, single[end - 10])
-    alone = fed(decoder_of(net, model, batch_size=1), ids[:1], one_by_one)
+    alone = fed(decoder_of(net, model, kind, batch_size=1), ids[:1], one_by_one)
     assert all(np.array_equal(one[0], two[0]) for one, two in zip(alone[1:], single[1:], strict=True))
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("bf16", 0.01), ("int8", 0.02)])
+@pytest.mark.parametrize(("kind", "bound"), [("bf16", 0.01), ("int8", 0.02), ("int4", 0.2)])
 def test_narrow_weights_stay_close(kind, bound, wide):
     net, model, exactly = wide
     draw_weights(net, model, std=0.05)
@@ -289,9 +291,14 @@ def test_forms_of_narrow_weights():
     assert np.array_equal(int8_rows(np.zeros((2, 3), np.float32))[0], np.zeros((2, 3), np.int8))
     back = (bf16_bits(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     assert np.abs(back / values - 1).max() <= 2**-8
-    packed = panels(values, 64)
-    assert packed.shape == (2, 6, 64)
-    assert np.array_equal(packed.transpose(1, 0, 2).reshape(6, 128)[:, :70], values)
+    packed = panels(values, 64, 4, 2)
+    assert packed.shape == (2, 4, 64, 2)
+    assert np.array_equal(packed.transpose(1, 3, 0, 2).reshape(8, 128)[:6, :70], values)
+    groups, factors = int4_groups(draw(64, 7), 32)
+    back = (groups.reshape(2, 32, 7) * factors[:, None].astype(np.float32)).reshape(64, 7)
+    assert np.abs(groups).max() == 8
+    assert np.linalg.norm(back - draw(64, 7)) < 0.12 * np.linalg.norm(back)
+    assert np.array_equal(int4_groups(np.zeros((32, 2), np.float32), 32)[0], np.zeros((32, 2), np.int8))
 
 
 def test_narrow_weights_need_the_kernels():

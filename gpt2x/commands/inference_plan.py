@@ -42,7 +42,7 @@ def work_of(config: CommonConfig, model: ModelConfig) -> InferenceWork:
         return Scoring(texts, prompt_len, "generation.batch_size")
     cache_len = bucket(longest + generation.max_new_tokens, model.max_seq_len)
     draft = load_source(generation.draft, verify=False).model if generation.draft else None
-    return Decoding(texts, cache_len, prompt_len, generation.weights, draft)
+    return Decoding(texts, cache_len, prompt_len, generation.weights, generation.cache, draft)
 
 
 def show_inference_plan(config: CommonConfig) -> None:

@@ -245,7 +245,9 @@ class GenerationConfig:
                             is_path=True, null="off")  # fmt: skip
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
-                       choices=("fp32", "bf16", "int8"))  # fmt: skip
+                       choices=("fp32", "bf16", "int8", "int4"))  # fmt: skip
+    cache: str = key("CPU: the type of cached keys and values (docs/generation.md)", HOST, "fp32",
+                     choices=("fp32", "bf16"))  # fmt: skip
 
 
 @dataclass

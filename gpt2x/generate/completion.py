@@ -331,10 +331,11 @@ class Generator:
         start = time.perf_counter()
         self._from_first([0] * count)  # compiles its graph too
         lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
+        types = config.weights, config.cache
         steps, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
-        self.slots.open(count, lengths, config.max_new_tokens, steps, is_greedy, config.weights)
+        self.slots.open(count, lengths, config.max_new_tokens, steps, is_greedy, *types)
         if self.draft_slots:
-            self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy, config.weights)
+            self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy, *types)
         self.compile_seconds += time.perf_counter() - start
 
     def _next(self, slots: dict[int, Row], config: GenerationConfig, seed: int) -> dict[int, list[int]]:

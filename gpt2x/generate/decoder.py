@@ -21,6 +21,7 @@ from gpt2x.generate.fused import FusedLayers, Weights
 from gpt2x.model.gpt2 import GPT2, Block
 
 HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
+NOT_FINITE = -1  # instead of a token
 
 
 class CachedBlock(nn.Cell):
@@ -55,7 +56,7 @@ class CachedBlock(nn.Cell):
 
 
 class CachedLayers(nn.Cell):
-    """From embedded tokens to logits, with the cells of the model."""
+    """From tokens to logits or to the most likely tokens, with the cells of the model."""
 
     def __init__(self, net: GPT2, batch_size: int, cache_len: int, dtype):
         super().__init__(auto_prefix=False)
@@ -67,9 +68,13 @@ class CachedLayers(nn.Cell):
         self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
         self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
 
-    def construct(self, x, positions, rows):
-        """x (B, T, D), positions (B, T), rows (R,): which of the B T rows to score -> logits (R, V) fp32."""
-        length = x.shape[1]
+        self.batch_size = batch_size
+        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
+
+    def logits(self, ids, positions, columns):
+        """ids, positions (B, T), columns (B, L) of ids -> (B * L, V) fp32."""
+        x, length = self.net.embed(ids, positions), ids.shape[1]  # (B, T, D)
+        rows = (ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns).reshape(-1)  # (B * L,)
         # Read before the cache is written: a tied table read before and after a write is copied, 150 MB per step.
         head = self.net.head()
         cache_rows = (self.first_cache_rows + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
@@ -79,6 +84,13 @@ class CachedLayers(nn.Cell):
             x = block(x, cache_rows, mask)
         x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (R, D)
         return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
+
+    def likeliest(self, ids, positions, columns):
+        """ids, positions (B, T), columns (B, L) of ids -> (B, L) int32, NOT_FINITE if a logit is not finite."""
+        logits = self.logits(ids, positions, columns)  # (B * L, V)
+        is_finite = ops.isfinite(logits.sum(axis=-1))  # one infinite or NaN logit makes the sum so; saves a pass
+        tokens = ops.select(is_finite, self.argmax(logits), ops.full_like(is_finite, NOT_FINITE, dtype=ms.int32))
+        return tokens.reshape(columns.shape)
 
 
 def first_cache_rows(net: GPT2, batch_size: int, cache_len: int) -> np.ndarray:
@@ -154,6 +166,8 @@ class Decoder(Graph):
 
     def logits(self, ids, positions, columns):
         """Return `construct` for several tokens per row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
-        length = ids.shape[1]
-        rows = ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns  # (B, L)
-        return self.layers(self.net.embed(ids, positions), positions, rows.reshape(-1))
+        return self.layers.logits(ids, positions, columns)
+
+    def likeliest(self, ids, positions, columns):
+        """Return the most likely tokens instead: (B, L) int32, NOT_FINITE if a logit is not finite."""
+        return self.layers.likeliest(ids, positions, columns)

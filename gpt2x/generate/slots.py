@@ -19,13 +19,11 @@ from mindspore import Tensor, ops
 
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.errors import UserError, require
-from gpt2x.generate.decoder import Decoder, Graph
-from gpt2x.generate.fused import Weights, is_fused
+from gpt2x.generate.decoder import NOT_FINITE, Decoder, Graph
+from gpt2x.generate.fused import FusedEntry, Weights, is_fused
 from gpt2x.generate.lengths import bucket
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.runtime.device import compile_graph
-
-NOT_FINITE = -1  # instead of a token
 
 
 class Likeliest(Graph):
@@ -34,14 +32,10 @@ class Likeliest(Graph):
     def __init__(self, decoder: Decoder):
         super().__init__(auto_prefix=False)
         self.decoder = decoder
-        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
     def construct(self, ids, positions, columns):
         """ids, positions (B, T), columns (B, L) int32 of ids -> (B, L) int32, NOT_FINITE if a logit is not finite."""
-        logits = self.decoder.logits(ids, positions, columns)  # (B * L, V)
-        is_finite = ops.isfinite(logits.sum(axis=-1))  # one infinite or NaN logit makes the sum so; saves a pass
-        tokens = ops.select(is_finite, self.argmax(logits), ops.full_like(is_finite, NOT_FINITE, dtype=ms.int32))
-        return tokens.reshape(columns.shape)
+        return self.decoder.likeliest(ids, positions, columns)
 
 
 class Entry(Graph):
@@ -88,7 +82,7 @@ class Slots:
         self._is_greedy = False
         self._decoders: dict[tuple[str, int, int], Decoder] = {}
         self._likeliest: dict[Decoder, Likeliest] = {}
-        self._entries: dict[tuple[int, int, int], Entry] = {}
+        self._entries: dict[tuple[int, int, int], Graph] = {}
         self._compiled: set[tuple[int, ...]] = set()
 
     def open(
@@ -99,6 +93,7 @@ class Slots:
         steps: Iterable[tuple[int, int]],
         is_greedy: bool,
         weights: str = "fp32",
+        cache: str = "fp32",
     ) -> None:
         """Prepare for new prompts; what the slots contained is discarded.
 
@@ -108,13 +103,14 @@ class Slots:
             max_new_tokens: maximum number of tokens after each prompt.
             steps: (T, L) of the later steps.
             is_greedy: True if `enter` and `step` return the most likely tokens; False for logits, and L is 1.
-            weights: the type that a step reads: fp32, bf16 or int8.
+            weights: the type that a step reads: fp32, bf16, int8 or int4.
+            cache: the type of cached keys and values: fp32 or bf16.
 
         Raises:
-            UserError: bf16 or int8 without kernels that read them.
+            UserError: narrow types without kernels that read them.
         """
         begin = time.perf_counter()
-        self._choose_weights(weights)
+        self._choose_types(weights, cache)
         self.count, self._is_greedy = count, is_greedy
         self.cache_len = bucket(max(lengths) + max_new_tokens, self.model.max_seq_len)
         slots = self._decoder("slots", count, self.cache_len)
@@ -183,19 +179,20 @@ class Slots:
             self._decoders[key] = Decoder(self.net, self.model, self.hardware, *shape, self._weights)
         return self._decoders[key]
 
-    def _choose_weights(self, kind: str) -> None:
-        """Choose the type of the weights; a different type than before discards caches and graphs."""
+    def _choose_types(self, kind: str, cache: str) -> None:
+        """Choose the types of weights and cache; different ones than before discard caches and graphs."""
         if not is_fused(self.net):
-            require(
-                kind == "fp32",
-                f"generation.weights={kind} is read only by gpt2x's C++ kernels. They need a whole model on the CPU in "
-                "fp32 without separate adapters (merge them), the activation gelu_new or fast_gelu, compiled kernels, "
-                "and hardware.native_kernels=true; use generation.weights=fp32.",
-            )
-        elif self._weights is None or self._weights.kind != kind:
-            for cache in (self._decoders, self._likeliest, self._entries, self._compiled):
-                cache.clear()
-            self._weights = Weights(self.net, kind)
+            for key, value in (("weights", kind), ("cache", cache)):
+                require(
+                    value == "fp32",
+                    f"generation.{key}={value} is read only by gpt2x's C++ kernels. They need a whole model on the CPU "
+                    "in fp32 without separate adapters (merge them), the activation gelu_new or fast_gelu, compiled "
+                    f"kernels, and hardware.native_kernels=true; use generation.{key}=fp32.",
+                )
+        elif self._weights is None or (self._weights.kind, self._weights.cache) != (kind, cache):
+            for graphs in (self._decoders, self._likeliest, self._entries, self._compiled):
+                graphs.clear()
+            self._weights = Weights(self.net, kind, cache)
 
     def _graph(self, decoder: Decoder) -> Graph:
         """Return the graph to run for a decoder."""
@@ -205,11 +202,18 @@ class Slots:
             self._likeliest[decoder] = Likeliest(decoder)
         return self._likeliest[decoder]
 
-    def _entry(self, width: int) -> Entry:
+    def _entry(self, width: int) -> Graph:
         key = (self.count, self.cache_len, width)
         if key not in self._entries:
             prompt, slots = self._decoder("prompt", 1, width), self._decoder("slots", self.count, self.cache_len)
-            self._entries[key] = Entry(prompt, slots, width)
+            if self._weights is None:
+                self._entries[key] = Entry(prompt, slots, width)
+            else:
+                sizes = {
+                    "num_heads": self.model.num_heads, "head_dim": self.net.h[0].attn.head_dim, "prompt_len": width,
+                    "cache_len": self.cache_len, "value_size": 4 if self._weights.cache == "fp32" else 2,
+                }  # fmt: skip
+                self._entries[key] = FusedEntry(prompt.layers, slots.layers, self._weights.kernels, sizes)
         return self._entries[key]
 
     def _inputs(self, count: int, num_tokens: int, num_scored: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -143,7 +143,7 @@ def record(name: str, **fields: int | np.ndarray) -> np.ndarray:
 
 
 def operator(name: str, in_place: bool = False, **sizes: int) -> Any:
-    """Return a kernel as a primitive of graphs; it takes the operands of its signature, in order, and returns fp32.
+    """Return a kernel as a primitive of graphs; it takes the operands of its signature, in order.
 
     Args:
         name: a key of `SIGNATURES`.
@@ -159,7 +159,8 @@ def operator(name: str, in_place: bool = False, **sizes: int) -> Any:
         outputs = signature.output_shapes(shapes, sizes)
         return outputs[0] if count == 1 else tuple(outputs)
 
-    out_dtype = dtype.float32 if count == 1 else (dtype.float32,) * count
+    dtypes = tuple(getattr(dtype, output.dtype) for output in signature.outputs)
+    out_dtype = dtypes[0] if count == 1 else dtypes
     path = library().path
     primitive = ops.Custom(f"{path}:{name}", out_shape=out_shape, out_dtype=lambda *_: out_dtype, func_type="aot")
     if in_place:

@@ -29,6 +29,7 @@ SHARED: dict[str, int | float] = {
 # an operand of named int32 values (`gpt2x.native.record`).
 READ = (
     "panel",
+    "group",
     "activation.gelu_new",
     "activation.fast_gelu",
     "MaskSettings.site",
@@ -43,4 +44,11 @@ READ = (
     "DecoderSettings.num_heads",
     "DecoderSettings.cache_len",
     "DecoderSettings.activation",
+    "DecoderSettings.has_narrow_cache",
+    "DecoderSettings.vocab_size",
+    "CopySettings.num_heads",
+    "CopySettings.head_dim",
+    "CopySettings.prompt_len",
+    "CopySettings.cache_len",
+    "CopySettings.value_size",
 )

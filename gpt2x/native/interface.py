@@ -1,7 +1,8 @@
 """The interface of the compiled library: constants and signatures, compared with those of this Python code.
 
 The library describes itself by lines "constant NAME VALUE" and "operator NAME SIGNATURE" (`gpt2x_interface` in
-src/library.cpp). A signature names every operand with its type and sizes, in order; op.hpp has the grammar.
+src/library.cpp). A signature names every operand with its type and sizes, in order, those of a layer once; op.hpp has the
+grammar.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Operand:
 class Signature:
     """A parsed signature.
 
+    Attributes:
+        inputs: with those of one layer at the end.
+        layer_inputs: those of a layer; none if there are no layers.
+        outputs: the results.
+
     Args:
         name: of the operator.
         text: such as "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)".
@@ -39,7 +45,9 @@ class Signature:
 
     def __init__(self, name: str, text: str):
         inputs, _, outputs = text.partition(" -> ")
-        self.name, self.inputs, self.outputs = name, operands(inputs), operands(outputs)
+        once, _, layer = inputs.partition("each ")
+        self.layer_inputs = operands(layer)
+        self.name, self.inputs, self.outputs = name, operands(once) + self.layer_inputs, operands(outputs)
 
     def output_shapes(self, shapes: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> list[list[int]]:
         """Return the shapes of the outputs for inputs of some shapes.
@@ -51,10 +59,13 @@ class Signature:
         Raises:
             ValueError: the number of inputs, or a shape, does not fit the signature.
         """
-        if len(shapes) != len(self.inputs):
-            raise ValueError(f"{self.name} takes {len(self.inputs)} operands, not {len(shapes)}")
+        extra, size = len(shapes) - len(self.inputs), len(self.layer_inputs)
+        if extra and (not size or extra < 0 or extra % size):
+            each = f", and {size} for each further layer" if size else ""
+            raise ValueError(f"{self.name} takes {len(self.inputs)} operands{each}, not {len(shapes)}")
+        inputs = self.inputs + self.layer_inputs * (extra // size if size else 0)
         bound = dict(sizes)
-        for operand, shape in sorted(zip(self.inputs, shapes, strict=True), key=lambda pair: has_factor(pair[0])):
+        for operand, shape in sorted(zip(inputs, shapes, strict=True), key=lambda pair: has_factor(pair[0])):
             self._bind(operand, shape, bound)
         first = list(shapes[0])
         return [first if out.sizes is None else [value(size, bound) for size in out.sizes] for out in self.outputs]
@@ -129,7 +140,7 @@ def compare_names(kind: str, cpp: Mapping[str, str], python: Sequence[str]) -> N
 
 def compare_operands(cpp: Signature, python: Signature) -> None:
     """Raise InterfaceError at the first operand that differs."""
-    for side in ("inputs", "outputs"):
+    for side in ("inputs", "layer_inputs", "outputs"):
         ours, theirs = getattr(python, side), getattr(cpp, side)
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
             if mine != other:

@@ -4,7 +4,7 @@ The same texts stand in gpt2x/native/src at each `GPT2X_OP`; `gpt2x.native.libra
 library. gpt2x/native/src/op.hpp has the grammar.
 
 Legend: B batch, T tokens, R rows, D hidden, N heads (in linears: outputs), K inputs, V table rows or vocabulary,
-P table rows with padding, M new tokens of all rows, F feed-forward.
+P table rows with padding, S positions, L new tokens of a row whose next token is computed, F feed-forward.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ MASK = "starts int32, key int32, rows int32, settings int32 (8)"
 HEAD = "hidden float32 (R, D), table float32 (V, D), labels int32 (R), num_columns int32 (1)"
 
 
-def decoder_block(dtype: str) -> str:
-    """Return the signature of a block whose four matrices have a type."""
-    return (
-        "x float32 (M, D), positions int32, slots int32 (B), ln_1_weight float32 (D), ln_1_bias float32 (D), "
-        f"attn {dtype}, attn_scales float32, attn_bias float32, "
-        f"proj {dtype}, proj_scales float32, proj_bias float32 (D), "
-        "ln_2_weight float32 (D), ln_2_bias float32 (D), "
-        f"fc {dtype}, fc_scales float32, fc_bias float32 (F), "
-        f"out {dtype}, out_scales float32, out_bias float32 (D), "
-        "keys float32, values float32, settings int32 (3), eps float32 (1) -> y float32 (M, D)"
-    )
+LAYER = (
+    "ln_1_weight float32 (D), ln_1_bias float32 (D), attn {0}, attn_scales any, attn_bias float32, "
+    "proj {0}, proj_scales any, proj_bias float32 (D), ln_2_weight float32 (D), ln_2_bias float32 (D), "
+    "fc {0}, fc_scales any, fc_bias float32 (F), out {0}, out_scales any, out_bias float32 (D), keys any, values any"
+)
+WEIGHTS = {"fp32": "float32", "bf16": "int16", "int8": "int8", "int4": "int8"}  # kind -> type of its tensors
 
 
-def decoder_head(dtype: str) -> str:
-    """Return the signature of a head whose table has a type."""
+def decoder(kind: str, output: str) -> str:
+    """Return the signature of the whole model on new tokens, with weights of a kind."""
+    dtype = WEIGHTS[kind]
     return (
-        "x float32 (M, D), ln_f_weight float32 (D), ln_f_bias float32 (D), "
-        f"table {dtype} (P, D), table_scales float32, eps float32 (1) -> logits float32 (M, V)"
+        "ids int32 (B, T), positions int32 (B, T), columns int32 (B, L), tokens float32 (P, D), places float32 (S, D), "
+        f"ln_f_weight float32 (D), ln_f_bias float32 (D), table {dtype}, table_scales any, settings int32 (5), "
+        f"eps float32 (1), each {LAYER.format(dtype)} -> {output}"
     )
 
 
@@ -59,10 +56,7 @@ SIGNATURES = {
     "square_sum": "x float32 -> sum float32 (1)",
     "adamw": "parameter float32, mean float32, square float32, gradient float32, factor float32, finite bool, "
     "rate float32, eps float32, decay_factor float32, betas float32 (2) -> done float32 (1)",
-    "decoder_block_fp32": decoder_block("float32"),
-    "decoder_block_bf16": decoder_block("int16"),
-    "decoder_block_int8": decoder_block("int8"),
-    "decoder_head_fp32": decoder_head("float32"),
-    "decoder_head_bf16": decoder_head("int16"),
-    "decoder_head_int8": decoder_head("int8"),
+    **{f"decode_{kind}": decoder(kind, "logits float32 (B, L, V)") for kind in WEIGHTS},
+    **{f"decode_likeliest_{kind}": decoder(kind, "chosen int32 (B, L)") for kind in WEIGHTS},
+    "fill_slot": "slot int32 (1), settings int32 (5), each from any, to any -> done float32 (1)",
 }

@@ -289,27 +289,40 @@ def native_square_sum() -> ops.MultitypeFuncGraph:
 
 
 class DecoderKernels:
-    """A transformer block on a cache, and the head, for few rows; `gpt2x.generate.fused` calls them.
+    """The model on new tokens and a cache; `gpt2x.generate.fused` calls them.
 
     Attributes:
-        panel: columns of a panel, the form in which narrow weights are read.
+        panel: outputs of a panel, the form in which narrow weights are read.
+        group: inputs with a common factor in int4.
     """
 
     def __init__(self, activation: str):
         constants = cpp.library().constants
-        self.panel, self.activation = int(constants["panel"]), int(constants[f"activation.{activation}"])
+        self.panel, self.group = int(constants["panel"]), int(constants["group"])
+        self.activation = int(constants[f"activation.{activation}"])
 
-    def settings(self, num_heads: int, cache_len: int) -> np.ndarray:
-        """Return the operand `settings` of a block: DecoderSettings, int32 (3,)."""
-        return cpp.record("DecoderSettings", num_heads=num_heads, cache_len=cache_len, activation=self.activation)
+    def settings(self, num_heads: int, cache_len: int, cache: str, vocab_size: int) -> np.ndarray:
+        """Return the operand `settings` of the model: DecoderSettings, int32 (5,)."""
+        return cpp.record(
+            "DecoderSettings", num_heads=num_heads, cache_len=cache_len, activation=self.activation,
+            has_narrow_cache=int(cache == "bf16"), vocab_size=vocab_size,
+        )  # fmt: skip
 
-    def block(self, kind: str) -> Any:
-        """Return the operator of a block whose matrices are `kind`: fp32, bf16 or int8."""
-        return cpp.operator(f"decoder_block_{kind}", in_place=True)
+    def copy_settings(self, **sizes: int) -> np.ndarray:
+        """Return the operand `settings` of `fill_slot`: CopySettings, int32 (5,)."""
+        return cpp.record("CopySettings", **sizes)
 
-    def head(self, kind: str, vocab_size: int) -> Any:
-        """Return the operator of the last layer norm and the head, whose table is `kind`."""
-        return cpp.operator(f"decoder_head_{kind}", V=vocab_size)
+    def logits(self, kind: str, vocab_size: int) -> Any:
+        """Return the operator from tokens to logits, with weights of a kind: fp32, bf16, int8 or int4."""
+        return cpp.operator(f"decode_{kind}", in_place=True, V=vocab_size)
+
+    def likeliest(self, kind: str) -> Any:
+        """Return the operator from tokens to the most likely next ones, with weights of a kind."""
+        return cpp.operator(f"decode_likeliest_{kind}", in_place=True)
+
+    def fill_slot(self) -> Any:
+        """Return the operator that copies the beginning of caches into a slot of larger ones."""
+        return cpp.operator("fill_slot", in_place=True)
 
     def use_huge_pages(self, values: np.ndarray) -> None:
         """Move an array that every token reads to pages of 2 MB."""

@@ -20,7 +20,8 @@ from gpt2x.planner.memory import COMMUNICATOR_BYTES, num_communicators, usable_b
 from gpt2x.planner.values import ModelValues, model_values
 from gpt2x.planner.work import ASCEND_FORWARD_BYTES, launch_s
 
-COPY_BYTES = {"fp32": 0, "bf16": 2, "int8": 1}  # per matrix value that the CPU copies for decoding, by its type
+# per matrix value that the CPU copies for decoding, by its type; int4 has a factor of 2 bytes per 32 values
+COPY_BYTES = {"fp32": 0, "bf16": 2, "int8": 1, "int4": 9 / 16}
 ROW_COPIES = 12  # of B T D: rows, queries, keys, values and the feed-forward layer's of one block
 SCORE_COPIES = 3  # fp32, of B N T T: the scores of written-out attention in one block
 DECODED_SCORE_COPIES = 6  # of all blocks, by MindSpore's operators on the CPU, which keeps 1 for scoring: measured
@@ -140,6 +141,7 @@ class Decoding:
         cache_len: S.
         prompt_len: W; a prompt is read by a graph with a cache of its own.
         weights: `generation.weights`.
+        cache: `generation.cache`.
         draft: a smaller model that drafts, in its own caches; its time is not counted.
         key: as in `InferenceWork`.
     """
@@ -148,6 +150,7 @@ class Decoding:
     cache_len: int
     prompt_len: int
     weights: str = "fp32"
+    cache: str = "fp32"
     draft: ModelConfig | None = None
     key: str = "generation.batch_size"
 
@@ -169,10 +172,11 @@ class Decoding:
         """Return the bytes of weights, caches and the pass of a prompt, of the draft's model too."""
         values = estimate.values
         copies = COPY_BYTES[self.weights] * values.matrices
-        copies += FP32 * values.largest if self.weights == "int8" else 0  # a matrix while it is rounded
+        copies += FP32 * values.largest if self.weights in ("int8", "int4") else 0  # a matrix while it is rounded
+        position_bytes = estimate.position_bytes() / (2 if self.cache == "bf16" else 1)
         memory = InferenceMemory(
             weights=estimate.weights() + copies,
-            cache=estimate.position_bytes() * (self.texts * self.cache_len + self.prompt_len),
+            cache=position_bytes * (self.texts * self.cache_len + self.prompt_len),
             activations=estimate.rows(1, self.prompt_len, is_decoding=True),
             logits=FP32 * self.texts * estimate.vocab_rows(),
             communicators=estimate.communicators(),

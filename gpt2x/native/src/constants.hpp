@@ -13,7 +13,8 @@ constexpr uint64_t kWeyl = 0x9E3779B97F4A7C15ull;
 // GELU as x sigmoid(x (kGeluCubic x^2 + kGeluSlope)), and x sigmoid(kFastGeluSlope x) (gpt2x/ops/composed.py).
 constexpr float kGeluSlope = 1.5957691216057308f, kGeluCubic = 0.07135481627260025f, kFastGeluSlope = 1.702f;
 
-constexpr int64_t kPanel = 64;  // columns of a panel of narrow weights (stream.hpp)
+constexpr int64_t kPanel = 64;  // outputs of a panel of narrow weights (panels.hpp)
+constexpr int64_t kGroup = 32;  // inputs with a common scale in int4
 
 enum Activation : int32_t { kGeluNew, kFastGelu };
 
@@ -32,6 +33,11 @@ struct AttentionSettings {
 struct DecoderSettings {
   int32_t num_heads, cache_len;
   Activation activation;
+  int32_t has_narrow_cache, vocab_size;
+};
+
+struct CopySettings {
+  int32_t num_heads, head_dim, prompt_len, cache_len, value_size;  // value_size: bytes
 };
 
 }  // namespace gpt2x

@@ -33,6 +33,7 @@ std::vector<std::pair<std::string, std::string>> constants() {
       {"gelu_cubic", number(kGeluCubic)},
       {"fast_gelu_slope", number(kFastGeluSlope)},
       {"panel", std::to_string(kPanel)},
+      {"group", std::to_string(kGroup)},
       {"activation.gelu_new", std::to_string(kGeluNew)},
       {"activation.fast_gelu", std::to_string(kFastGelu)},
       GPT2X_MEMBER(MaskSettings, site),
@@ -47,6 +48,13 @@ std::vector<std::pair<std::string, std::string>> constants() {
       GPT2X_MEMBER(DecoderSettings, num_heads),
       GPT2X_MEMBER(DecoderSettings, cache_len),
       GPT2X_MEMBER(DecoderSettings, activation),
+      GPT2X_MEMBER(DecoderSettings, has_narrow_cache),
+      GPT2X_MEMBER(DecoderSettings, vocab_size),
+      GPT2X_MEMBER(CopySettings, num_heads),
+      GPT2X_MEMBER(CopySettings, head_dim),
+      GPT2X_MEMBER(CopySettings, prompt_len),
+      GPT2X_MEMBER(CopySettings, cache_len),
+      GPT2X_MEMBER(CopySettings, value_size),
   };
 }
 

@@ -10,7 +10,7 @@
 // (`gpt2x_interface`), and the two are compared when the library is loaded.
 //
 // Grammar: NAME TYPE [(SIZES)], separated by commas, "->" before the outputs. A size is a number, a letter, or both (3D, three
-// times D). Without sizes any shape is accepted.
+// times D). Without sizes any shape is accepted. Inputs between "each" and "->" occur once per layer, for any number of layers.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@
 
 namespace gpt2x {
 
-enum class Type { float32, int32, int16, int8, boolean };
+enum class Type { float32, int32, int16, int8, boolean, any };
 
 struct Size {
   int64_t factor = 1;
@@ -47,10 +47,15 @@ class Signature {
   static constexpr int kMost = 32;
   Operand operands[kMost];
   int count = 0;
+  int layer_begin = kMost, layer_size = 0;  // operands that occur once per layer
 
   consteval explicit Signature(std::string_view text) : text_(text) {
     while (!done()) {
-      skip(" ,->");
+      if (skip(" ,->") && layer_begin != kMost && layer_size == 0 && text_[at_ - 2] == '>') layer_size = count - layer_begin;
+      if (text_.substr(at_).starts_with("each ")) {
+        layer_begin = count;
+        at_ += 5;
+      }
       operands[count++] = operand();
     }
     for (int i = 0; i < count; ++i)
@@ -100,6 +105,7 @@ class Signature {
     if (word == "int16") return Type::int16;
     if (word == "int8") return Type::int8;
     if (word == "bool") return Type::boolean;
+    if (word == "any") return Type::any;
     throw "no such type";
   }
   static consteval Size size_of(std::string_view word) {
@@ -161,37 +167,57 @@ class Op {
 
  public:
   Op(int count, void** data, int* num_dims, int64_t** shapes) : data_(data), num_dims_(num_dims), shapes_(shapes) {
-    if (count != kSignature.count) throw std::invalid_argument("wrong number of operands: " + std::string(kText.view()));
-    for (int i = 0; i < count; ++i)
-      if (!fits(i)) throw std::invalid_argument("wrong shape of " + std::string(kSignature.operands[i].name));
+    const int extra = count - kSignature.count, size = kSignature.layer_size;
+    if (extra != 0 && (size == 0 || extra < 0 || extra % size != 0))
+      throw std::invalid_argument("wrong number of operands: " + std::string(kText.view()));
+    if (size != 0) num_layers_ = 1 + extra / size;
+    for (layer_ = 0; layer_ < num_layers_; ++layer_)
+      for (int i = 0; i < kSignature.count; ++i)
+        if (!fits(i)) throw std::invalid_argument("wrong shape of " + std::string(kSignature.operands[i].name));
+    layer_ = 0;
   }
 
-  float* floats(TypedName<Type::float32> name) const { return static_cast<float*>(data_[name.index]); }
-  const int32_t* ints(TypedName<Type::int32> name) const { return static_cast<const int32_t*>(data_[name.index]); }
-  bool flag(TypedName<Type::boolean> name) const { return *static_cast<const bool*>(data_[name.index]); }
+  int num_layers() const { return num_layers_; }
+
+  // These operands, with those of a layer where the signature says "each".
+  Op layer(int index) const {
+    Op other = *this;
+    other.layer_ = index;
+    return other;
+  }
+
+  float* floats(TypedName<Type::float32> name) const { return static_cast<float*>(data_[place(name.index)]); }
+  int32_t* ints(TypedName<Type::int32> name) const { return static_cast<int32_t*>(data_[place(name.index)]); }
+  bool flag(TypedName<Type::boolean> name) const { return *static_cast<const bool*>(data_[place(name.index)]); }
 
   // One of the structs in constants.hpp.
   template <typename Record>
   const Record& record(TypedName<Type::int32> name) const {
-    return *static_cast<const Record*>(data_[name.index]);
+    return *static_cast<const Record*>(data_[place(name.index)]);
   }
 
   // An operand whose type is a template parameter of the body.
   template <typename T>
-  const T* values(Name name) const { return static_cast<const T*>(data_[name.index]); }
+  T* values(Name name) const { return static_cast<T*>(data_[place(name.index)]); }
 
   // A size by its letter in the signature.
-  int64_t dim(Symbol symbol) const { return shapes_[symbol.size.operand][symbol.size.dimension]; }
-  int64_t last_dim(Name name) const { return shapes_[name.index][num_dims_[name.index] - 1]; }
-  int64_t size(Name name) const { return size_at(name.index); }
+  int64_t dim(Symbol symbol) const { return shapes_[place(symbol.size.operand)][symbol.size.dimension]; }
+  int64_t last_dim(Name name) const { return shapes_[place(name.index)][num_dims_[place(name.index)] - 1]; }
+  int64_t size(Name name) const { return size_at(place(name.index)); }
 
   // Fresh memory of the last output comes in huge pages if it is large.
   void prepare_output() const {
-    const int last = kSignature.count - 1;
+    const int last = place(kSignature.count - 1);
     if (size_at(last) >= (1 << 20)) want_huge_pages(data_[last], sizeof(float) * size_at(last));
   }
 
  private:
+  // Where an operand of the signature is in this call.
+  int place(int index) const {
+    if (index < kSignature.layer_begin) return index;
+    const bool is_output = index >= kSignature.layer_begin + kSignature.layer_size;
+    return index + kSignature.layer_size * (is_output ? num_layers_ - 1 : layer_);
+  }
   int64_t size_at(int index) const {
     int64_t total = 1;
     for (int d = 0; d < num_dims_[index]; ++d) total *= shapes_[index][d];
@@ -200,11 +226,12 @@ class Op {
   bool fits(int index) const {
     const Operand& operand = kSignature.operands[index];
     if (operand.rank < 0) return true;
-    if (operand.rank != num_dims_[index]) return false;
+    const int at = place(index);
+    if (operand.rank != num_dims_[at]) return false;
     for (int d = 0; d < operand.rank; ++d) {
       const Size& size = operand.sizes[d];
-      const int64_t unit = size.symbol == 0 ? 1 : shapes_[size.operand][size.dimension];
-      if (shapes_[index][d] != size.factor * unit) return false;
+      const int64_t unit = size.symbol == 0 ? 1 : shapes_[place(size.operand)][size.dimension];
+      if (shapes_[at][d] != size.factor * unit) return false;
     }
     return true;
   }
@@ -212,6 +239,7 @@ class Op {
   void** data_;
   int* num_dims_;
   int64_t** shapes_;
+  int num_layers_ = 1, layer_ = 0;
 };
 
 // Name and signature of every operator of the library, for `gpt2x_interface`.

@@ -1,177 +1,104 @@
-// Products of a few rows with weights that are read once from memory, in fp32, bf16 or int8.
+// Products of a few rows with fp32 weights that are read once from memory.
 //
 // Every sum runs over its terms in the same order for any number of rows. So a token's values do not depend on how many tokens are
 // computed with it, which speculative decoding relies on.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
-#include "constants.hpp"
-#include "gemm.hpp"
-#include "onednn.hpp"
 #include "parallel.hpp"
+#include "simd.hpp"
 #include "workspace.hpp"
 
 namespace gpt2x {
 
+// Weights are read at this many places at a time. A processor prefetches only within a page, but from several pages at once.
+constexpr int kStreams = 8;
+constexpr int64_t kAhead = 256;  // floats; from 128 to 1024 are equally fast
 
-inline Vec load_weights(const float* p) { return load(p); }
-
-// Intrinsics, because GCC 12 converts vectors of bytes one by one.
-inline Vec load_weights(const Bf16* p) {
-#if defined(__AVX512F__)
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return reinterpret_cast<Vec>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-#else
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return reinterpret_cast<Vec>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-#endif
-}
-
-inline Vec load_weights(const int8_t* p) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
-#else
-  return reinterpret_cast<Vec>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
-#endif
-}
-
-inline float to_float(float w) { return w; }
-inline float to_float(Bf16 w) {
-  const uint32_t bits = static_cast<uint32_t>(w.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-inline float to_float(int8_t w) { return w; }
-
-// A matrix (K, N) as the decoder reads it. fp32: the model's own, row-major. bf16 and int8: a copy in panels (N / kPanel, K, kPanel),
-// read from one end to the other; int8 with one factor per output.
-template <typename W>
-struct Weights {
-  const W* data;
-  const float* scales;  // only for int8
-
-  const W* panel(int64_t index, int64_t k) const { return data + index * k * kPanel; }
-
-  float scale(int64_t output) const {
-    if constexpr (std::is_same_v<W, int8_t>) return scales[output];
-    return 1.0f;
-  }
-};
-
-// y (R, NV vectors) += x (R, k) w (k, NV vectors). If `ahead` is not null, memory from there on is prefetched meanwhile.
-template <int R, int NV, typename W>
-inline void stream_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy, const W* ahead) {
-  Vec sum[R][NV];
+// y (R, n) += x (R, kStreams) w, where row s of w begins at w + s * ldw. `ahead` is added to the places that are prefetched.
+template <int R>
+inline void add_rows(int64_t n, const float (*x)[kStreams], const float* w, int64_t ldw, float* y, int64_t ldy) {
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes) {
+    Vec rows[kStreams];
 #pragma GCC unroll 8
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) sum[i][j] = load(y + i * ldy + j * kLanes);
-  for (int64_t p = 0; p < k; ++p) {
-    if (ahead != nullptr)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) __builtin_prefetch(ahead + (p * NV + j) * kLanes, 0, 2);
-    Vec right[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) right[j] = load_weights(w + p * ldw + j * kLanes);
+    for (int s = 0; s < kStreams; ++s) {
+      const float* from = w + s * ldw + c;
+      __builtin_prefetch(from + kAhead);
+      rows[s] = load(from);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      const float left = x[i * ldx + p];
+      Vec sum = load(y + i * ldy + c);
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sum[i][j] += left * right[j];
+      for (int s = 0; s < kStreams; ++s) sum += x[i][s] * rows[s];
+      store(y + i * ldy + c, sum);
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) store(y + i * ldy + j * kLanes, sum[i][j]);
+  for (; c < n; ++c)
+    for (int i = 0; i < R; ++i)
+      for (int s = 0; s < kStreams; ++s) y[i * ldy + c] = std::fma(x[i][s], w[s * ldw + c], y[i * ldy + c]);
 }
 
-// y (m, n) += x (m, k) w (k, n), for a k so small that these rows of weights stay in the cache
-template <typename W>
-void stream_tiles(int64_t m, int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, int64_t n, float* y, int64_t ldy,
-                  const W* next) {
-  constexpr int kHalf = kTileVecs / 2;  // 8 rows fill the registers with half a tile's columns
-  int64_t c = 0;
-  for (; c + kTileColumns <= n; c += kTileColumns)
-    for (int64_t r = 0; r < m;) {
-      const auto go = [&](auto rows, auto vecs) {
-        constexpr int R = decltype(rows)::value, NV = decltype(vecs)::value;
-        for (int64_t d = c; d < c + kTileColumns; d += NV * kLanes)
-          stream_tile<R, NV>(k, x + r * ldx, ldx, w + d, ldw, y + r * ldy + d, ldy, r > 0 || next == nullptr ? nullptr : next + d * k);
-        r += R;
-      };
-      const std::integral_constant<int, kTileVecs> all;
-      switch (m - r) {
-        case 1: go(std::integral_constant<int, 1>{}, all); break;
-        case 2: go(std::integral_constant<int, 2>{}, all); break;
-        case 3: go(std::integral_constant<int, 3>{}, all); break;
-        case 4: go(std::integral_constant<int, 4>{}, all); break;
-        case 5: go(std::integral_constant<int, 5>{}, all); break;
-        case 6: go(std::integral_constant<int, 6>{}, all); break;
-        case 7: go(std::integral_constant<int, 7>{}, std::integral_constant<int, kHalf>{}); break;
-        default: go(std::integral_constant<int, 8>{}, std::integral_constant<int, kHalf>{}); break;
+// y (m, n) += x (m, k) w (k, n): in kStreams parts of the rows of w, side by side, then the rest
+inline void add_product(int64_t m, int64_t k, int64_t n, const float* x, int64_t ldx, const float* w, float* y) {
+  constexpr int64_t kRows = 8, kSteps = 4;  // with more rows of x, this many steps stay in the cache while all of them pass
+  const int64_t part = k / kStreams, steps = m > kRows ? kSteps : 1;
+  for (int64_t start = 0; start < part; start += steps)
+    for (int64_t r = 0; r < m; r += kRows)
+      for (int64_t p = start; p < std::min(part, start + steps); ++p) {
+        const int64_t count = std::min(kRows, m - r);
+        float factors[kRows][kStreams];
+        for (int64_t i = 0; i < count; ++i)
+          for (int s = 0; s < kStreams; ++s) factors[i][s] = x[(r + i) * ldx + s * part + p];
+        const auto go = [&](auto rows) { add_rows<decltype(rows)::value>(n, factors, w + p * n, part * n, y + r * n, n); };
+        switch (count) {
+          case 1: go(std::integral_constant<int, 1>{}); break;
+          case 2: go(std::integral_constant<int, 2>{}); break;
+          case 3: go(std::integral_constant<int, 3>{}); break;
+          case 4: go(std::integral_constant<int, 4>{}); break;
+          case 5: go(std::integral_constant<int, 5>{}); break;
+          case 6: go(std::integral_constant<int, 6>{}); break;
+          case 7: go(std::integral_constant<int, 7>{}); break;
+          default: go(std::integral_constant<int, 8>{}); break;
+        }
       }
+  for (int64_t p = part * kStreams; p < k; ++p)
+    for (int64_t r = 0; r < m; ++r) {
+      const float factor = x[r * ldx + p];
+#pragma omp simd
+      for (int64_t c = 0; c < n; ++c) y[r * n + c] += factor * w[p * n + c];
     }
-  for (; c < n; ++c)  // the rest of a width that is not a multiple of a tile
-    for (int64_t r = 0; r < m; ++r)
-      for (int64_t p = 0; p < k; ++p) y[r * ldy + c] = std::fma(x[r * ldx + p], to_float(w[p * ldw + c]), y[r * ldy + c]);
 }
 
-// y (m, n) = x (m, k) w (k, n) in fp32, for few rows of x. Each thread reads its part of the rows of weights from one end to the
-// other, which is how memory is read fastest. y sums the threads' parts in order.
-inline void stream_dense(int64_t m, int64_t k, int64_t n, const float* x, const float* w, float* y) {
-  constexpr int64_t kRows = 32;  // of weights, which stay in the cache while all rows of x use them
+// sums (threads, m, n): each thread's part of x (m, k) w (k, n); their sum, in order, is the product.
+inline float* stream_dense(int64_t m, int64_t k, int64_t n, const float* x, const float* w) {
   const int64_t parts = num_threads();
-  const bool is_ahead = m > 6;  // with less work per row of weights, the processor's own prefetching is faster
   static Workspace workspace;
   float* sums = workspace.get(parts * m * n);
   parallel_for(parts, [&](int64_t part) {
     float* sum = sums + part * m * n;
     std::fill(sum, sum + m * n, 0.0f);
-    const int64_t end = k * (part + 1) / parts;
-    for (int64_t p = k * part / parts; p < end; p += kRows)
-      stream_tiles(m, std::min(kRows, end - p), x + p, k, w + p * n, n, n, sum, n, is_ahead ? w + (p + kRows) * n : nullptr);
+    const int64_t begin = k * part / parts, end = k * (part + 1) / parts;
+    add_product(m, end - begin, n, x + begin, k, w + begin * n, sum);
   });
-  std::copy_n(sums, m * n, y);
-  for (int64_t part = 1; part < parts; ++part) {
-    const float* sum = sums + part * m * n;
-#pragma omp simd
-    for (int64_t i = 0; i < m * n; ++i) y[i] += sum[i];
-  }
+  return sums;
 }
 
-// stream_dense for a copy in panels, each of which is read by one thread.
-template <typename W>
-void stream_panels(int64_t m, int64_t k, int64_t n, const float* x, const Weights<W>& weights, float* y) {
-  constexpr int64_t kRows = 128, kAhead = 24;
-  parallel_for((n + kPanel - 1) / kPanel, [&](int64_t index) {
-    static thread_local Workspace workspace;
-    float* sums = workspace.get(m * kPanel);
-    std::fill(sums, sums + m * kPanel, 0.0f);
-    const W* w = weights.panel(index, k);
-    for (int64_t p = 0; p < k; p += kRows)
-      stream_tiles<W>(m, std::min(kRows, k - p), x + p, k, w + p * kPanel, kPanel, kPanel, sums, kPanel, w + (p + kAhead) * kPanel);
-    const int64_t begin = index * kPanel, width = std::min(kPanel, n - begin);
-    for (int64_t r = 0; r < m; ++r) std::copy_n(sums + r * kPanel, width, y + r * n + begin);
-  });
-}
-
-template <int R, int V, typename W>
-inline void dot_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t ldw, float* y, int64_t ldy) {
-  constexpr int64_t kAheadBytes = 8192;
+template <int R, int V>
+inline void dot_tile(int64_t k, const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy) {
+  constexpr int64_t kAheadFloats = 2048;
   Vec sum[R][V] = {};
   int64_t p = 0;
   for (; p + kLanes <= k; p += kLanes) {
     Vec right[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
-      right[j] = load_weights(w + j * ldw + p);
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j * ldw + p) + kAheadBytes);
+      right[j] = load(w + j * ldw + p);
+      __builtin_prefetch(w + j * ldw + p + kAheadFloats);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
@@ -185,17 +112,16 @@ inline void dot_tile(int64_t k, const float* x, int64_t ldx, const W* w, int64_t
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
       float total = lanes_sum(sum[i][j]);
-      for (int64_t rest = p; rest < k; ++rest) total += x[i * ldx + rest] * to_float(w[j * ldw + rest]);
+      for (int64_t rest = p; rest < k; ++rest) total += x[i * ldx + rest] * w[j * ldw + rest];
       y[i * ldy + j] = total;
     }
 }
 
-// Columns [begin, end) of y (m, n) = x (m, k) transpose of w (n, k), for few rows of x
-template <typename W>
-void stream_rows(int64_t m, int64_t k, const float* x, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
+// y (m, count) = x (m, k) transpose of w (count, k), for few rows of x
+inline void stream_rows(int64_t m, int64_t k, int64_t count, const float* x, const float* w, float* y, int64_t ldy) {
   constexpr int kRows = 4;
-  for (int64_t v = begin; v < end;) {
-    const bool is_full = v + kRows <= end;
+  for (int64_t v = 0; v < count;) {
+    const bool is_full = v + kRows <= count;
     for (int64_t r = 0; r < m;) {
       const auto go = [&](auto rows) {
         constexpr int R = decltype(rows)::value;
