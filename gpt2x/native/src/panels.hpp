@@ -95,7 +95,28 @@ inline bool has_vnni() {
 
 // ---- activations
 
-// Rows of activations, each as scale * (128 high + low).
+// A row of activations x (k) as scale * (128 high + low) -> scale; `offset` is added to high.
+inline float round_row(int64_t k, const float* x, int offset, uint8_t* high, uint8_t* low) {
+  float largest = 0.0f, total = 0.0f;
+#pragma omp simd reduction(max : largest) reduction(+ : total)
+  for (int64_t p = 0; p < k; ++p) {
+    const float size = std::fabs(x[p]);
+    largest = size > largest ? size : largest;
+    total += x[p];
+  }
+  const bool is_finite = std::isfinite(total) && largest < 1e37f, is_zero = largest < 1e-30f;
+  const float scale = is_finite && !is_zero ? kLevels / largest : 0.0f;
+#pragma omp simd
+  for (int64_t p = 0; p < k; ++p) {
+    const int32_t q = static_cast<int32_t>((x[p] * scale + 12582912.0f) - 12582912.0f);  // the nearest integer
+    high[p] = static_cast<uint8_t>((q >> 7) + offset);
+    low[p] = static_cast<uint8_t>(q & 127);
+  }
+  if (!is_finite) return std::numeric_limits<float>::quiet_NaN();  // which everything shows
+  return is_zero ? 0.0f : largest / kLevels;
+}
+
+// Rows of activations for a few rows of products.
 class Rounded {
  public:
   // x (m, k); `offset` is added to high. `group`: inputs whose sums are kept; 0: none.
@@ -106,25 +127,8 @@ class Rounded {
     num_groups = group == 0 ? 0 : stride / group;
     sums.resize(m * num_groups);
     for (int64_t r = 0; r < m; ++r) {
-      const float* row = x + r * k;
-      float largest = 0.0f, total = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : total)
-      for (int64_t p = 0; p < k; ++p) {
-        const float size = std::fabs(row[p]);
-        largest = size > largest ? size : largest;
-        total += row[p];
-      }
-      const bool is_finite = std::isfinite(total) && largest < 1e37f;
-      const float unit = largest > 1e-30f ? kLevels / largest : 0.0f;
-      scales[r] = !is_finite ? std::numeric_limits<float>::quiet_NaN() : largest > 1e-30f ? largest / kLevels : 0.0f;  // not finite: NaN, which everything shows
       uint8_t *highs = high(r), *lows = low(r, m);
-      const float scale = is_finite ? unit : 0.0f;
-#pragma omp simd
-      for (int64_t p = 0; p < k; ++p) {
-        const int32_t q = static_cast<int32_t>((row[p] * scale + 12582912.0f) - 12582912.0f);  // the nearest integer
-        highs[p] = static_cast<uint8_t>((q >> 7) + offset);
-        lows[p] = static_cast<uint8_t>(q & 127);
-      }
+      scales[r] = round_row(k, x + r * k, offset, highs, lows);
       std::fill(highs + k, highs + stride, static_cast<uint8_t>(offset));
       std::fill(lows + k, lows + stride, 0);
       for (int64_t g = 0; g < num_groups; ++g) {

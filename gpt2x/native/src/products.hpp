@@ -244,28 +244,28 @@ inline const Bf16* bf16_rows(int64_t m, int64_t k, const float* x) {
   return rows;
 }
 
-// By bytes, whose sums are those of `Activations<int8_t>`, and so are the values.
+// By bytes, whose sums are those of `Activations<int8_t>`, and so are the values; some rows at a time, whose sums stay in the cache.
 template <typename F>
 void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&& finish) {
-  static Workspace workspace;
+  constexpr int64_t kRows = 128;
+  static Workspace room_of_bytes, room_of_sums, room_of_scales;
   const int64_t n = weights.n, k = weights.k;
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(workspace.get(m * (k + 2 * n + 1) + m * k / 2 + 16));
-  float* scales = reinterpret_cast<float*>(bytes + round_up(2 * m * k, 64));
-  int32_t* sums = reinterpret_cast<int32_t*>(scales + round_up(m, 16));
-  parallel_for(m, [&](int64_t r) {
-    static thread_local Rounded rounded;
-    rounded.round(1, k, x + r * k, kOffset, 0);
-    std::copy_n(rounded.high(0), k, bytes + r * k);
-    std::copy_n(rounded.low(0, 1), k, bytes + (m + r) * k);
-    scales[r] = rounded.scales[0];
-  });
-  multiply_panels(2 * m, n, k, bytes, weights.data, sums);
-  parallel_for(m, [&](int64_t r) {
-    static thread_local std::vector<float> values;
-    values.resize(n);
-    Activations<int8_t>::scale(weights, scales[r], 0, n, sums + r * n, sums + (m + r) * n, values.data());
-    finish(r, 0, n, values.data());
-  });
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(room_of_bytes.get(2 * kRows * k / 4 + 1));
+  int32_t* sums = reinterpret_cast<int32_t*>(room_of_sums.get(2 * kRows * n));
+  float* scales = room_of_scales.get(kRows);
+  for (int64_t first = 0; first < m; first += kRows) {
+    const int64_t count = std::min(kRows, m - first);
+    parallel_for(count, [&](int64_t r) {
+      scales[r] = round_row(k, x + (first + r) * k, kOffset, bytes + r * k, bytes + (count + r) * k);
+    });
+    multiply_panels(2 * count, n, k, bytes, weights.data, sums);
+    parallel_for(count, [&](int64_t r) {
+      static thread_local Workspace workspace;
+      float* values = workspace.get(n);
+      Activations<int8_t>::scale(weights, scales[r], 0, n, sums + r * n, sums + (count + r) * n, values);
+      finish(first + r, 0, n, values);
+    });
+  }
 }
 
 template <typename W, typename F>
