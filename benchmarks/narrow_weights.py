@@ -1,9 +1,10 @@
-"""What bf16 and int8 weights cost in perplexity.
+"""What narrow weights and a narrow cache cost in perplexity.
 
     python benchmarks/narrow_weights.py --load DIR --text FILE --out FILE
 
-The decoder's own kernels give the logits of every place of windows that do not overlap, with weights of each type on
-the same tokens; the difference of the mean losses has its standard error over windows.
+The decoder's own kernels give the logits of every place of windows that do not overlap, with weights and cache of each
+type on the same tokens: a window at once, as prompts are read, or a few tokens at a time (`--step`), as texts are
+written. The difference of the mean losses has its standard error over windows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from side_by_side import facts, write
 from train_steps import cpu_hardware
 
-KINDS = ("fp32", "bf16", "int8")
+KINDS = ("fp32/fp32", "bf16/fp32", "int8/fp32", "int4/fp32", "fp32/bf16", "int4/bf16")  # weights/cache
 
 
 def arguments() -> argparse.Namespace:
@@ -29,10 +30,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seq-len", type=int, help="tokens of a window; default 128, or the model's where that is less"
     )
+    parser.add_argument("--step", type=int, help="tokens per forward pass; default: the whole window")
     return parser.parse_args()
 
 
-def window_losses(net, model, hardware, windows: np.ndarray, kind: str) -> np.ndarray:
+def window_losses(net, model, hardware, windows: np.ndarray, kind: str, step: int) -> np.ndarray:
     """The mean loss in nats of each window (R, T + 1)."""
     from mindspore import Tensor, nn
 
@@ -45,16 +47,22 @@ def window_losses(net, model, hardware, windows: np.ndarray, kind: str) -> np.nd
             super().__init__(auto_prefix=False)
             self.decoder = decoder
 
-        def construct(self, ids, positions):
-            return self.decoder.logits(ids, positions, positions)
+        def construct(self, ids, positions, columns):
+            return self.decoder.logits(ids, positions, columns)
 
     length = windows.shape[1] - 1
-    places = Places(Decoder(net, model, hardware, 1, length, weights=Weights(net, kind)))
-    positions = Tensor(np.arange(length, dtype=np.int32).reshape(1, -1))
+    weights, _, cache = kind.partition("/")
+    places = Places(Decoder(net, model, hardware, 1, length, weights=Weights(net, weights, cache)))
+    positions = np.arange(length, dtype=np.int32).reshape(1, -1)
     losses = []
     for row in windows:
-        logits = places(Tensor(row[None, :-1].copy()), positions).asnumpy()
-        losses.append(negative_log_likelihoods(logits, row[1:]).mean())
+        logits = []
+        for first in range(0, length, step):
+            part = slice(first, min(length, first + step))
+            columns = positions[:, : part.stop - first]
+            logits.append(places(Tensor(row[None, part].copy()), Tensor(positions[:, part].copy()), Tensor(columns.copy())))
+        found = np.concatenate([each.asnumpy() for each in logits])
+        losses.append(negative_log_likelihoods(found, row[1:]).mean())
     return np.array(losses)
 
 
@@ -80,10 +88,11 @@ def main() -> None:
     if count < 2:
         raise SystemExit(f"--text {options.text} has {len(ids)} tokens, fewer than two windows of {options.seq_len}")
     windows = np.stack([ids[i * options.seq_len : (i + 1) * options.seq_len + 1] for i in range(count)])
-    losses = {kind: window_losses(net, source.model, hardware, windows, kind) for kind in KINDS}
-    result = {"windows": count, "seq_len": options.seq_len, "weights": {}}
+    step = options.step or options.seq_len
+    losses = {kind: window_losses(net, source.model, hardware, windows, kind, step) for kind in KINDS}
+    result = {"windows": count, "seq_len": options.seq_len, "step": step, "weights": {}}
     for kind, values in losses.items():
-        change = values - losses["fp32"]
+        change = values - losses[KINDS[0]]
         result["weights"][kind] = {
             "loss": values.mean(), "perplexity": float(np.exp(values.mean())),
             "perplexity_ratio": float(np.exp(change.mean())),
