@@ -136,7 +136,7 @@ def validate_generation(generation: GenerationConfig) -> None:
         f"generation.min_new_tokens={generation.min_new_tokens} exceeds generation.max_new_tokens="
         f"{generation.max_new_tokens}; use a smaller generation.min_new_tokens.",
     )
-    if generation.draft is not None:
+    if generation.draft is not None or generation.draft_ngram:
         validate_draft(generation)
     sampling = [key for key in ("temperature", "top_k", "top_p") if getattr(generation, key)]
     require(
@@ -161,10 +161,16 @@ def validate_draft(generation: GenerationConfig) -> None:
         "min_new_tokens": generation.min_new_tokens == 0,
     }
     wrong = [f"generation.{key}={getattr(generation, key)}" for key, is_right in fixes.items() if not is_right]
+    key, off = ("draft_ngram", 0) if generation.draft is None else ("draft", "null")
     require(
         not wrong,
-        f"generation.draft={generation.draft} decodes greedily, so that the draft changes no text; drop "
-        f"{', '.join(wrong)}, or use generation.draft=null.",
+        f"generation.{key}={getattr(generation, key)} decodes greedily, so that drafts change no text; drop "
+        f"{', '.join(wrong)}, or use generation.{key}={off}.",
+    )
+    require(
+        generation.draft is None or not generation.draft_ngram,
+        f"generation.draft_ngram={generation.draft_ngram} drafts from the text, and generation.draft={generation.draft} "
+        "by a model; use generation.draft_ngram=0 or generation.draft=null.",
     )
 
 
@@ -176,6 +182,11 @@ def validate_train(config: TrainConfig) -> None:
     require(
         config.generation.draft is None,
         f"generation.draft={config.generation.draft} is for predict.py; train.py needs generation.draft=null.",
+    )
+    require(
+        not config.generation.draft_ngram,
+        f"generation.draft_ngram={config.generation.draft_ngram} is for predict.py; train.py needs "
+        "generation.draft_ngram=0.",
     )
     trainer = config.trainer
     require(

@@ -243,6 +243,8 @@ class GenerationConfig:
     batch_size: int = key("prompts decoded together; when one ends, the next takes its place", HOST, 8, at_least=1)
     draft: str | None = key("directory, as load=, of a smaller model with the same tokenizer for drafts", HOST, None,
                             is_path=True, null="off")  # fmt: skip
+    draft_ngram: int = key("drafts what followed the text's last tokens, up to so many, where they stood before; 0 is "
+                           "off", HOST, 0, at_least=0)  # fmt: skip
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
                        choices=("fp32", "bf16", "int8", "int4"))  # fmt: skip

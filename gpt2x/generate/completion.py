@@ -21,7 +21,7 @@ from gpt2x.errors import UserError
 from gpt2x.generate import sampling
 from gpt2x.generate.replicas import ALONE, Replicas
 from gpt2x.generate.slots import Slots
-from gpt2x.generate.speculative import draft_steps, speculate
+from gpt2x.generate.speculative import draft_by_lookup, draft_by_model, draft_steps, verified
 from gpt2x.generate.streaming import TextStream
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.parallel.agreement import FromFirst
@@ -332,20 +332,29 @@ class Generator:
         self._from_first([0] * count)  # compiles its graph too
         lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
         types = config.weights, config.cache
-        steps, drafts = draft_steps(config.draft_tokens) if self.draft_slots else ([(1, 1)], [])
+        steps, drafts = draft_steps(config.draft_tokens) if self._drafts(config) else ([(1, 1)], [])
         self.slots.open(count, lengths, config.max_new_tokens, steps, is_greedy, *types)
         if self.draft_slots:
             self.draft_slots.open(count, lengths, config.max_new_tokens, drafts, is_greedy, *types)
         self.compile_seconds += time.perf_counter() - start
 
+    def _drafts(self, config: GenerationConfig) -> bool:
+        """Return True if tokens are drafted, by a model or from the text."""
+        return self.draft_slots is not None or config.draft_ngram > 0
+
     def _next(self, slots: dict[int, Row], config: GenerationConfig, seed: int) -> dict[int, list[int]]:
-        """Return the next token of the row in each slot; with a draft, one or several."""
-        if self.draft_slots is None:
+        """Return the next token of the row in each slot; with drafts, one or several."""
+        if not self._drafts(config):
             output = self.slots.step({slot: (len(row.text) - 1, row.text[-1:]) for slot, row in slots.items()})
             tokens = self._choose(output[list(slots)], list(slots.values()), config, seed)
             return {slot: [token] for slot, token in zip(slots, tokens, strict=True)}
         texts = {slot: row.text for slot, row in slots.items()}
-        accepted = speculate(self.slots, self.draft_slots, texts, config.draft_tokens)
+        if self.draft_slots is not None:
+            drafted = draft_by_model(self.draft_slots, texts, config.draft_tokens)
+        else:
+            longest, count = config.draft_ngram, config.draft_tokens
+            drafted = {slot: draft_by_lookup(text, longest, count) for slot, text in texts.items()}
+        accepted = verified(self.slots, texts, drafted)
         for slot, row in slots.items():
             num_drafted = min(config.draft_tokens, config.max_new_tokens - len(row.new))
             num_accepted = min(num_drafted, len(accepted[slot]) - 1)

@@ -1,4 +1,4 @@
-"""Greedy speculative decoding (Leviathan et al., arXiv:2211.17192): a small model drafts, the model verifies.
+"""Greedy speculative decoding (Leviathan et al., arXiv:2211.17192): the text itself or a small model drafts.
 
 The model reads the drafted tokens in one forward pass and computes what it would have chosen at each position. The
 longest prefix of the draft that agrees is accepted, followed by one token of the model. The text is that of greedy
@@ -24,18 +24,15 @@ from gpt2x.pretrained import Pretrained, load_pretrained, source_tokenizer
 
 
 def draft_steps(num_drafted: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return (T, L) of the steps of the model and of its draft, as `Slots.open` takes them."""
+    """Return (T, L) of the steps of the model and of a draft model, as `Slots.open` takes them."""
     return [(num_drafted + 1, num_drafted + 1)], [(2, 1), (1, 1)] if num_drafted > 1 else [(2, 1)]
 
 
-def speculate(
-    target: Slots, draft: Slots, texts: Mapping[int, Sequence[int]], num_drafted: int
-) -> dict[int, list[int]]:
-    """Return the next 1 to K + 1 tokens of each text: the drafted tokens that the model accepts, and one of its own.
+def draft_by_model(draft: Slots, texts: Mapping[int, Sequence[int]], num_drafted: int) -> dict[int, list[int]]:
+    """Return the next K tokens of each text as the draft writes them.
 
     Args:
-        target: has read all tokens of each text except the last.
-        draft: has read at least all except the last two.
+        draft: has read at least all tokens of each text except the last two.
         texts: by slot, each with two or more tokens.
         num_drafted: K.
     """
@@ -47,8 +44,43 @@ def speculate(
         for slot, text in texts.items():
             drafted[slot].append(int(tokens[slot, 0]))
             parts[slot] = (len(text) + ahead, drafted[slot][-1:])
+    return drafted
+
+
+def draft_by_lookup(text: Sequence[int], longest: int, num_drafted: int) -> list[int]:
+    """Return K tokens: those that followed the text's last n tokens where these stood before (prompt lookup decoding).
+
+    The latest such place counts, of the longest n-gram that occurs twice. Where nothing follows, the last token is
+    repeated; the model reads K tokens in any case.
+
+    Args:
+        text: one token or more.
+        longest: of the n-grams.
+        num_drafted: K.
+    """
+    text = list(text)
+    for size in range(min(longest, len(text) - 1), 0, -1):
+        last = text[-size:]
+        for start in range(len(text) - size - 1, -1, -1):
+            if text[start : start + size] == last:
+                after = text[start + size : start + size + num_drafted]
+                return after + text[-1:] * (num_drafted - len(after))
+    return text[-1:] * num_drafted
+
+
+def verified(
+    target: Slots, texts: Mapping[int, Sequence[int]], drafted: Mapping[int, list[int]]
+) -> dict[int, list[int]]:
+    """Return the next 1 to K + 1 tokens of each text: the drafted tokens that the model accepts, and one of its own.
+
+    Args:
+        target: has read all tokens of each text except the last.
+        texts: by slot.
+        drafted: by slot, K tokens.
+    """
+    num_scored = len(next(iter(drafted.values()))) + 1
     chosen = target.step(
-        {slot: (len(text) - 1, [text[-1], *drafted[slot]]) for slot, text in texts.items()}, num_drafted + 1
+        {slot: (len(text) - 1, [text[-1], *drafted[slot]]) for slot, text in texts.items()}, num_scored
     )  # (B, K + 1)
     return {slot: accepted_tokens(drafted[slot], chosen[slot].tolist()) for slot in texts}
 

@@ -1,6 +1,7 @@
 """Speculative decoding gives what greedy decoding gives, in fewer passes of the model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gpt2x.data.tokenizers import byte_level_bpe
 from gpt2x.errors import UserError
 from gpt2x.generate import Generator
 from gpt2x.generate.completion import Drafter
-from gpt2x.generate.speculative import accepted_tokens
+from gpt2x.generate.speculative import accepted_tokens, draft_by_lookup
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from tests.support.configs import typed
 from tests.support.generation import MODEL, num_graphs
@@ -77,6 +78,26 @@ def test_the_longest_prefix_that_agrees():
     assert accepted_tokens([1, 2, 3], [1, 2, 3, 4]) == [1, 2, 3, 4]
     assert accepted_tokens([1, 9, 3], [1, 2, 3, 4]) == [1, 2]
     assert accepted_tokens([9, 2, 3], [1, 2, 3, 4]) == [1]
+
+
+def test_what_is_looked_up():
+    text = [5, 6, 7, 8, 5, 6, 9, 5, 6]
+    assert draft_by_lookup(text, 3, 2) == [9, 5]  # the latest place of 5, 6
+    assert draft_by_lookup([1, 2, 3, 4, 2, 3], 3, 4) == [4, 2, 3, 3]  # then the last token again
+    assert draft_by_lookup([3, 1, 3], 1, 1) == [1]
+    assert draft_by_lookup([1, 2], 3, 2) == [2, 2]
+    assert draft_by_lookup([1], 3, 1) == [1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_text_with_lookups_is_that_of_greedy_decoding(generator, batch_size):
+    config = GenerationConfig(max_new_tokens=24, eos_ids=[], batch_size=batch_size)
+    prompts = [[1, 2, 3, 1, 2], [7], [4, 4, 4]]
+    expected = generator.generate_ids(prompts, config, seed=0)
+    passes = generator.slots.num_passes
+    drafting = replace(config, draft_ngram=3)
+    assert generator.generate_ids(prompts, drafting, seed=0) == expected
+    assert generator.slots.num_passes - passes < passes  # an untrained model soon repeats itself
 
 
 def test_a_draft_with_a_shorter_window(net, hardware, tokenizer):
