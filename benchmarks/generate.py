@@ -50,7 +50,12 @@ def arguments() -> argparse.Namespace:
     options.shape, options.dropout = list(SHAPES[options.model]), 0.0
     options.initializer_range = INITIALIZER_RANGE
     skipped = missing()
-    for name, packages in skipped.items():
+    if options.isa:
+        for name in [name for name in CONTESTANTS if name.startswith("llama")]:
+            print(f"skipped: {name}, which is compiled for this processor and not for {options.isa}", file=sys.stderr)
+            skipped[name] = []
+    skipped_packages = {name: packages for name, packages in skipped.items() if packages}
+    for name, packages in skipped_packages.items():
         print(f"skipped: {name}, which needs {' and '.join(packages)} (pip install)", file=sys.stderr)
     chosen = {"gpt2x", TRANSFORMERS, *(options.contestants or CONTESTANTS)} - skipped.keys()
     options.contestants = [name for name in CONTESTANTS if name in chosen]
@@ -199,7 +204,15 @@ def title(result: dict[str, Any], label: str) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = ("", "tokens/s", "quartiles", "time over gpt2x's in its format", "bandwidth share", "same tokens", "peak memory")
+    columns = (
+        "",
+        "tokens/s",
+        "quartiles",
+        "time over gpt2x's in its format",
+        "bandwidth share",
+        "same tokens",
+        "peak memory",
+    )
     for label, work in result["workloads"].items():
         rows = []
         for name, found in work["contestants"].items():

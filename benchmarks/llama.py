@@ -22,7 +22,9 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    tensors = {name.removeprefix("transformer."): each for name, each in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): each for name, each in load_file(folder / "model.safetensors").items()
+    }
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(config["n_positions"])
@@ -93,7 +95,9 @@ def llama_decoder(options: argparse.Namespace, folder: Path, kind: str):
         batch.n_tokens = at
         if llama.llama_decode(made, batch) != 0:
             raise RuntimeError("llama_decode failed")
-        chosen = [int(np.ctypeslib.as_array(llama.llama_get_logits_ith(made, i), (vocab_size,)).argmax()) for i in wanted]
+        chosen = [
+            int(np.ctypeslib.as_array(llama.llama_get_logits_ith(made, i), (vocab_size,)).argmax()) for i in wanted
+        ]
         llama.llama_batch_free(batch)
         return chosen
 

@@ -60,7 +60,9 @@ def window_losses(net, model, hardware, windows: np.ndarray, kind: str, step: in
         for first in range(0, length, step):
             part = slice(first, min(length, first + step))
             columns = positions[:, : part.stop - first]
-            logits.append(places(Tensor(row[None, part].copy()), Tensor(positions[:, part].copy()), Tensor(columns.copy())))
+            logits.append(
+                places(Tensor(row[None, part].copy()), Tensor(positions[:, part].copy()), Tensor(columns.copy()))
+            )
         found = np.concatenate([each.asnumpy() for each in logits])
         losses.append(negative_log_likelihoods(found, row[1:]).mean())
     return np.array(losses)

@@ -23,10 +23,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FEWEST_ROUNDS = 5  # that a median and its quartiles are quoted of
-PACKAGES = ("gpt2x", "mindspore", "torch", "transformers", "ctranslate2", "tokenizers", "numpy")
+PACKAGES = ("gpt2x", "mindspore", "torch", "transformers", "ctranslate2", "llama_cpp_python", "tokenizers", "numpy")
 
 Run = Callable[[Any], Any]
 Contestant = Callable[[argparse.Namespace, Path], Run]
+
+
+# what limits oneDNN, MKL, PyTorch and CTranslate2 to instructions; gpt2x: `limit_kernels`
+ISA_VARIABLES = {
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
+             "CT2_FORCE_CPU_ISA": "AVX2"},
+}  # fmt: skip
 
 
 # ---- command line
@@ -39,6 +46,7 @@ def parser(description: str, rounds: int, rounds_help: str) -> argparse.Argument
     found.add_argument("--picture", type=Path, help="PNG file to write")
     found.add_argument("--rounds", type=int, default=rounds, help=f"{rounds_help}; default {rounds}")
     found.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPUs of each contestant")
+    found.add_argument("--isa", choices=("avx2",), help="instructions that libraries are limited to; llama.cpp cannot be")
     return found
 
 
@@ -85,6 +93,7 @@ def serve(contestants: Mapping[str, Contestant], argument: Callable[[argparse.Na
     os.dup2(2, 1)  # whatever libraries print is no answer
     options = argparse.Namespace(**task["options"])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    limit_kernels(options.isa)
     run = contestants[task["name"]](options, Path(task["folder"]))
     for line in sys.stdin:
         given = argument(options, json.loads(line))
@@ -92,6 +101,15 @@ def serve(contestants: Mapping[str, Contestant], argument: Callable[[argparse.Na
         value = run(given)
         seconds = time.perf_counter() - start
         print(json.dumps({"value": value, "seconds": seconds, "peak_rss_gb": peak_rss_gb()}), file=answers, flush=True)
+
+
+def limit_kernels(isa: str | None) -> None:
+    """Have gpt2x use the kernels for `isa`, if any, in this process."""
+    if isa:
+        from gpt2x import native
+
+        for name in set(native.VARIANTS) - {isa}:
+            del native.VARIANTS[name]
 
 
 class Worker:
@@ -109,6 +127,7 @@ class Worker:
         task = json.dumps({"name": name, "options": settings(options), "folder": str(folder)})
         self.name, self.log = name, folder / f"{name}.log"
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        environment |= ISA_VARIABLES.get(options.isa, {})
         # compiles as a user's first call does, and within this process, which can be stopped
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self.process = subprocess.Popen(

@@ -95,7 +95,10 @@ class Weights:
         self.kind, self.cache, self.kernels = kind, cache, net.decoder_kernels
         linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
         self.blocks = [[self._matrix(linear.weight, kind) for linear in layer] for layer in linears]
-        head_kind, table = ("int8" if kind == "int4" else kind), (net.wte if net.lm_head is None else net.lm_head).weight
+        head_kind, table = (
+            ("int8" if kind == "int4" else kind),
+            (net.wte if net.lm_head is None else net.lm_head).weight,
+        )
         self.head = self._matrix(table, head_kind, is_table=True)
         for matrix, _ in [self.head, *(pair for layer in self.blocks for pair in layer)]:
             self.kernels.use_huge_pages(matrix.asnumpy())
@@ -115,7 +118,9 @@ class Weights:
             return constant(panels(rows.T, width, 64, 4), weight.name), Tensor(np.stack([scales, totals], axis=1))
         padded = np.pad(values, ((0, -len(values) % 64), (0, 0)))
         rounded, factors = int4_groups(padded, self.kernels.group)
-        halves = (rounded + 8).astype(np.uint8).reshape(-1, 2, 4, padded.shape[1])  # 8 inputs: the low four, the high four
+        halves = (
+            (rounded + 8).astype(np.uint8).reshape(-1, 2, 4, padded.shape[1])
+        )  # 8 inputs: the low four, the high four
         both = (halves[:, 0] | halves[:, 1] << 4).reshape(-1, padded.shape[1])
         packed = panels(both, width, 4, 4).view(np.int8)
         return constant(packed, weight.name), Tensor(panels(factors.view(np.int16), width, 1, 1))

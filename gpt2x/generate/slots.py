@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 

@@ -1,8 +1,8 @@
 """The interface of the compiled library: constants and signatures, compared with those of this Python code.
 
 The library describes itself by lines "constant NAME VALUE" and "operator NAME SIGNATURE" (`gpt2x_interface` in
-src/library.cpp). A signature names every operand with its type and sizes, in order, those of a layer once; op.hpp has the
-grammar.
+src/library.cpp). A signature names every operand with its type and sizes, in order, those of a layer once; op.hpp has
+the grammar.
 """
 
 from __future__ import annotations

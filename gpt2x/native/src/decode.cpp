@@ -7,7 +7,7 @@
 
 #include "attention.hpp"
 #include "op.hpp"
-#include "products.hpp"
+#include "weights.hpp"
 
 using namespace gpt2x;
 
