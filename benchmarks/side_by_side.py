@@ -46,7 +46,7 @@ def parser(description: str, rounds: int, rounds_help: str) -> argparse.Argument
     found.add_argument("--picture", type=Path, help="PNG file to write")
     found.add_argument("--rounds", type=int, default=rounds, help=f"{rounds_help}; default {rounds}")
     found.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPUs of each contestant")
-    found.add_argument("--isa", choices=("avx2",), help="instructions that libraries are limited to; llama.cpp cannot be")
+    found.add_argument("--isa", choices=("avx2",), help="limits libraries to instructions; llama.cpp cannot be limited")
     return found
 
 

@@ -3,8 +3,8 @@
 The time of a step is the time to read the weights. In fp32 the parameters of the model are read in place. Copies in
 bf16, int8 and int4 are stored in the order of reading (gpt2x/native/src/panels.hpp).
 
-Legend: B batch, T new tokens, L of them whose next token is computed, S cached positions, D hidden, N heads, H head dim,
-V vocab; K in, O out of a linear.
+Legend: B batch, T new tokens, L of them whose next token is computed, S cached positions, D hidden, N heads, H head
+dim, V vocab; K in, O out of a linear.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class FusedEntry(nn.Cell):
         """slot (1,) int32 -> (1,) fp32, after the copy."""
         operands = (slot, self.settings)
         for layer in range(len(self.sources)):
-            operands = operands + (
+            operands = operands + (  # noqa: RUF005, since graphs cannot unpack
                 self.sources[layer].keys, self.targets[layer].keys,
                 self.sources[layer].values, self.targets[layer].values,
             )  # fmt: skip
