@@ -169,8 +169,8 @@ def validate_draft(generation: GenerationConfig) -> None:
     )
     require(
         generation.draft is None or not generation.draft_ngram,
-        f"generation.draft_ngram={generation.draft_ngram} drafts from the text, generation.draft={generation.draft} by a "
-        "model; use generation.draft_ngram=0 or generation.draft=null.",
+        f"generation.draft_ngram={generation.draft_ngram} drafts from the text, generation.draft={generation.draft} by "
+        "a model; use generation.draft_ngram=0 or generation.draft=null.",
     )
 
 
