@@ -94,7 +94,9 @@ class HardwareConfig:
 
     name: str = key(NAME, LAYOUT)
     device_target: str = key("MindSpore's backend", LAYOUT, choices=("CPU", "Ascend"))
-    precision: str = key("of matrix products; bf16 on the CPU: with AMX or AVX512-BF16", STEP, choices=("fp32", "fp16", "bf16"))
+    precision: str = key(
+        "of matrix products; bf16 on the CPU: with AMX or AVX512-BF16", STEP, choices=("fp32", "fp16", "bf16")
+    )
     memory_gb: float | None = key("memory per device", HOST, unit="GB", above=0, null="the machine's")
     peak_tflops: float | None = key("dense peak at `precision`", HOST, unit="TFLOP/s", above=0,
                                     null="measured with a matrix product at start")  # fmt: skip

@@ -218,7 +218,8 @@ def adapter_bytes(trainable: Trainable, coordinates: Coordinates, hardware: Hard
     """Return the bytes of activations that adapters add: dropped inputs."""
     if not trainable.is_adapter:
         return 0.0
-    each = cpu_units(hardware).adapter_dropout * FP32 if hardware.is_cpu else FP32 + stats.BYTES[hardware.tensor_precision]
+    width = stats.BYTES[hardware.tensor_precision]
+    each = cpu_units(hardware).adapter_dropout * FP32 if hardware.is_cpu else FP32 + width
     inputs: float = trainable.num_dropped_inputs(coordinates)
     if coordinates.parallel.splits_weights:  # one block's exist at a time
         inputs /= len(coordinates.layers(trainable.model.num_layers))
