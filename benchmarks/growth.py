@@ -50,7 +50,7 @@ def peak(options: argparse.Namespace, folder: Path) -> Callable[[Any], float]:
     from gpt2x.runtime.device import measure_peak_tflops, set_up_device
 
     set_up_device(train_steps.cpu_hardware())
-    return lambda _: measure_peak_tflops(0.3)
+    return lambda _: measure_peak_tflops(seconds=0.3)
 
 
 def measure(options: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:

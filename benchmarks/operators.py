@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--micro-batch-size", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args()
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         save_weights(options, Path(folder))
-        step = gpt2x_step(options, Path(folder))
+        step = gpt2x_step(options, Path(folder), options.precision)
         for index in range(WARMUP):
             step(batch(options, index))
         handler = tensorboard_trace_handler(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import limits
 import numpy as np
 import side_by_side
-from train_steps import CONTESTANTS, batch, gpt2x_model, save_weights
+from train_steps import BF16_CONTESTANTS, CONTESTANTS, batch, gpt2x_model, save_weights
 
 MODELS = {  # layers, heads, hidden, positions, vocabulary
     "tiny": (4, 4, 128, 1024, 2048),
@@ -24,6 +24,7 @@ MODELS = {  # layers, heads, hidden, positions, vocabulary
 CASES = [("small", 512, 2), ("small", 1024, 1), ("4x256", 512, 2)]  # of --all: model, seq_len, micro batch
 WARMUP_STEPS = 3
 MATMUL = "matmul"
+LOSS_TOLERANCE, BF16_LOSS_TOLERANCE = 1e-4, 2e-3
 
 
 def arguments() -> argparse.Namespace:
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     cases = "; ".join(f"{model} at {rows} x {length}" for model, length, rows in CASES)
     parser.add_argument("--all", action="store_true", help=f"instead of one model: {cases}")
+    parser.add_argument("--bf16", action="store_true", help="also in bf16; the processor needs AMX or AVX512-BF16")
     options = side_by_side.parse(parser)
     options.shape = list(MODELS[options.model])
     if not 1 <= options.seq_len <= options.shape[3]:
@@ -41,16 +43,21 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def contestants(options: argparse.Namespace) -> list[str]:
+    """The names of those that take part."""
+    return [*CONTESTANTS, *(BF16_CONTESTANTS if options.bf16 else ())]
+
+
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Warm up, then step in turn."""
     save_weights(options, folder)
-    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in [*CONTESTANTS, MATMUL]}
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in [*contestants(options), MATMUL]}
     with side_by_side.working(__file__, list(steps), options, folder) as workers:
         for index in range(WARMUP_STEPS + options.rounds):
             for worker in side_by_side.in_turn(workers, index):
                 steps[worker.name].append(worker.run(index))
             print(f"step {index + 1 - WARMUP_STEPS:>3} of {options.rounds}: " + ", ".join(
-                f"{name} {steps[name][-1]['seconds']:.2f} s" for name in CONTESTANTS
+                f"{name} {steps[name][-1]['seconds']:.2f} s" for name in contestants(options)
             ), flush=True)  # fmt: skip
     check_losses(steps, options)
     return summary(steps, options)
@@ -61,9 +68,10 @@ def check_losses(steps: dict[str, list[dict[str, Any]]], options: argparse.Names
     if options.dropout > 0:
         return  # masks differ by design
     mine = [step["value"] for step in steps["gpt2x"][:WARMUP_STEPS]]
-    for name in CONTESTANTS:
+    for name in contestants(options):
         losses = [step["value"] for step in steps[name][:WARMUP_STEPS]]
-        if not np.allclose(losses, mine, rtol=0, atol=1e-4):
+        allowed = BF16_LOSS_TOLERANCE if name in BF16_CONTESTANTS else LOSS_TOLERANCE
+        if not np.allclose(losses, mine, rtol=0, atol=allowed):
             raise SystemExit(f"the losses of the first steps differ: gpt2x {mine}, {name} {losses}")
 
 
@@ -74,8 +82,8 @@ def summary(steps: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
     tokens = options.micro_batch_size * options.seq_len
     limit = limits.matmul_gflops(options.shape, tokens, [step["value"] for step in steps[MATMUL]])
     result: dict[str, Any] = {"contestants": {}}
-    peaks = {name: steps[name][-1]["peak_rss_gb"] for name in CONTESTANTS}
-    for name in CONTESTANTS:
+    peaks = {name: steps[name][-1]["peak_rss_gb"] for name in contestants(options)}
+    for name in contestants(options):
         rate = side_by_side.spread([tokens / value for value in seconds[name]])
         gflops = stats.train_flops_per_token(gpt2x_model(options.shape), options.seq_len) * rate["median"] / 1e9
         result["contestants"][name] = {
@@ -104,7 +112,8 @@ def summary(steps: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
 
 def title(settings: dict[str, Any]) -> str:
     size = f"{settings['micro_batch_size']} x {settings['seq_len']} tokens"
-    return f"GPT-2 {settings['model']}, {size}, fp32, dropout {settings['dropout']}, {settings['threads']} threads"
+    types = "fp32 and bf16" if settings["bf16"] else "fp32"
+    return f"GPT-2 {settings['model']}, {size}, {types}, dropout {settings['dropout']}, {settings['threads']} threads"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -124,7 +133,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     if side_by_side.is_worker():
-        side_by_side.serve(CONTESTANTS | {MATMUL: limits.matmul}, batch)
+        side_by_side.serve(CONTESTANTS | BF16_CONTESTANTS | {MATMUL: limits.matmul}, batch)
         return
     options = arguments()
     cases = CASES if options.all else [(options.model, options.seq_len, options.micro_batch_size)]

@@ -41,11 +41,11 @@ def save_weights(options: argparse.Namespace, folder: Path) -> None:
     GPT2LMHeadModel(hf_config(options)).save_pretrained(folder)
 
 
-def cpu_hardware():
-    """The CPU in fp32, as conf/hardware/cpu.yaml has it."""
+def cpu_hardware(precision: str = "fp32"):
+    """The CPU, as conf/hardware/cpu.yaml has it."""
     from gpt2x.config import HardwareConfig
 
-    return HardwareConfig(name="cpu", device_target="CPU", precision="fp32", memory_gb=None, peak_tflops=None,
+    return HardwareConfig(name="cpu", device_target="CPU", precision=precision, memory_gb=None, peak_tflops=None,
                           devices_per_node=1, flash_attention=False, source="")  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def gpt2x_model(shape: list[int]):
                        max_seq_len=positions, vocab_size=vocab)  # fmt: skip
 
 
-def gpt2x_step(options: argparse.Namespace, folder: Path):
+def gpt2x_step(options: argparse.Namespace, folder: Path, precision: str = "fp32"):
     """The jitted update of `train.py`."""
     import mindspore as ms
     from mindspore import Tensor
@@ -71,7 +71,7 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     from gpt2x.runtime.device import set_up_device
     from gpt2x.train.step import StepInputs, TrainStep
 
-    hardware = cpu_hardware()
+    hardware = cpu_hardware(precision)
     set_up_device(hardware)
     source = load_source(str(folder))
     net = GPT2(source.model, hardware, recompute=getattr(options, "recompute", "none"))
@@ -97,8 +97,11 @@ def gpt2x_step(options: argparse.Namespace, folder: Path):
     return run
 
 
-def torch_step(options: argparse.Namespace, folder: Path, is_compiled: bool):
-    """transformers' GPT2LMHeadModel with its default attention, and PyTorch's AdamW (fused) and clipping."""
+def torch_step(options: argparse.Namespace, folder: Path, is_compiled: bool, is_bf16: bool = False):
+    """transformers' GPT2LMHeadModel with its default attention, and PyTorch's AdamW (fused) and clipping.
+
+    is_bf16: by `torch.autocast`, whose weights and gradients are fp32.
+    """
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -110,8 +113,9 @@ def torch_step(options: argparse.Namespace, folder: Path, is_compiled: bool):
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=True)
 
     def loss_of(ids):
-        logits = model(ids[:, :-1], use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            logits = model(ids[:, :-1], use_cache=False).logits
+            return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
 
     if is_compiled:
         loss_of = torch.compile(loss_of, dynamic=False, fullgraph=True)
@@ -131,4 +135,8 @@ CONTESTANTS = {
     "gpt2x": gpt2x_step,
     "pytorch_eager": partial(torch_step, is_compiled=False),
     "torch_compile": partial(torch_step, is_compiled=True),
+}
+BF16_CONTESTANTS = {
+    "gpt2x_bf16": partial(gpt2x_step, precision="bf16"),
+    "eager_bf16": partial(torch_step, is_compiled=False, is_bf16=True),
 }

@@ -137,7 +137,7 @@ def weights_of(source: WeightsSource, adapter: Adapter | None) -> Finite:
 def with_inference_dtypes(net: GPT2) -> GPT2:
     """Store the matrices of blocks in the compute dtype, which a product would cast them to each time.
 
-    In fp16 and bf16 this halves what decoding reads. Biases, layer norms and embeddings stay fp32.
+    In fp16, and on Ascend in bf16, this halves what decoding reads. Biases, layer norms and embeddings stay fp32.
     """
     for _, cell in net.cells_and_names():
         if isinstance(cell, Linear):

@@ -110,7 +110,10 @@ def test_a_lower_bound_of_the_flops():
         (["schedule.warmup_steps=1", "schedule.warmup_ratio=0.1"], ["schedule.warmup_steps=1", "warmup_ratio=0.1"]),
         (["task=finetune"], ["task=finetune", "load=DIR"]),
         (["optimizer.learning_rate=0"], ["optimizer.learning_rate=0"]),
-        (["hardware.precision=bf16"], ["hardware.precision=bf16", "fp32"]),
+        (
+            ["hardware.precision=bf16", "hardware.native_kernels=false"],
+            ["hardware.precision=bf16", "hardware.native_kernels=true", "fp32"],
+        ),
         (["hardware.mode=pynative", "parallel.recompute=block"], ["hardware.mode=pynative", "recompute=attention"]),
         (["generation.do_sample=false"], ["generation.do_sample=false", "temperature"]),
         (["generation.top_p=0"], ["generation.top_p=0"]),

@@ -71,7 +71,7 @@ def run(decision: Decision, mesh: Mesh) -> None:
     config = decision.resolved
     outputs = Path(config.paths.outputs).expanduser()
     tracker = create_tracker(config.tracker, outputs) if mesh.is_main else NoTracker()
-    peak_tflops = config.hardware.peak_tflops or measure_peak_tflops()
+    peak_tflops = config.hardware.peak_tflops or measure_peak_tflops(config.hardware.precision)
     trainer = build_trainer(decision, mesh, tracker, peak_tflops)
     baseline = decision.task.baseline(decision)
     show_panel(decision, peak_tflops, baseline)

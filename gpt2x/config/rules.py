@@ -46,8 +46,9 @@ def validate_hardware(hardware: HardwareConfig) -> None:
     """Check what a device can do."""
     if hardware.is_cpu:
         require(
-            hardware.precision != "bf16",
-            "hardware.precision=bf16: MindSpore computes no bf16 on the CPU; use fp32, or fp16 to try the loss scale.",
+            hardware.precision != "bf16" or hardware.native_kernels,
+            "hardware.precision=bf16: on the CPU only gpt2x's C++ kernels compute it; use hardware.native_kernels=true "
+            "or hardware.precision=fp32.",
         )
         for key, neutral, fix, why in (
             ("jit_level", "O0", "O0", "MindSpore fuses no operators on the CPU"),

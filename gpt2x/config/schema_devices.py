@@ -94,7 +94,9 @@ class HardwareConfig:
 
     name: str = key(NAME, LAYOUT)
     device_target: str = key("MindSpore's backend", LAYOUT, choices=("CPU", "Ascend"))
-    precision: str = key("of matrix products; the CPU has no bf16", STEP, choices=("fp32", "fp16", "bf16"))
+    precision: str = key(
+        "of matrix products; bf16 on the CPU: with AMX or AVX512-BF16", STEP, choices=("fp32", "fp16", "bf16")
+    )
     memory_gb: float | None = key("memory per device", HOST, unit="GB", above=0, null="the machine's")
     peak_tflops: float | None = key("dense peak at `precision`", HOST, unit="TFLOP/s", above=0,
                                     null="measured with a matrix product at start")  # fmt: skip
@@ -141,8 +143,13 @@ class HardwareConfig:
 
     @property
     def computes_natively(self) -> bool:
-        """Whether gpt2x's C++ kernels compute the model; in other precisions than fp32 only the optimizer update."""
-        return self.backend == "native" and self.precision == "fp32"
+        """Whether gpt2x's C++ kernels compute the model; in fp16 they compute only the optimizer update."""
+        return self.backend == "native" and self.precision != "fp16"
+
+    @property
+    def tensor_precision(self) -> str:
+        """Return the type of activations: `precision`, but fp32 where kernels round the operands of products."""
+        return "fp32" if self.computes_natively else self.precision
 
     def has_flash_kernel_of(self, num_heads: int, head_dim: int) -> bool:
         """Return whether the device's flash kernel computes attention of such heads, within `FLASH_KERNEL`."""

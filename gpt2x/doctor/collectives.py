@@ -144,7 +144,7 @@ def work(folder: Path) -> None:
     tried: list[Answer] = []
     for parallel in layouts(processes):
         mesh = Mesh(parallel, hardware.device_target, role=read_role(os.environ))
-        for dtype in dict.fromkeys(("fp32", hardware.precision)):
+        for dtype in dict.fromkeys(("fp32", hardware.tensor_precision)):
             tried += answers_of(mesh, dtype)
     (folder / ANSWER.format(mesh.rank)).write_text(json.dumps(tried), encoding="utf-8")
     mesh.agree()

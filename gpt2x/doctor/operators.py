@@ -228,7 +228,7 @@ def compare(case: Case, hardware: HardwareConfig) -> str:
     Raises:
         CheckFailedError: a difference exceeds `TOLERANCES`.
     """
-    dtype = DTYPES[hardware.precision]
+    dtype = DTYPES[hardware.tensor_precision]
     tensors = [
         Tensor(value, ms.float32 if index in case.fp32_inputs else dtype) for index, value in enumerate(case.inputs)
     ]

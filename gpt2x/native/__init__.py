@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2x.errors import UserError
+from gpt2x.errors import UserError, require
 from gpt2x.native.interface import InterfaceError, Signature, read_interface
-from gpt2x.native.signatures import SIGNATURES
+from gpt2x.native.signatures import PRODUCTS, SIGNATURES
 
 VARIANTS = {  # modules, best first, and the processor flags that they require (the levels of x86-64's psABI)
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"},
@@ -115,6 +115,28 @@ def check_interface(path: Path, functions: ctypes.CDLL) -> dict[str, float]:
         ) from None
 
 
+def has_fast_bf16() -> bool:
+    """Return whether this processor multiplies bf16 by instructions of its own (AMX, AVX512-BF16).
+
+    Raises:
+        MissingKernelsError, UserError: as `library`.
+    """
+    return bool(library().functions.gpt2x_has_fast_bf16())
+
+
+def require_bf16() -> None:
+    """Check that this machine trains in bf16.
+
+    Raises:
+        UserError: it has no kernels, or its processor has no instructions for bf16.
+    """
+    try:
+        reason = "" if has_fast_bf16() else "this processor has neither AMX nor AVX512-BF16"
+    except MissingKernelsError as error:
+        reason = f"gpt2x's C++ kernels are not available: {error}"
+    require(not reason, f"hardware.precision=bf16: {reason}; use hardware.precision=fp32.")
+
+
 def num_threads() -> int:
     """Return the number of cores that this process may use, or OMP_NUM_THREADS if that is less.
 
@@ -140,6 +162,17 @@ def record(name: str, **fields: int | np.ndarray) -> np.ndarray:
     places = {key.partition(".")[2]: int(at) for key, at in library().constants.items() if key.startswith(f"{name}.")}
     assert places.keys() == fields.keys(), (name, places.keys(), fields.keys())
     return np.concatenate([np.atleast_1d(np.int32(fields[field])) for field in sorted(places, key=places.__getitem__)])
+
+
+def product(name: str, precision: str) -> Any:
+    """Return the kernel that multiplies matrices in a precision.
+
+    Args:
+        name: a key of `PRODUCTS`.
+        precision: fp32, or bf16: the kernel rounds the operands of its products, whose sums are fp32.
+    """
+    assert name in PRODUCTS, name
+    return operator(f"{name}_bf16" if precision == "bf16" else name)
 
 
 def operator(name: str, in_place: bool = False, **sizes: int) -> Any:

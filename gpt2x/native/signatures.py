@@ -31,11 +31,18 @@ def decoder(kind: str, output: str) -> str:
     )
 
 
-SIGNATURES = {
+PRODUCTS = {  # each also with the suffix _bf16, which rounds the operands of its matrix products
     "linear": "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)",
     "linear_bias": "x float32 (R, K), weight float32 (K, N), bias float32 (N) -> y float32 (R, N)",
     "linear_dx": "dy float32 (R, N), weight float32 (K, N) -> dx float32 (R, K)",
     "linear_dw": "x float32 (R, K), dy float32 (R, N) -> dweight float32 (K, N)",
+    "head_nll": f"{HEAD} -> nll float32 (R)",
+    "head_loss": f"{HEAD}, weights float32 (R) -> nll float32 (R), dhidden float32 (R, D), dtable float32 (V, D)",
+    "head_loss_frozen": f"{HEAD}, weights float32 (R) -> nll float32 (R), dhidden float32 (R, D)",
+}
+SIGNATURES = {
+    **PRODUCTS,
+    **{f"{name}_bf16": signature for name, signature in PRODUCTS.items()},
     "linear_db": "dy float32 (R, N) -> dbias float32 (N)",
     "layer_norm": "x float32 (R, D), weight float32 (D), bias float32 (D), eps float32 (1) "
     "-> y float32 (R, D), mean float32 (R), scale float32 (R)",
@@ -49,9 +56,6 @@ SIGNATURES = {
     "attention": f"qkv float32 (B, T, 3D), {MASK} -> out float32 (B, T, D), lse float32 (B, N, T)",
     "attention_grad": "dout float32 (B, T, D), qkv float32 (B, T, 3D), out float32 (B, T, D), lse float32 (B, N, T), "
     f"{MASK} -> dqkv float32 (B, T, 3D)",
-    "head_nll": f"{HEAD} -> nll float32 (R)",
-    "head_loss": f"{HEAD}, weights float32 (R) -> nll float32 (R), dhidden float32 (R, D), dtable float32 (V, D)",
-    "head_loss_frozen": f"{HEAD}, weights float32 (R) -> nll float32 (R), dhidden float32 (R, D)",
     "scale_in_place": "values float32, factor float32 (1) -> done float32 (1)",
     "square_sum": "x float32 -> sum float32 (1)",
     "adamw": "parameter float32, mean float32, square float32, gradient float32, factor float32, finite bool, "

@@ -3,7 +3,8 @@
 A `Backend` provides them all. There are three, one file each, and every file ends with its `Backend`:
 
 - `composed`: MindSpore's operators written out. Any device, any precision; the CPU in fp16.
-- `native`: gpt2x's C++ kernels (`gpt2x.native`). The CPU in fp32; in fp16 they only compute the optimizer update.
+- `native`: gpt2x's C++ kernels (`gpt2x.native`). The CPU in fp32 and bf16; in fp16 only the optimizer
+  update.
 - `ascend`: MindSpore's fused operators for Ascend, and `composed` for the rest.
 
 `backend_of(hardware)` makes the one that `HardwareConfig.backend` names. A net makes it once and passes it down to its

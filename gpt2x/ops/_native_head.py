@@ -12,13 +12,18 @@ from gpt2x import native as cpp
 
 
 class HeadLoss(nn.Cell):
-    """Head and cross entropy in one kernel, some rows at a time: the logits of all rows never exist together."""
+    """Head and cross entropy in one kernel, some rows at a time: the logits of all rows never exist together.
 
-    def __init__(self, vocab_size: int):
+    Args:
+        vocab_size: V without padding.
+        precision: of the operands of products, fp32 or bf16.
+    """
+
+    def __init__(self, vocab_size: int, precision: str = "fp32"):
         super().__init__()
         self.num_columns = Tensor(np.array([vocab_size], np.int32))
-        self.nll = cpp.operator("head_nll")
-        self.trained, self.frozen = HeadLossKernel(), FrozenHeadLossKernel()
+        self.nll = cpp.product("head_nll", precision)
+        self.trained, self.frozen = HeadLossKernel(precision), FrozenHeadLossKernel(precision)
 
     def losses(self, hidden, table, labels):
         """hidden (R, D), table (V, D), labels (R,) int32 -> nll (R,); no gradient."""
@@ -33,9 +38,9 @@ class HeadLoss(nn.Cell):
 class HeadLossKernel(nn.Cell):
     """`HeadLoss` with gradients computed while the logits exist (Liger, arXiv:2410.10989)."""
 
-    def __init__(self):
+    def __init__(self, precision: str):
         super().__init__()
-        self.forward = cpp.operator("head_loss")
+        self.forward = cpp.product("head_loss", precision)
         self.scale = cpp.operator("scale_in_place", in_place=True)
 
     def construct(self, hidden, table, labels, columns, weights):
@@ -56,9 +61,9 @@ class HeadLossKernel(nn.Cell):
 class FrozenHeadLossKernel(HeadLossKernel):
     """`HeadLossKernel` for a head that is not trained."""
 
-    def __init__(self):
-        super().__init__()
-        self.forward = cpp.operator("head_loss_frozen")
+    def __init__(self, precision: str):
+        super().__init__(precision)
+        self.forward = cpp.product("head_loss_frozen", precision)
 
     def construct(self, hidden, table, labels, columns, weights):
         """-> loss, its gradient with respect to hidden (R, D), nll (R,)."""

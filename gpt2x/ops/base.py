@@ -31,7 +31,7 @@ class Backend(ABC):
     library: Path | None = None
 
     def __init__(self, hardware: HardwareConfig):
-        self.dtype = DTYPES[hardware.precision]
+        self.dtype = DTYPES[hardware.tensor_precision]
 
     @abstractmethod
     def linear(self) -> nn.Cell:

@@ -1,4 +1,6 @@
-"""The native backend: gpt2x's C++ kernels (gpt2x/native/src), for the CPU in fp32.
+"""The native backend: gpt2x's C++ kernels (gpt2x/native/src), for the CPU in fp32 and bf16.
+
+In bf16, tensors are fp32 as well; linears and the head round the operands of their products to bf16 and sum in fp32.
 
 Each Cell equals its namesake in `composed` up to rounding; tests/test_native.py compares them. Cells named `...Kernel`
 also return what their gradient needs.
@@ -27,11 +29,15 @@ ACTIVATIONS = ("gelu_new", "fast_gelu")  # that have kernels
 
 
 class Linear(nn.Cell):
-    """x W + b, or x W if there is no b."""
+    """x W + b, or x W if there is no b.
 
-    def __init__(self):
+    Args:
+        precision: of the operands of products, fp32 or bf16.
+    """
+
+    def __init__(self, precision: str = "fp32"):
         super().__init__()
-        self.affine, self.product = AffineKernel(), ProductKernel()
+        self.affine, self.product = AffineKernel(precision), ProductKernel(precision)
 
     def construct(self, x, weight, bias=None):
         """x (R, K), weight (K, N), bias (N,) or None -> (R, N)."""
@@ -41,10 +47,10 @@ class Linear(nn.Cell):
 class ProductKernel(nn.Cell):
     """x W. Each gradient is an operator of its own, so that those of frozen weights are not computed."""
 
-    def __init__(self):
+    def __init__(self, precision: str):
         super().__init__()
-        self.forward = cpp.operator("linear")
-        self.dx, self.dw = cpp.operator("linear_dx"), cpp.operator("linear_dw")
+        self.forward = cpp.product("linear", precision)
+        self.dx, self.dw = cpp.product("linear_dx", precision), cpp.product("linear_dw", precision)
 
     def construct(self, x, weight):
         """x (R, K), weight (K, N) -> (R, N)."""
@@ -58,10 +64,10 @@ class ProductKernel(nn.Cell):
 class AffineKernel(nn.Cell):
     """x W + b."""
 
-    def __init__(self):
+    def __init__(self, precision: str):
         super().__init__()
-        self.forward = cpp.operator("linear_bias")
-        self.dx, self.dw = cpp.operator("linear_dx"), cpp.operator("linear_dw")
+        self.forward = cpp.product("linear_bias", precision)
+        self.dx, self.dw = cpp.product("linear_dx", precision), cpp.product("linear_dw", precision)
         self.db = cpp.operator("linear_db")
 
     def construct(self, x, weight, bias):
@@ -346,11 +352,15 @@ class NativeUpdate(composed.Composed):
 
 
 class Native(NativeUpdate):
-    """C++ kernels in fp32; composed operators for what has none (the activation gelu, cross entropy of logits)."""
+    """C++ kernels; composed operators in fp32 for what has none (the activation gelu, cross entropy of logits)."""
+
+    def __init__(self, hardware: HardwareConfig):
+        super().__init__(hardware)
+        self.precision = hardware.precision  # of the operands of products
 
     def linear(self) -> nn.Cell:
         """As `Backend.linear`."""
-        return Linear()
+        return Linear(self.precision)
 
     def layer_norm(self, hidden_size: int, eps: float) -> nn.Cell:
         """As `Backend.layer_norm`."""
@@ -378,7 +388,7 @@ class Native(NativeUpdate):
 
     def head_loss(self, vocab_size: int) -> nn.Cell:
         """As `Backend.head_loss`."""
-        return HeadLoss(vocab_size)
+        return HeadLoss(vocab_size, self.precision)
 
     def decoder(self, activation: str) -> DecoderKernels | None:
         """As `Backend.decoder`; None if the kernels lack the activation."""
@@ -386,7 +396,13 @@ class Native(NativeUpdate):
 
 
 def create(hardware: HardwareConfig) -> Backend:
-    """Return the native backend, or the composed one if this machine has no kernels (`set_up_device` warns)."""
+    """Return the native backend, or the composed one if this machine has no kernels (`set_up_device` warns).
+
+    Raises:
+        UserError: bf16 without kernels, or on a processor without it.
+    """
+    if hardware.precision == "bf16":
+        cpp.require_bf16()
     try:
         return Native(hardware) if hardware.computes_natively else NativeUpdate(hardware)
     except cpp.MissingKernelsError:

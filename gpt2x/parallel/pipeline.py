@@ -121,7 +121,7 @@ class StageLinks:
     def __init__(self, mesh: Mesh, model: ModelConfig, hardware: HardwareConfig, batch_size: int, seq_len: int):
         coordinates = mesh.coordinates
         tokens = seq_len // coordinates.parallel.tensor if coordinates.parallel.sequence_parallel else seq_len
-        self.shape, self.dtype = (batch_size, tokens, model.hidden_size), DTYPES[hardware.precision]
+        self.shape, self.dtype = (batch_size, tokens, model.hidden_size), DTYPES[hardware.tensor_precision]
         self.messages = PointToPoint()
         self.before = None if coordinates.is_first_stage else coordinates.rank_at(stage=coordinates.stage - 1)
         self.after = None if coordinates.is_last_stage else coordinates.rank_at(stage=coordinates.stage + 1)

@@ -80,7 +80,7 @@ def activation_bytes(
     parallel, is_cpu = coordinates.parallel, hardware.is_cpu
     num_layers = len(coordinates.layers(model.num_layers))
     tokens = micro_batch_size * seq_len / (parallel.tensor if parallel.sequence_parallel else 1)
-    hidden = tokens * model.hidden_size * stats.BYTES[hardware.precision]
+    hidden = tokens * model.hidden_size * stats.BYTES[hardware.tensor_precision]
     block = (cpu_block_bytes if is_cpu else block_bytes)(model, parallel, hardware, micro_batch_size, seq_len)
     if parallel.splits_weights:
         return sharded_activation_bytes(coordinates, hardware, num_layers, hidden, block, micro_batches)
@@ -137,7 +137,7 @@ def block_bytes(
     b T F each; attention weights and their dropout mask in fp32, b N T T each, unless the fused kernel or recomputation
     drops them. The fused kernel takes its dropout mask as one bit for each weight.
     """
-    width, t = stats.BYTES[hardware.precision], parallel.tensor
+    width, t = stats.BYTES[hardware.tensor_precision], parallel.tensor
     rows = micro_batch_size * seq_len
     hidden, has_dropout = rows * model.hidden_size, model.dropout > 0
     replicated = hidden * ((2 + 2 * has_dropout) * FP32 + 2 * width)

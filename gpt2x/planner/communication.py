@@ -72,7 +72,7 @@ class Communication:
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, hardware: HardwareConfig, tokens: int):
         self.model, self.parallel, self.hardware, self.tokens = model, parallel, hardware, tokens
-        self.width = stats.BYTES[hardware.precision]
+        self.width = stats.BYTES[hardware.tensor_precision]
 
     # ---- per micro batch
 

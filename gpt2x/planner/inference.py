@@ -62,7 +62,7 @@ class InferenceEstimate:
         self.model, self.parallel, self.hardware = model, parallel, hardware
         self.coordinates = Coordinates(parallel, 0)
         self.values: ModelValues = model_values(model, self.coordinates)
-        self.width = stats.BYTES[hardware.precision]
+        self.width = stats.BYTES[hardware.tensor_precision]
 
     def weights(self) -> float:
         """Return the bytes of parameters: matrices of blocks in the compute dtype, all others in fp32."""

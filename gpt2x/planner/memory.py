@@ -190,7 +190,7 @@ def sharded_memory(
     Gradients: fp32 sums, of blocks the rank's rows; those of what is outside of the blocks, and of one block, from one
     backward pass. Buffers: the bucket that a gather receives, and the packed gradients that a scatter sends.
     """
-    width, parallel = stats.BYTES[hardware.precision], coordinates.parallel
+    width, parallel = stats.BYTES[hardware.tensor_precision], coordinates.parallel
     layers = len(coordinates.layers(trainable.model.num_layers))
     trained = trained_values(trainable, coordinates, values)
     adapters = trained if trainable.is_adapter else None
@@ -218,7 +218,8 @@ def adapter_bytes(trainable: Trainable, coordinates: Coordinates, hardware: Hard
     """Return the bytes of activations that adapters add: dropped inputs."""
     if not trainable.is_adapter:
         return 0.0
-    each = cpu_units(hardware).adapter_dropout * FP32 if hardware.is_cpu else FP32 + stats.BYTES[hardware.precision]
+    width = stats.BYTES[hardware.tensor_precision]
+    each = cpu_units(hardware).adapter_dropout * FP32 if hardware.is_cpu else FP32 + width
     inputs: float = trainable.num_dropped_inputs(coordinates)
     if coordinates.parallel.splits_weights:  # one block's exist at a time
         inputs /= len(coordinates.layers(trainable.model.num_layers))
@@ -279,7 +280,7 @@ def cast_bytes(values: ModelValues, coordinates: Coordinates, hardware: Hardware
 
     With `recompute=block` only those of one block and of the head exist at the same time.
     """
-    width = stats.BYTES[hardware.precision]
+    width = stats.BYTES[hardware.tensor_precision]
     if width == FP32:
         return 0.0
     if coordinates.parallel.recompute != "block":

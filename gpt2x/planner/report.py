@@ -236,7 +236,7 @@ def assumptions(config: TrainConfig) -> list[str]:
     if (config.num_devices or world_size(config.parallel)) > 1:
         needed += ["link_gb_per_s", "network_gb_per_s"]
     missing = [f"hardware.{key}" for key in needed if getattr(hardware, key) is None]
-    if hardware.is_cpu and not hardware.computes_natively:
+    if hardware.is_cpu and not (hardware.computes_natively and hardware.precision == "fp32"):
         missing.append("calibration without hardware.native_kernels=true and hardware.precision=fp32")
     if missing:
         notes.append(f"hardware={hardware.name}: speed is not predicted without {', '.join(missing)}.")

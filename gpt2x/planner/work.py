@@ -75,7 +75,7 @@ class Work:
         self.micro_batches = num_micro_batches(parallel, trainer)
         self.micro_batch_size = micro_batch_size(parallel, trainer)
         self.tokens = self.micro_batch_size * trainer.seq_len
-        self.width = stats.BYTES[hardware.precision]
+        self.width = stats.BYTES[hardware.tensor_precision]
         self.is_native = hardware.computes_natively
         self.is_flash = stats.uses_flash_attention(self.model, hardware) or self.is_native
 
@@ -142,7 +142,7 @@ class Work:
     def compute_s(self, coordinates: Coordinates, values: ModelValues, trained: TrainedValues) -> float | None:
         """Return the seconds of one micro batch without communication; None if the hardware's figures are not known."""
         hardware = self.hardware
-        is_calibrated = self.is_native or not hardware.is_cpu
+        is_calibrated = not hardware.is_cpu or (self.is_native and hardware.precision == "fp32")
         if not (hardware.peak_tflops and hardware.efficiency and hardware.memory_gb_per_s and is_calibrated):
             return None
         seconds = self.flops(coordinates, values, trained) / (hardware.peak_tflops * 1e12 * hardware.efficiency)

@@ -39,7 +39,8 @@ def set_up_device(hardware: HardwareConfig, device_id: int | None = None) -> Non
             earlier call, or MindSpore's choice.
 
     Raises:
-        UserError: this MindSpore has no such device, or the compiled kernels belong to a different version of gpt2x.
+        UserError: this MindSpore has no such device, the compiled kernels belong to a different version of
+            gpt2x, or the processor has no bf16.
     """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore logs only errors
     import mindspore as ms
@@ -59,6 +60,8 @@ def set_up_device(hardware: HardwareConfig, device_id: int | None = None) -> Non
         set_up_ascend(hardware.usable_gb, hardware.jit_level, hardware.deterministic)
     if hardware.backend != "native":
         return
+    if hardware.precision == "bf16":
+        native.require_bf16()
     try:
         native.library()
     except native.MissingKernelsError as reason:
@@ -144,15 +147,18 @@ def visible_devices() -> list[int] | None:
     return [int(entry) for entry in takewhile(str.isdigit, text.split(","))] if text else None
 
 
-def measure_peak_tflops(seconds: float = 0.4, sizes: tuple[int, ...] = (512, 1024, 2048)) -> float:
-    """Return the best rate of MindSpore's fp32 products of square matrices here, in TFLOP/s.
+def measure_peak_tflops(
+    precision: str = "fp32", seconds: float = 0.4, sizes: tuple[int, ...] = (512, 1024, 2048)
+) -> float:
+    """Return the best rate of products of square matrices here, in TFLOP/s.
 
+    They are MindSpore's in fp32, and in bf16 those of gpt2x's kernels, with the time that rounding the operands takes.
     The largest matrices are the fastest on an idle machine. On a busy one the smallest are, since a short product may
     end before other work interrupts it.
     """
     from mindspore import Tensor, ops
 
-    product, best = ops.MatMul(), 0.0
+    product, best = native.product("linear", "bf16") if precision == "bf16" else ops.MatMul(), 0.0
     for size in sizes:
         a = Tensor(np.ones((size, size), np.float32))
         product(a, a).asnumpy()

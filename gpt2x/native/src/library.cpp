@@ -8,6 +8,7 @@
 #include "constants.hpp"
 #include "gemm.hpp"
 #include "huge_pages.hpp"
+#include "onednn.hpp"
 #include "op.hpp"
 #include "parallel.hpp"
 
@@ -79,5 +80,8 @@ extern "C" int gpt2x_open(const char* path, int num_threads) {
   start_pool(num_threads);
   return open_onednn(path) ? 0 : 1;
 }
+
+// Whether this processor multiplies bf16 faster than fp32, after gpt2x_open.
+extern "C" int gpt2x_has_fast_bf16() { return has_fast_bf16() ? 1 : 0; }
 
 extern "C" void gpt2x_move_to_huge_pages(const void* data, int64_t bytes) { move_to_huge_pages(data, bytes); }

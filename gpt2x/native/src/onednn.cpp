@@ -37,6 +37,12 @@ struct Functions {
   int (*desc_with_tag)(Handle*, int, const int64_t*, int, int) = nullptr;
   int (*desc_query)(Handle, int, void*) = nullptr;
   int (*desc_destroy)(Handle) = nullptr;
+  int (*attributes_create)(Handle*) = nullptr;
+  int (*attributes_set_post_ops)(Handle, Handle) = nullptr;
+  int (*attributes_destroy)(Handle) = nullptr;
+  int (*post_ops_create)(Handle*) = nullptr;
+  int (*post_ops_append_sum)(Handle, float, int32_t, int) = nullptr;
+  int (*post_ops_destroy)(Handle) = nullptr;
   int (*matmul_create)(Handle*, Handle, Handle, Handle, Handle, Handle, Handle) = nullptr;
   int (*primitive_query)(Handle, int, int, void*) = nullptr;
   int (*primitive_create)(Handle*, Handle) = nullptr;
@@ -52,12 +58,13 @@ void check(int status, const char* what) {
   if (status != 0) throw std::runtime_error(std::string("oneDNN: ") + what + " failed with status " + std::to_string(status));
 }
 
-enum class Layout { plain, transposed, bf16_panels, int8_panels };
+enum class Layout { plain, transposed, accumulated, bf16_panels, int8_panels };
 
 struct Matrix {
   int type;
   int64_t rows, columns;
   Layout layout = Layout::plain;
+  int64_t stride = 0;  // from one stored row to the next; 0: rows have no gaps
   auto operator<=>(const Matrix&) const = default;
 };
 
@@ -74,7 +81,8 @@ Handle describe(const Matrix& matrix) {
     return desc;
   }
   const bool is_transposed = matrix.layout == Layout::transposed;  // stored as (columns, rows)
-  const Dims strides = {is_transposed ? 1 : matrix.columns, is_transposed ? matrix.rows : 1};
+  const int64_t stride = matrix.stride != 0 ? matrix.stride : is_transposed ? matrix.rows : matrix.columns;
+  const Dims strides = {is_transposed ? 1 : stride, is_transposed ? stride : 1};
   check(dnnl.desc_with_strides(&desc, 2, dims, matrix.type, strides), "memory_desc_create_with_strides");
   return desc;
 }
@@ -83,13 +91,15 @@ Handle describe(const Matrix& matrix) {
 class Product {
  public:
   Product(const Matrix& a, const Matrix& b, const Matrix& c) {
-    Handle descs[3] = {describe(a), describe(b), describe(c)}, attributes = nullptr, desc = nullptr;
+    Handle descs[3] = {describe(a), describe(b), describe(c)}, desc = nullptr;
+    const Handle attributes = c.layout == Layout::accumulated ? accumulation() : nullptr;
     check(dnnl.matmul_create(&desc, engine, descs[0], descs[1], nullptr, descs[2], attributes), "matmul_primitive_desc_create");
     const char* name = "";
     dnnl.primitive_query(desc, kImplementation, 0, &name);
     is_fast_ = std::string_view(name).starts_with("brg");
     check(dnnl.primitive_create(&primitive_, desc), "primitive_create");
     dnnl.primitive_desc_destroy(desc);
+    if (attributes != nullptr) dnnl.attributes_destroy(attributes);
     for (int i = 0; i < 3; ++i) {
       check(dnnl.memory_create(&memories_[i], descs[i], engine, nullptr), "memory_create");
       dnnl.desc_destroy(descs[i]);
@@ -108,6 +118,17 @@ class Product {
   }
 
  private:
+  // Attributes by which a product is added to what its destination has.
+  static Handle accumulation() {
+    Handle attributes = nullptr, steps = nullptr;
+    check(dnnl.attributes_create(&attributes), "primitive_attr_create");
+    check(dnnl.post_ops_create(&steps), "post_ops_create");
+    check(dnnl.post_ops_append_sum(steps, 1.0f, 0, 0), "post_ops_append_sum");
+    check(dnnl.attributes_set_post_ops(attributes, steps), "primitive_attr_set_post_ops");
+    dnnl.post_ops_destroy(steps);
+    return attributes;
+  }
+
   Handle primitive_ = nullptr, memories_[3] = {};
   bool is_fast_ = false;
 };
@@ -152,6 +173,12 @@ void open_primitives(void* library) {
       take(library, "memory_desc_create_with_strides", dnnl.desc_with_strides) &&
       take(library, "memory_desc_create_with_tag", dnnl.desc_with_tag) && take(library, "memory_desc_query", dnnl.desc_query) &&
       take(library, "memory_desc_destroy", dnnl.desc_destroy) &&
+      take(library, "primitive_attr_create", dnnl.attributes_create) &&
+      take(library, "primitive_attr_set_post_ops", dnnl.attributes_set_post_ops) &&
+      take(library, "primitive_attr_destroy", dnnl.attributes_destroy) &&
+      take(library, "post_ops_create", dnnl.post_ops_create) &&
+      take(library, "post_ops_append_sum", dnnl.post_ops_append_sum) &&
+      take(library, "post_ops_destroy", dnnl.post_ops_destroy) &&
       take(library, "matmul_primitive_desc_create", dnnl.matmul_create) &&
       take(library, "primitive_desc_query", dnnl.primitive_query) && take(library, "primitive_create", dnnl.primitive_create) &&
       take(library, "primitive_desc_destroy", dnnl.primitive_desc_destroy) &&
@@ -172,9 +199,11 @@ bool has_fast_int8() {
   return found;
 }
 
-void multiply_bf16(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c) {
+void multiply_bf16(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const Bf16* a, int64_t lda,
+                   const Bf16* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   const auto layout = [](bool is_transposed) { return is_transposed ? Layout::transposed : Layout::plain; };
-  multiply({kBf16, m, k, layout(transpose_a)}, {kBf16, k, n, layout(transpose_b)}, {kFp32, m, n}, a, b, c);
+  multiply({kBf16, m, k, layout(transpose_a), lda}, {kBf16, k, n, layout(transpose_b), ldb},
+           {kFp32, m, n, accumulate ? Layout::accumulated : Layout::plain, ldc}, a, b, c);
 }
 
 void multiply_panels(int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c) {

@@ -16,8 +16,9 @@ void open_primitives(void* library);
 bool has_fast_bf16();
 bool has_fast_int8();
 
-// C (m, n) = op(A) (m, k) op(B) (k, n), row-major without gaps; sums in fp32.
-void multiply_bf16(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c);
+// C (m, n) = op(A) (m, k) op(B) (k, n), or C += that; row-major with leading dimensions, sums in fp32.
+void multiply_bf16(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const Bf16* a, int64_t lda,
+                   const Bf16* b, int64_t ldb, bool accumulate, float* c, int64_t ldc);
 
 // C (m, n) = A (m, k) B (k, n) where B is in panels (panels.hpp); k and n without the panels' padding.
 void multiply_panels(int64_t m, int64_t n, int64_t k, const Bf16* a, const Bf16* b, float* c);

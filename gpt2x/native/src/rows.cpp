@@ -6,6 +6,7 @@
 #include "gemm.hpp"
 #include "op.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 #include "workspace.hpp"
 
 using namespace gpt2x;
@@ -37,32 +38,49 @@ void for_each(int64_t count, F f) {
   });
 }
 
-}  // namespace
+// One of `gemm` and `gemm_bf16`: products of linears in fp32, or of operands that are rounded to bf16.
+using Gemm = decltype(gemm);
 
-GPT2X_OP(linear, "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)") {
+#define GPT2X_LINEAR "x float32 (R, K), weight float32 (K, N) -> y float32 (R, N)"
+#define GPT2X_LINEAR_BIAS "x float32 (R, K), weight float32 (K, N), bias float32 (N) -> y float32 (R, N)"
+#define GPT2X_LINEAR_DX "dy float32 (R, N), weight float32 (K, N) -> dx float32 (R, K)"
+#define GPT2X_LINEAR_DW "x float32 (R, K), dy float32 (R, N) -> dweight float32 (K, N)"
+
+void affine(const auto& op, Gemm multiply, float beta = 0.0f) {
   const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
-  gemm(false, false, num_rows, out, in, op.floats("x"), in, op.floats("weight"), out, 0.0f, op.floats("y"), out);
+  multiply(false, false, num_rows, out, in, op.floats("x"), in, op.floats("weight"), out, beta, op.floats("y"), out);
 }
 
-GPT2X_OP(linear_bias, "x float32 (R, K), weight float32 (K, N), bias float32 (N) -> y float32 (R, N)") {
-  const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
+void affine_with_bias(const auto& op, Gemm multiply) {
+  const int64_t out = op.dim("N");
   const float* bias = op.floats("bias");
   float* y = op.floats("y");
-  parallel_ranges(num_rows, rows_per_task(out), [&](int64_t begin, int64_t end) {
+  parallel_ranges(op.dim("R"), rows_per_task(out), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) std::copy(bias, bias + out, y + r * out);
   });
-  gemm(false, false, num_rows, out, in, op.floats("x"), in, op.floats("weight"), out, 1.0f, y, out);
+  affine(op, multiply, 1.0f);
 }
 
-GPT2X_OP(linear_dx, "dy float32 (R, N), weight float32 (K, N) -> dx float32 (R, K)") {
+void gradient_of_x(const auto& op, Gemm multiply) {
   const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
-  gemm(false, true, num_rows, in, out, op.floats("dy"), out, op.floats("weight"), out, 0.0f, op.floats("dx"), in);
+  multiply(false, true, num_rows, in, out, op.floats("dy"), out, op.floats("weight"), out, 0.0f, op.floats("dx"), in);
 }
 
-GPT2X_OP(linear_dw, "x float32 (R, K), dy float32 (R, N) -> dweight float32 (K, N)") {
+void gradient_of_weight(const auto& op, Gemm multiply) {
   const int64_t num_rows = op.dim("R"), in = op.dim("K"), out = op.dim("N");
-  gemm(true, false, in, out, num_rows, op.floats("x"), in, op.floats("dy"), out, 0.0f, op.floats("dweight"), out);
+  multiply(true, false, in, out, num_rows, op.floats("x"), in, op.floats("dy"), out, 0.0f, op.floats("dweight"), out);
 }
+
+}  // namespace
+
+GPT2X_OP(linear, GPT2X_LINEAR) { affine(op, gemm); }
+GPT2X_OP(linear_bias, GPT2X_LINEAR_BIAS) { affine_with_bias(op, gemm); }
+GPT2X_OP(linear_dx, GPT2X_LINEAR_DX) { gradient_of_x(op, gemm); }
+GPT2X_OP(linear_dw, GPT2X_LINEAR_DW) { gradient_of_weight(op, gemm); }
+GPT2X_OP(linear_bf16, GPT2X_LINEAR) { affine(op, gemm_bf16); }
+GPT2X_OP(linear_bias_bf16, GPT2X_LINEAR_BIAS) { affine_with_bias(op, gemm_bf16); }
+GPT2X_OP(linear_dx_bf16, GPT2X_LINEAR_DX) { gradient_of_x(op, gemm_bf16); }
+GPT2X_OP(linear_dw_bf16, GPT2X_LINEAR_DW) { gradient_of_weight(op, gemm_bf16); }
 
 GPT2X_OP(linear_db, "dy float32 (R, N) -> dbias float32 (N)") {
   column_sums(op.floats("dy"), op.dim("R"), op.dim("N"), op.floats("dbias"));

@@ -6,6 +6,7 @@
 #include "gemm.hpp"
 #include "op.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 #include "workspace.hpp"
 
 using namespace gpt2x;
@@ -41,11 +42,63 @@ float softmax_row(float* row, int64_t num_columns, int64_t padded, int32_t label
 
 #define GPT2X_HEAD_OPERANDS "hidden float32 (R, D), table float32 (V, D), labels int32 (R), num_columns int32 (1)"
 
+// Products of the head and of some of its rows at a time, in fp32.
+class HeadFp32 {
+ public:
+  HeadFp32(int64_t width, int64_t padded, const float* table) : width_(width), padded_(padded), table_(table) {}
+
+  void begin(int64_t count, int64_t stride, const float* hidden, float* logits) {
+    count_ = count, stride_ = stride, hidden_ = hidden, logits_ = logits;
+    gemm(false, true, count, padded_, width_, hidden, width_, table_, width_, 0.0f, logits, stride);
+  }
+  void finish_row(int64_t) {}  // after it, the row of logits is a gradient
+  void dhidden(float* to) { gemm(false, false, count_, width_, padded_, logits_, stride_, table_, width_, 0.0f, to, width_); }
+  void dtable(float beta, float* to) {
+    gemm(true, false, padded_, width_, count_, logits_, stride_, hidden_, width_, beta, to, width_);
+  }
+
+ private:
+  int64_t width_, padded_, count_ = 0, stride_ = 0;
+  const float *table_, *hidden_ = nullptr, *logits_ = nullptr;
+};
+
+// The same, of operands that are rounded to bf16: the table once, a row of gradients while it is in the cache.
+class HeadBf16 {
+ public:
+  HeadBf16(int64_t width, int64_t padded, const float* table) : width_(width), padded_(padded) {
+    static Workspace workspace;
+    table_ = workspace.get<Bf16>(padded * width);
+    round_in_parallel(padded * width, table, table_);
+  }
+
+  void begin(int64_t count, int64_t stride, const float* hidden, float* logits) {
+    static Workspace of_hidden, of_gradients;
+    count_ = count, stride_ = stride, logits_ = logits;
+    hidden_ = of_hidden.get<Bf16>(count * width_);
+    gradients_ = of_gradients.get<Bf16>(count * stride);
+    round_in_parallel(count * width_, hidden, hidden_);
+    multiply_bf16(false, true, count, padded_, width_, hidden_, width_, table_, width_, false, logits, stride);
+  }
+  void finish_row(int64_t r) { round_to_bf16(padded_, logits_ + r * stride_, gradients_ + r * stride_); }
+  void dhidden(float* to) {
+    multiply_bf16(false, false, count_, width_, padded_, gradients_, stride_, table_, width_, false, to, width_);
+  }
+  void dtable(float beta, float* to) {
+    multiply_bf16(true, false, padded_, width_, count_, gradients_, stride_, hidden_, width_, beta != 0.0f, to, width_);
+  }
+
+ private:
+  int64_t width_, padded_, count_ = 0, stride_ = 0;
+  const float* logits_ = nullptr;
+  Bf16 *table_, *hidden_ = nullptr, *gradients_ = nullptr;
+};
+
 // nll (R) of hidden (R, D) under the head `table` (V, D), some rows at a time. With weights (R), also the gradients of the
 // weighted sum: dhidden (R, D), and dtable (V, D) if it is not null. num_columns: V without padding.
+template <typename Head>
 void head_loss(const auto& op, const float* weights, float* dhidden, float* dtable) {
   const int64_t num_rows = op.dim("R"), width = op.dim("D"), padded = op.dim("V"), num_columns = *op.ints("num_columns");
-  const float *hidden = op.floats("hidden"), *table = op.floats("table");
+  const float* hidden = op.floats("hidden");
   const int32_t* labels = op.ints("labels");
   float* nll = op.floats("nll");
   const int64_t most = std::max<int64_t>(64, kLogits / padded), parts = (num_rows + most - 1) / most;
@@ -53,32 +106,47 @@ void head_loss(const auto& op, const float* weights, float* dhidden, float* dtab
   static Workspace workspace;
   const int64_t stride = round_up(padded, 64 / sizeof(float));  // rows start at cache lines: products are a quarter faster
   float* logits = workspace.get(rows * stride);
+  Head head(width, padded, op.floats("table"));
   for (int64_t first = 0; first < num_rows; first += rows) {
     const int64_t count = std::min(rows, num_rows - first);
-    gemm(false, true, count, padded, width, hidden + first * width, width, table, width, 0.0f, logits, stride);
+    head.begin(count, stride, hidden + first * width, logits);
     parallel_for(count, [&](int64_t r) {
       nll[first + r] = softmax_row(logits + r * stride, num_columns, padded, labels[first + r],
                                    weights == nullptr ? nullptr : weights + first + r);
+      if (weights != nullptr) head.finish_row(r);
     });
     if (weights == nullptr) continue;
-    gemm(false, false, count, width, padded, logits, stride, table, width, 0.0f, dhidden + first * width, width);
-    if (dtable != nullptr)
-      gemm(true, false, padded, width, count, logits, stride, hidden + first * width, width, first == 0 ? 0.0f : 1.0f, dtable,
-           width);
+    head.dhidden(dhidden + first * width);
+    if (dtable != nullptr) head.dtable(first == 0 ? 0.0f : 1.0f, dtable);
   }
 }
 
 }  // namespace
 
-GPT2X_OP(head_nll, GPT2X_HEAD_OPERANDS " -> nll float32 (R)") { head_loss(op, nullptr, nullptr, nullptr); }
+#define GPT2X_HEAD_NLL GPT2X_HEAD_OPERANDS " -> nll float32 (R)"
+#define GPT2X_HEAD_FROZEN GPT2X_HEAD_OPERANDS ", weights float32 (R) -> nll float32 (R), dhidden float32 (R, D)"
+#define GPT2X_HEAD_LOSS GPT2X_HEAD_FROZEN ", dtable float32 (V, D)"
 
-GPT2X_OP(head_loss, GPT2X_HEAD_OPERANDS ", weights float32 (R) -> nll float32 (R), dhidden float32 (R, D), dtable float32 (V, D)") {
-  head_loss(op, op.floats("weights"), op.floats("dhidden"), op.floats("dtable"));
+GPT2X_OP(head_nll, GPT2X_HEAD_NLL) { head_loss<HeadFp32>(op, nullptr, nullptr, nullptr); }
+
+GPT2X_OP(head_loss, GPT2X_HEAD_LOSS) {
+  head_loss<HeadFp32>(op, op.floats("weights"), op.floats("dhidden"), op.floats("dtable"));
 }
 
 // head_loss for a table that is not trained
-GPT2X_OP(head_loss_frozen, GPT2X_HEAD_OPERANDS ", weights float32 (R) -> nll float32 (R), dhidden float32 (R, D)") {
-  head_loss(op, op.floats("weights"), op.floats("dhidden"), nullptr);
+GPT2X_OP(head_loss_frozen, GPT2X_HEAD_FROZEN) {
+  head_loss<HeadFp32>(op, op.floats("weights"), op.floats("dhidden"), nullptr);
+}
+
+GPT2X_OP(head_nll_bf16, GPT2X_HEAD_NLL) { head_loss<HeadBf16>(op, nullptr, nullptr, nullptr); }
+
+GPT2X_OP(head_loss_bf16, GPT2X_HEAD_LOSS) {
+  head_loss<HeadBf16>(op, op.floats("weights"), op.floats("dhidden"), op.floats("dtable"));
+}
+
+// head_loss_bf16 for a table that is not trained
+GPT2X_OP(head_loss_frozen_bf16, GPT2X_HEAD_FROZEN) {
+  head_loss<HeadBf16>(op, op.floats("weights"), op.floats("dhidden"), nullptr);
 }
 
 // values *= factor in place; users of the values wait for `done`

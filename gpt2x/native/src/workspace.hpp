@@ -11,24 +11,25 @@ namespace gpt2x {
 
 class Workspace {
  public:
-  // Return at least `count` floats, aligned to a cache line. Earlier contents may be lost.
-  float* get(int64_t count) {
-    if (count > capacity_) {
+  // Return at least `count` values, aligned to a cache line. Earlier contents may be lost.
+  template <typename T = float>
+  T* get(int64_t count) {
+    const int64_t bytes = round_up(count * sizeof(T), kHugePage);
+    if (bytes > capacity_) {
       std::free(data_);
       capacity_ = 0;
-      const size_t bytes = round_up(count * sizeof(float), kHugePage);
-      data_ = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
+      data_ = std::aligned_alloc(kHugePage, bytes);
       if (data_ == nullptr) throw std::bad_alloc();
       want_huge_pages(data_, bytes);
-      capacity_ = count;
+      capacity_ = bytes;
     }
-    return data_;
+    return static_cast<T*>(data_);
   }
   ~Workspace() { std::free(data_); }
 
  private:
-  float* data_ = nullptr;
-  int64_t capacity_ = 0;
+  void* data_ = nullptr;
+  int64_t capacity_ = 0;  // bytes
 };
 
 }  // namespace gpt2x
