@@ -96,6 +96,7 @@ CONTESTANTS = {
     "gpt2x": gpt2x_decoder,
     "gpt2x_bf16": partial(gpt2x_decoder, weights="bf16"),
     "gpt2x_int8": partial(gpt2x_decoder, weights="int8"),
+    "gpt2x_int4": partial(gpt2x_decoder, weights="int4"),
     TRANSFORMERS: transformers_decoder,
     f"{TRANSFORMERS}_bf16": partial(transformers_decoder, dtype="bfloat16"),
     "ctranslate2": partial(ctranslate2_decoder, compute_type="float32"),

@@ -35,7 +35,7 @@ inline Vec load_cached(const Bf16* p) {  // intrinsics, because GCC 12 converts 
 inline float cached_value(float value) { return value; }
 inline float cached_value(Bf16 value) { return bf16_value(value); }
 inline void to_cache(int64_t count, const float* from, float* to) { std::copy_n(from, count, to); }
-inline void to_cache(int64_t count, const float* from, Bf16* to) { round_bf16(count, from, to); }
+inline void to_cache(int64_t count, const float* from, Bf16* to) { round_to_bf16(count, from, to); }
 
 void layer_norm(int64_t m, int64_t width, const float* x, const float* weight, const float* bias, float eps, float* y) {
   const auto one = [&](int64_t r) { layer_norm_row(width, x + r * width, weight, bias, eps, y + r * width); };

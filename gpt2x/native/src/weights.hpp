@@ -5,9 +5,9 @@
 #include <type_traits>
 
 #include "gemm.hpp"
-#include "onednn.hpp"
 #include "panels.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 #include "stream.hpp"
 #include "workspace.hpp"
 
@@ -22,16 +22,6 @@ struct Weights {
   int64_t k, n;
   bool is_table = false;
 };
-
-inline void round_bf16(int64_t count, const float* from, Bf16* to) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, from + i, sizeof(bits));
-    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    to[i].bits = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
-  }
-}
 
 inline float bf16_value(Bf16 w) {
   const uint32_t bits = static_cast<uint32_t>(w.bits) << 16;
@@ -213,7 +203,7 @@ const float* widened(const Weights<W>& weights) {
 inline const Bf16* bf16_panels(const Weights<Int4>& weights) {
   static Workspace workspace;
   const int64_t inputs = round_up(weights.k, 32), stored = round_up(weights.k, kInputs);
-  Bf16* panels = reinterpret_cast<Bf16*>(workspace.get(round_up(weights.n, kPanel) * inputs / 2 + 1));
+  Bf16* panels = workspace.get<Bf16>(round_up(weights.n, kPanel) * inputs);
   parallel_for((weights.n + kPanel - 1) / kPanel, [&](int64_t index) {
     const Int4* from = weights.data + index * stored / 2 * kPanel;
     const uint16_t* scales = static_cast<const uint16_t*>(weights.scales) + index * stored / kGroup * kPanel;
@@ -229,7 +219,7 @@ inline const Bf16* bf16_panels(const Weights<Int4>& weights) {
         pair[2 * c] = factors[c] * (((bits[4 * c] >> shift) & 15) - 8);
         pair[2 * c + 1] = factors[c] * (((bits[4 * c + 1] >> shift) & 15) - 8);
       }
-      round_bf16(2 * kPanel, pair, to + p * kPanel);
+      round_to_bf16(2 * kPanel, pair, to + p * kPanel);
     }
   });
   return panels;
@@ -239,8 +229,8 @@ inline const Bf16* bf16_panels(const Weights<Int4>& weights) {
 
 inline const Bf16* bf16_rows(int64_t m, int64_t k, const float* x) {
   static Workspace workspace;
-  Bf16* rows = reinterpret_cast<Bf16*>(workspace.get(m * k / 2 + 1));
-  parallel_ranges(m * k, 1 << 15, [&](int64_t begin, int64_t end) { round_bf16(end - begin, x + begin, rows + begin); });
+  Bf16* rows = workspace.get<Bf16>(m * k);
+  round_in_parallel(m * k, x, rows);
   return rows;
 }
 
@@ -250,8 +240,8 @@ void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&
   constexpr int64_t kRows = 128;
   static Workspace room_of_bytes, room_of_sums, room_of_scales;
   const int64_t n = weights.n, k = weights.k;
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(room_of_bytes.get(2 * kRows * k / 4 + 1));
-  int32_t* sums = reinterpret_cast<int32_t*>(room_of_sums.get(2 * kRows * n));
+  uint8_t* bytes = room_of_bytes.get<uint8_t>(2 * kRows * k);
+  int32_t* sums = room_of_sums.get<int32_t>(2 * kRows * n);
   float* scales = room_of_scales.get(kRows);
   for (int64_t first = 0; first < m; first += kRows) {
     const int64_t count = std::min(kRows, m - first);
