@@ -284,6 +284,23 @@ def test_narrow_weights_stay_close(kind, bound, wide):
         assert 0 < np.linalg.norm(mine - exact) < bound * np.linalg.norm(exact)
 
 
+def test_a_narrow_cache_stays_close(wide):
+    """Of a decoder, and of slots, into which a prompt's cache is copied."""
+    net, model, exactly = wide
+    draw_weights(net, model)
+    ids, widths = random_ids(model, (2, 24)), [10, 1, 3, 1, 8]
+    found = fed(decoder_of(net, model, cache="bf16"), ids, widths)
+    for mine, exact in zip(found[1:], fed(exactly, ids, widths)[1:], strict=True):
+        assert 0 < np.linalg.norm(mine - exact) < 0.02 * np.linalg.norm(exact)
+    logits = {}
+    for cache in ("fp32", "bf16"):
+        slots = Slots(net, model, CPU)
+        slots.open(2, [10], 8, [(1, 1)], False, "fp32", cache)
+        slots.enter(1, ids[0, :10].tolist())
+        logits[cache] = slots.step({1: (10, ids[0, 10:11].tolist())})[1]
+    assert 0 < np.linalg.norm(logits["bf16"] - logits["fp32"]) < 0.02 * np.linalg.norm(logits["fp32"])
+
+
 def test_forms_of_narrow_weights():
     values = draw(6, 70)
     rows, scales = int8_rows(values)
@@ -307,6 +324,8 @@ def test_narrow_weights_need_the_kernels():
     slots = Slots(build(model, hardware=PLAIN), model, PLAIN)
     with pytest.raises(UserError, match=r"generation.weights=int8 .* use generation.weights=fp32"):
         slots.open(1, [4], 4, [(1, 1)], True, "int8")
+    with pytest.raises(UserError, match=r"generation.cache=bf16 .* use generation.cache=fp32"):
+        slots.open(1, [4], 4, [(1, 1)], True, "fp32", "bf16")
 
 
 def test_what_is_missing_is_said_once_and_changes_nothing(monkeypatch, capsys):

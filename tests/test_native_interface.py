@@ -110,3 +110,16 @@ def test_a_record_takes_every_field_by_name():
     assert values.tolist() == [1, 2, 3, 4]
     with pytest.raises(AssertionError):
         native.record("MaskSettings", site=1, threshold=2, scale=3)
+
+
+def test_operands_of_layers_occur_once_per_layer():
+    signature = Signature("layers", "x float32 (M), each a float32 (M, K), b any -> y float32 (M, K)")
+    one = [[2], [2, 3], [7]]
+    assert signature.output_shapes(one, {}) == [[2, 3]]
+    assert signature.output_shapes([*one, [2, 3], [9, 9]], {}) == [[2, 3]]
+    with pytest.raises(ValueError, match=r"layers takes 3 operands, and 2 for each further layer, not 4"):
+        signature.output_shapes([*one, [2, 3]], {})
+    with pytest.raises(ValueError, match=r"a has shape \[2, 4\], not \(M, K\)"):
+        signature.output_shapes([*one, [2, 4], [9]], {})
+    with pytest.raises(ValueError, match=r"plain takes 1 operands, not 2"):
+        Signature("plain", "x float32 (M) -> y float32 (M)").output_shapes([[1], [1]], {})
