@@ -34,37 +34,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def window_losses(net, model, hardware, windows: np.ndarray, kind: str, step: int) -> np.ndarray:
+def window_losses(net, model, windows: np.ndarray, kind: str, step: int) -> np.ndarray:
     """The mean loss in nats of each window (R, T + 1)."""
-    from mindspore import Tensor, nn
-
     from gpt2x.evaluate.scoring import negative_log_likelihoods
-    from gpt2x.generate.decoder import Decoder
-    from gpt2x.generate.fused import Weights
-
-    class Places(nn.Cell):
-        def __init__(self, decoder):
-            super().__init__(auto_prefix=False)
-            self.decoder = decoder
-
-        def construct(self, ids, positions, columns):
-            return self.decoder.logits(ids, positions, columns)
+    from gpt2x.generate.fused import FusedDecoder, Weights
 
     length = windows.shape[1] - 1
-    weights, _, cache = kind.partition("/")
-    places = Places(Decoder(net, model, hardware, 1, length, weights=Weights(net, weights, cache)))
+    decoder = FusedDecoder(model, Weights(net, *kind.split("/")), 1, length)
     positions = np.arange(length, dtype=np.int32).reshape(1, -1)
     losses = []
     for row in windows:
         logits = []
         for first in range(0, length, step):
             part = slice(first, min(length, first + step))
-            columns = positions[:, : part.stop - first]
-            logits.append(
-                places(Tensor(row[None, part].copy()), Tensor(positions[:, part].copy()), Tensor(columns.copy()))
-            )
-        found = np.concatenate([each.asnumpy() for each in logits])
-        losses.append(negative_log_likelihoods(found, row[1:]).mean())
+            logits.append(decoder.logits(row[None, part], positions[:, part], positions[:, : part.stop - first]))
+        losses.append(negative_log_likelihoods(np.concatenate(logits), row[1:]).mean())
     return np.array(losses)
 
 
@@ -91,7 +75,7 @@ def main() -> None:
         raise SystemExit(f"--text {options.text} has {len(ids)} tokens, fewer than two windows of {options.seq_len}")
     windows = np.stack([ids[i * options.seq_len : (i + 1) * options.seq_len + 1] for i in range(count)])
     step = options.step or options.seq_len
-    losses = {kind: window_losses(net, source.model, hardware, windows, kind, step) for kind in KINDS}
+    losses = {kind: window_losses(net, source.model, windows, kind, step) for kind in KINDS}
     result = {"windows": count, "seq_len": options.seq_len, "step": step, "weights": {}}
     for kind, values in losses.items():
         change = values - losses[KINDS[0]]

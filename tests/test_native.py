@@ -14,7 +14,7 @@ from gpt2x import native as library
 from gpt2x.config import OptimizerConfig
 from gpt2x.errors import UserError
 from gpt2x.generate.decoder import Decoder
-from gpt2x.generate.fused import Weights, bf16_bits, int4_groups, int8_rows, is_fused, panels
+from gpt2x.generate.fused import FusedDecoder, Weights, bf16_bits, int4_groups, int8_rows, is_fused, panels
 from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2, initial_weights, load_weights
 from gpt2x.model.losses.language_modeling import TokenLosses, WeightedLoss
@@ -217,7 +217,7 @@ def draw_weights(net, model, std=0.3):
 
 
 def decoder_of(net, model, kind="fp32", batch_size=2, cache="fp32"):
-    return Decoder(net, model, CPU, batch_size, 32, weights=Weights(net, kind, cache))
+    return FusedDecoder(model, Weights(net, kind, cache), batch_size, 32)
 
 
 def fed(decoder, ids, widths):
@@ -227,7 +227,12 @@ def fed(decoder, ids, widths):
         part = ids[:, start : start + width]
         positions = np.tile(np.arange(start, start + width, dtype=np.int32), (len(ids), 1))
         last = np.full(len(ids), width - 1, np.int32)
-        found.append(decoder(Tensor(part), Tensor(positions), Tensor(last)).asnumpy())
+        if isinstance(decoder, FusedDecoder):
+            decoder.bind()
+            found.append(decoder.logits(part, positions, last[:, None]))
+            assert np.array_equal(decoder.likeliest(part, positions, last[:, None])[:, 0], found[-1].argmax(axis=1))
+        else:
+            found.append(decoder(Tensor(part), Tensor(positions), Tensor(last)).asnumpy())
         start += width
     return found
 
@@ -251,7 +256,7 @@ def test_decoding_equals_the_models_cells(hidden_size, wide):
             assert np.allclose(cached, expected[:, end - 1], atol=1e-4)
     set_up_device(CPU)
     fused = wide[2] if hidden_size == 192 else decoder_of(*decoding_net(hidden_size))
-    draw_weights(fused.net, model)
+    draw_weights(fused.weights.net, model)
     widths = [10, 1, 1, 3, 1, 8]
     for mine, end in zip(fed(fused, ids, widths), np.cumsum(widths), strict=True):
         assert np.allclose(mine, expected[:, end - 1, : model.vocab_size], atol=1e-4)

@@ -17,7 +17,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from gpt2x.config import HardwareConfig, ModelConfig
-from gpt2x.generate.fused import FusedLayers, Weights
 from gpt2x.model.gpt2 import GPT2, Block
 
 HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
@@ -129,7 +128,6 @@ class Decoder(Graph):
         batch_size: B.
         cache_len: S.
         name: name of the cache; one graph may contain the caches of two decoders.
-        weights: for kernels of our own (`gpt2x.generate.fused.is_fused`); None: the model's cells compute.
     """
 
     def __init__(
@@ -140,14 +138,10 @@ class Decoder(Graph):
         batch_size: int,
         cache_len: int,
         name: str = "cache",
-        weights: Weights | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.net = net
-        if weights is None:
-            self.layers: nn.Cell = CachedLayers(net, batch_size, cache_len, net.dtype)
-        else:
-            self.layers = FusedLayers(net, model, weights, batch_size, cache_len)
+        self.layers = CachedLayers(net, batch_size, cache_len, net.dtype)
         self.blocks = self.layers.blocks
         for layer, block in enumerate(self.blocks):
             block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"

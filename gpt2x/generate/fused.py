@@ -1,4 +1,4 @@
-"""Decoding with gpt2x's C++ kernels: one operator for the whole model.
+"""Decoding with gpt2x's C++ kernels: one call for the whole model, without a graph of MindSpore.
 
 The time of a step is the time to read the weights. In fp32 the parameters of the model are read in place. Copies in
 bf16, int8 and int4 are stored in the order of reading (gpt2x/native/src/panels.hpp).
@@ -9,16 +9,18 @@ dim, V vocab; K in, O out of a linear.
 
 from __future__ import annotations
 
-import mindspore as ms
+from collections.abc import Sequence
+
 import numpy as np
-from mindspore import Parameter, Tensor, nn
-from mindspore.common.initializer import initializer
+from mindspore import Parameter
 
 from gpt2x.config import ModelConfig
-from gpt2x.model.gpt2 import GPT2, Block, LayerNorm, SelfAttention
+from gpt2x.model.gpt2 import GPT2, SelfAttention
+from gpt2x.native import Call
 
 INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-CACHES = {"fp32": ms.float32, "bf16": ms.int16}  # the bits of bf16
+CACHES = {"fp32": np.float32, "bf16": np.int16}  # the bits of bf16
+NO_FACTORS = np.ones(1, np.float32)
 
 
 def is_fused(net: GPT2) -> bool:
@@ -92,129 +94,145 @@ class Weights:
 
     def __init__(self, net: GPT2, kind: str, cache: str):
         assert net.decoder_kernels is not None  # see `is_fused`
-        self.kind, self.cache, self.kernels = kind, cache, net.decoder_kernels
-        linears = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in net.h]
-        self.blocks = [[self._matrix(linear.weight, kind) for linear in layer] for layer in linears]
+        self.net, self.kind, self.cache, self.kernels = net, kind, cache, net.decoder_kernels
         head_kind, table = (
             ("int8" if kind == "int4" else kind),
             (net.wte if net.lm_head is None else net.lm_head).weight,
         )
-        self.head = self._matrix(table, head_kind, is_table=True)
-        for matrix, _ in [self.head, *(pair for layer in self.blocks for pair in layer)]:
-            self.kernels.use_huge_pages(matrix.asnumpy())
+        self._copies: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for block in net.h:
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                self._store(linear.weight, kind)
+        self._store(table, head_kind, is_table=True)
+        self.table = table
 
-    def _matrix(self, weight: Parameter, kind: str, is_table: bool = False) -> tuple[Parameter | Tensor, Tensor]:
-        """The matrix (K, O), or table (O, K), and its factors."""
+    def matrix(self, weight: Parameter) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrix (K, O), or table (O, K), and its factors."""
+        return self._copies.get(id(weight)) or (weight.asnumpy(), NO_FACTORS)
+
+    def operands(self, caches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Return the kernels' operands after `settings`, with the values that parameters have now.
+
+        Args:
+            caches: keys and values of each layer.
+        """
+        operands = [self.net.ln_f.norm.kernel.eps.asnumpy()]
+        for block, cache in zip(self.net.h, caches, strict=True):
+            attn, mlp = block.attn, block.mlp
+            for norm, linears in ((block.ln_1, (attn.c_attn, attn.c_proj)), (block.ln_2, (mlp.c_fc, mlp.c_proj))):
+                operands += [norm.weight.asnumpy(), norm.bias.asnumpy()]
+                for linear in linears:
+                    operands += [*self.matrix(linear.weight), linear.bias.asnumpy()]
+            operands += cache
+        return operands
+
+    def _store(self, weight: Parameter, kind: str, is_table: bool = False) -> None:
+        """Copy a matrix in a narrow type, or move it to huge pages."""
+        if kind != "fp32":
+            values = weight.asnumpy()
+            self._copies[id(weight)] = self._narrow(values.T if is_table else values, kind)
+        self.kernels.use_huge_pages(self.matrix(weight)[0])
+
+    def _narrow(self, values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return values (K, O) in panels, and their factors."""
         width = self.kernels.panel
-        if kind == "fp32":
-            return weight, Tensor(np.ones(1, np.float32))
-        values = weight.asnumpy()
-        values = values.T if is_table else values
         if kind == "bf16":
-            return constant(panels(bf16_bits(values), width, 32, 2), weight.name), Tensor(np.ones(1, np.float32))
+            return panels(bf16_bits(values), width, 32, 2), NO_FACTORS
         if kind == "int8":
             rows, scales = int8_rows(np.ascontiguousarray(values.T))
             totals = rows.sum(axis=1, dtype=np.int32).astype(np.float32)
-            return constant(panels(rows.T, width, 64, 4), weight.name), Tensor(np.stack([scales, totals], axis=1))
+            return panels(rows.T, width, 64, 4), np.stack([scales, totals], axis=1)
         padded = np.pad(values, ((0, -len(values) % 64), (0, 0)))
         rounded, factors = int4_groups(padded, self.kernels.group)
         halves = (
             (rounded + 8).astype(np.uint8).reshape(-1, 2, 4, padded.shape[1])
-        )  # 8 inputs: the low four, the high four
+        )  # of 8 inputs, the low and the high four
         both = (halves[:, 0] | halves[:, 1] << 4).reshape(-1, padded.shape[1])
-        packed = panels(both, width, 4, 4).view(np.int8)
-        return constant(packed, weight.name), Tensor(panels(factors.view(np.int16), width, 1, 1))
+        return panels(both, width, 4, 4).view(np.int8), panels(factors.view(np.int16), width, 1, 1)
 
 
-def constant(values: np.ndarray, name: str) -> Parameter:
-    """Return a copy of the parameter `name`; no tensor, which would become part of every graph."""
-    return Parameter(Tensor(values), name=f"copy.{name}", requires_grad=False)
+class FusedDecoder:
+    """GPT-2 with a cache of one shape, as `gpt2x.generate.decoder.Decoder`, called on arrays.
 
+    Args:
+        model: the net's shape.
+        weights: of the net.
+        batch_size: B.
+        cache_len: S.
 
-class FusedBlock(nn.Cell):
-    """What the kernel reads of a block, and the keys and values (B, N, S, H) of its attention."""
+    Attributes:
+        caches: keys and values (B * N * S, H) of each layer.
+    """
 
-    def __init__(self, block: Block, weights: list[tuple], batch_size: int, cache_len: int, cache: str):
-        super().__init__(auto_prefix=False)
-        rows = (batch_size * block.attn.num_heads * cache_len, block.attn.head_dim)
-        dtype = CACHES[cache]
-        self.keys = Parameter(initializer("zeros", rows, dtype), name="keys", requires_grad=False)
-        self.values = Parameter(initializer("zeros", rows, dtype), name="values", requires_grad=False)
-        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
-        (
-            (self.attn, self.attn_scale),
-            (self.proj, self.proj_scale),
-            (self.fc, self.fc_scale),
-            (self.out, self.out_scale),
-        ) = weights
-        self.attn_bias, self.proj_bias = block.attn.c_attn.bias, block.attn.c_proj.bias
-        self.fc_bias, self.out_bias = block.mlp.c_fc.bias, block.mlp.c_proj.bias
-
-    def operands(self):
-        """Return the kernel's operands of this layer (`gpt2x.native.signatures.LAYER`)."""
-        return (
-            self.ln_1.weight, self.ln_1.bias, self.attn, self.attn_scale, self.attn_bias,
-            self.proj, self.proj_scale, self.proj_bias,
-            self.ln_2.weight, self.ln_2.bias, self.fc, self.fc_scale, self.fc_bias,
-            self.out, self.out_scale, self.out_bias, self.keys, self.values,
-        )  # fmt: skip
-
-
-class FusedLayers(nn.Cell):
-    """From tokens to logits or to the most likely tokens, as `gpt2x.generate.decoder.CachedLayers`."""
-
-    def __init__(self, net: GPT2, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
-        super().__init__(auto_prefix=False)
+    def __init__(self, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
+        self.weights, self.batch_size, self.vocab_size = weights, batch_size, int(model.vocab_size or 0)
         kernels = weights.kernels
-        self.settings = Tensor(kernels.settings(model.num_heads, cache_len, weights.cache, model.vocab_size))
-        self.blocks = nn.CellList(
-            [
-                FusedBlock(block, matrices, batch_size, cache_len, weights.cache)
-                for block, matrices in zip(net.h, weights.blocks, strict=True)
-            ],
-            auto_prefix=False,
-        )
-        self.wte, self.wpe = net.wte, net.wpe
-        self.ln_f: LayerNorm = net.ln_f
-        self.table, self.table_scale = weights.head
-        self.eps = net.ln_f.norm.kernel.eps
-        self.logits_kernel = kernels.logits(weights.kind, model.vocab_size)
-        self.likeliest_kernel = kernels.likeliest(weights.kind)
+        self.settings = kernels.settings(model.num_heads, cache_len, weights.cache, self.vocab_size)
+        rows = (batch_size * model.num_heads * cache_len, model.hidden_size // model.num_heads)
+        self.caches = [
+            (np.zeros(rows, CACHES[weights.cache]), np.zeros(rows, CACHES[weights.cache])) for _ in weights.net.h
+        ]
+        for keys, values in self.caches:
+            kernels.use_huge_pages(keys)
+            kernels.use_huge_pages(values)
+        self._calls: dict[tuple[int, int, bool], tuple[list[np.ndarray], Call]] = {}
 
-    def operands(self, ids, positions, columns):
-        """Return the kernels' operands: ids, positions (B, T), columns (B, L)."""
-        operands = (
-            ids, positions, columns, self.wte.weight, self.wpe.weight, self.ln_f.weight, self.ln_f.bias,
-            self.table, self.table_scale, self.settings, self.eps,
+    def bind(self) -> None:
+        """Read the net's parameters where they are now; training may have moved them."""
+        self._calls.clear()
+
+    def logits(self, ids: np.ndarray, positions: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """ids, positions (B, T), columns (B, L) of ids, int32 -> (B * L, V) fp32."""
+        return self._run(ids, positions, columns, is_greedy=False).reshape(-1, self.vocab_size)
+
+    def likeliest(self, ids: np.ndarray, positions: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """ids, positions (B, T), columns (B, L) of ids, int32 -> (B, L) int32, -1 if a logit is not finite."""
+        return self._run(ids, positions, columns, is_greedy=True)
+
+    def _run(self, *inputs: np.ndarray, is_greedy: bool) -> np.ndarray:
+        key = inputs[0].shape[1], inputs[2].shape[1], is_greedy
+        if key not in self._calls:
+            self._calls[key] = self._call([np.empty(array.shape, np.int32) for array in inputs], is_greedy)
+        places, call = self._calls[key]
+        for place, array in zip(places, inputs, strict=True):
+            place[:] = array
+        return call().copy()
+
+    def _call(self, places: list[np.ndarray], is_greedy: bool) -> tuple[list[np.ndarray], Call]:
+        """Return where the inputs of a call have to be, and the call."""
+        weights, net = self.weights, self.weights.net
+        first = [net.wte.weight, net.wpe.weight, net.ln_f.weight, net.ln_f.bias]
+        operands = [
+            *places, *(parameter.asnumpy() for parameter in first), *weights.matrix(weights.table), self.settings,
+            *weights.operands(self.caches),
+        ]  # fmt: skip
+        if is_greedy:
+            return places, weights.kernels.likeliest(weights.kind, operands)
+        return places, weights.kernels.logits(weights.kind, operands, self.vocab_size)
+
+
+class FusedEntry:
+    """Copies the cache of a prompt to the beginning of a slot's cache, as `gpt2x.generate.slots.Entry`.
+
+    Args:
+        prompt: a decoder of one row and W cached positions.
+        slots: a decoder with S.
+        width: W.
+        cache_len: S.
+    """
+
+    def __init__(self, prompt: FusedDecoder, slots: FusedDecoder, width: int, cache_len: int):
+        keys = prompt.caches[0][0]
+        settings = prompt.weights.kernels.copy_settings(
+            num_heads=len(keys) // width, head_dim=keys.shape[1], prompt_len=width, cache_len=cache_len,
+            value_size=keys.itemsize,
         )  # fmt: skip
-        for block in self.blocks:
-            operands = operands + block.operands()
-        return operands
+        self.slot = np.zeros(1, np.int32)
+        pairs = zip(prompt.caches, slots.caches, strict=True)
+        caches = [array for source, target in pairs for part in zip(source, target, strict=True) for array in part]
+        self.call = prompt.weights.kernels.fill_slot([self.slot, settings, *caches])
 
-    def logits(self, ids, positions, columns):
-        """ids, positions (B, T), columns (B, L) of ids -> (B * L, V)."""
-        logits = self.logits_kernel(*self.operands(ids, positions, columns))
-        return logits.reshape(-1, logits.shape[-1])
-
-    def likeliest(self, ids, positions, columns):
-        """ids, positions (B, T), columns (B, L) of ids -> (B, L) int32, -1 if a logit is not finite."""
-        return self.likeliest_kernel(*self.operands(ids, positions, columns))
-
-
-class FusedEntry(nn.Cell):
-    """As `gpt2x.generate.slots.Entry`, by one operator."""
-
-    def __init__(self, prompt: FusedLayers, slots: FusedLayers, kernels, sizes: dict[str, int]):
-        super().__init__(auto_prefix=False)
-        self.sources, self.targets = prompt.blocks, slots.blocks
-        self.kernel, self.settings = kernels.fill_slot(), Tensor(kernels.copy_settings(**sizes))
-
-    def construct(self, slot):
-        """slot (1,) int32 -> (1,) fp32, after the copy."""
-        operands = (slot, self.settings)
-        for layer in range(len(self.sources)):
-            operands = operands + (  # noqa: RUF005, since graphs cannot unpack
-                self.sources[layer].keys, self.targets[layer].keys,
-                self.sources[layer].values, self.targets[layer].values,
-            )  # fmt: skip
-        return self.kernel(*operands)
+    def __call__(self, slot: int) -> None:
+        """Copy into a slot."""
+        self.slot[0] = slot
+        self.call()

@@ -19,7 +19,7 @@ from mindspore import Tensor, ops
 from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.errors import UserError, require
 from gpt2x.generate.decoder import NOT_FINITE, Decoder, Graph
-from gpt2x.generate.fused import FusedEntry, Weights, is_fused
+from gpt2x.generate.fused import FusedDecoder, FusedEntry, Weights, is_fused
 from gpt2x.generate.lengths import bucket
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.runtime.device import compile_graph
@@ -79,9 +79,9 @@ class Slots:
         self.count = self.cache_len = self.num_passes = 0
         self.compile_seconds = 0.0
         self._is_greedy = False
-        self._decoders: dict[tuple[str, int, int], Decoder] = {}
+        self._decoders: dict[tuple[str, int, int], Decoder | FusedDecoder] = {}
         self._likeliest: dict[Decoder, Likeliest] = {}
-        self._entries: dict[tuple[int, int, int], Graph] = {}
+        self._entries: dict[tuple[int, int, int], Entry | FusedEntry] = {}
         self._compiled: set[tuple[int, ...]] = set()
 
     def open(
@@ -112,16 +112,17 @@ class Slots:
         self._choose_types(weights, cache)
         self.count, self._is_greedy = count, is_greedy
         self.cache_len = bucket(max(lengths) + max_new_tokens, self.model.max_seq_len)
+        for decoder in self._decoders.values():
+            if isinstance(decoder, FusedDecoder):
+                decoder.bind()
         slots = self._decoder("slots", count, self.cache_len)
         for num_tokens, num_scored in steps:
-            self._compile(self._graph(slots), *self._inputs(count, num_tokens, num_scored))
-        if self._weights is not None:
-            for block in slots.blocks:
-                self._weights.kernels.use_huge_pages(block.keys.asnumpy())
-                self._weights.kernels.use_huge_pages(block.values.asnumpy())
+            self._compile(slots, count, num_tokens, num_scored)
         for width in {bucket(length, self.model.max_seq_len) for length in lengths}:
-            self._compile(self._graph(self._decoder("prompt", 1, width)), *self._inputs(1, width, 1))
-            self._compile(self._entry(width), Tensor(np.zeros(1, np.int32)))
+            self._compile(self._decoder("prompt", 1, width), 1, width, 1)
+            entry = self._entry(width)
+            if isinstance(entry, Entry):
+                self._compile_graph(entry, Tensor(np.zeros(1, np.int32)))
         self.compile_seconds += time.perf_counter() - begin
 
     def enter(self, slot: int, prompt: Sequence[int]) -> np.ndarray:
@@ -130,7 +131,8 @@ class Slots:
         ids, positions = np.zeros((1, width), np.int32), np.arange(width, dtype=np.int32).reshape(1, width)
         ids[0, : len(prompt)] = prompt
         output = self._run("prompt", 1, width, ids, positions, np.array([[len(prompt) - 1]], np.int32))
-        self._entry(width)(Tensor(np.array([slot], np.int32)))
+        entry = self._entry(width)
+        entry(Tensor(np.array([slot], np.int32)) if isinstance(entry, Entry) else slot)
         return output
 
     def step(self, texts: Mapping[int, tuple[int, Sequence[int]]], num_scored: int = 1) -> np.ndarray:
@@ -159,11 +161,13 @@ class Slots:
         Raises:
             UserError: logits that are not finite, also in rows that nobody reads, since their tokens are real.
         """
-        ids, positions, columns = (Tensor(values) for values in inputs)
-        if not self._is_greedy:
-            columns = Tensor(inputs[2][:, 0])
         self.num_passes += 1
-        output = self._graph(self._decoder(name, count, cache_len))(ids, positions, columns).asnumpy()
+        decoder = self._decoder(name, count, cache_len)
+        if isinstance(decoder, FusedDecoder):
+            output = decoder.likeliest(*inputs) if self._is_greedy else decoder.logits(*inputs)
+        else:
+            ids, positions, columns = inputs if self._is_greedy else (*inputs[:2], inputs[2][:, 0])
+            output = self._graph(decoder)(Tensor(ids), Tensor(positions), Tensor(columns)).asnumpy()
         if output.min() == NOT_FINITE if self._is_greedy else not np.isfinite(output).all():
             raise UserError(
                 "the model's logits are not finite: its weights are damaged, or "
@@ -171,11 +175,13 @@ class Slots:
             )
         return output if self._is_greedy else output[:, : self.model.vocab_size]
 
-    def _decoder(self, name: str, count: int, cache_len: int) -> Decoder:
+    def _decoder(self, name: str, count: int, cache_len: int) -> Decoder | FusedDecoder:
         key = (name, count, cache_len)
         if key not in self._decoders:
-            shape = count, cache_len, f"cache.{name}"
-            self._decoders[key] = Decoder(self.net, self.model, self.hardware, *shape, self._weights)
+            if self._weights is None:
+                self._decoders[key] = Decoder(self.net, self.model, self.hardware, count, cache_len, f"cache.{name}")
+            else:
+                self._decoders[key] = FusedDecoder(self.model, self._weights, count, cache_len)
         return self._decoders[key]
 
     def _choose_types(self, kind: str, cache: str) -> None:
@@ -201,27 +207,25 @@ class Slots:
             self._likeliest[decoder] = Likeliest(decoder)
         return self._likeliest[decoder]
 
-    def _entry(self, width: int) -> Graph:
+    def _entry(self, width: int) -> Entry | FusedEntry:
         key = (self.count, self.cache_len, width)
         if key not in self._entries:
             prompt, slots = self._decoder("prompt", 1, width), self._decoder("slots", self.count, self.cache_len)
-            if self._weights is None:
+            if isinstance(prompt, FusedDecoder) and isinstance(slots, FusedDecoder):
+                self._entries[key] = FusedEntry(prompt, slots, width, self.cache_len)
+            elif isinstance(prompt, Decoder) and isinstance(slots, Decoder):
                 self._entries[key] = Entry(prompt, slots, width)
-            else:
-                sizes = {
-                    "num_heads": self.model.num_heads, "head_dim": self.net.h[0].attn.head_dim, "prompt_len": width,
-                    "cache_len": self.cache_len, "value_size": 4 if self._weights.cache == "fp32" else 2,
-                }  # fmt: skip
-                self._entries[key] = FusedEntry(prompt.layers, slots.layers, self._weights.kernels, sizes)
         return self._entries[key]
 
-    def _inputs(self, count: int, num_tokens: int, num_scored: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs of a shape, to compile with."""
+    def _compile(self, decoder: Decoder | FusedDecoder, count: int, num_tokens: int, num_scored: int) -> None:
+        """Compile a decoder's graph for inputs of a shape; kernels need none."""
+        if isinstance(decoder, FusedDecoder):
+            return
         tokens = Tensor(np.zeros((count, num_tokens), np.int32))
-        columns = np.zeros((count, num_scored) if self._is_greedy else count, np.int32)
-        return tokens, tokens, Tensor(columns)
+        columns = Tensor(np.zeros((count, num_scored) if self._is_greedy else count, np.int32))
+        self._compile_graph(self._graph(decoder), tokens, tokens, columns)
 
-    def _compile(self, cell: Graph, *inputs: Tensor) -> None:
+    def _compile_graph(self, cell: Graph, *inputs: Tensor) -> None:
         key = (id(cell), *(size for tensor in inputs for size in tensor.shape))
         if key not in self._compiled:
             compile_graph(cell, *inputs)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,3 +200,48 @@ def operator(name: str, in_place: bool = False, **sizes: int) -> Any:
     if in_place:
         primitive.add_prim_attr("side_effect_mem", True)
     return primitive
+
+
+class Call:
+    """A call of a kernel on arrays that stay where they are, without MindSpore: what changes is written into them.
+
+    Args:
+        name: a key of `SIGNATURES`.
+        operands: of its inputs, in order; contiguous, and kept.
+        sizes: those of the output that no input has.
+
+    Attributes:
+        output: the kernel's output, which each call overwrites.
+
+    Raises:
+        ValueError: an operand has a different shape or type than the signature says.
+    """
+
+    def __init__(self, name: str, operands: Sequence[np.ndarray], **sizes: int):
+        signature = Signature(name, SIGNATURES[name])
+        (shape,) = signature.output_shapes([array.shape for array in operands], sizes)
+        self.output = np.empty(shape, signature.outputs[0].dtype)
+        signature.check_types(
+            [str(array.dtype) for array in operands], [array.flags.c_contiguous for array in operands]
+        )
+        self._name, self._operands = name, [*operands, self.output]
+        self._function = getattr(library().functions, name)
+        count = len(self._operands)
+        self._shapes = [(ctypes.c_int64 * max(1, array.ndim))(*array.shape) for array in self._operands]
+        self._arguments = (
+            ctypes.c_int(count),
+            (ctypes.c_void_p * count)(*[array.ctypes.data for array in self._operands]),
+            (ctypes.c_int * count)(*[array.ndim for array in self._operands]),
+            (ctypes.POINTER(ctypes.c_int64) * count)(*self._shapes),
+            None, None, None,
+        )  # fmt: skip
+
+    def __call__(self) -> np.ndarray:
+        """Run the kernel; return `output`.
+
+        Raises:
+            RuntimeError: it rejects a value; standard error says why.
+        """
+        if self._function(*self._arguments) != 0:
+            raise RuntimeError(f"the kernel {self._name} failed; standard error says why")
+        return self.output

@@ -59,16 +59,36 @@ class Signature:
         Raises:
             ValueError: the number of inputs, or a shape, does not fit the signature.
         """
-        extra, size = len(shapes) - len(self.inputs), len(self.layer_inputs)
-        if extra and (not size or extra < 0 or extra % size):
-            each = f", and {size} for each further layer" if size else ""
-            raise ValueError(f"{self.name} takes {len(self.inputs)} operands{each}, not {len(shapes)}")
-        inputs = self.inputs + self.layer_inputs * (extra // size if size else 0)
         bound = dict(sizes)
-        for operand, shape in sorted(zip(inputs, shapes, strict=True), key=lambda pair: has_factor(pair[0])):
+        pairs = zip(self.inputs_of(len(shapes)), shapes, strict=True)
+        for operand, shape in sorted(pairs, key=lambda pair: has_factor(pair[0])):
             self._bind(operand, shape, bound)
         first = list(shapes[0])
         return [first if out.sizes is None else [value(size, bound) for size in out.sizes] for out in self.outputs]
+
+    def inputs_of(self, count: int) -> list[Operand]:
+        """Return the operands of `count` inputs, with those of every layer.
+
+        Raises:
+            ValueError: there is no such number of inputs.
+        """
+        extra, size = count - len(self.inputs), len(self.layer_inputs)
+        if extra and (not size or extra < 0 or extra % size):
+            each = f", and {size} for each further layer" if size else ""
+            raise ValueError(f"{self.name} takes {len(self.inputs)} operands{each}, not {count}")
+        return self.inputs + self.layer_inputs * (extra // size if size else 0)
+
+    def check_types(self, dtypes: Sequence[str], contiguous: Sequence[bool]) -> None:
+        """Check the inputs' types, and that their values stand side by side.
+
+        Raises:
+            ValueError: an input does not fit.
+        """
+        for operand, dtype, is_contiguous in zip(self.inputs_of(len(dtypes)), dtypes, contiguous, strict=True):
+            if operand.dtype not in (dtype, "any"):
+                raise ValueError(f"{self.name}: {operand.name} is {dtype}, not {operand.dtype}")
+            if not is_contiguous:
+                raise ValueError(f"{self.name}: {operand.name} is not contiguous")
 
     def _bind(self, operand: Operand, shape: Sequence[int], bound: dict[str, int]) -> None:
         if operand.sizes is None:

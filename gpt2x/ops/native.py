@@ -10,8 +10,6 @@ Legend: B batch, T tokens, D hidden, N heads, H head dim, V table rows, R rows, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -21,6 +19,7 @@ from gpt2x.config import HardwareConfig
 from gpt2x.ops import composed
 from gpt2x.ops._attention import HeadAttention as ComposedHeadAttention
 from gpt2x.ops._dropout import Dropout as ComposedDropout
+from gpt2x.ops._native_decoder import DecoderKernels
 from gpt2x.ops._native_head import HeadLoss
 from gpt2x.ops.base import Backend
 
@@ -292,47 +291,6 @@ def native_square_sum() -> ops.MultitypeFuncGraph:
         return kernel(gradient).reshape(())
 
     return square_sum
-
-
-class DecoderKernels:
-    """The model on new tokens and a cache; `gpt2x.generate.fused` calls them.
-
-    Attributes:
-        panel: outputs of a panel, the form in which narrow weights are read.
-        group: inputs with a common factor in int4.
-    """
-
-    def __init__(self, activation: str):
-        constants = cpp.library().constants
-        self.panel, self.group = int(constants["panel"]), int(constants["group"])
-        self.activation = int(constants[f"activation.{activation}"])
-
-    def settings(self, num_heads: int, cache_len: int, cache: str, vocab_size: int) -> np.ndarray:
-        """Return the operand `settings` of the model: DecoderSettings, int32 (5,)."""
-        return cpp.record(
-            "DecoderSettings", num_heads=num_heads, cache_len=cache_len, activation=self.activation,
-            has_narrow_cache=int(cache == "bf16"), vocab_size=vocab_size,
-        )  # fmt: skip
-
-    def copy_settings(self, **sizes: int) -> np.ndarray:
-        """Return the operand `settings` of `fill_slot`: CopySettings, int32 (5,)."""
-        return cpp.record("CopySettings", **sizes)
-
-    def logits(self, kind: str, vocab_size: int) -> Any:
-        """Return the operator from tokens to logits, with weights of a kind: fp32, bf16, int8 or int4."""
-        return cpp.operator(f"decode_{kind}", in_place=True, V=vocab_size)
-
-    def likeliest(self, kind: str) -> Any:
-        """Return the operator from tokens to the most likely next ones, with weights of a kind."""
-        return cpp.operator(f"decode_likeliest_{kind}", in_place=True)
-
-    def fill_slot(self) -> Any:
-        """Return the operator that copies the beginning of caches into a slot of larger ones."""
-        return cpp.operator("fill_slot", in_place=True)
-
-    def use_huge_pages(self, values: np.ndarray) -> None:
-        """Move an array that every token reads to pages of 2 MB."""
-        cpp.use_huge_pages(values)
 
 
 class NativeUpdate(composed.Composed):
