@@ -88,9 +88,9 @@ inline float* stream_dense(int64_t m, int64_t k, int64_t n, const float* x, cons
   return sums;
 }
 
+// y (R, V) = x (R, k) transpose of V rows of w, which are ldw apart; y's are `step` apart
 template <int R, int V>
-inline void dot_tile(int64_t k, const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy) {
-  constexpr int64_t kAheadFloats = 2048;
+inline void dot_tile(int64_t k, const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy, int64_t step) {
   Vec sum[R][V] = {};
   int64_t p = 0;
   for (; p + kLanes <= k; p += kLanes) {
@@ -98,7 +98,7 @@ inline void dot_tile(int64_t k, const float* x, int64_t ldx, const float* w, int
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
       right[j] = load(w + j * ldw + p);
-      __builtin_prefetch(w + j * ldw + p + kAheadFloats);
+      __builtin_prefetch(w + j * ldw + p + kAhead);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
@@ -113,31 +113,21 @@ inline void dot_tile(int64_t k, const float* x, int64_t ldx, const float* w, int
     for (int j = 0; j < V; ++j) {
       float total = lanes_sum(sum[i][j]);
       for (int64_t rest = p; rest < k; ++rest) total += x[i * ldx + rest] * w[j * ldw + rest];
-      y[i * ldy + j] = total;
+      y[i * ldy + j * step] = total;
     }
 }
 
-// y (m, count) = x (m, k) transpose of w (count, k), for few rows of x
+// y (m, count) = x (m, k) transpose of w (count, k), for few rows of x. Rows of w are read from several parts side by side.
 inline void stream_rows(int64_t m, int64_t k, int64_t count, const float* x, const float* w, float* y, int64_t ldy) {
-  constexpr int kRows = 4;
-  for (int64_t v = 0; v < count;) {
-    const bool is_full = v + kRows <= count;
-    for (int64_t r = 0; r < m;) {
-      const auto go = [&](auto rows) {
-        constexpr int R = decltype(rows)::value;
-        if (is_full) dot_tile<R, kRows>(k, x + r * k, k, w + v * k, k, y + r * ldy + v, ldy);
-        else dot_tile<R, 1>(k, x + r * k, k, w + v * k, k, y + r * ldy + v, ldy);
-        r += R;
-      };
-      switch (std::min<int64_t>(m - r, 4)) {
-        case 1: go(std::integral_constant<int, 1>{}); break;
-        case 2: go(std::integral_constant<int, 2>{}); break;
-        case 3: go(std::integral_constant<int, 3>{}); break;
-        default: go(std::integral_constant<int, 4>{}); break;
-      }
+  constexpr int kRowParts = kLanes == 16 ? 8 : 4;
+  const int64_t part = count / kRowParts;
+  for (int64_t v = 0; v < part; ++v)
+    for (int64_t r = 0; r < m; r += 2) {
+      if (r + 2 <= m) dot_tile<2, kRowParts>(k, x + r * k, k, w + v * k, part * k, y + r * ldy + v, ldy, part);
+      else dot_tile<1, kRowParts>(k, x + r * k, k, w + v * k, part * k, y + r * ldy + v, ldy, part);
     }
-    v += is_full ? kRows : 1;
-  }
+  for (int64_t v = part * kRowParts; v < count; ++v)
+    for (int64_t r = 0; r < m; ++r) dot_tile<1, 1>(k, x + r * k, k, w + v * k, k, y + r * ldy + v, ldy, 1);
 }
 
 }  // namespace gpt2x
