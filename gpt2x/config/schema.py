@@ -248,6 +248,8 @@ class GenerationConfig:
     draft_tokens: int = key("tokens drafted at a time", HOST, 4, at_least=1)
     weights: str = key("CPU: the form in which a step reads the weights (docs/generation.md)", HOST, "fp32",
                        choices=("fp32", "bf16", "int8", "int4"))  # fmt: skip
+    prompt_cache: bool = key("CPU: compute only once what a prompt has in common with the one before, at its beginning",
+                             HOST, False)  # fmt: skip
     cache: str = key("CPU: the type of cached keys and values (docs/generation.md)", HOST, "fp32",
                      choices=("fp32", "bf16"))  # fmt: skip
 

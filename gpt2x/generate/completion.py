@@ -331,7 +331,7 @@ class Generator:
         start = time.perf_counter()
         self._from_first([0] * count)  # compiles its graph too
         lengths, is_greedy = [len(row.prompt) for row in rows], sampling.is_plain_greedy(config)
-        types = config.weights, config.cache
+        types = config.weights, config.cache, config.prompt_cache
         steps, drafts = draft_steps(config.draft_tokens) if self._drafts(config) else ([(1, 1)], [])
         self.slots.open(count, lengths, config.max_new_tokens, steps, is_greedy, *types)
         if self.draft_slots:

@@ -20,6 +20,7 @@ from gpt2x.native import Call
 
 INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 CACHES = {"fp32": np.float32, "bf16": np.int16}  # the bits of bf16
+MOST_CALLS = 64
 NO_FACTORS = np.ones(1, np.float32)
 
 
@@ -95,16 +96,12 @@ class Weights:
     def __init__(self, net: GPT2, kind: str, cache: str):
         assert net.decoder_kernels is not None  # see `is_fused`
         self.net, self.kind, self.cache, self.kernels = net, kind, cache, net.decoder_kernels
-        head_kind, table = (
-            ("int8" if kind == "int4" else kind),
-            (net.wte if net.lm_head is None else net.lm_head).weight,
-        )
+        self.table = (net.wte if net.lm_head is None else net.lm_head).weight
         self._copies: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for block in net.h:
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
                 self._store(linear.weight, kind)
-        self._store(table, head_kind, is_table=True)
-        self.table = table
+        self._store(self.table, "int8" if kind == "int4" else kind, is_table=True)
 
     def matrix(self, weight: Parameter) -> tuple[np.ndarray, np.ndarray]:
         """Return the matrix (K, O), or table (O, K), and its factors."""
@@ -144,9 +141,7 @@ class Weights:
             return panels(rows.T, width, 64, 4), np.stack([scales, totals], axis=1)
         padded = np.pad(values, ((0, -len(values) % 64), (0, 0)))
         rounded, factors = int4_groups(padded, self.kernels.group)
-        halves = (
-            (rounded + 8).astype(np.uint8).reshape(-1, 2, 4, padded.shape[1])
-        )  # of 8 inputs, the low and the high four
+        halves = (rounded + 8).astype(np.uint8).reshape(-1, 2, 4, padded.shape[1])  # the low and the high four inputs
         both = (halves[:, 0] | halves[:, 1] << 4).reshape(-1, padded.shape[1])
         return panels(both, width, 4, 4).view(np.int8), panels(factors.view(np.int16), width, 1, 1)
 
@@ -192,6 +187,8 @@ class FusedDecoder:
     def _run(self, *inputs: np.ndarray, is_greedy: bool) -> np.ndarray:
         key = inputs[0].shape[1], inputs[2].shape[1], is_greedy
         if key not in self._calls:
+            if len(self._calls) == MOST_CALLS:
+                self._calls.clear()  # of prompts, which have many lengths
             self._calls[key] = self._call([np.empty(array.shape, np.int32) for array in inputs], is_greedy)
         places, call = self._calls[key]
         for place, array in zip(places, inputs, strict=True):

@@ -24,6 +24,11 @@ from gpt2x.generate.lengths import bucket
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.runtime.device import compile_graph
 
+KERNELS = (
+    "gpt2x's C++ kernels. They need a whole model on the CPU in fp32 or bf16 without separate adapters (merge them), "
+    "the activation gelu_new or fast_gelu, compiled kernels, and hardware.native_kernels=true"
+)
+
 
 class Likeliest(Graph):
     """The decoder's most likely tokens, chosen inside its graph, so that no logits leave the device."""
@@ -78,7 +83,8 @@ class Slots:
         self.net, self.model, self.hardware = net, model, hardware
         self.count = self.cache_len = self.num_passes = 0
         self.compile_seconds = 0.0
-        self._is_greedy = False
+        self._is_greedy = self._keeps_prompts = False
+        self._prompts: dict[int, Sequence[int]] = {}  # the last one of each width, whose cache is there
         self._decoders: dict[tuple[str, int, int], Decoder | FusedDecoder] = {}
         self._likeliest: dict[Decoder, Likeliest] = {}
         self._entries: dict[tuple[int, int, int], Entry | FusedEntry] = {}
@@ -93,6 +99,7 @@ class Slots:
         is_greedy: bool,
         weights: str = "fp32",
         cache: str = "fp32",
+        keeps_prompts: bool = False,
     ) -> None:
         """Prepare for new prompts; what the slots contained is discarded.
 
@@ -104,12 +111,19 @@ class Slots:
             is_greedy: True if `enter` and `step` return the most likely tokens; False for logits, and L is 1.
             weights: the type that a step reads: fp32, bf16, int8 or int4.
             cache: the type of cached keys and values: fp32 or bf16.
+            keeps_prompts: True to compute the beginning that a prompt has in common with the one before only once.
 
         Raises:
-            UserError: narrow types without kernels that read them.
+            UserError: narrow types, or `keeps_prompts`, without kernels for them.
         """
         begin = time.perf_counter()
         self._choose_types(weights, cache)
+        require(
+            not keeps_prompts or self._weights is not None,
+            f"generation.prompt_cache=true is computed only by {KERNELS}; use generation.prompt_cache=false.",
+        )
+        self._keeps_prompts = keeps_prompts
+        self._prompts.clear()
         self.count, self._is_greedy = count, is_greedy
         self.cache_len = bucket(max(lengths) + max_new_tokens, self.model.max_seq_len)
         for decoder in self._decoders.values():
@@ -128,9 +142,16 @@ class Slots:
     def enter(self, slot: int, prompt: Sequence[int]) -> np.ndarray:
         """Put a prompt into a slot; return its next token (1, 1), or the logits (1, V)."""
         width = bucket(len(prompt), self.model.max_seq_len)
-        ids, positions = np.zeros((1, width), np.int32), np.arange(width, dtype=np.int32).reshape(1, width)
-        ids[0, : len(prompt)] = prompt
-        output = self._run("prompt", 1, width, ids, positions, np.array([[len(prompt) - 1]], np.int32))
+        first, end = 0, len(prompt)
+        if self._weights is None:
+            end = width  # a graph has one length
+        elif self._keeps_prompts:
+            first = common_length(prompt[:-1], self._prompts.get(width, ()))
+            first = first if 2 * first >= len(prompt) else 0  # a longer rest is faster as a whole prompt
+            self._prompts[width] = list(prompt)
+        ids, positions = np.zeros((1, end - first), np.int32), np.arange(first, end, dtype=np.int32).reshape(1, -1)
+        ids[0, : len(prompt) - first] = prompt[first:]
+        output = self._run("prompt", 1, width, ids, positions, np.array([[len(prompt) - 1 - first]], np.int32))
         entry = self._entry(width)
         entry(Tensor(np.array([slot], np.int32)) if isinstance(entry, Entry) else slot)
         return output
@@ -190,9 +211,7 @@ class Slots:
             for key, value in (("weights", kind), ("cache", cache)):
                 require(
                     value == "fp32",
-                    f"generation.{key}={value} is read only by gpt2x's C++ kernels. They need a whole model on the CPU "
-                    "in fp32 without separate adapters (merge them), the activation gelu_new or fast_gelu, compiled "
-                    f"kernels, and hardware.native_kernels=true; use generation.{key}=fp32.",
+                    f"generation.{key}={value} is read only by {KERNELS}; use generation.{key}=fp32.",
                 )
         elif self._weights is None or (self._weights.kind, self._weights.cache) != (kind, cache):
             for graphs in (self._decoders, self._likeliest, self._entries, self._compiled):
@@ -230,3 +249,13 @@ class Slots:
         if key not in self._compiled:
             compile_graph(cell, *inputs)
             self._compiled.add(key)
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens at the beginning of two texts are the same."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from gpt2x.config import GenerationConfig
+from gpt2x.errors import UserError
 from gpt2x.generate import Generator
+from gpt2x.generate.fused import FusedDecoder, is_fused
+from gpt2x.generate.slots import Slots
 from gpt2x.model.gpt2 import GPT2
 from gpt2x.runtime.device import set_up_device
 from tests.support.generation import MODEL, num_graphs
@@ -66,3 +69,28 @@ def test_graphs_are_reused_for_other_lengths_and_calls(hardware, tokenizer):
     generator.generate_ids([[1]] * 3, GenerationConfig(max_new_tokens=6), seed=0)
     assert num_graphs(generator.slots) == 7
     set_up_device(hardware)
+
+
+def test_a_common_beginning_is_computed_once(generator, net, hardware, monkeypatch):
+    if not is_fused(net):
+        pytest.skip("no C++ kernels here")
+    beginning = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+    prompts = [[*beginning, 20, 21], [*beginning, 22], beginning[:3], [*beginning, 22, 23], [1, 2]]
+    widths, run = [], FusedDecoder.likeliest
+
+    def noted(self, ids, positions, columns):
+        widths.append(ids.shape[1])
+        return run(self, ids, positions, columns)
+
+    monkeypatch.setattr(FusedDecoder, "likeliest", noted)
+    options = {"max_new_tokens": 1, "eos_ids": [], "batch_size": 1}
+    plain = generator.generate_ids(prompts, GenerationConfig(**options), seed=0)
+    assert widths == [14, 13, 3, 14, 2]
+    widths.clear()
+    kept = generator.generate_ids(prompts, GenerationConfig(**options, prompt_cache=True), seed=0)
+    assert widths == [14, 1, 1, 14, 2]  # the fourth follows the third, which is short
+    assert kept == plain
+    cells = replace(hardware, native_kernels=False)
+    slots = Slots(GPT2(MODEL, cells), MODEL, cells)
+    with pytest.raises(UserError, match=r"generation.prompt_cache=true .* use generation.prompt_cache=false"):
+        slots.open(1, [4], 4, [(1, 1)], True, keeps_prompts=True)

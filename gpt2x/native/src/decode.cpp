@@ -1,9 +1,10 @@
-// Decoding: all layers of the model on new tokens, with keys and values in a cache, and the head, as one operator.
+// Decoding: all layers of the model on new tokens, with keys and values in a cache, and the head, in one call.
 //
 // Legend: B rows, T new tokens per row, M = B T, L of them per row whose next token is computed, D hidden, F feed-forward, N heads,
 // H head dim, S cached positions, V vocabulary, P table rows (V and padding).
 #include <algorithm>
 #include <limits>
+#include <mutex>
 
 #include "attention.hpp"
 #include "op.hpp"
@@ -14,6 +15,7 @@ using namespace gpt2x;
 namespace {
 
 constexpr int64_t kStreamed = 8;  // with more tokens per row, oneDNN's products are faster than streaming the weights
+std::mutex turn;                  // Python's threads may decode at the same time, and room for activations is shared
 
 // What all layers of a step share.
 struct Step {
@@ -218,6 +220,7 @@ void run_layer(const auto& op, const Step& step, float* x, float* normed, float*
 // finish(r, begin, end, logits) for the R = B L tokens that columns choose
 template <typename W, typename H, typename F>
 void decode(const auto& op, int64_t num_rows, F&& finish) {
+  const std::lock_guard<std::mutex> lock(turn);
   const int64_t m = op.dim("B") * op.dim("T"), tokens = op.dim("T"), hidden = op.dim("D"), wide = op.dim("F");
   const int64_t chosen = op.dim("B") * op.dim("L"), num_tokens = op.dim("P"), num_places = op.dim("S");
   const Step step{m, tokens, op.ints("positions"), op.template record<DecoderSettings>("settings"), *op.floats("eps"),
