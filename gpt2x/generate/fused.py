@@ -9,19 +9,20 @@ dim, V vocab; K in, O out of a linear.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mindspore import Parameter
 
 from gpt2x.config import ModelConfig
 from gpt2x.model.gpt2 import GPT2, SelfAttention
-from gpt2x.native import Call
 
 INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 CACHES = {"fp32": np.float32, "bf16": np.int16}  # the bits of bf16
 MOST_CALLS = 64
 NO_FACTORS = np.ones(1, np.float32)
+
+Call = Callable[[], np.ndarray]  # a kernel on arrays that stay where they are (`gpt2x.native.Call`)
 
 
 def is_fused(net: GPT2) -> bool:
