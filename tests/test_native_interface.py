@@ -1,6 +1,8 @@
 """The compiled kernels and their Python side: a difference in operands or constants is an error at load."""
 
 import ctypes
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -123,3 +125,12 @@ def test_operands_of_layers_occur_once_per_layer():
         signature.output_shapes([*one, [2, 4], [9]], {})
     with pytest.raises(ValueError, match=r"plain takes 1 operands, not 2"):
         Signature("plain", "x float32 (M) -> y float32 (M)").output_shapes([[1], [1]], {})
+
+
+def test_every_variant_is_built_from_every_source():
+    root = Path(__file__).parents[1]
+    sources = {str(path.relative_to(root)) for path in (root / "gpt2x/native/src").glob("*.cpp")}
+    built = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["ext-modules"]
+    assert {module["name"].rpartition(".")[2] for module in built} == set(native.VARIANTS)
+    for module in built:
+        assert set(module["sources"]) == sources
