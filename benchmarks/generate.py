@@ -49,14 +49,12 @@ def arguments() -> argparse.Namespace:
             parser.error(f"--tokenizer {options.tokenizer} has no {name}: give GPT-2's tokenizer")
     options.shape, options.dropout = list(SHAPES[options.model]), 0.0
     options.initializer_range = INITIALIZER_RANGE
-    skipped = missing()
+    skipped = {name: f"needs {' and '.join(packages)} (pip install)" for name, packages in missing().items()}
     if options.isa:
-        for name in [name for name in CONTESTANTS if name.startswith("llama")]:
-            print(f"skipped: {name}, which is compiled for this processor and not for {options.isa}", file=sys.stderr)
-            skipped[name] = []
-    skipped_packages = {name: packages for name, packages in skipped.items() if packages}
-    for name, packages in skipped_packages.items():
-        print(f"skipped: {name}, which needs {' and '.join(packages)} (pip install)", file=sys.stderr)
+        reason = f"is compiled for this processor and not for {options.isa}"
+        skipped |= {name: reason for name in CONTESTANTS if name.startswith("llama")}
+    for name, reason in skipped.items():
+        print(f"skipped: {name}, which {reason}", file=sys.stderr)
     chosen = {"gpt2x", TRANSFORMERS, *(options.contestants or CONTESTANTS)} - skipped.keys()
     options.contestants = [name for name in CONTESTANTS if name in chosen]
     if max(options.prompt_tokens + options.new_tokens, options.prefill_tokens + 1) > options.shape[3]:

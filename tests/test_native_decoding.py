@@ -71,7 +71,7 @@ def test_decoding_equals_the_models_cells(hidden_size, wide):
     ids = random_ids(model, (2, 24))
     expected = logits_of(net, ids)
     if hidden_size == 36:  # the cells have a cache too, into which steps write several tokens
-        for cached, end in zip(fed(Decoder(net, model, PLAIN, 2, 32), ids, [8, 8, 8]), (8, 16, 24), strict=True):
+        for cached, end in zip(fed(Decoder(net, 2, 32), ids, [8, 8, 8]), (8, 16, 24), strict=True):
             assert np.allclose(cached, expected[:, end - 1], atol=1e-4)
     set_up_device(CPU)
     fused = wide[2] if hidden_size == 192 else decoder_of(*decoding_net(hidden_size))

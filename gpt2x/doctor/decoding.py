@@ -29,7 +29,7 @@ def compare_decoding(hardware: HardwareConfig) -> str:
     load_weights(net, initial_weights(MODEL, seed=0))
     ids = np.random.default_rng(0).integers(0, MODEL.vocab_size or 0, (BATCH, TOKENS)).astype(np.int32)
     logits = net.logits(net(Tensor(ids), None)).astype(ms.float32).asnumpy().reshape(BATCH, TOKENS, -1)
-    decoder = Decoder(net, MODEL, hardware, BATCH, TOKENS)
+    decoder = Decoder(net, BATCH, TOKENS)
     error, first = 0.0, 0
     for end in (PROMPT, *range(PROMPT + 1, TOKENS + 1)):
         positions = np.tile(np.arange(first, end, dtype=np.int32), (BATCH, 1))

@@ -16,7 +16,6 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from gpt2x.config import HardwareConfig, ModelConfig
 from gpt2x.model.gpt2 import GPT2, Block
 
 HIDDEN_SCORE = -1e9  # added in fp32, as in the training attention
@@ -66,7 +65,6 @@ class CachedLayers(nn.Cell):
         self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
         self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
         self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
-
         self.batch_size = batch_size
         self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
@@ -123,30 +121,19 @@ class Decoder(Graph):
 
     Args:
         net: the model.
-        model: its shape.
-        hardware: the device.
         batch_size: B.
         cache_len: S.
         name: name of the cache; one graph may contain the caches of two decoders.
     """
 
-    def __init__(
-        self,
-        net: GPT2,
-        model: ModelConfig,
-        hardware: HardwareConfig,
-        batch_size: int,
-        cache_len: int,
-        name: str = "cache",
-    ):
+    def __init__(self, net: GPT2, batch_size: int, cache_len: int, name: str = "cache"):
         super().__init__(auto_prefix=False)
         self.net = net
         self.layers = CachedLayers(net, batch_size, cache_len, net.dtype)
         self.blocks = self.layers.blocks
         for layer, block in enumerate(self.blocks):
             block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"
-        self.batch_size = batch_size
-        self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
+        self.first_cache_rows = self.layers.first_cache_rows
 
     def construct(self, ids, positions, last):
         """Return the logits of one token per row.

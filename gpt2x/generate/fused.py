@@ -161,7 +161,7 @@ class FusedDecoder:
     """
 
     def __init__(self, model: ModelConfig, weights: Weights, batch_size: int, cache_len: int):
-        self.weights, self.batch_size, self.vocab_size = weights, batch_size, int(model.vocab_size or 0)
+        self.weights, self.vocab_size = weights, int(model.vocab_size or 0)
         kernels = weights.kernels
         self.settings = kernels.settings(model.num_heads, cache_len, weights.cache, self.vocab_size)
         rows = (batch_size * model.num_heads * cache_len, model.hidden_size // model.num_heads)

@@ -200,7 +200,7 @@ class Slots:
         key = (name, count, cache_len)
         if key not in self._decoders:
             if self._weights is None:
-                self._decoders[key] = Decoder(self.net, self.model, self.hardware, count, cache_len, f"cache.{name}")
+                self._decoders[key] = Decoder(self.net, count, cache_len, f"cache.{name}")
             else:
                 self._decoders[key] = FusedDecoder(self.model, self._weights, count, cache_len)
         return self._decoders[key]

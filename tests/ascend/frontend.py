@@ -223,7 +223,7 @@ def decode(model: ModelConfig, precision: str, num_tokens: int):
     from gpt2x.model.gpt2 import GPT2
 
     device = hardware(precision=precision)
-    decoder = Decoder(GPT2(model, device), model, device, BATCH, LENGTH)
+    decoder = Decoder(GPT2(model, device), BATCH, LENGTH)
     ids = Tensor(np.zeros((BATCH, num_tokens), np.int32))
     return compile_graph(decoder, ids, ids, Tensor(np.zeros(BATCH, np.int32)))
 

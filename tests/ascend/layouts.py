@@ -102,7 +102,7 @@ def decoder_graphs(config: TrainConfig, rank: int, case: Case):
     net = build_net(config.model, config.hardware, Mesh(config.parallel, "Ascend", rank))
     if case.spoil:
         case.spoil(net)
-    decoder = Decoder(net, config.model, config.hardware, BATCH, config.trainer.seq_len)
+    decoder = Decoder(net, BATCH, config.trainer.seq_len)
     prompt, token = (Tensor(np.zeros((BATCH, length), np.int32)) for length in (8, 1))
     last = Tensor(np.zeros(BATCH, np.int32))
     return [(decoder, (prompt, prompt, last)), (decoder, (token, token, last))]

@@ -127,7 +127,7 @@ def updates(hardware, model, packed: bool):
 def logits(hardware, model):
     """What a decoder says of a prompt of 7 tokens, and of one token after it."""
     net = build(model, hardware=hardware)
-    decoder = Decoder(net, model, hardware, BATCH, LENGTH)
+    decoder = Decoder(net, BATCH, LENGTH)
     found = []
     for first, count in ((0, 7), (7, 1)):
         positions = np.tile(np.arange(first, first + count, dtype=np.int32), (BATCH, 1))

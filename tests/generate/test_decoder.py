@@ -35,7 +35,7 @@ def full_logits(net):
 def test_cache_equals_full_forward_in_a_ragged_batch(net, hardware, full_logits):
     ids = np.random.default_rng(0).integers(0, MODEL.vocab_size, (3, 40))
     expected = full_logits(ids)
-    decoder = Decoder(net, MODEL, hardware, batch_size=3, cache_len=64)
+    decoder = Decoder(net, batch_size=3, cache_len=64)
     rows = np.arange(3)
     last = np.array(LENGTHS) - 1
     prompts = np.where(np.arange(32) < np.array(LENGTHS)[:, None], ids[:, :32], 7)  # pads: any token
@@ -51,7 +51,7 @@ def test_cache_equals_full_forward_in_a_ragged_batch(net, hardware, full_logits)
 
 def test_the_model_keeps_its_parameters(net, hardware):
     names = [parameter.name for parameter in net.get_parameters()]
-    decoder = Decoder(net, MODEL, hardware, batch_size=1, cache_len=32)
+    decoder = Decoder(net, batch_size=1, cache_len=32)
     assert [parameter.name for parameter in net.get_parameters()] == names
     assert not any("cache" in parameter.name for parameter in net.trainable_params())
     assert len({id(parameter) for parameter in decoder.get_parameters()}) == len(names) + 2 * MODEL.num_layers
