@@ -226,13 +226,13 @@ class Call:
         )
         self._name, self._operands = name, [*operands, self.output]
         self._function = getattr(library().functions, name)
-        count = len(self._operands)
+        count, pointer = len(self._operands), ctypes.POINTER(ctypes.c_int64)
         self._shapes = [(ctypes.c_int64 * max(1, array.ndim))(*array.shape) for array in self._operands]
         self._arguments = (
             ctypes.c_int(count),
             (ctypes.c_void_p * count)(*[array.ctypes.data for array in self._operands]),
             (ctypes.c_int * count)(*[array.ndim for array in self._operands]),
-            (ctypes.POINTER(ctypes.c_int64) * count)(*self._shapes),
+            (pointer * count)(*[ctypes.cast(shape, pointer) for shape in self._shapes]),
             None, None, None,
         )  # fmt: skip
 

@@ -37,6 +37,8 @@ MAX_KEPT = 32  # sets of graphs, of a few MB each
 MEETING = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "MS_TOPO_TIMEOUT",
            "MS_CPU_COMM_OP_TIMEOUT", "MS_OM_PATH"}  # fmt: skip
 
+INITIALIZED_AGAIN = ("stderr", "__stderr__", "excepthook")  # of sys, when it is initialized a second time
+
 _used: list[Path] = []  # MindSpore accepts a directory for its cache once per process
 
 
@@ -149,15 +151,21 @@ def sources_hash(package: Path) -> str:
 
 @contextmanager
 def caching(directory: Path) -> Iterator[None]:
-    """Switch MindSpore's compile cache on, in `directory`."""
+    """Switch MindSpore's compile cache on, in `directory`.
+
+    To list the files of a program, MindSpore initializes each module that one imports a second time. That gives sys
+    the standard error of Python's own start, which fails on a closed terminal; here it gets back what it had.
+    """
     import mindspore as ms
 
     _used.append(directory)
+    before = {name: getattr(sys, name) for name in INITIALIZED_AGAIN}
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(directory))
     try:
         yield
     finally:
         ms.set_context(enable_compile_cache=False)
+        vars(sys).update(before)
 
 
 def prune(folder: Path) -> None:

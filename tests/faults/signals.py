@@ -87,7 +87,7 @@ class Signals(Kills):
         self.outputs, self.remains = outputs, set()
         terminal = Terminal() if target == "terminal" else None
         options = [*self.options(outputs), "resume=auto"]
-        # a process of its own: in a fork of this one, MindSpore's compiler puts back an older sys.stderr
+        # a process of its own has streams that Python has opened for this terminal
         start = partial(starts.spawn, before=terminal.enter) if terminal else starts.fork
         run = start(options, self.folder / "cwd", self.folder / "printed")
         self.reach(run, phase, terminal)
@@ -106,7 +106,8 @@ class Signals(Kills):
         if case.seconds > END_S:
             self.report.findings.append(f"{case.seconds:.0f} s until the end")
         if case.status != 128 + number and not (case.hit == "ending" and case.status == 0):
-            self.report.findings.append(f"status {case.status}: {printed[-300:]}")
+            logs = "".join(path.read_text(errors="replace")[-1500:] for path in outputs.rglob("run.log"))
+            self.report.findings.append(f"status {case.status}: {printed[-300:]}; run.log: {logs}")
         self.to_end(outputs, "resume=auto")
         self.compare(outputs)
         case.finding = "; ".join(self.report.findings[num_findings:])

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec, module_from_spec
 
+import mindspore as ms
 import pytest
 
-from gpt2x.train.compile_cache import MAX_KEPT, prune, sources_hash
+from gpt2x.train.compile_cache import MAX_KEPT, caching, prune, sources_hash
 from tests.support import in_process
 from tests.support.processes import train
 from tests.support.small_runs import curve, run_dirs, small
@@ -79,6 +81,16 @@ def test_a_different_graph_is_not_taken_for_a_kept_one(kept):
     before = graphs(kept)
     train(kept, *SHORT, "trainer.grad_clip=0.5")
     assert len(graphs(kept)) == len(before) + 1
+
+
+def test_streams_survive_that_sys_is_initialized_again(tmp_path, monkeypatch):
+    """Which MindSpore does to list the files of a program; Python's own first stream fails on a closed terminal."""
+    monkeypatch.setattr(ms, "set_context", lambda **_: None)
+    before = sys.stderr, sys.__stderr__, sys.excepthook
+    with caching(tmp_path):
+        module_from_spec(find_spec("sys"))
+        assert sys.stderr is not before[0]
+    assert (sys.stderr, sys.__stderr__, sys.excepthook) == before
 
 
 @pytest.mark.launch
