@@ -195,6 +195,8 @@ GPT2X_OP(adamw, "parameter float32, mean float32, square float32, gradient float
   const float *gradient = op.floats("gradient"), factor = *op.floats("factor"), rate = *op.floats("rate"), eps = *op.floats("eps");
   const float decay_factor = *op.floats("decay_factor"), beta1 = op.floats("betas")[0], beta2 = op.floats("betas")[1];
   parallel_ranges(op.size("parameter"), kElements, [&](int64_t begin, int64_t end) {
+    for (float* moment : {mean, square})
+      if (moment[begin] == 0.0f) populate(moment + begin, sizeof(float) * (end - begin));  // likely the first update
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
       const float g = gradient[i] * factor;
