@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -52,7 +53,10 @@ inline Vec odd_bf16(Ints a) { return reinterpret_cast<Vec>(_mm512_and_si512(a, _
 inline Vec load_fp16(const uint16_t* p) {
   return reinterpret_cast<Vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
-inline Ints pairs_dot(Ints u, Ints s) { return _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)); }
+inline Ints madd(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
+inline Ints pairs_dot(Ints u, Ints s) { return madd(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)); }
+inline Ints load_widened(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Ints same_longs(int64_t value) { return _mm512_set1_epi64(value); }
 #else
 using Ints = __m256i;
 inline Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -69,51 +73,82 @@ inline Vec odd_bf16(Ints a) { return reinterpret_cast<Vec>(_mm256_and_si256(a, _
 inline Vec load_fp16(const uint16_t* p) {
   return reinterpret_cast<Vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-inline Ints pairs_dot(Ints u, Ints s) { return _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)); }
+inline Ints madd(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
+inline Ints pairs_dot(Ints u, Ints s) { return madd(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)); }
+inline Ints load_widened(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Ints same_longs(int64_t value) { return _mm256_set1_epi64x(value); }
 #endif
 
 // sum + the sums of four products of unsigned with signed bytes. `pairs_dot` adds two products in 16 bits: they must fit.
 template <bool kVnni>
 inline Ints add_dot(Ints sum, Ints u, Ints s) {
-#if defined(__AVX512F__)
   if constexpr (kVnni) {  // in assembler, since the library is compiled for processors without it
+#if defined(__AVX512F__)
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(u), "x"(s));
+#endif
     return sum;
   }
-#endif
   return add(sum, pairs_dot(u, s));
 }
 
+// Whether the processor has these instructions, and the variable that limits oneDNN's does not forbid them.
 inline bool has_vnni() {
 #if defined(__AVX512F__)
-  static const bool has = __builtin_cpu_supports("avx512vnni");
-  return has;
+  static const bool exists = __builtin_cpu_supports("avx512vnni");
 #else
-  return false;
+  static const bool exists = __builtin_cpu_supports("avxvnni");
 #endif
+  static const bool is_allowed = [] {
+    const char* most = std::getenv("ONEDNN_MAX_CPU_ISA");
+    for (const char* without : {"SSE41", "AVX", "AVX2", "AVX512_CORE"})
+      if (most != nullptr && std::strcmp(most, without) == 0) return false;
+    return true;
+  }();
+  return exists && is_allowed;
 }
 
 // ---- activations
 
+// From activations of a row to levels, and back; 0 for a row of zeros, and back NaN, which everything shows, if one is not finite.
+struct RowScale {
+  float up, down;
+
+  RowScale(int64_t k, const float* x) {
+    float largest = 0.0f, total = 0.0f;
+#pragma omp simd reduction(max : largest) reduction(+ : total)
+    for (int64_t p = 0; p < k; ++p) {
+      const float size = std::fabs(x[p]);
+      largest = size > largest ? size : largest;
+      total += x[p];
+    }
+    const bool is_finite = std::isfinite(total) && largest < 1e37f, is_zero = largest < 1e-30f;
+    up = is_finite && !is_zero ? kLevels / largest : 0.0f;
+    down = !is_finite ? std::numeric_limits<float>::quiet_NaN() : is_zero ? 0.0f : largest / kLevels;
+  }
+
+  int32_t level(float x) const { return static_cast<int32_t>((x * up + 12582912.0f) - 12582912.0f); }  // the nearest
+};
+
 // A row of activations x (k) as scale * (128 high + low) -> scale; `offset` is added to high.
 inline float round_row(int64_t k, const float* x, int offset, uint8_t* high, uint8_t* low) {
-  float largest = 0.0f, total = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : total)
-  for (int64_t p = 0; p < k; ++p) {
-    const float size = std::fabs(x[p]);
-    largest = size > largest ? size : largest;
-    total += x[p];
-  }
-  const bool is_finite = std::isfinite(total) && largest < 1e37f, is_zero = largest < 1e-30f;
-  const float scale = is_finite && !is_zero ? kLevels / largest : 0.0f;
+  const RowScale scale(k, x);
 #pragma omp simd
   for (int64_t p = 0; p < k; ++p) {
-    const int32_t q = static_cast<int32_t>((x[p] * scale + 12582912.0f) - 12582912.0f);  // the nearest integer
+    const int32_t q = scale.level(x[p]);
     high[p] = static_cast<uint8_t>((q >> 7) + offset);
     low[p] = static_cast<uint8_t>(q & 127);
   }
-  if (!is_finite) return std::numeric_limits<float>::quiet_NaN();  // which everything shows
-  return is_zero ? 0.0f : largest / kLevels;
+  return scale.down;
+}
+
+// The same in 16 bits.
+inline float round_row(int64_t k, const float* x, int16_t* levels) {
+  const RowScale scale(k, x);
+#pragma omp simd
+  for (int64_t p = 0; p < k; ++p) levels[p] = static_cast<int16_t>(scale.level(x[p]));
+  return scale.down;
 }
 
 // Rows of activations for a few rows of products.
@@ -160,6 +195,14 @@ constexpr int kPanelVecs = kPanel / kLanes;
 constexpr int kParts = 4;             // of a panel's inputs, read side by side: from one place, memory is not read at its full rate
 constexpr int64_t kAheadBytes = 1024;  // how far weights are prefetched
 
+// each(p) for `count` inputs, kStep at a time, of each of the kParts parts, which are `part` inputs apart.
+template <int kStep, typename F>
+[[gnu::always_inline]] inline void for_parts(int64_t count, int64_t part, F&& each) {
+  for (int64_t p = 0; p < count; p += kStep)
+#pragma GCC unroll 4
+    for (int64_t from = 0; from < kParts; ++from) each(from * part + p);
+}
+
 // sums (R, kPanel) += x weights, for `count` inputs of each of the kParts parts, which are `part` inputs apart; `panel` begins at the
 // first of the V vectors.
 template <int R, int V>
@@ -169,8 +212,7 @@ inline void dot_bf16(int64_t count, int64_t part, const float* x, int64_t ldx, c
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) sum[i][j] = load(sums + i * kPanel + j * kLanes);
-  for (int64_t step = 0; step < count * kParts / 2; ++step) {
-    const int64_t p = step % kParts * part + step / kParts * 2;
+  for_parts<2>(count, part, [&](int64_t p) __attribute__((always_inline)) {
     Vec even[V], odd[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
@@ -188,7 +230,7 @@ inline void dot_bf16(int64_t count, int64_t part, const float* x, int64_t ldx, c
 #pragma GCC unroll 8
       for (int j = 0; j < V; ++j) sum[i][j] += second * odd[j];
     }
-  }
+  });
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 8
@@ -196,7 +238,7 @@ inline void dot_bf16(int64_t count, int64_t part, const float* x, int64_t ldx, c
 }
 
 // highs, lows (R, kPanel) += the high and low bytes of x times weights, for inputs as in `dot_bf16`
-template <int R, int V, bool kVnni>
+template <int R, int V>
 inline void dot_int8(int64_t count, int64_t part, const uint8_t* high, const uint8_t* low, int64_t ldx, const int8_t* panel, int32_t* highs,
                      int32_t* lows, bool prefetches) {
   Ints h[R][V], l[R][V];
@@ -207,8 +249,7 @@ inline void dot_int8(int64_t count, int64_t part, const uint8_t* high, const uin
       h[i][j] = load_ints(highs + i * kPanel + j * kLanes);
       l[i][j] = load_ints(lows + i * kPanel + j * kLanes);
     }
-  for (int64_t step = 0; step < count * kParts / 4; ++step) {
-    const int64_t p = step % kParts * part + step / kParts * 4;
+  for_parts<4>(count, part, [&](int64_t p) __attribute__((always_inline)) {
     Ints w[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
@@ -221,11 +262,11 @@ inline void dot_int8(int64_t count, int64_t part, const uint8_t* high, const uin
       const Ints x_high = same_four(high + i * ldx + p), x_low = same_four(low + i * ldx + p);
 #pragma GCC unroll 8
       for (int j = 0; j < V; ++j) {
-        h[i][j] = add_dot<kVnni>(h[i][j], x_high, w[j]);
-        l[i][j] = add_dot<kVnni>(l[i][j], x_low, w[j]);
+        h[i][j] = add_dot<true>(h[i][j], x_high, w[j]);
+        l[i][j] = add_dot<true>(l[i][j], x_low, w[j]);
       }
     }
-  }
+  });
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 8
@@ -233,6 +274,38 @@ inline void dot_int8(int64_t count, int64_t part, const uint8_t* high, const uin
       store_ints(highs + i * kPanel + j * kLanes, h[i][j]);
       store_ints(lows + i * kPanel + j * kLanes, l[i][j]);
     }
+}
+
+// The same without VNNI: sums (R, kPanel, 2) += x times weights in 16 bits, of inputs 0, 1 and 2, 3 of each four. V vectors of half as
+// many outputs as lanes.
+template <int R, int V>
+inline void dot_int16(int64_t count, int64_t part, const int16_t* x, int64_t ldx, const int8_t* panel, int32_t* sums, bool prefetches) {
+  Ints sum[R][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) sum[i][j] = load_ints(sums + 2 * i * kPanel + j * kLanes);
+  for_parts<4>(count, part, [&](int64_t p) __attribute__((always_inline)) {
+    Ints w[V];
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      const int8_t* from = panel + p * kPanel + 2 * j * kLanes;
+      if (prefetches && 2 * j * kLanes % 64 == 0) __builtin_prefetch(from + kAheadBytes);
+      w[j] = load_widened(from);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      int64_t four;
+      std::memcpy(&four, x + i * ldx + p, sizeof(four));
+      const Ints inputs = same_longs(four);
+#pragma GCC unroll 8
+      for (int j = 0; j < V; ++j) sum[i][j] = add(sum[i][j], madd(w[j], inputs));
+    }
+  });
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) store_ints(sums + 2 * i * kPanel + j * kLanes, sum[i][j]);
 }
 
 // sums (R, kPanel) = x (R, groups of kGroup) weights, in units of x's scales. x_sums (R, groups): Rounded::sums.

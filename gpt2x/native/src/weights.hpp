@@ -76,20 +76,52 @@ class Activations<Bf16> {
   std::vector<float> padded_;
 };
 
+// The values of `width` outputs from `begin` on, from their sums in levels, which are exact: total(output).
+template <typename F>
+inline void scale_int8(const Weights<int8_t>& weights, float row_scale, int64_t begin, int64_t width, F&& total, float* values) {
+  const float* factors = static_cast<const float*>(weights.scales) + 2 * begin;
+#pragma omp simd
+  for (int64_t c = 0; c < width; ++c)
+    values[c] = row_scale * factors[2 * c] * static_cast<float>(total(c, static_cast<int32_t>(factors[2 * c + 1])));
+}
+
+// `scale_int8` of the sums of high and low bytes.
+inline void scale_bytes(const Weights<int8_t>& weights, float row_scale, int64_t begin, int64_t width, const int32_t* highs,
+                        const int32_t* lows, float* values) {
+  const auto total = [&](int64_t c, int32_t weight_sum) {
+    return 128.0 * (highs[c] - kOffset * weight_sum) + static_cast<double>(lows[c]);
+  };
+  scale_int8(weights, row_scale, begin, width, total, values);
+}
+
+// In two bytes, for VNNI, or in 16 bits.
 template <>
 class Activations<int8_t> {
  public:
-  Activations(int64_t m, int64_t k, const float* x) { rounded_.round(m, k, x, kOffset, 0); }
+  Activations(int64_t m, int64_t k, const float* x) {
+    if (has_vnni()) rounded_.round(m, k, x, kOffset, 0);
+    else round(m, k, x);
+  }
 
   void times(int64_t m, const Weights<int8_t>& weights, int64_t index, float* values) {
-    if (has_vnni()) add<true>(m, weights, index, values);
-    else add<false>(m, weights, index, values);
+    if (has_vnni()) by_bytes(m, weights, index, values);
+    else by_levels(m, weights, index, values);
   }
 
  private:
-  template <bool kVnni>
-  void add(int64_t m, const Weights<int8_t>& weights, int64_t index, float* values) {
-    constexpr int64_t kInputsAtATime = 64;
+  static constexpr int64_t kInputsAtATime = 64;
+
+  void round(int64_t m, int64_t k, const float* x) {
+    stride_ = round_up(k, kInputs);
+    levels_.assign(m * stride_, 0);
+    scales_.resize(m);
+    const auto one = [&](int64_t r) { scales_[r] = round_row(k, x + r * k, levels_.data() + r * stride_); };
+    if (m > 8) parallel_for(m, one);
+    else
+      for (int64_t r = 0; r < m; ++r) one(r);
+  }
+
+  void by_bytes(int64_t m, const Weights<int8_t>& weights, int64_t index, float* values) {
     const int64_t part = rounded_.stride / kParts;
     constexpr int kFew = kLanes == 16 ? 2 : 1;
     const int8_t* panel = weights.data + index * rounded_.stride * kPanel;
@@ -103,8 +135,8 @@ class Activations<int8_t> {
           constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
           for (int j = 0; j < kPanelVecs; j += V) {
             const int64_t at = r * kPanel + j * kLanes;
-            dot_int8<R, V, kVnni>(count, part, rounded_.high(r) + p, rounded_.low(r, m) + p, rounded_.stride,
-                                  panel + p * kPanel + 4 * j * kLanes, highs + at, lows + at, r == 0);
+            dot_int8<R, V>(count, part, rounded_.high(r) + p, rounded_.low(r, m) + p, rounded_.stride,
+                           panel + p * kPanel + 4 * j * kLanes, highs + at, lows + at, r == 0);
           }
           r += R;
         };
@@ -115,23 +147,45 @@ class Activations<int8_t> {
     }
     const int64_t begin = index * kPanel, width = std::min(kPanel, weights.n - begin);
     for (int64_t r = 0; r < m; ++r)
-      scale(weights, rounded_.scales[r], begin, width, highs + r * kPanel, lows + r * kPanel, values + r * kPanel);
+      scale_bytes(weights, rounded_.scales[r], begin, width, highs + r * kPanel, lows + r * kPanel, values + r * kPanel);
   }
 
- public:
-  // The values of outputs from the sums of their high and low bytes.
-  static void scale(const Weights<int8_t>& weights, float row_scale, int64_t begin, int64_t width, const int32_t* highs,
-                    const int32_t* lows, float* values) {
-    const float* factors = static_cast<const float*>(weights.scales) + 2 * begin;
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) {
-      const int32_t high = highs[c] - kOffset * static_cast<int32_t>(factors[2 * c + 1]);
-      values[c] = row_scale * factors[2 * c] * (128.0f * static_cast<float>(high) + static_cast<float>(lows[c]));
+  void by_levels(int64_t m, const Weights<int8_t>& weights, int64_t index, float* values) {
+    constexpr int64_t kUntilFull = 4096 / kParts;  // a sum has half of the inputs: 2048 * kLevels * 127 < 2^31
+    const int64_t part = stride_ / kParts;
+    const int8_t* panel = weights.data + index * stride_ * kPanel;
+    static thread_local std::vector<int32_t> sums;
+    static thread_local std::vector<double> totals;
+    totals.assign(m * kPanel, 0.0);
+    for (int64_t first = 0; first < part; first += kUntilFull) {
+      const int64_t last = std::min(part, first + kUntilFull);
+      sums.assign(2 * m * kPanel, 0);
+      for (int64_t p = first; p < last; p += kInputsAtATime) {
+        const int64_t count = std::min(kInputsAtATime, last - p);
+        for (int64_t r = 0; r < m;) {
+          const auto go = [&](auto rows, auto vecs) {
+            constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
+            for (int j = 0; j < 2 * kPanelVecs; j += V)
+              dot_int16<R, V>(count, part, levels_.data() + r * stride_ + p, stride_, panel + p * kPanel + 2 * j * kLanes,
+                              sums.data() + 2 * r * kPanel + j * kLanes, r == 0);
+            r += R;
+          };
+          if (m - r >= 4) go(std::integral_constant<int, 4>{}, std::integral_constant<int, kLanes == 16 ? 4 : 2>{});
+          else if (m - r >= 2) go(std::integral_constant<int, 2>{}, std::integral_constant<int, 4>{});
+          else go(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
+        }
+      }
+      for (int64_t i = 0; i < m * kPanel; ++i) totals[i] += static_cast<double>(sums[2 * i]) + sums[2 * i + 1];
     }
+    const int64_t begin = index * kPanel, width = std::min(kPanel, weights.n - begin);
+    for (int64_t r = 0; r < m; ++r)
+      scale_int8(weights, scales_[r], begin, width, [&](int64_t c, int32_t) { return totals[r * kPanel + c]; }, values + r * kPanel);
   }
 
- private:
-  Rounded rounded_;
+  Rounded rounded_;               // for VNNI
+  int64_t stride_ = 0;            // otherwise, of
+  std::vector<int16_t> levels_;   // (m, stride)
+  std::vector<float> scales_;
 };
 
 template <>
@@ -174,10 +228,6 @@ class Activations<Int4> {
 
 inline float value_of(const Weights<Bf16>& weights, int64_t panel, int64_t p, int64_t c) {
   return bf16_value(weights.data[(panel * round_up(weights.k, 32) + p / 2 * 2) * kPanel + 2 * c + p % 2]);
-}
-inline float value_of(const Weights<int8_t>& weights, int64_t panel, int64_t p, int64_t c) {
-  const float factor = static_cast<const float*>(weights.scales)[2 * std::min(panel * kPanel + c, weights.n - 1)];
-  return factor * weights.data[(panel * round_up(weights.k, kInputs) + p / 4 * 4) * kPanel + 4 * c + p % 4];
 }
 inline float value_of(const Weights<Int4>& weights, int64_t panel, int64_t p, int64_t c) {
   const int64_t inputs = round_up(weights.k, kInputs);
@@ -252,7 +302,7 @@ void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&
     parallel_for(count, [&](int64_t r) {
       static thread_local Workspace workspace;
       float* values = workspace.get(n);
-      Activations<int8_t>::scale(weights, scales[r], 0, n, sums + r * n, sums + (count + r) * n, values);
+      scale_bytes(weights, scales[r], 0, n, sums + r * n, sums + (count + r) * n, values);
       finish(first + r, 0, n, values);
     });
   }
@@ -261,23 +311,17 @@ void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&
 template <typename W, typename F>
 void multiply_many(int64_t m, const float* x, const Weights<W>& weights, F&& finish) {
   const int64_t k = weights.k, n = weights.n;
-  if constexpr (std::is_same_v<W, int8_t>)
-    if (has_fast_int8()) return multiply_int8(m, x, weights, finish);
   static Workspace workspace;
   float* y = workspace.get(m * n);
   if constexpr (std::is_same_v<W, float>) {
     gemm(false, weights.is_table, m, n, k, x, k, weights.data, weights.is_table ? k : n, 0.0f, y, n);
+  } else if (has_fast_bf16()) {
+    const Bf16* panels;
+    if constexpr (std::is_same_v<W, Bf16>) panels = weights.data;
+    else panels = bf16_panels(weights);
+    multiply_panels(m, n, k, bf16_rows(m, k, x), panels, y);
   } else {
-    bool is_done = false;
-    if constexpr (!std::is_same_v<W, int8_t>)
-      if (has_fast_bf16()) {
-        const Bf16* panels;
-        if constexpr (std::is_same_v<W, Bf16>) panels = weights.data;
-        else panels = bf16_panels(weights);
-        multiply_panels(m, n, k, bf16_rows(m, k, x), panels, y);
-        is_done = true;
-      }
-    if (!is_done) gemm(false, false, m, n, k, x, k, widened(weights), n, 0.0f, y, n);
+    gemm(false, false, m, n, k, x, k, widened(weights), n, 0.0f, y, n);
   }
   parallel_for(m, [&](int64_t r) { finish(r, 0, n, y + r * n); });
 }
@@ -323,10 +367,18 @@ void multiply_few(int64_t m, const float* x, const Weights<W>& weights, F&& fini
 // writes.
 template <typename W, typename F>
 void multiply(int64_t m, bool is_few, const float* x, const Weights<W>& weights, F&& finish) {
-  constexpr int64_t kMany = 8;  // rows from which oneDNN's products of bytes, which give the same values, are faster
-  if constexpr (std::is_same_v<W, int8_t>) is_few = m <= kMany || (is_few && !has_fast_int8());
-  if (is_few) multiply_few(m, x, weights, finish);
-  else multiply_many(m, x, weights, finish);
+  if constexpr (std::is_same_v<W, int8_t>) {  // all ways give the same values
+    constexpr int64_t kMany = 8;              // rows from which oneDNN's products are faster
+    constexpr int64_t kRows = 128;            // whose sums stay in the cache
+    if (m > kMany && has_fast_int8()) return multiply_int8(m, x, weights, finish);
+    for (int64_t first = 0; first < m; first += kRows)
+      multiply_few(std::min(kRows, m - first), x + first * weights.k, weights,
+                   [&](int64_t r, auto... rest) { finish(first + r, rest...); });
+  } else if (is_few) {
+    multiply_few(m, x, weights, finish);
+  } else {
+    multiply_many(m, x, weights, finish);
+  }
 }
 
 }  // namespace gpt2x
