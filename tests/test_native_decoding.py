@@ -186,7 +186,7 @@ def test_the_largest_sums_of_bytes_fit():
     [("avx2", "AVX2"), ("avx2", "AVX2_VNNI"), ("avx512", "AVX512_CORE"), ("avx512", "AVX512_CORE_VNNI")],
 )
 def test_processors_with_fewer_instructions_decode_the_same(tmp_path, variant, instructions):
-    """Without narrow instructions bf16 and int4 are widened to fp32 for prompts; sums of int8 are exact in every way."""
+    """Without narrow instructions, prompts widen bf16 and int4 to fp32; sums of int8 are exact in every way."""
     if not native.VARIANTS[variant] <= native.processor_flags():
         pytest.skip("this processor has no AVX-512")
     code = (
