@@ -53,43 +53,6 @@ class CachedBlock(nn.Cell):
         return self.block.feed_forward(x, None)
 
 
-class CachedLayers(nn.Cell):
-    """From tokens to logits or to the most likely tokens, with the cells of the model."""
-
-    def __init__(self, net: GPT2, batch_size: int, cache_len: int, dtype):
-        super().__init__(auto_prefix=False)
-        self.net = net
-        self.blocks = nn.CellList(
-            [CachedBlock(block, batch_size, cache_len, dtype) for block in net.h], auto_prefix=False
-        )
-        self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
-        self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
-        self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
-        self.batch_size = batch_size
-        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
-
-    def logits(self, ids, positions, columns):
-        """ids, positions (B, T), columns (B, L) of ids -> (B * L, V) fp32."""
-        x, length = self.net.embed(ids, positions), ids.shape[1]  # (B, T, D)
-        rows = (ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns).reshape(-1)  # (B * L,)
-        # Read before the cache is written: a tied table read before and after a write is copied, 150 MB per step.
-        head = self.net.head()
-        cache_rows = (self.first_cache_rows + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
-        visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
-        mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
-        for block in self.blocks:
-            x = block(x, cache_rows, mask)
-        x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (R, D)
-        return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
-
-    def likeliest(self, ids, positions, columns):
-        """ids, positions (B, T), columns (B, L) of ids -> (B, L) int32, NOT_FINITE if a logit is not finite."""
-        logits = self.logits(ids, positions, columns)  # (B * L, V)
-        is_finite = ops.isfinite(logits.sum(axis=-1))  # one infinite or NaN logit makes the sum so; saves a pass
-        tokens = ops.select(is_finite, self.argmax(logits), ops.full_like(is_finite, NOT_FINITE, dtype=ms.int32))
-        return tokens.reshape(columns.shape)
-
-
 def first_cache_rows(net: GPT2, batch_size: int, cache_len: int) -> np.ndarray:
     """Return the first row of each head in a cache (B * N * S, H), int32 (B, N, 1)."""
     num_heads = net.h[0].attn.num_heads
@@ -129,11 +92,16 @@ class Decoder(Graph):
     def __init__(self, net: GPT2, batch_size: int, cache_len: int, name: str = "cache"):
         super().__init__(auto_prefix=False)
         self.net = net
-        self.layers = CachedLayers(net, batch_size, cache_len, net.dtype)
-        self.blocks = self.layers.blocks
+        self.blocks = nn.CellList(
+            [CachedBlock(block, batch_size, cache_len, net.dtype) for block in net.h], auto_prefix=False
+        )
         for layer, block in enumerate(self.blocks):
             block.keys.name, block.values.name = f"{name}.{layer}.keys", f"{name}.{layer}.values"
-        self.first_cache_rows = self.layers.first_cache_rows
+        self.first_cache_rows = Tensor(first_cache_rows(net, batch_size, cache_len))
+        self.cached_positions = Tensor(np.arange(cache_len, dtype=np.int32).reshape(1, 1, 1, cache_len))
+        self.hidden_score, self.zero = Tensor(HIDDEN_SCORE, ms.float32), Tensor(0.0, ms.float32)
+        self.batch_size = batch_size
+        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
     def construct(self, ids, positions, last):
         """Return the logits of one token per row.
@@ -147,8 +115,21 @@ class Decoder(Graph):
 
     def logits(self, ids, positions, columns):
         """Return `construct` for several tokens per row: columns (B, L) int32 of ids -> (B * L, V) fp32."""
-        return self.layers.logits(ids, positions, columns)
+        x, length = self.net.embed(ids, positions), ids.shape[1]  # (B, T, D)
+        rows = (ops.arange(self.batch_size).astype(ms.int32).reshape(-1, 1) * length + columns).reshape(-1)  # (B * L,)
+        # Read before the cache is written: a tied table read before and after a write is copied, 150 MB per step.
+        head = self.net.head()
+        cache_rows = (self.first_cache_rows + positions.reshape(-1, 1, length)).reshape(-1)  # (B * N * T,)
+        visible = self.cached_positions <= positions.reshape(-1, 1, length, 1)
+        mask = ops.select(visible, self.zero, self.hidden_score)  # (B, 1, T, S)
+        for block in self.blocks:
+            x = block(x, cache_rows, mask)
+        x = ops.gather(x.reshape(-1, x.shape[-1]), rows, 0)  # (R, D)
+        return ops.cast(self.net.logits(self.net.ln_f(x), head), ms.float32)
 
     def likeliest(self, ids, positions, columns):
         """Return the most likely tokens instead: (B, L) int32, NOT_FINITE if a logit is not finite."""
-        return self.layers.likeliest(ids, positions, columns)
+        logits = self.logits(ids, positions, columns)  # (B * L, V)
+        is_finite = ops.isfinite(logits.sum(axis=-1))  # one infinite or NaN logit makes the sum so; saves a pass
+        tokens = ops.select(is_finite, self.argmax(logits), ops.full_like(is_finite, NOT_FINITE, dtype=ms.int32))
+        return tokens.reshape(columns.shape)
