@@ -1,5 +1,6 @@
 """Whole runs that are killed, or whose terminal is closed: the short forms of `tests.faults.kills` and `.signals`."""
 
+import re
 import subprocess
 import sys
 
@@ -19,8 +20,9 @@ def report_of(module, *options, tmp_path):
 @pytest.mark.launch
 def test_a_run_that_is_killed_at_random_instants_equals_one_that_is_not(tmp_path):
     report = report_of("kills", "--kills", "3", tmp_path=tmp_path)
-    assert "| kills, single | 3 in 1 runs, 5 starts |" in report.replace("6 starts", "5 starts")
-    assert "| steps compared with the undisturbed run | 12 |" in report
+    kills = re.search(r"\| kills, single \| 3 in (\d+) runs, \d+ starts \|", report)  # a loaded machine needs more
+    assert kills, report
+    assert f"| steps compared with the undisturbed run | {12 * int(kills[1])} |" in report
 
 
 @pytest.mark.launch
