@@ -170,8 +170,8 @@ def decoded():
     net, model = decoding_net(192)
     draw_weights(net, model, std=0.05)
     ids = random_ids(model, (2, 24))
-    found = {kind: fed(decoder_of(net, model, kind), ids, [10, 1, 3, 8]) for kind in ("fp32", "bf16", "int8", "int4")}
-    return found | {"int8_largest": largest_sums("int8")}
+    logits = {kind: fed(decoder_of(net, model, kind), ids, [10, 1, 3, 8]) for kind in ("fp32", "bf16", "int8", "int4")}
+    return logits | {"int8_largest": largest_sums("int8")}
 
 
 def test_the_largest_sums_of_bytes_fit():
@@ -192,8 +192,9 @@ def test_processors_with_fewer_instructions_decode_the_same(tmp_path, variant, i
     code = (
         f"from gpt2x import native; native.VARIANTS = {{'{variant}': native.VARIANTS['{variant}']}}\n"
         "import numpy as np; from tests import test_native_decoding as t\n"
-        f"t.set_up_device(t.CPU); found = t.decoded(); assert native.library().variant == '{variant}'\n"
-        "arrays = {f'{kind}{i}': x for kind, parts in found.items() for i, x in enumerate(parts)}\n"
+        "t.set_up_device(t.CPU)\n"
+        "arrays = {f'{kind}{i}': x for kind, parts in t.decoded().items() for i, x in enumerate(parts)}\n"
+        f"assert native.library().variant == '{variant}'\n"
         f"np.savez({str(tmp_path / 'logits.npz')!r}, **arrays)"
     )
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}

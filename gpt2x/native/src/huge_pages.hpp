@@ -10,9 +10,9 @@ namespace gpt2x {
 
 constexpr uintptr_t kHugePage = 2 << 20;
 
-inline int advise_whole_pages(const void* data, int64_t bytes, int advice) {
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+inline int advise_whole_pages(const void* data, int64_t bytes, int advice, uintptr_t page = kHugePage) {
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
   return begin < end ? madvise(reinterpret_cast<void*>(begin), end - begin, advice) : 0;
 }
 
@@ -30,10 +30,7 @@ inline void move_to_huge_pages(const void* data, int64_t bytes) {
 // that page by page stops every thread of the process (MADV_POPULATE_WRITE, Linux 5.14).
 inline void populate(const void* data, int64_t bytes) {
   constexpr int kPopulateWrite = 23;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite);
+  advise_whole_pages(data, bytes, kPopulateWrite, 4096);
 }
 
 }  // namespace gpt2x

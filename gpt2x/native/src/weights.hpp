@@ -32,6 +32,18 @@ inline float bf16_value(Bf16 w) {
 
 inline float fp16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
 
+// each(row, R, V) for the m rows, R = 4, 2 or 1 of them at a time, with V = kFour, kTwo or kOne vectors of outputs; R and V are
+// constants of the compiler.
+template <int kFour, int kTwo, int kOne, typename F>
+[[gnu::always_inline]] inline void for_rows(int64_t m, F&& each) {
+  int64_t r = 0;
+  for (; m - r >= 4; r += 4) each(r, std::integral_constant<int, 4>{}, std::integral_constant<int, kFour>{});
+  for (; m - r >= 2; r += 2) each(r, std::integral_constant<int, 2>{}, std::integral_constant<int, kTwo>{});
+  for (; r < m; ++r) each(r, std::integral_constant<int, 1>{}, std::integral_constant<int, kOne>{});
+}
+
+constexpr int64_t kRowsInCache = 128;  // whose sums stay in the cache
+
 // What a few rows of activations become before they meet weights of a type.
 template <typename W>
 class Activations;
@@ -55,18 +67,12 @@ class Activations<Bf16> {
     std::fill(values, values + m * kPanel, 0.0f);
     for (int64_t p = 0; p < part; p += kInputsAtATime) {
       const int64_t count = std::min(kInputsAtATime, part - p);
-      for (int64_t r = 0; r < m;) {
-        const auto go = [&](auto rows, auto vecs) {
-          constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
-          for (int j = 0; j < kPanelVecs; j += V)
-            dot_bf16<R, V>(count, part, rows_ + r * stride_ + p, stride_, panel + p * kPanel + 2 * j * kLanes,
-                           values + r * kPanel + j * kLanes, r == 0);
-          r += R;
-        };
-        if (m - r >= 4) go(std::integral_constant<int, 4>{}, std::integral_constant<int, kFew>{});
-        else if (m - r >= 2) go(std::integral_constant<int, 2>{}, std::integral_constant<int, kFew>{});
-        else go(std::integral_constant<int, 1>{}, std::integral_constant<int, 4>{});
-      }
+      for_rows<kFew, kFew, 4>(m, [&](int64_t r, auto rows, auto vecs) {
+        constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
+        for (int j = 0; j < kPanelVecs; j += V)
+          dot_bf16<R, V>(count, part, rows_ + r * stride_ + p, stride_, panel + p * kPanel + 2 * j * kLanes,
+                         values + r * kPanel + j * kLanes, r == 0);
+      });
     }
   }
 
@@ -76,22 +82,24 @@ class Activations<Bf16> {
   std::vector<float> padded_;
 };
 
-// The values of `width` outputs from `begin` on, from their sums in levels, which are exact: total(output).
+// Of each output its factor and the sum of its weights, from output `begin` on.
+inline const float* factors_of(const Weights<int8_t>& weights, int64_t begin) {
+  return static_cast<const float*>(weights.scales) + 2 * begin;
+}
+
+// The values of `width` outputs from their sums in levels, which are exact: total(output).
 template <typename F>
-inline void scale_int8(const Weights<int8_t>& weights, float row_scale, int64_t begin, int64_t width, F&& total, float* values) {
-  const float* factors = static_cast<const float*>(weights.scales) + 2 * begin;
+inline void scale_int8(const float* factors, float row_scale, int64_t width, F&& total, float* values) {
 #pragma omp simd
-  for (int64_t c = 0; c < width; ++c)
-    values[c] = row_scale * factors[2 * c] * static_cast<float>(total(c, static_cast<int32_t>(factors[2 * c + 1])));
+  for (int64_t c = 0; c < width; ++c) values[c] = row_scale * factors[2 * c] * static_cast<float>(total(c));
 }
 
 // `scale_int8` of the sums of high and low bytes.
-inline void scale_bytes(const Weights<int8_t>& weights, float row_scale, int64_t begin, int64_t width, const int32_t* highs,
-                        const int32_t* lows, float* values) {
-  const auto total = [&](int64_t c, int32_t weight_sum) {
-    return 128.0 * (highs[c] - kOffset * weight_sum) + static_cast<double>(lows[c]);
+inline void scale_bytes(const float* factors, float row_scale, int64_t width, const int32_t* highs, const int32_t* lows, float* values) {
+  const auto total = [&](int64_t c) {
+    return 128.0 * (highs[c] - kOffset * static_cast<int32_t>(factors[2 * c + 1])) + static_cast<double>(lows[c]);
   };
-  scale_int8(weights, row_scale, begin, width, total, values);
+  scale_int8(factors, row_scale, width, total, values);
 }
 
 // In two bytes, for VNNI, or in 16 bits.
@@ -130,24 +138,18 @@ class Activations<int8_t> {
     int32_t *highs = sums.data(), *lows = highs + m * kPanel;
     for (int64_t p = 0; p < part; p += kInputsAtATime) {
       const int64_t count = std::min(kInputsAtATime, part - p);
-      for (int64_t r = 0; r < m;) {
-        const auto go = [&](auto rows, auto vecs) {
-          constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
-          for (int j = 0; j < kPanelVecs; j += V) {
-            const int64_t at = r * kPanel + j * kLanes;
-            dot_int8<R, V>(count, part, rounded_.high(r) + p, rounded_.low(r, m) + p, rounded_.stride,
-                           panel + p * kPanel + 4 * j * kLanes, highs + at, lows + at, r == 0);
-          }
-          r += R;
-        };
-        if (m - r >= 4) go(std::integral_constant<int, 4>{}, std::integral_constant<int, kFew>{});
-        else if (m - r >= 2) go(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
-        else go(std::integral_constant<int, 1>{}, std::integral_constant<int, 4>{});
-      }
+      for_rows<kFew, 2, 4>(m, [&](int64_t r, auto rows, auto vecs) {
+        constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
+        for (int j = 0; j < kPanelVecs; j += V) {
+          const int64_t at = r * kPanel + j * kLanes;
+          dot_int8<R, V>(count, part, rounded_.high(r) + p, rounded_.low(r, m) + p, rounded_.stride,
+                         panel + p * kPanel + 4 * j * kLanes, highs + at, lows + at, r == 0);
+        }
+      });
     }
     const int64_t begin = index * kPanel, width = std::min(kPanel, weights.n - begin);
     for (int64_t r = 0; r < m; ++r)
-      scale_bytes(weights, rounded_.scales[r], begin, width, highs + r * kPanel, lows + r * kPanel, values + r * kPanel);
+      scale_bytes(factors_of(weights, begin), rounded_.scales[r], width, highs + r * kPanel, lows + r * kPanel, values + r * kPanel);
   }
 
   void by_levels(int64_t m, const Weights<int8_t>& weights, int64_t index, float* values) {
@@ -162,24 +164,18 @@ class Activations<int8_t> {
       sums.assign(2 * m * kPanel, 0);
       for (int64_t p = first; p < last; p += kInputsAtATime) {
         const int64_t count = std::min(kInputsAtATime, last - p);
-        for (int64_t r = 0; r < m;) {
-          const auto go = [&](auto rows, auto vecs) {
-            constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
-            for (int j = 0; j < 2 * kPanelVecs; j += V)
-              dot_int16<R, V>(count, part, levels_.data() + r * stride_ + p, stride_, panel + p * kPanel + 2 * j * kLanes,
-                              sums.data() + 2 * r * kPanel + j * kLanes, r == 0);
-            r += R;
-          };
-          if (m - r >= 4) go(std::integral_constant<int, 4>{}, std::integral_constant<int, kLanes == 16 ? 4 : 2>{});
-          else if (m - r >= 2) go(std::integral_constant<int, 2>{}, std::integral_constant<int, 4>{});
-          else go(std::integral_constant<int, 1>{}, std::integral_constant<int, 8>{});
-        }
+        for_rows<kLanes == 16 ? 4 : 2, 4, 8>(m, [&](int64_t r, auto rows, auto vecs) {
+          constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
+          for (int j = 0; j < 2 * kPanelVecs; j += V)
+            dot_int16<R, V>(count, part, levels_.data() + r * stride_ + p, stride_, panel + p * kPanel + 2 * j * kLanes,
+                            sums.data() + 2 * r * kPanel + j * kLanes, r == 0);
+        });
       }
       for (int64_t i = 0; i < m * kPanel; ++i) totals[i] += static_cast<double>(sums[2 * i]) + sums[2 * i + 1];
     }
     const int64_t begin = index * kPanel, width = std::min(kPanel, weights.n - begin);
     for (int64_t r = 0; r < m; ++r)
-      scale_int8(weights, scales_[r], begin, width, [&](int64_t c, int32_t) { return totals[r * kPanel + c]; }, values + r * kPanel);
+      scale_int8(factors_of(weights, begin), scales_[r], width, [&](int64_t c) { return totals[r * kPanel + c]; }, values + r * kPanel);
   }
 
   Rounded rounded_;               // for VNNI
@@ -287,14 +283,13 @@ inline const Bf16* bf16_rows(int64_t m, int64_t k, const float* x) {
 // By bytes, whose sums are those of `Activations<int8_t>`, and so are the values; some rows at a time, whose sums stay in the cache.
 template <typename F>
 void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&& finish) {
-  constexpr int64_t kRows = 128;
   static Workspace room_of_bytes, room_of_sums, room_of_scales;
   const int64_t n = weights.n, k = weights.k;
-  uint8_t* bytes = room_of_bytes.get<uint8_t>(2 * kRows * k);
-  int32_t* sums = room_of_sums.get<int32_t>(2 * kRows * n);
-  float* scales = room_of_scales.get(kRows);
-  for (int64_t first = 0; first < m; first += kRows) {
-    const int64_t count = std::min(kRows, m - first);
+  uint8_t* bytes = room_of_bytes.get<uint8_t>(2 * kRowsInCache * k);
+  int32_t* sums = room_of_sums.get<int32_t>(2 * kRowsInCache * n);
+  float* scales = room_of_scales.get(kRowsInCache);
+  for (int64_t first = 0; first < m; first += kRowsInCache) {
+    const int64_t count = std::min(kRowsInCache, m - first);
     parallel_for(count, [&](int64_t r) {
       scales[r] = round_row(k, x + (first + r) * k, kOffset, bytes + r * k, bytes + (count + r) * k);
     });
@@ -302,7 +297,7 @@ void multiply_int8(int64_t m, const float* x, const Weights<int8_t>& weights, F&
     parallel_for(count, [&](int64_t r) {
       static thread_local Workspace workspace;
       float* values = workspace.get(n);
-      scale_bytes(weights, scales[r], 0, n, sums + r * n, sums + (count + r) * n, values);
+      scale_bytes(factors_of(weights, 0), scales[r], n, sums + r * n, sums + (count + r) * n, values);
       finish(first + r, 0, n, values);
     });
   }
@@ -369,10 +364,9 @@ template <typename W, typename F>
 void multiply(int64_t m, bool is_few, const float* x, const Weights<W>& weights, F&& finish) {
   if constexpr (std::is_same_v<W, int8_t>) {  // all ways give the same values
     constexpr int64_t kMany = 8;              // rows from which oneDNN's products are faster
-    constexpr int64_t kRows = 128;            // whose sums stay in the cache
     if (m > kMany && has_fast_int8()) return multiply_int8(m, x, weights, finish);
-    for (int64_t first = 0; first < m; first += kRows)
-      multiply_few(std::min(kRows, m - first), x + first * weights.k, weights,
+    for (int64_t first = 0; first < m; first += kRowsInCache)
+      multiply_few(std::min(kRowsInCache, m - first), x + first * weights.k, weights,
                    [&](int64_t r, auto... rest) { finish(first + r, rest...); });
   } else if (is_few) {
     multiply_few(m, x, weights, finish);
